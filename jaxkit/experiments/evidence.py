@@ -1,0 +1,68 @@
+"""What an experiment returns: claims with their verdicts, tables and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Verdict = Literal["shown", "not shown", "null result"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim of a paper and what was measured of it.
+
+    Attributes:
+        statement: what should hold, with its threshold, as a sentence.
+        paper: what the paper reports.
+        measured: what was measured, as a sentence with numbers and units.
+        verdict: `"shown"`, `"not shown"`, or `"null result"` where no effect was expected at this
+            size and none was seen.
+        interval: 95 % confidence interval of the measured effect over seeds, where there is one.
+    """
+
+    statement: str
+    paper: str
+    measured: str
+    verdict: Verdict
+    interval: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A titled table: column names and rows of printable cells."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Everything an experiment found.
+
+    Attributes:
+        title: the experiment in a few words.
+        claims: the claims examined, in order.
+        tables: the numbers behind them.
+        figures: figures by file name without ending.
+    """
+
+    title: str
+    claims: Sequence[Claim]
+    tables: Sequence[Table] = ()
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether no claim was found missing.
+
+        Example:
+            >>> Evidence("t", [Claim("a > b", "1.0", "a - b = 0.9", "shown")]).holds
+            True
+        """
+        return all(claim.verdict != "not shown" for claim in self.claims)

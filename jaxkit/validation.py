@@ -1,0 +1,132 @@
+"""Checks for arguments: each error names the argument, the value received and what is allowed.
+
+Of traced numbers (under `jit` or `vmap`) the type is checked; their value cannot be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jax import core
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is abstract, so that its number is unknown until the program runs.
+
+    Example:
+        >>> is_traced(1.0)
+        False
+    """
+    return isinstance(value, core.Tracer)
+
+
+def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
+    """Return `value` as a Python int, or raise.
+
+    Args:
+        name: name of the argument, for the message.
+        value: an int, a NumPy integer or a concrete integer array of rank 0; bool is refused.
+        minimum: smallest value allowed.
+
+    Returns:
+        The Python int.
+
+    Raises:
+        TypeError: if `value` is not an integer.
+        ValueError: if it is smaller than `minimum`.
+
+    Example:
+        >>> integer("num_steps", 3, minimum=1)
+        3
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {number}")
+    return number
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    open_minimum: bool = False,
+    open_maximum: bool = False,
+) -> Any:
+    """Return `value` unchanged if it is a finite real number (or array of them) within bounds.
+
+    Args:
+        name: name of the argument, for the message.
+        value: a real number or array; a traced one passes unchecked.
+        minimum: lower bound.
+        maximum: upper bound.
+        open_minimum: whether the lower bound itself is refused.
+        open_maximum: whether the upper bound itself is refused.
+
+    Returns:
+        `value`, unchanged.
+
+    Raises:
+        TypeError: if `value` is not a real number.
+        ValueError: if any of it is not finite or out of bounds.
+
+    Example:
+        >>> number("decay", 0.5, minimum=0, maximum=1, open_maximum=True)
+        0.5
+    """
+    if is_traced(value):
+        return value
+    array = np.asarray(value)
+    if array.dtype == bool or not (
+        np.issubdtype(array.dtype, np.number) or array.dtype.name.startswith(("bfloat", "float8"))
+    ):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    array = array.astype(np.float64)
+    above = (array > minimum) if open_minimum else (array >= minimum)
+    below = (array < maximum) if open_maximum else (array <= maximum)
+    if not np.all(np.isfinite(array) & above & below):
+        left = "(" if open_minimum or minimum == -math.inf else "["
+        right = ")" if open_maximum or maximum == math.inf else "]"
+        raise ValueError(
+            f"{name} must be finite and in {left}{minimum:g}, {maximum:g}{right}, got {value!r}"
+        )
+    return value
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Return `value` if it is one of the `allowed` names, or raise with the closest of them.
+
+    Args:
+        name: name of the argument, for the message.
+        value: the name given.
+        allowed: the names that exist.
+
+    Returns:
+        `value`.
+
+    Raises:
+        ValueError: if `value` is not in `allowed`.
+
+    Example:
+        >>> choice("shape", "liner", ["linear", "cosine"])
+        Traceback (most recent call last):
+        ValueError: shape must be one of 'linear', 'cosine', got 'liner': did you mean 'linear'?
+    """
+    allowed = list(allowed)
+    if value in allowed:
+        return value
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f": did you mean {close[0]!r}?" if close else ""
+    names = ", ".join(repr(a) for a in allowed)
+    raise ValueError(f"{name} must be one of {names}, got {value!r}{hint}")

@@ -1,0 +1,78 @@
+"""What every test shares: 8 simulated devices, the golden vectors, and a counter of traces."""
+
+import json
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+hypothesis.settings.register_profile("jaxkit", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("jaxkit")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Load golden vectors by topic: `golden("schedules")`."""
+
+    def load(topic):
+        return json.loads(
+            (pathlib.Path(__file__).parent / "golden" / f"{topic}.json").read_text("utf-8")
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Find measurement data kept beside the project, or skip: `shared_data("wikitext2")`."""
+    root = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+    def find(name):
+        path = root / name
+        if not path.exists():
+            pytest.skip(f"measurement data {name!r} is not beside the project")
+        return path
+
+    return find
+
+
+class TraceCounter:
+    """Wraps a function and counts how often JAX traces it."""
+
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.count += 1
+        return self.function(*args, **kwargs)
+
+
+@pytest.fixture
+def count_traces():
+    """`counted = count_traces(f); jax.jit(counted)(x); assert counted.count == 1`."""
+    return TraceCounter
+
+
+@pytest.fixture(scope="session")
+def devices():
+    """The 8 simulated devices."""
+    found = jax.devices()
+    assert len(found) == 8
+    return found
+
+
+@pytest.fixture
+def bad_input():
+    """Switch the annotation checks off, so that a test sees the error a user would see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

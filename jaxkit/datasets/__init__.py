@@ -1,0 +1,60 @@
+"""Real data, embedded and the user's own, and batches of it.
+
+How to choose: `embedded_prose` needs no file and no network; `load_text` maps a file or folder of
+any size. `ByteTokenizer` knows every text and costs no memory; `CharTokenizer` is for alphabets
+beyond ASCII that fit 255 characters; `JsonTokenizer` reads any file of the `tokenizers` package.
+`tokenize` makes one array of a corpus, `token_batches` trains on it, `evaluation_batches` scores
+it. For arrays: `load_digits`, `load_table`, `load_images`, then `array_batches`. Sharp edges: a
+shuffled stream keeps a permutation of 4 bytes a window in memory; a finite stream leaves out its
+last batch unless it is full; a batch `index` is int64 on the host and becomes int32 on a device;
+`JsonTokenizer` is saved by path and SHA-256, so keep the file; a tokenizer that marks the start of
+a text marks every 1 MiB piece of a corpus; the embedded prose differs a little between Python
+versions.
+"""
+
+from jaxkit.datasets.array_files import read_csv, read_idx, read_npz
+from jaxkit.datasets.batches import BatchIterator, array_batches, token_batches
+from jaxkit.datasets.encoding import tokenize
+from jaxkit.datasets.images import load_images
+from jaxkit.datasets.order import BatchRows, ExampleOrder
+from jaxkit.datasets.prose import embedded_prose
+from jaxkit.datasets.splits import ArraySplit, split_arrays, standardise
+from jaxkit.datasets.tables import load_digits, load_table
+from jaxkit.datasets.text import Corpus, TextSplit, load_text
+from jaxkit.datasets.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    tokenizer_from_config,
+)
+from jaxkit.datasets.windows import EvaluationBatches, evaluation_batches
+
+__all__ = [
+    "ArraySplit",
+    "BatchIterator",
+    "BatchRows",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "Corpus",
+    "EvaluationBatches",
+    "ExampleOrder",
+    "JsonTokenizer",
+    "TextSplit",
+    "Tokenizer",
+    "array_batches",
+    "embedded_prose",
+    "evaluation_batches",
+    "load_digits",
+    "load_images",
+    "load_table",
+    "load_text",
+    "read_csv",
+    "read_idx",
+    "read_npz",
+    "split_arrays",
+    "standardise",
+    "token_batches",
+    "tokenize",
+    "tokenizer_from_config",
+]

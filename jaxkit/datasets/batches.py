@@ -1,0 +1,232 @@
+"""Batches that are shuffled by seed, sharded by process and resumed at the exact example."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, Shaped
+
+from jaxkit.datasets.extras import require
+from jaxkit.datasets.order import BatchRows, ExampleOrder
+from jaxkit.datasets.windows import check_tokens
+from jaxkit.validation import integer
+
+Batch = dict[str, np.ndarray]
+
+
+class BatchIterator(Iterator[Batch]):
+    """A stream of batches with its position as a small, JSON-able state.
+
+    Made by `token_batches` and `array_batches`; a Grain iterator over whole batches underneath.
+    The state does not depend on the process, so a run may be resumed on another number of them.
+
+    Attributes:
+        examples_per_epoch: examples in an epoch.
+        stream: what defines the stream; a state of another stream is refused.
+    """
+
+    def __init__(self, source: _BatchSource, stream: Mapping[str, Any], num_threads: int):
+        grain = require("grain", "train")
+        integer("num_threads", num_threads, minimum=0)
+        self.examples_per_epoch = source.order.num_examples
+        self.stream = dict(stream)
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+        self._iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+    def __next__(self) -> Batch:
+        """Return the next batch of this process."""
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position: a dictionary of JSON types, of constant size."""
+        return {"iterator": self._iterator.get_state(), "stream": self.stream}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a position, at once and without replay.
+
+        Args:
+            state: what `get_state` returned, on any process of the same stream.
+
+        Raises:
+            ValueError: if the state belongs to another stream or is damaged.
+        """
+        try:
+            iterator, stream = dict(state["iterator"]), dict(state["stream"])
+            integer("next_index", iterator["next_index"], minimum=0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state must come from get_state, got {state!r}") from error
+        for name in sorted(stream.keys() | self.stream.keys()):
+            saved, own = stream.get(name), self.stream.get(name)
+            if saved != own:
+                raise ValueError(
+                    f"state belongs to another stream: {name} was {saved!r} there, is {own!r} here"
+                )
+        self._iterator.set_state(iterator)
+
+
+def token_batches(
+    tokens: Integer[np.ndarray, " tokens"],
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    num_threads: int = 0,
+) -> BatchIterator:
+    """Iterate over windows of a long array of tokens, for next-token prediction.
+
+    Window `w` of an epoch holds tokens `offset + w S` to `offset + (w + 1) S`, so that each token
+    is a target at most once an epoch. Offset and order are drawn anew for each epoch from `seed`
+    and the epoch's number; without `shuffle` the offset is 0 and the windows come in order.
+    Batches run on across the end of an epoch.
+
+    Args:
+        tokens: the tokens, `[tokens]`; may be mapped from disk.
+        sequence_length: targets in a window, S.
+        batch_size: rows of the global batch, over all processes.
+        seed: seed of offsets and orders, >= 0.
+        process_index: this process.
+        process_count: number of processes; divides `batch_size`.
+        shuffle: whether to draw offset and order.
+        epochs: how often to go through the tokens; None for ever. The last batch is left out
+            unless it is full.
+        num_threads: threads that read ahead; 0 reads when asked.
+
+    Returns:
+        An iterator over `{"tokens": int32 [batch_size / process_count, S + 1], "index": int64
+        [batch_size / process_count]}`; `index` counts sequences since the start of the stream.
+        Process 0's rows, then process 1's and so on, are the same batch for any `process_count`.
+
+    Raises:
+        ImportError: without the `train` extra.
+        TypeError: if `tokens` is not a flat integer array.
+        ValueError: if the tokens are shorter than one window, or the numbers do not fit together.
+
+    Example:
+        >>> batches = token_batches(np.arange(9), sequence_length=4, batch_size=2, seed=0)
+        >>> next(batches)["tokens"].shape, next(batches)["index"].tolist()
+        ((2, 5), [2, 3])
+    """
+    tokens = check_tokens(tokens, sequence_length)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1)
+    # One window less than fits leaves room for the offset to reach every alignment.
+    num_examples = max((len(tokens) - (sequence_length if shuffle else 1)) // sequence_length, 1)
+    slack = len(tokens) - 1 - num_examples * sequence_length
+
+    @functools.lru_cache(maxsize=2)
+    def offset(epoch: int) -> int:
+        # The third word keeps this draw apart from that of the permutation.
+        return int(np.random.default_rng([seed, epoch, 1]).integers(slack + 1)) if shuffle else 0
+
+    def gather(epoch: np.ndarray, example: np.ndarray) -> Batch:
+        starts = example * sequence_length
+        for e in range(epoch[0], epoch[-1] + 1):
+            starts[epoch == e] += offset(e)
+        return {"tokens": windows[starts].astype(np.int32)}
+
+    order = ExampleOrder(num_examples, seed=seed, shuffle=shuffle)
+    rows = BatchRows(batch_size, process_index=process_index, process_count=process_count)
+    stream = {
+        "num_tokens": len(tokens),
+        "sequence_length": int(sequence_length),
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+        "shuffle": bool(shuffle),
+    }
+    return BatchIterator(_BatchSource(order, rows, gather, epochs), stream, num_threads)
+
+
+def array_batches(
+    inputs: Shaped[np.ndarray, "examples ..."],
+    labels: Shaped[np.ndarray, "examples ..."] | None = None,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    num_threads: int = 0,
+) -> BatchIterator:
+    """Iterate over the rows of arrays, under the same contract as `token_batches`.
+
+    Args:
+        inputs: the inputs, `[examples, ...]`.
+        labels: their labels, `[examples, ...]`; None for none.
+        batch_size: rows of the global batch, over all processes.
+        seed: seed of the orders, >= 0.
+        process_index: this process.
+        process_count: number of processes; divides `batch_size`.
+        shuffle: whether to draw a new order for each epoch.
+        epochs: how often to go through the examples; None for ever. The last batch is left out
+            unless it is full.
+        num_threads: threads that read ahead; 0 reads when asked.
+
+    Returns:
+        An iterator over `{"inputs": [batch_size / process_count, ...], "labels": [...], "index":
+        int64 [...]}`, `"labels"` only if there are some.
+
+    Raises:
+        ImportError: without the `train` extra.
+        ValueError: if lengths differ, there are no examples, or the numbers do not fit together.
+
+    Example:
+        >>> batches = array_batches(np.eye(4), np.arange(4), batch_size=4, seed=0, epochs=1)
+        >>> sorted(next(batches)["labels"].tolist())
+        [0, 1, 2, 3]
+    """
+    arrays = {"inputs": np.asarray(inputs)}
+    if labels is not None:
+        arrays["labels"] = np.asarray(labels)
+    lengths = {name: array.shape[:1] for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1 or lengths["inputs"] in ((), (0,)):
+        raise ValueError(f"inputs and labels must have one length >= 1, got {lengths}")
+
+    def gather(epoch: np.ndarray, example: np.ndarray) -> Batch:
+        return {name: array[example] for name, array in arrays.items()}
+
+    order = ExampleOrder(len(arrays["inputs"]), seed=seed, shuffle=shuffle)
+    rows = BatchRows(batch_size, process_index=process_index, process_count=process_count)
+    stream = {
+        "num_examples": order.num_examples,
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+        "shuffle": bool(shuffle),
+    }
+    return BatchIterator(_BatchSource(order, rows, gather, epochs), stream, num_threads)
+
+
+class _BatchSource:
+    """Random access to whole batches: one lookup costs Grain as much as one example would."""
+
+    def __init__(
+        self,
+        order: ExampleOrder,
+        rows: BatchRows,
+        gather: Callable[[np.ndarray, np.ndarray], Batch],
+        epochs: int | None,
+    ):
+        self.order, self._rows, self._gather = order, rows, gather
+        self._length = sys.maxsize
+        if epochs is not None:
+            self._length = order.num_examples * integer("epochs", epochs, minimum=1)
+            self._length //= rows.batch_size
+            if not self._length:
+                raise ValueError(
+                    f"batch_size must be at most the {order.num_examples} examples of an epoch "
+                    f"times epochs = {epochs}, got {rows.batch_size}"
+                )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, batch: int) -> Batch:
+        index = self._rows.rows(batch)
+        return {**self._gather(*self.order.locate(index)), "index": index}

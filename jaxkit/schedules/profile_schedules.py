@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
@@ -286,5 +287,5 @@ def check_values(peak_value: Any, *, init_value: Any, end_value: Any) -> None:
     validation.number("end_value", end_value, minimum=0)
     if validation.is_traced(peak_value) or validation.is_traced(end_value):
         return
-    if jnp.any(jnp.asarray(end_value) > jnp.asarray(peak_value)):
+    if np.any(np.asarray(end_value) > np.asarray(peak_value)):
         raise ValueError(f"end_value must be <= peak_value = {peak_value!r}, got {end_value!r}")

@@ -1,0 +1,338 @@
+"""What theory promises a schedule on the last iterate, before any training.
+
+For convex, Lipschitz problems: f(x_T) - f* after T - 1 subgradient steps from distance D of the
+solution, with gradient norms G_t. Compare schedules by these bounds; they say nothing about a
+particular non-convex loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from jaxkit import validation
+from jaxkit.schedules import refinement
+
+
+class ScheduleBound(NamedTuple):
+    """One row of `bound_table`.
+
+    Attributes:
+        name: the schedule.
+        peak_value: the peak at which its bound is smallest, in units of D/G.
+        bound: that smallest bound on f(x_T) - f*, in units of D G.
+        over_best: the bound over the smallest of the table.
+    """
+
+    name: str
+    peak_value: float
+    bound: float
+    over_best: float
+
+
+def last_iterate_bound(
+    steps: Float[ArrayLike, "*batch T"],
+    norms: Float[ArrayLike, "*batch T"],
+    distance: Float[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch"]:
+    """Bound of the last iterate for any positive step sequence.
+
+        D^2/(2 eta_{1:T}) + 1/2 sum_{t<T} eta_t^2 G_t^2 / eta_{t+1:T} + 1/2 eta_T G_T^2
+
+    It diverges when the last step is 0: give the first T entries of a schedule that reaches 0 at
+    T + 1, as `schedule(jnp.arange(total_steps))` does for every schedule of this room.
+
+    Args:
+        steps: eta, step sizes, >= 0, the last > 0.
+        norms: G, bounds of the gradient norms, >= 0.
+        distance: D, distance from the start to the solution, > 0.
+
+    Returns:
+        The bound, in units of f.
+
+    Raises:
+        ValueError: if the shapes differ or a value is out of range.
+
+    Source: arXiv 2310.07831 Theorem 10, in the form that takes O(T) and cancels nothing.
+
+    Example:
+        >>> round(float(last_iterate_bound(jnp.ones(1), jnp.ones(1))), 6)
+        1.0
+    """
+    start, noise = _bound_terms(steps, norms, distance)
+    return start + noise
+
+
+def optimal_step_scale(
+    steps: Float[ArrayLike, "*batch T"],
+    norms: Float[ArrayLike, "*batch T"],
+    distance: Float[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch"]:
+    """The factor m for which m times the steps have the smallest bound.
+
+    Scaling by m makes the bound A/m + m B; the best m is sqrt(A/B).
+
+    Args:
+        steps: eta, step sizes up to scale, >= 0, the last > 0.
+        norms: G, bounds of the gradient norms, not all 0.
+        distance: D, > 0.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: if the shapes differ or a value is out of range.
+
+    Source: arXiv 2310.07831 Theorem 10.
+
+    Example:
+        >>> round(float(optimal_step_scale(jnp.ones(1), jnp.full(1, 2.0))), 6)
+        0.5
+    """
+    start, noise = _bound_terms(steps, norms, distance)
+    return jnp.sqrt(start / noise)
+
+
+def best_last_iterate_bound(
+    steps: Float[ArrayLike, "*batch T"],
+    norms: Float[ArrayLike, "*batch T"],
+    distance: Float[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch"]:
+    """`last_iterate_bound` at the best scale: 2 sqrt(A B).
+
+    Args:
+        steps: eta, step sizes up to scale, >= 0, the last > 0.
+        norms: G, bounds of the gradient norms.
+        distance: D, > 0.
+
+    Returns:
+        The bound, in units of f.
+
+    Raises:
+        ValueError: if the shapes differ or a value is out of range.
+
+    Source: arXiv 2310.07831 Theorem 10.
+
+    Example:
+        >>> round(float(best_last_iterate_bound(jnp.full(1, 7.0), jnp.ones(1))), 6)
+        1.0
+    """
+    start, noise = _bound_terms(steps, norms, distance)
+    return 2 * jnp.sqrt(start) * jnp.sqrt(noise)
+
+
+def weighted_bound(
+    weights: Float[ArrayLike, "*batch T"],
+    norms: Float[ArrayLike, "*batch T"],
+    distance: Float[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch"]:
+    """Bound of the schedule eta_t = c w_t w_{t+1:T} / w_{1:T} at its best c.
+
+        B(w) = D sqrt(sum_t w_t^2 G_t^2) / w_{1:T}
+
+    It is attained by some convex function, so no analysis can improve it.
+
+    Args:
+        weights: w, >= 0, not all 0; ones give linear decay.
+        norms: G, bounds of the gradient norms, >= 0.
+        distance: D, > 0.
+
+    Returns:
+        The bound, in units of f.
+
+    Raises:
+        ValueError: if the shapes differ or a value is out of range.
+
+    Source: arXiv 2310.07831 §2, Theorem 1 with SGD.
+
+    Example:
+        >>> float(weighted_bound(jnp.ones(4), jnp.ones(4)))
+        0.5
+    """
+    weights, norms = _same_shape("weights", weights, norms)
+    validation.number("distance", distance, minimum=0, open_minimum=True)
+    largest = weights.max(axis=-1, keepdims=True)
+    relative = weights / largest
+    return distance * jnp.linalg.norm(relative * norms, axis=-1) / relative.sum(axis=-1)
+
+
+def theoretical_steps(
+    norms: Float[ArrayLike, "*batch T"], distance: Float[ArrayLike, ""] = 1.0
+) -> Float[Array, "*batch T"]:
+    """The optimal steps in absolute units, when the norms and the distance are known.
+
+        eta_t = D G_t^-2 (sum_{s>t} G_s^-2) / Q^{3/2},   Q = sum_t G_t^-2
+
+    Their bound is D / sqrt(Q); the last step is 0.
+
+    Args:
+        norms: G, l2 bounds of the gradient norms, T >= 2, > 0.
+        distance: D, > 0.
+
+    Returns:
+        The step sizes.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Source: arXiv 2310.07831 §3, Theorem 3.
+
+    Example:
+        >>> [round(x, 6) for x in theoretical_steps(jnp.ones(4)).tolist()]
+        [0.375, 0.25, 0.125, 0.0]
+    """
+    validation.number("distance", distance, minimum=0, open_minimum=True)
+    norms = refinement.check_norms(norms)
+    smallest = norms.min(axis=-1, keepdims=True)
+    relative = norms / smallest
+    values = refinement.refine_schedule(relative, smoothing=None, normalize=False)
+    root = jnp.sqrt(jnp.sum(relative**-2, axis=-1, keepdims=True))
+    return jnp.asarray(distance * values / root / smallest)
+
+
+def refinement_gain(norms: Float[ArrayLike, "*batch T"]) -> Float[Array, "*batch"]:
+    """How much smaller the refined bound is than that of linear decay.
+
+    sqrt(mean(G^2) mean(G^-2)) >= 1, with equality only for constant norms.
+
+    Args:
+        norms: G, l2 bounds of the gradient norms, > 0.
+
+    Returns:
+        The ratio of the two bounds, each at its best base step.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Source: arXiv 2310.07831 §3.
+
+    Example:
+        >>> round(float(refinement_gain(jnp.array([1.0, 2.0]))), 6)
+        1.25
+    """
+    norms = refinement.check_norms(norms)
+    relative = norms / norms.max(axis=-1, keepdims=True)
+    return jnp.sqrt(jnp.mean(relative**2, axis=-1) * jnp.mean(relative**-2, axis=-1))
+
+
+def last_iterate_path(
+    z: Float[ArrayLike, " T *point"], weights: Float[ArrayLike, " T"]
+) -> Float[Array, " T *point"]:
+    """Turn any sequence z into iterates x whose last one inherits its weighted regret.
+
+        x_1 = z_1,   x_{t+1} = x_t + (w_{t+1:T} / w_{1:T}) (z_{t+1} - z_t)
+
+    so that f(x_T) - f(u) <= sum_t w_t <g_t, z_t - u> / w_{1:T}, g_t a subgradient at x_t.
+
+    Args:
+        z: iterates of any online method.
+        weights: w, >= 0, sum > 0.
+
+    Returns:
+        x, of the shape of `z`.
+
+    Raises:
+        ValueError: if the lengths differ or a value is out of range.
+
+    Source: arXiv 2310.07831 §2, Theorem 1.
+
+    Example:
+        >>> last_iterate_path(jnp.array([0.0, 1.0, 1.0]), jnp.array([1.0, 1.0, 2.0])).tolist()
+        [0.0, 0.75, 0.75]
+    """
+    validation.number("weights", weights, minimum=0)
+    z, weights = jnp.asarray(z), jnp.asarray(weights)
+    if z.ndim < 1 or weights.shape != z.shape[:1]:
+        raise ValueError(
+            f"weights must have one entry a row of z = {z.shape}, got shape {weights.shape}"
+        )
+    shares = lax.cumsum(weights, reverse=True) / weights.sum()
+    shares = shares.reshape(shares.shape + (1,) * (z.ndim - 1))
+    moves = shares[1:] * jnp.diff(z, axis=0)
+    return jnp.concatenate([z[:1], z[:1] + jnp.cumsum(moves, axis=0)])
+
+
+def bound_table(
+    schedules: Mapping[str, Callable[[Any], Any]],
+    norms: Float[Array | np.ndarray, " n"],
+    total_steps: int,
+    distance: float = 1.0,
+) -> list[ScheduleBound]:
+    """Compare schedules in theory, each at its own best peak, best first.
+
+    Args:
+        schedules: schedules by name, each spanning `total_steps`.
+        norms: gradient norms evenly spaced over the run, any number, > 0; ones for none known.
+        total_steps: updates of the run.
+        distance: D, > 0.
+
+    Returns:
+        One row a schedule, in order of their bounds.
+
+    Raises:
+        TypeError: if `total_steps` is not an integer.
+        ValueError: if there is no schedule, or one is not positive at its last update.
+
+    Source: arXiv 2310.07831 Theorem 10.
+
+    Example:
+        >>> from jaxkit.schedules import named
+        >>> makers = {"rex": named.rex_schedule, "linear": named.linear_decay_schedule}
+        >>> rows = bound_table({k: f(1.0, 100) for k, f in makers.items()}, np.ones(100), 100)
+        >>> [row.name for row in rows]
+        ['linear', 'rex']
+    """
+    if not schedules:
+        raise ValueError("schedules must name at least one schedule, got none")
+    total_steps = validation.integer("total_steps", total_steps, minimum=1)
+    norms = np.asarray(refinement.check_norms(norms), np.float64)
+    at = np.linspace(0, 1, total_steps)
+    norms = jnp.asarray(np.interp(at, np.linspace(0, 1, len(norms)), norms), jnp.float32)
+    rows = []
+    for name, schedule in schedules.items():
+        steps = jnp.asarray(schedule(jnp.arange(total_steps)))
+        if steps.shape != (total_steps,):  # a constant schedule need not broadcast
+            steps = jnp.broadcast_to(steps, (total_steps,))
+        if not float(steps[-1]) > 0:
+            raise ValueError(
+                f"schedules must be positive at their last update, got {float(steps[-1])!r} "
+                f"from {name!r} at update {total_steps - 1}"
+            )
+        peak = float(steps.max()) * float(optimal_step_scale(steps, norms, distance))
+        rows.append((name, peak, float(best_last_iterate_bound(steps, norms, distance))))
+    best = min(bound for _, _, bound in rows)
+    rows.sort(key=lambda row: row[2])
+    return [ScheduleBound(name, peak, bound, bound / best) for name, peak, bound in rows]
+
+
+def _bound_terms(
+    steps: ArrayLike, norms: ArrayLike, distance: Any
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Return the parts of the bound that scale like 1/eta and like eta."""
+    steps, norms = _same_shape("steps", steps, norms)
+    validation.number("distance", distance, minimum=0, open_minimum=True)
+    if not validation.is_traced(steps):
+        validation.number("the last of steps", steps[..., -1], minimum=0, open_minimum=True)
+    remaining = lax.cumsum(steps, axis=steps.ndim - 1, reverse=True)
+    squares = (steps * norms) ** 2
+    noise = jnp.sum(squares[..., :-1] / remaining[..., 1:], axis=-1)
+    last = steps[..., -1] * norms[..., -1] ** 2
+    return distance**2 / (2 * remaining[..., 0]), (noise + last) / 2
+
+
+def _same_shape(name: str, values: ArrayLike, norms: ArrayLike) -> tuple[Array, Array]:
+    validation.number(name, values, minimum=0)
+    validation.number("norms", norms, minimum=0)
+    values, norms = jnp.asarray(values), jnp.asarray(norms)
+    if values.ndim < 1 or values.shape[-1] < 1 or values.shape != norms.shape:
+        raise ValueError(
+            f"{name} and norms must have one shape (..., T), T >= 1, got {values.shape} and "
+            f"{norms.shape}"
+        )
+    return values, norms

@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+_LARGEST = float(np.finfo(np.float32).max)
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -150,11 +151,11 @@ def _numbers(cells: list[str], names: list[str], place: str) -> np.ndarray:
         row = np.array([float(cell) for cell in cells])
     except ValueError:
         row = np.full(len(cells), math.nan)
-    # float32 overflows where float64 did not; a comparison sees that without a warning.
-    if not np.all(np.abs(row) <= np.finfo(np.float32).max):
+    # Compared in float64, where a number too large for float32 is still itself.
+    if not np.all(np.abs(row) <= _LARGEST):
         for cell, name in zip(cells, names, strict=True):
             try:
-                good = abs(float(cell)) <= np.finfo(np.float32).max
+                good = abs(float(cell)) <= _LARGEST
             except ValueError:
                 good = False
             if not good:

@@ -1,0 +1,82 @@
+"""The one training loop: state, step, mesh and sharding, checkpoints, metrics, progress.
+
+`make_mesh` arranges the devices, `init_state` makes every array where it will live,
+`make_train_step` compiles one donated update of any pure loss with any optax optimizer, and `fit`
+drives it: metrics as JSON lines, atomic checkpoints in the background, a clean stop on SIGTERM,
+exact resumption. A lone loop needs only `make_train_step`.
+
+Sharp edges: the state given to a step is consumed; `total_steps` counts optimizer updates, not
+microbatches; put the `tensor` axis of a mesh inside a process.
+"""
+
+from jaxkit.training.checkpoints import Checkpoints, Restored
+from jaxkit.training.host_memory import keep_freed_memory
+from jaxkit.training.loop import Batches, Cadence, FitResult, fit
+from jaxkit.training.mesh import (
+    AXES,
+    RULES,
+    any_process,
+    batch_sharding,
+    distributed_run,
+    initialize_distributed,
+    local_rows,
+    make_mesh,
+    parameter_shardings,
+    parse_mesh,
+    place_batch,
+    replicated,
+)
+from jaxkit.training.metrics import (
+    PEAK_FLOPS,
+    MetricsLog,
+    NonFiniteLossError,
+    model_flops_utilization,
+    read_metrics,
+    require_finite,
+)
+from jaxkit.training.progress import Console, Progress, Silent
+from jaxkit.training.step import (
+    StepMetrics,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "PEAK_FLOPS",
+    "RULES",
+    "Batches",
+    "Cadence",
+    "Checkpoints",
+    "Console",
+    "FitResult",
+    "MetricsLog",
+    "NonFiniteLossError",
+    "Progress",
+    "Restored",
+    "Silent",
+    "StepMetrics",
+    "TrainState",
+    "abstract_state",
+    "any_process",
+    "batch_sharding",
+    "distributed_run",
+    "fit",
+    "init_state",
+    "initialize_distributed",
+    "keep_freed_memory",
+    "local_rows",
+    "make_mesh",
+    "make_train_step",
+    "model_flops_utilization",
+    "parameter_shardings",
+    "parse_mesh",
+    "place_batch",
+    "read_metrics",
+    "replicated",
+    "require_finite",
+    "state_shardings",
+]

@@ -1,0 +1,136 @@
+"""Numbers of a run as lines of JSON, and the utilisation they imply."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+#: Peak dense bfloat16 FLOP/s of one device, by `device_kind`, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v3": 123e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def model_flops_utilization(flops_per_second: float) -> float | None:
+    """Model FLOPs per second over the peak of all devices, or None where the peak is not known.
+
+    Args:
+        flops_per_second: model FLOP/s of the whole run (see `train_flops_per_token`).
+
+    Returns:
+        A fraction, or None.
+
+    Example:
+        >>> model_flops_utilization(1e9) is None  # a CPU has no entry in PEAK_FLOPS
+        True
+    """
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return None if peak is None else flops_per_second / (peak * jax.device_count())
+
+
+class MetricsLog:
+    """A file of JSON lines, one a step, that survives being killed and resumed.
+
+    Args:
+        path: the file; appended to.
+        resume_step: lines of later steps, and a last line cut short, are removed first, so that a
+            resumed run does not tell a step twice.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with MetricsLog(pathlib.Path(folder) / "m.jsonl") as log:
+        ...         log.write({"step": 1, "loss": 2.5})
+        ...     read_metrics(pathlib.Path(folder) / "m.jsonl")
+        [{'step': 1, 'loss': 2.5}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int = 0):
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+", encoding="utf-8")
+        self._file.seek(0)
+        end = 0
+        for line in iter(self._file.readline, ""):
+            if not line.endswith("\n") or json.loads(line)["step"] > resume_step:
+                break
+            end = self._file.tell()
+        self._file.truncate(end)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row and hand it to the operating system."""
+        rounded = {
+            name: float(f"{value:.7g}") if isinstance(value, float) else value
+            for name, value in row.items()
+        }
+        self._file.write(json.dumps(rounded) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a metrics file; a last line cut short is left out.
+
+    Args:
+        path: a file that `MetricsLog` wrote.
+
+    Returns:
+        The rows, in order; an empty list if there is no file.
+
+    Raises:
+        ValueError: if a whole line is not JSON, naming file and line.
+
+    Example:
+        >>> read_metrics("does-not-exist.jsonl")
+        []
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+    return rows
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became infinite or NaN; the message names the step."""
+
+
+def require_finite(step: int, value: float, what: str = "loss") -> None:
+    """Stop a run whose loss or gradient is not a finite number.
+
+    Example:
+        >>> require_finite(7, float("nan"))
+        Traceback (most recent call last):
+        jaxkit.training.metrics.NonFiniteLossError: loss is nan at step 7
+    """
+    if not math.isfinite(value):
+        raise NonFiniteLossError(f"{what} is {value} at step {step}")

@@ -91,12 +91,14 @@ class Checkpoints:
         Raises:
             OSError: if an earlier save failed, for want of space, say.
         """
+        self.wait()
         step = int(state.step)
         if step in self.steps:
             return
         with _as_os_error(self.folder):
+            # Without `force`, a policy of orbax decides whether to save at all.
             self._checkpointer.save_checkpointables_async(
-                step, {"state": state._asdict()}, custom_metadata=dict(record)
+                step, {"state": state._asdict()}, force=True, custom_metadata=dict(record)
             )
 
     def wait(self) -> None:
@@ -139,6 +141,9 @@ class Checkpoints:
                     raise ValueError("its record is missing")
                 return Restored(steps.TrainState(**loaded["state"]), record)
             except Exception as error:
+                # Orbax leaves its other reads of this checkpoint behind; asyncio would print
+                # pages about each of them.
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self._report(f"checkpoint {step} in {self.folder} cannot be read ({reason[:200]})")
                 self._set_aside(step)

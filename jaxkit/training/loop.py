@@ -132,7 +132,7 @@ def fit(
         >>> import jax.numpy as jnp, optax
         >>> class Ones:
         ...     __next__ = lambda self: {"x": np.ones(4)}
-        ...     get_state = lambda self: {}
+        ...     get_state, set_state = lambda self: {}, lambda self, state: None
         >>> mesh, optimizer = meshes.make_mesh(), optax.sgd(0.1)
         >>> state = steps.init_state(lambda k: jnp.zeros(()), optimizer, jax.random.key(0), mesh)
         >>> loss = lambda w, batch, key: jnp.mean((w - batch["x"]) ** 2)
@@ -145,14 +145,15 @@ def fit(
     step = int(state.step)
     clock = _Clock(tokens_per_step, flops_per_token)
 
-    def settle(pending: tuple[int, steps.StepMetrics] | None) -> None:
+    def settle(pending: tuple[int, steps.StepMetrics] | None, *, timed: bool = True) -> None:
         if pending is None:
             return
         at, measured = pending
         loss, norm = float(measured.loss), float(measured.gradient_norm)
         measuring.require_finite(at, loss)
         measuring.require_finite(at, norm, "gradient norm")
-        row = {"step": at, "loss": loss, "gradient_norm": norm, **facts(at), **clock.lap()}
+        speed = clock.lap() if timed else {}
+        row = {"step": at, "loss": loss, "gradient_norm": norm, **facts(at), **speed}
         if main and log is not None and at % cadence.log_every == 0:
             log.write(row)
         progress.step(row)
@@ -172,18 +173,18 @@ def fit(
             pending = (step, measured)
             last = step == cadence.total_steps
             if evaluate is not None and (step % cadence.evaluate_every == 0 or last):
-                settle(pending)
+                settle(pending, timed=False)
                 pending = None
                 progress.evaluation(step, evaluate(step, state.params))
                 clock.restart()
             if jax.process_count() == 1 or step % _STOP_AGREEMENT_STEPS == 0:
                 stopping = meshes.any_process(stop.is_set())
             if step % cadence.checkpoint_every == 0 or last or stopping:
-                settle(pending)
+                settle(pending, timed=False)
                 pending = None
                 save()
                 clock.restart()
-        settle(pending)
+        settle(pending, timed=False)
         if checkpoints is not None:
             checkpoints.wait()
     return FitResult(state, step >= cadence.total_steps)

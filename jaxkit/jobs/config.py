@@ -1,0 +1,193 @@
+"""The configuration of a language-model run, and what it builds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import optax
+
+from jaxkit import lexinvariant, schedules, validation
+
+#: Fields that a resumed run may change: they do not touch the numbers.
+FREE_FIELDS = frozenset(
+    {"checkpoint_every", "evaluate_every", "evaluation_windows", "keep_checkpoints", "log_every",
+     "mesh", "runs"}
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a language model on real text; run it again to resume.
+
+    Everything goes to RUNS/NAME: the configuration, metrics, checkpoints, figures and a report.
+
+    Attributes:
+        name: name of the run.
+        runs: folder that holds the runs.
+        text: UTF-8 text file or folder of them; without it, prose embedded in Python.
+        validation_fraction: share of the text kept for validation.
+        tokenizer: "char" (the characters of the training text), "byte", or a tokenizers JSON file.
+        steps: optimizer updates.
+        batch_size: sequences in a batch, over all devices.
+        sequence_length: tokens of context T.
+        accumulation_steps: microbatches whose gradients make one update.
+        learning_rate: peak learning rate of AdamW.
+        schedule: decay of the learning rate: rex, linear, cosine, wsd, constant, ...
+        warmup_steps: updates of linear warm-up.
+        weight_decay: decoupled weight decay of the matrices.
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the squared gradient.
+        clip_norm: gradients are scaled down to this global norm.
+        embedding: "fixed" learns one token table, "lexinvariant" draws one for every sequence.
+        position: how positions enter: t5, rope, alibi or none.
+        d_model: width of the residual stream.
+        num_layers: number of blocks.
+        num_heads: attention heads.
+        head_dim: width of a head.
+        d_ff: width of the MLP.
+        gated_mlp: use a gated MLP.
+        dtype: type of activations and matmul inputs.
+        remat: recompute blocks in the backward pass to save memory.
+        seed: seed of parameters, data order and draws.
+        mesh: devices as axis=size pairs, such as data=2,fsdp=2,tensor=2; default: all on data.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the latest checkpoints to keep.
+        evaluate_every: steps between evaluations.
+        evaluation_windows: contexts of validation text in each evaluation but the last.
+        log_every: steps between lines of metrics.
+
+    Raises:
+        ValueError: if a value is out of range or does not fit another.
+
+    Example:
+        >>> TrainConfig(steps=10, warmup_steps=2).schedule_function()(2).item()
+        0.003...
+    """
+
+    name: str = "default"
+    runs: str = "runs"
+    text: str | None = None
+    validation_fraction: float = 0.1
+    tokenizer: str = "char"
+    steps: int = 1000
+    batch_size: int = 16
+    sequence_length: int = 128
+    accumulation_steps: int = 1
+    learning_rate: float = 3e-3
+    schedule: str = "rex"
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 1.0
+    embedding: Literal["fixed", "lexinvariant"] = "fixed"
+    position: Literal["t5", "rope", "alibi", "none"] = "t5"
+    d_model: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    head_dim: int = 32
+    d_ff: int = 512
+    gated_mlp: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    seed: int = 0
+    mesh: str = ""
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    evaluate_every: int = 100
+    evaluation_windows: int = 64
+    log_every: int = 1
+
+    def __post_init__(self):
+        if (
+            not self.name
+            or self.name != self.name.strip()
+            or "/" in self.name
+            or self.name[0] == "."
+        ):
+            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        for field in ("sequence_length", "batch_size", "keep_checkpoints", "evaluation_windows"):
+            validation.integer(field, getattr(self, field), minimum=1)
+        validation.integer("seed", self.seed, minimum=0)
+        validation.integer("accumulation_steps", self.accumulation_steps, minimum=1)
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps must divide batch_size={self.batch_size}, got "
+                f"{self.accumulation_steps}"
+            )
+        validation.number("clip_norm", self.clip_norm, minimum=0, open_minimum=True)
+        validation.number("weight_decay", self.weight_decay, minimum=0)
+        validation.number("learning_rate", self.learning_rate, minimum=0)
+        for field in ("beta1", "beta2"):
+            validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
+        self.schedule_function()
+
+    def schedule_function(self) -> optax.Schedule:
+        """The learning rate by step."""
+        return schedules.schedule_by_name(
+            self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup_steps
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Record gradient norms, clip, AdamW with decay on matrices."""
+        return optax.chain(
+            schedules.record_gradient_norms(self.steps),
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(
+                self.schedule_function(),
+                b1=self.beta1,
+                b2=self.beta2,
+                weight_decay=self.weight_decay,
+                mask=decay_mask,
+            ),
+        )
+
+    def model(self, vocab_size: int) -> lexinvariant.DecoderLM:
+        """The language model for a vocabulary of this size."""
+        return lexinvariant.DecoderLM(
+            lexinvariant.DecoderConfig(
+                vocab_size,
+                d_model=self.d_model,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                head_dim=self.head_dim,
+                d_ff=self.d_ff,
+                embedding=self.embedding,
+                position=self.position,
+                # A random table gives attention nothing constant to find the previous token by.
+                recency_heads=self.embedding == "lexinvariant" and self.position == "t5",
+                gated_mlp=self.gated_mlp,
+                dtype=self.dtype,
+                remat=self.remat,
+                unroll_layers=jax.default_backend() == "cpu" and self.num_layers <= 8,
+            )
+        )
+
+
+def decay_mask(params: Any) -> Any:
+    """Which parameters weight decay applies to: matrices, not norms, biases or token tables.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> decay_mask({"params": {"up": jnp.ones((2, 2)), "embedding_scale": jnp.ones(2)}})
+        {'params': {'embedding_scale': False, 'up': True}}
+    """
+    matrices = {"query", "key", "value", "out", "up", "gate", "down"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """How a stored configuration differs from one given now, in fields that change the numbers.
+
+    Example:
+        >>> config_differences({"steps": 5, "mesh": ""}, {"steps": 6, "mesh": "data=2"})
+        ['steps was 5, is now 6']
+    """
+    return [
+        f"{field} was {old.get(field)!r}, is now {new.get(field)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if field not in FREE_FIELDS and old.get(field) != new.get(field)
+    ]

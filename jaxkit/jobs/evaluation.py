@@ -1,0 +1,120 @@
+"""How well a model predicts a text: nats a token, by position in the context."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Integer, Key
+
+from jaxkit import datasets, lexinvariant, training
+from jaxkit.jobs.runs import Run
+
+
+class Evaluation(NamedTuple):
+    """The loss of a model on a text.
+
+    Attributes:
+        loss: mean nats a token.
+        by_position: mean nats at each position of the context, ``[T]``.
+        tokens: tokens predicted.
+    """
+
+    loss: float
+    by_position: Float[np.ndarray, " T"]
+    tokens: int
+
+
+def make_evaluator(
+    model: lexinvariant.DecoderLM, mesh: Mesh, key: Key[Array, ""]
+) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], Evaluation]:
+    """Compile the evaluation once: `evaluate(params, evaluation_batches) -> Evaluation`."""
+    everywhere = training.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def sums(params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        losses = lexinvariant.token_losses(model, params, batch, key)
+        mask = batch["mask"]
+        return jnp.sum(jnp.where(mask, losses, 0.0), axis=0), jnp.sum(mask, axis=0)
+
+    def evaluate(params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> Evaluation:
+        total, count = np.zeros(()), np.zeros(())
+        for batch in batches:
+            losses, counted = sums(params, training.place_batch(batch, mesh))
+            total = total + np.asarray(losses, np.float64)
+            count = count + np.asarray(counted, np.float64)
+        return Evaluation(
+            float(total.sum() / count.sum()), total / np.maximum(count, 1), int(count.sum())
+        )
+
+    return evaluate
+
+
+def bigram_loss(
+    train: Integer[np.ndarray, " n"], validation: Integer[np.ndarray, " m"], vocab_size: int
+) -> float:
+    r"""Nats a token of the bigram model of a training text on a validation text.
+
+    .. math:: q(v | c) = \frac{n(c, v) + u(c)\, q(v)}{n(c) + u(c)}
+
+    with :math:`u(c)` the number of different successors of `c` (Witten-Bell smoothing), down to
+    the uniform distribution.
+
+    Args:
+        train: token ids.
+        validation: token ids.
+        vocab_size: number of ids ``V``; the table takes ``V^2`` counts.
+
+    Returns:
+        Mean ``-log q``.
+
+    Example:
+        >>> alternating = np.tile([0, 1], 500)
+        >>> bigram_loss(alternating, alternating, 2) < 0.01
+        True
+    """
+    train, validation = np.asarray(train, np.int64), np.asarray(validation, np.int64)
+    single = np.bincount(train, minlength=vocab_size).astype(np.float64)
+    unigram = (single + np.count_nonzero(single) / vocab_size) / (
+        single.sum() + np.count_nonzero(single)
+    )
+    pairs = np.bincount(train[:-1] * vocab_size + train[1:], minlength=vocab_size**2)
+    pairs = pairs.reshape(vocab_size, vocab_size).astype(np.float64)
+    different = np.count_nonzero(pairs, axis=1)[:, None]
+    smoothed = (pairs + different * unigram) / np.maximum(
+        pairs.sum(axis=1, keepdims=True) + different, 1
+    )
+    bigram = np.where(different > 0, smoothed, unigram)
+    return float(-np.mean(np.log(bigram[validation[:-1], validation[1:]])))
+
+
+def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:
+    """Score a text with a trained run.
+
+    Args:
+        run: from `open_run`.
+        corpus: the text.
+
+    Returns:
+        Its loss.
+
+    Raises:
+        ValueError: if the text is shorter than one context, or the tokenizer refuses it.
+    """
+    config, mesh = run.config, training.make_mesh("data=-1")
+    size = mesh.shape["data"] * max(1, config.batch_size // mesh.shape["data"])
+    index, count = training.local_rows(mesh, size)
+    batches = datasets.evaluation_batches(
+        datasets.tokenize(corpus, run.tokenizer),
+        sequence_length=config.sequence_length,
+        batch_size=size,
+        process_index=index,
+        process_count=count,
+    )
+    evaluate = make_evaluator(run.model, mesh, jax.random.key(config.seed))
+    return evaluate(run.params, batches)

@@ -1,0 +1,140 @@
+"""The report of a run: one HTML file that needs no other, and its figures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxkit import files, plotting
+from jaxkit.jobs.runs import RunFiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
+img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }}
+pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def write_report(
+    run: RunFiles,
+    *,
+    config: Mapping[str, Any],
+    summary: Mapping[str, str],
+    metrics: Sequence[Mapping[str, float]],
+    evaluations: Sequence[Mapping[str, float]],
+    by_position: np.ndarray,
+    baseline: float | None,
+    sample: str,
+) -> None:
+    """Draw the figures of a run and write `report.html` with them inside.
+
+    Args:
+        run: where to write.
+        config: the configuration, shown as a table.
+        summary: the numbers that matter, by name, as text.
+        metrics: rows of `metrics.jsonl`.
+        evaluations: rows of `evaluations.jsonl`.
+        by_position: validation loss at each position of the context, ``[T]``.
+        baseline: loss of the bigram model, drawn as a line, if known.
+        sample: text that the model wrote.
+    """
+    figures = {
+        "loss": loss_figure(metrics, evaluations, baseline),
+        "loss_by_position": position_figure(by_position, baseline),
+        "learning_rate": learning_rate_figure(metrics),
+    }
+    for name, figure in figures.items():
+        plotting.save(figure, run.folder / f"{name}.png")
+    parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(summary)]
+    parts += [plotting.html_image(figure, name) for name, figure in figures.items()]
+    parts += ["<h2>Sample</h2>", f"<pre>{html.escape(sample)}</pre>"]
+    parts += ["<h2>Configuration</h2>", _table({k: str(v) for k, v in config.items()})]
+    page = _PAGE.format(title=html.escape(run.folder.name), body="\n".join(parts))
+    files.write_atomically(run.report, page)
+
+
+def loss_figure(
+    metrics: Sequence[Mapping[str, float]],
+    evaluations: Sequence[Mapping[str, float]],
+    baseline: float | None,
+) -> Figure:
+    """Training and validation loss by step."""
+    figure, panel = plotting.axes(width=8, height=3.6)
+    step, loss = _column(metrics, "step"), _column(metrics, "loss")
+    panel.plot(step, loss, color=plotting.COLORS[0], alpha=0.25, linewidth=0.8)
+    window = max(1, len(loss) // 50)
+    smooth = np.convolve(loss, np.ones(window) / window, mode="valid") if len(loss) else loss
+    curves = {"training": (step[window - 1 :], smooth)}
+    if evaluations:
+        curves["validation"] = (
+            _column(evaluations, "step"), _column(evaluations, "validation_loss")
+        )  # fmt: skip
+    plotting.lines(panel, curves, xlabel="step", ylabel="nats per token", title="Loss by step")
+    if baseline is not None:
+        panel.axhline(baseline, color="#999999", linestyle="--", linewidth=1, label="bigram model")
+    panel.legend()
+    if len(loss):
+        low = min(
+            loss.min(),
+            *(row["validation_loss"] for row in evaluations or [{"validation_loss": np.inf}]),
+        )
+        panel.set_ylim(low - 0.1, min(loss.max(), (baseline or loss.max()) + 1.5))
+    return figure
+
+
+def position_figure(by_position: np.ndarray, baseline: float | None) -> Figure:
+    """Validation loss by position in the context."""
+    figure, panel = plotting.axes(width=8, height=3.2)
+    position = np.arange(1, len(by_position) + 1)
+    plotting.lines(
+        panel,
+        {"model": (position, by_position)},
+        xlabel="tokens of context",
+        ylabel="nats per token",
+        title="Validation loss by position in the context",
+    )
+    if baseline is not None:
+        panel.axhline(baseline, color="#999999", linestyle="--", linewidth=1, label="bigram model")
+        panel.legend()
+    return figure
+
+
+def learning_rate_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
+    """Learning rate and gradient norm by step."""
+    figure, (left, right) = plotting.axes(1, 2, width=4, height=2.8)
+    step = _column(metrics, "step")
+    plotting.lines(
+        left, {"lr": (step, _column(metrics, "learning_rate"))}, xlabel="step",
+        title="Learning rate",
+    )  # fmt: skip
+    plotting.lines(
+        right, {"norm": (step, _column(metrics, "gradient_norm"))}, xlabel="step",
+        title="Gradient norm before clipping",
+    )  # fmt: skip
+    right.set_yscale("log")
+    return figure
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows], dtype=np.float64)
+
+
+def _table(cells: Mapping[str, str]) -> str:
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in cells.items()
+    )
+    return f"<table>{rows}</table>"

@@ -1,0 +1,159 @@
+"""The folder of a run: what lies where, who may write, and how to open it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxkit import datasets, files, lexinvariant, training
+from jaxkit.jobs.config import TrainConfig
+
+
+class RunFiles(NamedTuple):
+    """Where the files of a run are.
+
+    Example:
+        >>> RunFiles.of("runs", "default").metrics.as_posix()
+        'runs/default/metrics.jsonl'
+    """
+
+    folder: pathlib.Path
+    config: pathlib.Path
+    metrics: pathlib.Path
+    evaluations: pathlib.Path
+    checkpoints: pathlib.Path
+    report: pathlib.Path
+
+    @classmethod
+    def of(cls, runs: str | os.PathLike[str], name: str) -> RunFiles:
+        """The files of run `name` in folder `runs`."""
+        return cls.at(pathlib.Path(runs) / name)
+
+    @classmethod
+    def at(cls, folder: str | os.PathLike[str]) -> RunFiles:
+        """The files of the run in `folder`."""
+        folder = pathlib.Path(folder)
+        return cls(
+            folder,
+            folder / "config.json",
+            folder / "metrics.jsonl",
+            folder / "evaluations.jsonl",
+            folder / "checkpoints",
+            folder / "report.html",
+        )
+
+
+@contextlib.contextmanager
+def exclusive(folder: pathlib.Path) -> Iterator[None]:
+    """Hold a run's folder for writing; a second writer is refused.
+
+    Raises:
+        OSError: if another process holds it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{folder} is being written by another process") from None
+        yield
+
+
+def write_description(run: RunFiles, description: Mapping[str, Any]) -> None:
+    """Write a run's configuration, atomically."""
+    files.write_atomically(run.config, json.dumps(description, indent=2) + "\n")
+
+
+def read_description(run: RunFiles) -> dict[str, Any] | None:
+    """Read a run's configuration, None if there is no run.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    if not run.config.exists():
+        return None
+    try:
+        description = json.loads(run.config.read_text("utf-8"))
+        if {"config", "tokenizer", "data"} <= description.keys():
+            return description
+    except (json.JSONDecodeError, AttributeError):
+        pass
+    raise ValueError(f"{run.config} is damaged: it is not the description of a run")
+
+
+class Run(NamedTuple):
+    """A trained model with what it needs to read and write text.
+
+    Attributes:
+        config: how it was trained.
+        tokenizer: between text and token ids.
+        model: the language model.
+        params: its variables.
+        step: updates made.
+        files: where the run lies.
+    """
+
+    config: TrainConfig
+    tokenizer: datasets.Tokenizer
+    model: lexinvariant.DecoderLM
+    params: Any
+    step: int
+    files: RunFiles
+
+
+def initializer(model: lexinvariant.DecoderLM, sequence_length: int) -> Callable[..., Any]:
+    """The function from a key to the model's parameters, sharding metadata included."""
+    tokens = jnp.zeros((1, sequence_length), jnp.int32)
+    table = None
+    if model.config.embedding == "lexinvariant":
+        table = jnp.zeros((model.config.vocab_size, model.config.d_model))
+    return lambda key: model.init(key, tokens, table)
+
+
+def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = print) -> Run:
+    """Load the latest checkpoint of a run.
+
+    Args:
+        folder: the run's folder, `runs/NAME`.
+        report: called with a line of text for each checkpoint that cannot be read.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: if there is no run there, or no checkpoint yet.
+        OSError: if no checkpoint can be read.
+
+    Example:
+        >>> open_run("no/such/run")
+        Traceback (most recent call last):
+        ValueError: no/such/run is not a run: it holds no config.json
+    """
+    run = RunFiles.at(folder)
+    description = read_description(run)
+    if description is None:
+        raise ValueError(f"{folder} is not a run: it holds no config.json")
+    config = TrainConfig(**description["config"])
+    tokenizer = datasets.tokenizer_from_config(description["tokenizer"])
+    model = config.model(tokenizer.vocab_size)
+    abstract = training.abstract_state(
+        initializer(model, config.sequence_length),
+        config.optimizer(),
+        jax.random.key(config.seed),
+        training.make_mesh("data=-1"),
+    )
+    with training.Checkpoints(run.checkpoints, report=report) as checkpoints:
+        restored = checkpoints.restore(abstract)
+    if restored is None:
+        raise ValueError(f"{folder} has no checkpoint yet")
+    state = restored.state
+    return Run(config, tokenizer, model, state.params, int(state.step), run)

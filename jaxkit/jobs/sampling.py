@@ -1,0 +1,47 @@
+"""Text from a trained run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxkit import lexinvariant
+from jaxkit.jobs.runs import Run
+
+
+def sample_run(
+    run: Run,
+    prompt: str = "\n",
+    *,
+    num_tokens: int = 400,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> str:
+    """Continue a prompt.
+
+    Args:
+        run: from `open_run`.
+        prompt: text to start from, at least one token.
+        num_tokens: tokens to add.
+        temperature: 1 samples from the model, 0 takes the most probable token.
+        seed: seed of the draw.
+
+    Returns:
+        The continuation, without the prompt. A lexinvariant model draws one token table for it.
+
+    Raises:
+        ValueError: if the prompt is empty or holds a character the tokenizer does not know.
+    """
+    tokens = jnp.asarray(run.tokenizer.encode(prompt), jnp.int32)[None]
+    if tokens.shape[1] == 0:
+        raise ValueError("prompt must hold at least one token, got ''")
+    table_key, sample_key = jax.random.split(jax.random.key(seed))
+    config = run.model.config
+    table = None
+    if config.embedding == "lexinvariant":
+        table = lexinvariant.draw_embedding(table_key[None], config.vocab_size, config.d_model)
+    continuation = jax.jit(lexinvariant.generate, static_argnums=(0, 3))(
+        run.model, run.params, tokens, num_tokens, sample_key, temperature=temperature,
+        embedding=table,
+    )  # fmt: skip
+    return run.tokenizer.decode(jax.device_get(continuation[0]))

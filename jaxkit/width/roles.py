@@ -1,0 +1,226 @@
+"""Which axes of a parameter grow with the model's width, and what that makes the parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkit import validation
+from jaxkit.width import paths
+
+Role = Literal["matrix", "vector", "scalar"]
+ROLES: tuple[Role, ...] = ("matrix", "vector", "scalar")
+
+# A leaf with one of these names has no input side: every axis of it is an output axis.
+_OUTPUT_ONLY = ("bias", "scale")
+# Attention kernels of Flax, (d, heads, head_dim) and (heads, head_dim, d), by their number of input
+# axes among the last three. Only consulted when three or more axes grow.
+_ATTENTION_INPUT_AXES = {"query": 1, "key": 1, "value": 1, "out": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthInfo:
+    """What a change of width means for one parameter.
+
+    Attributes:
+        path: the parameter's path, `"layers/up/kernel"`.
+        role: `"matrix"` (width on the input and the output side), `"vector"` (on one side: also
+            embeddings and the readout) or `"scalar"` (none).
+        width_mult: m, the product of target / base size over the input axes that grow; for a
+            vector over all axes that grow; 1 for a scalar.
+        fan_out_mult: the same product over the output axes that grow; equal to `width_mult` for a
+            vector.
+        fan_in_axes: of a matrix, the axes of its input side, in order; otherwise empty.
+        fan_out_axes: of a matrix, the axes of its output side, in order; otherwise empty. What is
+            in neither (a stack of layers, the window of a convolution) is a batch of matrices.
+    """
+
+    path: str
+    role: Role
+    width_mult: float = 1.0
+    fan_out_mult: float = 1.0
+    fan_in_axes: tuple[int, ...] = ()
+    fan_out_axes: tuple[int, ...] = ()
+
+
+def infer_width_roles(
+    base: Any,
+    target: Any,
+    *,
+    delta: Any = None,
+    fan_in_axes: Mapping[str, Sequence[int]] | None = None,
+    overrides: Mapping[str, Role] | None = None,
+) -> Any:
+    r"""Find the role and the width multiplier of every parameter from shapes alone.
+
+    An axis is a *width axis* if its length differs between `base` and `delta` (without `delta`:
+    between `base` and `target`). With :math:`F` the width axes on a matrix's input side,
+
+    .. math:: m = \prod_{i \in F} \text{target}_i / \text{base}_i .
+
+    The input side is, in this order: what `fan_in_axes` says; nothing for a leaf called `bias` or
+    `scale`; the first of two axes of a rank-2 leaf; with exactly two width axes, everything from
+    the first width axis up to the second (so that `(layers, in, out)`, `(d, heads, head_dim)`,
+    `(heads, head_dim, d)` and `(height, width, in, out)` come out right); with more, Flax's
+    attention names `query`, `key`, `value`, `out`. Otherwise an error asks for `fan_in_axes`.
+
+    Args:
+        base: parameters at the width where learning rate and weight decay were tuned: any pytree of
+            arrays or `jax.ShapeDtypeStruct` (`jax.eval_shape` of the model's `init` costs no
+            memory), boxed or not, or an nnx state.
+        target: the same tree at the width to train.
+        delta: the same tree at any other width. Needed where `target` may equal `base`, and where
+            something else than the width (vocabulary, depth) also differs: with it, only axes that
+            `delta` changes are width axes.
+        fan_in_axes: path pattern -> axes of the input side, for kernels in another layout.
+        overrides: path pattern -> role; wins over what the shapes say.
+
+    Returns:
+        A tree of `WidthInfo` with the structure of `target`. Integer and key leaves are scalars.
+
+    Raises:
+        ValueError: if the trees differ in structure or a leaf in rank, an axis is empty, no width
+            axis can be seen, the input side of a kernel is unclear, or a pattern matches nothing.
+
+    Source: arXiv 2510.15262, abstract (classes of parameters); the notion of one and of two
+    infinite dimensions is that of arXiv 2203.03466.
+
+    Example:
+        >>> shape = lambda d: {"embed": jax.ShapeDtypeStruct((96, d), "float32"),
+        ...                    "up": jax.ShapeDtypeStruct((d, 4 * d), "float32")}
+        >>> roles = infer_width_roles(shape(64), shape(256))
+        >>> roles["embed"].role, roles["up"].role, roles["up"].width_mult
+        ('vector', 'matrix', 4.0)
+    """
+    base_leaves, target_leaves = paths.named_leaves(base), paths.named_leaves(target)
+    delta_leaves = target_leaves if delta is None else paths.named_leaves(delta)
+    _check_same_shapes("base", base_leaves, target_leaves)
+    _check_same_shapes("delta", delta_leaves, target_leaves)
+    axes_by_path = paths.expand_patterns("fan_in_axes", fan_in_axes, target_leaves)
+    role_by_path = paths.expand_patterns("overrides", overrides, target_leaves)
+    for path, role in role_by_path.items():
+        validation.choice(f"overrides for {path!r}", role, ROLES)
+
+    infos = {
+        path: _classify(
+            path,
+            np.shape(base_leaves[path]),
+            np.shape(delta_leaves[path]),
+            np.shape(leaf),
+            axes_by_path.get(path),
+            role_by_path.get(path),
+        )
+        if is_trained(leaf)
+        else WidthInfo(path, "scalar")
+        for path, leaf in target_leaves.items()
+    }
+    sees_width = any(np.shape(base_leaves[p]) != np.shape(delta_leaves[p]) for p in base_leaves)
+    if not sees_width and all(info.role != "matrix" for info in infos.values()):
+        raise ValueError(
+            f"{'target' if delta is None else 'delta'} has the same shapes as base, so no width "
+            "axis can be seen and every matrix would silently train without weight decay: pass "
+            "delta, the same model at any other width, or name the matrices in overrides"
+        )
+    return jax.tree_util.tree_map_with_path(lambda path, _: infos[paths.path_name(path)], target)
+
+
+def is_trained(leaf: Any) -> bool:
+    """Whether a leaf holds real (or complex) numbers, rather than integers or keys.
+
+    Example:
+        >>> is_trained(jax.random.key(0)), is_trained(jnp.ones(2))
+        (False, True)
+    """
+    return jnp.issubdtype(getattr(leaf, "dtype", None) or np.result_type(leaf), jnp.inexact)
+
+
+def _check_same_shapes(name: str, leaves: dict[str, Any], target: dict[str, Any]) -> None:
+    for path in [*target, *leaves]:
+        if path not in leaves or path not in target:
+            where = f"target but not in {name}" if path in target else f"{name} but not in target"
+            raise ValueError(f"{name} and target differ in structure: {path!r} is in {where}")
+        shape, target_shape = np.shape(leaves[path]), np.shape(target[path])
+        if len(shape) != len(target_shape):
+            raise ValueError(
+                f"{name} and target differ in rank at {path!r}: {shape} and {target_shape}"
+            )
+        if 0 in shape + target_shape:
+            raise ValueError(f"{path!r} has an empty axis: {shape} in {name}, {target_shape}")
+
+
+def _classify(
+    path: str,
+    base: tuple[int, ...],
+    delta: tuple[int, ...],
+    target: tuple[int, ...],
+    explicit_axes: Sequence[int] | None,
+    override: Role | None,
+) -> WidthInfo:
+    width_axes = [axis for axis in range(len(base)) if base[axis] != delta[axis]]
+
+    def growth(axes: Sequence[int]) -> float:
+        return math.prod(target[a] for a in axes) / math.prod(base[a] for a in axes)
+
+    if override in ("vector", "scalar"):
+        multiplier = growth(width_axes) if override == "vector" else 1.0
+        return WidthInfo(path, override, multiplier, multiplier)
+    if explicit_axes is not None:
+        fan_in = _normalise_axes(path, explicit_axes, len(base))
+    else:
+        fan_in = _infer_fan_in_axes(path, base, width_axes, is_matrix=override == "matrix")
+    fan_in_width = [axis for axis in width_axes if axis in fan_in]
+    fan_out_width = [axis for axis in width_axes if axis not in fan_in]
+
+    if override == "matrix" or (fan_in_width and fan_out_width):
+        last = max(fan_in, default=-1)
+        fan_out = [
+            axis
+            for axis in range(len(base))
+            if axis not in fan_in and (axis in fan_out_width or axis > last)
+        ]
+        multiplier = growth(fan_in_width or fan_out_width)
+        return WidthInfo(
+            path,
+            "matrix",
+            multiplier,
+            growth(fan_out_width or fan_in_width),
+            tuple(fan_in),
+            tuple(fan_out),
+        )
+    if width_axes:
+        return WidthInfo(path, "vector", growth(width_axes), growth(width_axes))
+    return WidthInfo(path, "scalar")
+
+
+def _infer_fan_in_axes(
+    path: str, shape: tuple[int, ...], width_axes: Sequence[int], *, is_matrix: bool
+) -> list[int]:
+    rank, names = len(shape), path.split("/")
+    if names[-1] in _OUTPUT_ONLY and not is_matrix:
+        return []
+    if len(width_axes) <= 1:
+        return [rank - 2] if rank >= 2 else []
+    if len(width_axes) == 2:
+        return list(range(width_axes[0], width_axes[1]))
+    known = [_ATTENTION_INPUT_AXES[name] for name in names[-2:] if name in _ATTENTION_INPUT_AXES]
+    if len(width_axes) == 3 and known:
+        return list(width_axes[: known[-1]])
+    raise ValueError(
+        f"the parameter {path!r} of shape {shape} grows along the axes {tuple(width_axes)} and its "
+        f"input side cannot be told: pass fan_in_axes={{{path!r}: (...)}}"
+    )
+
+
+def _normalise_axes(path: str, axes: Sequence[int], rank: int) -> list[int]:
+    axes = [validation.integer(f"fan_in_axes for {path!r}", axis) for axis in axes]
+    if any(not -rank <= axis < rank for axis in axes):
+        raise ValueError(
+            f"fan_in_axes for {path!r} must be axes of a rank-{rank} array, got {axes}"
+        )
+    return sorted({axis % rank for axis in axes})

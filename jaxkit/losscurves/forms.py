@@ -1,0 +1,306 @@
+"""The forms a law can take, behind one protocol that `fit` and `predict` read.
+
+Each form is a frozen dataclass of the numbers that are chosen, not fitted. Its law is separable:
+`loss = columns(shape) @ linear`, with `linear` and `shape` constants all >= 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.signal
+from jaxtyping import Array, Float, Int
+
+from jaxkit import validation
+from jaxkit.losscurves import areas, laws
+
+
+class Separable(NamedTuple):
+    """The pure functions of a law: `loss = columns(shape) @ linear`. Hashable, static under `jit`.
+
+    Attributes:
+        columns: `(shape [q], points, shared) -> [n, p]`.
+        law: `(linear [p], shape [q], shared) -> law`, which undoes the centring of the features;
+            the law's fields are the linear constants, then the shape constants.
+        num_linear: p.
+        polished: of the starts, how many go on to the nonlinear solver.
+        tolerance: of that solver, relative and absolute, on log constants and objective.
+    """
+
+    columns: Callable[[Any, Any, Any], jax.Array]
+    law: Callable[[Any, Any, Any], Any]
+    num_linear: int
+    polished: int = 4
+    tolerance: float = 1e-10
+
+
+class Features(NamedTuple):
+    """What a form reads of the schedules, gathered once before a fit.
+
+    Attributes:
+        points: pytree of arrays whose leading axis is the points of all curves.
+        shared: pytree of arrays without that axis.
+    """
+
+    points: Any
+    shared: Any
+
+
+@runtime_checkable
+class Form(Protocol):
+    """What `fit` and `predict` need to know of a law.
+
+    Attributes:
+        model: the pure functions of the law.
+        warmup: the warm-up mode the law's authors use.
+    """
+
+    model: ClassVar[Separable]
+    warmup: ClassVar[areas.Warmup]
+
+    def features(self, seen: Sequence[Seen]) -> Features:
+        """Gather what the columns read, in float64."""
+        ...
+
+    def starts(self) -> Float[np.ndarray, "starts q"]:
+        """Give shape constants to start from, in the units of the features."""
+        ...
+
+    def loss(self, law: Any, for_s1: Any, for_s2: Any, steps: Any, size: Any) -> jax.Array:
+        """Predict the loss; see `jaxkit.losscurves.predict`."""
+        ...
+
+
+class Seen(NamedTuple):
+    """One curve as a form sees it: rates for S1 and S2 after the warm-up mode, and its points."""
+
+    for_s1: Float[np.ndarray, " steps"]
+    for_s2: Float[np.ndarray, " steps"]
+    steps: Int[np.ndarray, " n"]
+    model_size: float | None
+
+
+class PowerPoints(NamedTuple):
+    """Features of the laws with a power of one time: `log_time` is centred."""
+
+    log_time: Float[Array, " n"]
+    annealing: Float[Array, " n"]
+    log_size: Float[Array, " n"]
+
+
+class Centre(NamedTuple):
+    """What was subtracted from the logarithms of time and size."""
+
+    log_time: Float[Any, ""]
+    log_size: Float[Any, ""]
+
+
+def power_columns(shape: Float[Array, " q"], points: PowerPoints, shared: Any) -> jax.Array:
+    """Columns of `floor, scale`: `1, x^-alpha`."""
+    power = jnp.exp(-shape[0] * points.log_time)
+    return jnp.stack([jnp.ones_like(power), power], axis=-1)
+
+
+def power_law(linear: Any, shape: Any, shared: Centre) -> laws.PowerLaw:
+    """Undo the centring of log time."""
+    return laws.PowerLaw(linear[0], linear[1] * jnp.exp(shape[0] * shared.log_time), shape[0])
+
+
+def annealing_columns(shape: Float[Array, " q"], points: PowerPoints, shared: Any) -> jax.Array:
+    """Columns of `floor, scale, annealing`: `1, S1^-alpha, -S2`."""
+    power = jnp.exp(-shape[0] * points.log_time)
+    return jnp.stack([jnp.ones_like(power), power, -points.annealing], axis=-1)
+
+
+def annealing_law(linear: Any, shape: Any, shared: Centre) -> laws.AnnealingLaw:
+    """Undo the centring of log S1."""
+    scale = linear[1] * jnp.exp(shape[0] * shared.log_time)
+    return laws.AnnealingLaw(linear[0], scale, linear[2], shape[0])
+
+
+def size_columns(shape: Float[Array, " q"], points: PowerPoints, shared: Any) -> jax.Array:
+    """Columns of `floor, scale, size_scale, annealing`."""
+    power = jnp.exp(-shape[0] * points.log_time)
+    size = jnp.exp(-shape[1] * points.log_size)
+    gain = jnp.exp(shape[2] * points.log_size) * points.annealing
+    return jnp.stack([jnp.ones_like(power), power, size, -gain], axis=-1)
+
+
+def size_law(linear: Any, shape: Any, shared: Centre) -> laws.SizeLaw:
+    """Undo the centring of log S1 and log size."""
+    scale = linear[1] * jnp.exp(shape[0] * shared.log_time)
+    size_scale = linear[2] * jnp.exp(shape[1] * shared.log_size)
+    annealing = linear[3] * jnp.exp(-shape[2] * shared.log_size)
+    return laws.SizeLaw(linear[0], scale, size_scale, annealing, shape[0], shape[1], shape[2])
+
+
+def host_annealing(for_s2: np.ndarray, decay: float) -> np.ndarray:
+    """S2 in float64 on the host: the same recursion as `annealing_areas`, without a compilation."""
+    return scipy.signal.lfilter([1.0], [1.0, -decay], for_s2[0] - for_s2)
+
+
+def _power_features(
+    seen: Sequence[Seen], times: Sequence[np.ndarray], annealing: Sequence[np.ndarray]
+) -> Features:
+    log_time = np.log(np.concatenate(times))
+    sizes = [np.full(len(s.steps), s.model_size or 1.0) for s in seen]
+    log_size = np.log(np.concatenate(sizes))
+    centre = Centre(log_time.mean(), log_size.mean())
+    points = PowerPoints(
+        log_time - centre.log_time, np.concatenate(annealing), log_size - centre.log_size
+    )
+    return Features(points, centre)
+
+
+def sums(seen: Sequence[Seen]) -> list[np.ndarray]:
+    """S1 at the points of each curve, in float64."""
+    return [np.cumsum(s.for_s1)[s.steps] for s in seen]
+
+
+def _zeros(seen: Sequence[Seen]) -> list[np.ndarray]:
+    return [np.zeros(len(s.steps)) for s in seen]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealing:
+    """The annealing law, `laws.AnnealingLaw`, with a fixed decay of the annealing momentum.
+
+    Attributes:
+        decay: lambda in [0, 1), per optimizer step; `profile_decay` compares values. A run with
+            another batch size or horizon needs another one.
+
+    Source: arXiv 2408.11029.
+    """
+
+    decay: float = 0.999
+
+    model: ClassVar[Separable] = Separable(annealing_columns, annealing_law, 3)
+    warmup: ClassVar[areas.Warmup] = "peak"
+
+    def __post_init__(self) -> None:
+        validation.number("decay", self.decay, minimum=0, maximum=1, open_maximum=True)
+
+    def features(self, seen: Sequence[Seen]) -> Features:
+        """Gather centred log S1 and S2."""
+        annealing = [host_annealing(s.for_s2, self.decay)[s.steps] for s in seen]
+        return _power_features(seen, sums(seen), annealing)
+
+    def starts(self) -> Float[np.ndarray, "starts q"]:
+        """64 exponents."""
+        return np.geomspace(0.02, 4.0, 64)[:, None]
+
+    def loss(
+        self, law: laws.AnnealingLaw, for_s1: Any, for_s2: Any, steps: Any, size: Any
+    ) -> jax.Array:
+        """Predict by areas."""
+        annealing = areas.annealing_areas(for_s2, self.decay).annealing
+        at = areas.AnnealingAreas(jnp.cumsum(jnp.asarray(for_s1), axis=-1), annealing)
+        return laws.annealing_loss(law, at)[..., steps]
+
+
+class InstantAnnealing(Annealing):
+    """The annealing law without delay: S2 is `eta_0 - eta`, the initial guess of the MPL code."""
+
+    def __init__(self) -> None:
+        super().__init__(decay=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSumPower:
+    """Baseline: a power law in the sum of learning rates (the annealing law with C = 0)."""
+
+    model: ClassVar[Separable] = Separable(power_columns, power_law, 2)
+    warmup: ClassVar[areas.Warmup] = "peak"
+
+    def features(self, seen: Sequence[Seen]) -> Features:
+        """Gather centred log S1."""
+        return _power_features(seen, sums(seen), _zeros(seen))
+
+    def starts(self) -> Float[np.ndarray, "starts q"]:
+        """64 exponents."""
+        return np.geomspace(0.02, 4.0, 64)[:, None]
+
+    def loss(
+        self, law: laws.PowerLaw, for_s1: Any, for_s2: Any, steps: Any, size: Any
+    ) -> jax.Array:
+        """Predict from the sum of rates."""
+        time = jnp.cumsum(jnp.asarray(for_s1), axis=-1)[..., steps]
+        return law.floor + law.scale * time**-law.exponent
+
+
+class StepPower(RateSumPower):
+    """Baseline: a power law in the step, blind to the schedule (Chinchilla at one model size)."""
+
+    def features(self, seen: Sequence[Seen]) -> Features:
+        """Gather the centred log step."""
+        times = [s.steps.astype(np.float64) for s in seen]
+        return _power_features(seen, times, _zeros(seen))
+
+    def loss(
+        self, law: laws.PowerLaw, for_s1: Any, for_s2: Any, steps: Any, size: Any
+    ) -> jax.Array:
+        """Predict from the step."""
+        rates = jnp.asarray(for_s1)
+        time = jnp.arange(rates.shape[-1], dtype=rates.dtype)[steps]
+        loss = law.floor + law.scale * time**-law.exponent
+        return jnp.broadcast_to(loss, (*rates.shape[:-1], loss.shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """The annealing law over several model sizes, `laws.SizeLaw`; needs at least three.
+
+    Attributes:
+        decay: lambda, as for `Annealing`.
+
+    Source: arXiv 2408.11029 (extension to model size).
+    """
+
+    decay: float = 0.999
+
+    model: ClassVar[Separable] = Separable(size_columns, size_law, 4)
+    warmup: ClassVar[areas.Warmup] = "peak"
+
+    def __post_init__(self) -> None:
+        validation.number("decay", self.decay, minimum=0, maximum=1, open_maximum=True)
+
+    def features(self, seen: Sequence[Seen]) -> Features:
+        """Gather centred log S1, S2 and centred log size."""
+        sizes = {s.model_size for s in seen}
+        if None in sizes or len(sizes) < 3:
+            found = sorted(size for size in sizes if size is not None)
+            raise ValueError(
+                "curves must have model_size, of at least 3 different sizes (two do not tell how "
+                f"annealing grows with size), got {found}"
+            )
+        annealing = [host_annealing(s.for_s2, self.decay)[s.steps] for s in seen]
+        return _power_features(seen, sums(seen), annealing)
+
+    def starts(self) -> Float[np.ndarray, "starts q"]:
+        """A grid over the three exponents."""
+        grid = np.meshgrid(np.geomspace(0.1, 1.6, 6), [0.05, 0.2, 0.5], [0.02, 0.1, 0.3])
+        return np.stack([axis.ravel() for axis in grid], axis=-1)
+
+    def loss(self, law: laws.SizeLaw, for_s1: Any, for_s2: Any, steps: Any, size: Any) -> jax.Array:
+        """Predict one model size."""
+        if size is None:
+            raise ValueError("model_size must be given to predict by the model-size law")
+        floor = law.floor + law.size_scale * size**-law.size_exponent
+        annealing = law.annealing * size**law.annealing_exponent
+        at_size = laws.AnnealingLaw(floor, law.scale, annealing, law.exponent)
+        return Annealing(self.decay).loss(at_size, for_s1, for_s2, steps, None)
+
+
+def bucket(count: int) -> int:
+    """Round a length up to a power of two, so that curves of any length share few compilations.
+
+    Example:
+        >>> bucket(437)
+        512
+    """
+    return max(64, 1 << (count - 1).bit_length())

@@ -1,0 +1,134 @@
+r"""The constants of the annealing law and its relatives, and the loss they predict.
+
+Every law here is *separable*: a weighted sum of columns, whose weights (loss-like constants) enter
+linearly and whose few shape constants do not. `jaxkit.losscurves.forms` relies on it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxkit.losscurves import areas
+
+Scalar = float | np.ndarray | np.floating | jax.Array
+
+
+class AnnealingLaw(NamedTuple):
+    """Constants of `L = floor + scale * S1^-exponent - annealing * S2`.
+
+    Attributes:
+        floor: L0, nats.
+        scale: A, nats x (learning rate x steps)^exponent.
+        annealing: C, nats per learning rate x step. Only `C / (1 - decay)` can be compared between
+            decays: the whole loss drop per unit of learning rate removed.
+        exponent: alpha.
+    """
+
+    floor: Scalar
+    scale: Scalar
+    annealing: Scalar
+    exponent: Scalar
+
+
+class PowerLaw(NamedTuple):
+    """Constants of `L = floor + scale * x^-exponent`, with x the sum of rates or the step.
+
+    Attributes:
+        floor: L0, nats.
+        scale: A, nats x (unit of x)^exponent.
+        exponent: alpha.
+    """
+
+    floor: Scalar
+    scale: Scalar
+    exponent: Scalar
+
+
+class SizeLaw(NamedTuple):
+    """Constants of the annealing law over model sizes N.
+
+    `L = floor + scale * S1^-exponent + size_scale * N^-size_exponent
+    - annealing * N^annealing_exponent * S2`.
+
+    Attributes:
+        floor: L0, nats.
+        scale: A.
+        size_scale: B, nats x parameters^size_exponent.
+        annealing: C, nats per learning rate x step x parameters^annealing_exponent.
+        exponent: alpha.
+        size_exponent: beta.
+        annealing_exponent: gamma; bigger models gain more from annealing.
+    """
+
+    floor: Scalar
+    scale: Scalar
+    size_scale: Scalar
+    annealing: Scalar
+    exponent: Scalar
+    size_exponent: Scalar
+    annealing_exponent: Scalar
+
+
+def annealing_loss(law: AnnealingLaw, at: areas.AnnealingAreas) -> Float[Array, "*batch"]:
+    r"""Evaluate the annealing law on areas: $L_0 + A S_1^{-\alpha} - C S_2$.
+
+    Args:
+        law: its constants, scalars or arrays that broadcast against the areas.
+        at: areas, `[*batch]`.
+
+    Returns:
+        The loss, `[*batch]`, nats.
+
+    Source: arXiv 2408.11029 eq. (1).
+
+    Example:
+        >>> law = AnnealingLaw(floor=2.0, scale=1.0, annealing=0.5, exponent=0.5)
+        >>> float(annealing_loss(law, areas.AnnealingAreas(jnp.array(4.0), jnp.array(0.2))))
+        2.4000000953674316
+    """
+    return law.floor + law.scale * at.forward**-law.exponent - law.annealing * at.annealing
+
+
+def predict_loss(
+    law: AnnealingLaw,
+    learning_rates: Float[ArrayLike, "*batch steps"],
+    *,
+    decay: float | np.ndarray | Float[Array, "*decays"] = 0.999,
+    warmup: areas.Warmup = "peak",
+    warmup_steps: int = 0,
+) -> Float[Array, "*batch steps"]:
+    """Predict the loss of every step of a schedule by the annealing law.
+
+    Pure and traceable in the law, the rates and the decay.
+
+    Args:
+        law: its constants.
+        learning_rates: the schedule, `[*batch, steps]`, index 0 before the first counted step.
+        decay: lambda, per step, that the law was fitted with.
+        warmup: warm-up mode that the law was fitted with; see `areas.warmed_up_rates`.
+        warmup_steps: last index of the warm-up.
+
+    Returns:
+        Loss after each step, `[*batch, steps]`; meaningless inside the warm-up, infinite while the
+        sum of rates is 0.
+
+    Raises:
+        ValueError: as `annealing_areas` and `areas.warmed_up_rates`.
+
+    Source: arXiv 2408.11029 eq. (1).
+
+    Example:
+        >>> law = AnnealingLaw(floor=2.6, scale=0.4, annealing=0.4, exponent=0.5)
+        >>> predict_loss(law, jnp.full(20001, 2e-4))[-1]
+        Array(2.7999949, dtype=float32)
+    """
+    for_s1, for_s2 = areas.warmed_up_rates(learning_rates, warmup, warmup_steps)
+    annealing = areas.annealing_areas(for_s2, decay).annealing
+    forward = jnp.broadcast_to(jnp.cumsum(jnp.asarray(for_s1), axis=-1), annealing.shape)
+    return annealing_loss(law, areas.AnnealingAreas(forward, annealing))

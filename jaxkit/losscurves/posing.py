@@ -1,0 +1,223 @@
+"""From curves to the arrays that the solver reads; every check of a fit's input is here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxkit import validation
+from jaxkit.losscurves import areas, curves, forms, solving
+
+
+class Prior(NamedTuple):
+    """A log-normal prior on some constants, for laws that the curves barely identify.
+
+    It adds `((log value - log centre) / log_sd)^2 / 2` to the objective in units of
+    `huber_delta^2`.
+
+    Attributes:
+        centre: law of the form fitted, at the middle of the prior.
+        log_sd: law of standard deviations of the logarithms; infinite where nothing is known.
+    """
+
+    centre: Any
+    log_sd: Any
+
+
+class Posed(NamedTuple):
+    """A checked fit, ready to solve.
+
+    Attributes:
+        problem: float64 NumPy arrays, points padded to a power of two with weight 0.
+        curves: the curves, with only the points that count.
+        seen: the same as the form sees them.
+        num_points: number of points, padding excluded.
+        warmup: warm-up mode.
+        warmup_steps: last warm-up index of each curve.
+        huber_delta: corner of the Huber loss.
+    """
+
+    problem: solving.Problem
+    curves: tuple[curves.LossCurve, ...]
+    seen: tuple[forms.Seen, ...]
+    num_points: int
+    warmup: areas.Warmup
+    warmup_steps: tuple[int, ...]
+    huber_delta: float
+
+
+def pose(
+    form: forms.Form,
+    fitted: Sequence[curves.LossCurve],
+    *,
+    huber_delta: float = 1e-3,
+    warmup: areas.Warmup | None = None,
+    warmup_steps: int | Sequence[int] = 0,
+    first_step: int | None = None,
+    last_step: int | None = None,
+    allow_different_peaks: bool = False,
+    prior: Prior | None = None,
+) -> Posed:
+    """Check the input of `jaxkit.losscurves.fit` and gather the arrays of its problem.
+
+    Args:
+        form: as for `fit`.
+        fitted: as for `fit`.
+        huber_delta: as for `fit`.
+        warmup: as for `fit`.
+        warmup_steps: as for `fit`.
+        first_step: as for `fit`.
+        last_step: as for `fit`.
+        allow_different_peaks: as for `fit`.
+        prior: as for `fit`.
+
+    Returns:
+        The posed fit.
+
+    Raises:
+        ValueError: as `fit`.
+        TypeError: as `fit`.
+    """
+    validation.number("huber_delta", huber_delta, minimum=0, open_minimum=True)
+    warmup = form.warmup if warmup is None else warmup
+    validation.choice("warmup", warmup, areas.WARMUPS)
+    if isinstance(fitted, curves.LossCurve) or not fitted:
+        raise ValueError("curves must be a sequence of at least one LossCurve")
+    warmups = _per_curve(warmup_steps, len(fitted))
+    kept = tuple(
+        _select(f"curves[{i}]", curve, warmups[i], first_step, last_step)
+        for i, curve in enumerate(fitted)
+    )
+    seen = tuple(
+        forms.Seen(
+            *areas.warmed_up_rates(curve.learning_rates, warmup, steps),
+            curve.steps,
+            curve.model_size,
+        )
+        for curve, steps in zip(kept, warmups, strict=True)
+    )
+    check_identified(form, kept, seen, allow_different_peaks)
+    num_points = sum(len(curve.steps) for curve in kept)
+    padding = forms.bucket(num_points) - num_points
+    points, shared = form.features(seen)
+    pad = _padder(padding)
+    num_constants = form.model.num_linear + form.starts().shape[-1]
+    centre, precision = np.zeros(num_constants), np.zeros(num_constants)
+    if prior is not None:
+        centre = np.log(np.asarray(prior.centre, np.float64))
+        precision = 1 / np.asarray(prior.log_sd, np.float64)
+        for name, values in (("centre", np.exp(centre)), ("log_sd", 1 / precision)):
+            if values.shape != (num_constants,) or not np.all(values > 0):
+                raise ValueError(
+                    f"prior.{name} must be a law of {num_constants} positive constants, "
+                    f"got {getattr(prior, name)}"
+                )
+    problem = solving.Problem(
+        forms.Features(type(points)(*map(pad, points)), shared),
+        pad(np.log(np.concatenate([curve.losses for curve in kept]))),
+        np.pad(np.concatenate([curve.weights for curve in kept]), (0, padding)),
+        centre,
+        precision,
+    )
+    return Posed(problem, kept, seen, num_points, warmup, warmups, float(huber_delta))
+
+
+def _padder(padding: int) -> Any:
+    # Repeats of the last point keep every logarithm finite; their weight is 0.
+    return lambda points: np.pad(points, (0, padding), mode="edge")
+
+
+def _per_curve(warmup_steps: int | Sequence[int], count: int) -> tuple[int, ...]:
+    if isinstance(warmup_steps, Sequence):
+        if len(warmup_steps) != count:
+            raise ValueError(
+                f"warmup_steps must be one number, or one for each of {count} curves, "
+                f"got {warmup_steps!r}"
+            )
+        each = tuple(warmup_steps)
+    else:
+        each = (warmup_steps,) * count
+    return tuple(validation.integer("warmup_steps", steps, minimum=0) for steps in each)
+
+
+def _select(
+    name: str,
+    curve: curves.LossCurve,
+    warmup_steps: int,
+    first_step: int | None,
+    last_step: int | None,
+) -> curves.LossCurve:
+    curve = curves.loss_curve(*curve[:4], model_size=curve.model_size, name=name)
+    inside = curve.steps <= warmup_steps if warmup_steps else np.zeros(len(curve.steps), bool)
+    if first_step is None and inside.any():
+        raise ValueError(
+            f"{name}: step {curve.steps[0]} is inside the warm-up of {warmup_steps} steps: give "
+            "first_step, the first step to fit"
+        )
+    low, high = -1, len(curve.learning_rates)
+    if first_step is not None:
+        low = validation.integer("first_step", first_step, minimum=warmup_steps)
+    if last_step is not None:
+        high = validation.integer("last_step", last_step, minimum=0)
+    keep = (curve.steps >= low) & (curve.steps <= high)
+    return curve._replace(
+        steps=curve.steps[keep], losses=curve.losses[keep], weights=curve.weights[keep]
+    )
+
+
+def check_identified(
+    form: forms.Form,
+    kept: Sequence[curves.LossCurve],
+    seen: Sequence[forms.Seen],
+    allow_different_peaks: bool,
+) -> None:
+    """Raise unless the curves can tell the constants of the form apart; warn if they barely can.
+
+    Args:
+        form: the form.
+        kept: the curves, with the points that count.
+        seen: the same as the form sees them.
+        allow_different_peaks: whether curves of different peak rates may be fitted together.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    needed = form.model.num_linear + form.starts().shape[-1] + 1
+    usable = sum(int((curve.weights > 0).sum()) for curve in kept)
+    if usable < needed:
+        raise ValueError(
+            f"curves must hold at least {needed} points of positive weight to fit "
+            f"{needed - 1} constants, got {usable}"
+        )
+    for index, one in enumerate(seen):
+        if len(one.steps) and np.cumsum(one.for_s1)[one.steps[0]] <= 0:
+            raise ValueError(
+                f"curves[{index}]: no learning rate up to step {one.steps[0]} is positive, where "
+                "the power of their sum is infinite"
+            )
+    if isinstance(form, forms.StepPower) and any(0 in one.steps for one in seen):
+        raise ValueError("curves must have no point at step 0 to fit a power of the step")
+    peaks = [float(curve.learning_rates.max()) for curve in kept]
+    if not allow_different_peaks and not np.allclose(peaks, peaks[0], rtol=1e-3):
+        raise ValueError(
+            f"curves must have one peak learning rate, got {peaks}: the law holds per peak; "
+            "allow_different_peaks=True fits them together all the same"
+        )
+    if isinstance(form, forms.RateSumPower):
+        return
+    falls = [np.ptp(one.for_s2[: one.steps[-1] + 1]) for one in seen if len(one.steps)]
+    if max(falls) <= 1e-9 * max(peaks):
+        raise ValueError(
+            "curves must hold one whose learning rate comes down: without any annealing the "
+            "annealing constant is unknown. Add a decaying schedule, or fit RateSumPower (C = 0)"
+        )
+    first = seen[0]
+    if all(np.array_equal(one.for_s2, first.for_s2) for one in seen):
+        warnings.warn(
+            "all curves share one schedule: on a single smooth curve the annealing constant and "
+            "the exponent are nearly collinear; add a run with another schedule",
+            stacklevel=4,
+        )

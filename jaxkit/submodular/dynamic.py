@@ -1,0 +1,462 @@
+"""Fully dynamic maximisation: insertions and deletions with few oracle queries each.
+
+What is from where. From the paper (arXiv 2305.15192, abstract): the model (a monotone submodular
+function, an oblivious stream of insertions and deletions, cost = oracle queries), the guarantee
+`1/2 - eps`, and that poly-logarithmic amortised queries suffice. Reconstructed, because only the
+abstract was at hand: the level structure, its constants (growth 1.5, dead share eps) and its
+proof. Ours: mode `"verified"` and the polish of the read-out. Poly-logarithmic is about oracle
+queries, not wall-clock time, and about streams fixed before the random draws.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxkit import validation
+from jaxkit.submodular import greedy, guesses, levels, restriction, set_functions
+from jaxkit.submodular.levels import Levels, LevelSettings
+from jaxkit.submodular.selection import Guarantee
+
+_ROW = {"depth": np.int32}
+
+
+class Solution(NamedTuple):
+    """What a dynamic maximiser holds at a moment.
+
+    Attributes:
+        indices: live items, `[<= k]`, in no particular order.
+        value: F of them.
+        num_queries: queries that this read cost; they are not among those of the updates.
+    """
+
+    indices: Int[np.ndarray, " s"]
+    value: float
+    num_queries: int
+
+
+class DynamicState(NamedTuple):
+    """Everything a `DynamicMaximiser` knows: arrays, saved and restored as one pytree.
+
+    Attributes:
+        exponents: exponent of the guess of each copy, `[c]`.
+        guesses: the guess itself, `[c]`.
+        depth: deepest reservoir that holds each item, 0 for none, `[c, n]`.
+        levels: the levels of each copy, leading axis `[c]`.
+        prefixes: states of the prefixes of each copy, leading axes `[c, k + 1]`.
+        values: F of each copy's live sample, NaN where it must be asked for, `[c]`.
+        live: items that are in, `[n]`.
+        key: typed PRNG key.
+        num_queries: queries spent by updates.
+    """
+
+    exponents: Int[np.ndarray, " c"]
+    guesses: Float[np.ndarray, " c"]
+    depth: Int[np.ndarray, "c n"]
+    levels: Levels
+    prefixes: Any
+    values: Float[np.ndarray, " c"]
+    live: np.ndarray
+    key: Any
+    num_queries: np.ndarray
+
+
+def copy_key(key: jax.Array, exponent: Int[Array, ""]) -> jax.Array:
+    """Derive the PRNG key of the copy of guess `(1 + eps)^exponent`.
+
+    Example:
+        >>> copy_key(jax.random.key(0), jnp.array(-3)).shape
+        ()
+    """
+    return jax.random.fold_in(key, exponent.astype(jnp.int32) + (1 << 20))
+
+
+@jax.jit
+def _singleton(function, element):
+    return function.gains(function.init(), element)
+
+
+@jax.jit
+def _deepest(function, prefixes, copies, limits, taus, element):
+    def one(copy, limit, tau):
+        def prefix(i):
+            return jax.tree.map(lambda leaf: leaf[copy, i], prefixes)
+
+        return levels.deepest(function, prefix, limit, tau, element)
+
+    return jax.vmap(one)(copies, limits, taus)
+
+
+@functools.partial(jax.jit, static_argnames="settings", donate_argnames="prefixes")
+def _build(function, settings, old, prefixes, copy, first, candidates, count, tau, key, exponent):
+    mine = jax.tree.map(lambda leaf: leaf[copy], prefixes)
+    present = jnp.arange(candidates.shape[0]) < count
+    built = levels.build(
+        function, settings, old, mine, first, candidates, present, tau, copy_key(key, exponent)
+    )
+    prefixes = jax.tree.map(lambda all_, one: all_.at[copy].set(one), prefixes, built.prefixes)
+    return built.levels, prefixes, built.depth, built.num_queries
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _polish(function, k, items, mask):
+    return greedy.lazy_greedy(restriction.Restriction(function, items), k, mask=mask, batch=16)
+
+
+def _padded(ids: np.ndarray, smallest: int, largest: int) -> np.ndarray:
+    """Repeat the first id up to a power of two (or `largest`): few shapes, few compilations."""
+    length = max(smallest, 1 << max(int(ids.size) - 1, 0).bit_length())
+    length = max(min(length, largest), int(ids.size))
+    return np.concatenate([ids, np.full(length - ids.size, ids[0], ids.dtype)])
+
+
+class DynamicMaximiser:
+    """Keeps a good set of at most k of the items that are live now.
+
+    A stateful convenience: bookkeeping in NumPy on the host, every oracle call a jitted batch. A
+    deletion that triggers no rebuild costs no query.
+
+    Args:
+        function: a monotone submodular `SetFunction` over all items that can ever be live; on
+            others nothing is promised (spot-check with `check_monotone`).
+        k: size of the solution at most.
+        key: typed PRNG key; the stream must not depend on it.
+        eps: loss: the solution is worth at least `1/2 - eps` of the best live set of size k, at
+            every time in modes `"verified"` and `"single"`.
+        mode: `"verified"` (fewest queries), `"montecarlo"` (2 to 7 times the queries, often
+            higher values), `"single"` (one random item a level).
+        growth: rebuild a level once its reservoir is this many times what it was built from.
+        num_trials: trials for one sample size in mode `"montecarlo"`.
+
+    Raises:
+        TypeError: if an integer is none.
+        ValueError: if a number is out of range or the mode unknown.
+
+    Source: arXiv 2305.15192 for the model and the guarantee; levels reconstructed (see module).
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> live = DynamicMaximiser(modular(jnp.array([1.0, 2.0, 4.0])), 1, jax.random.key(0))
+        >>> for item in range(3): live.insert(item)
+        >>> live.solution().indices.tolist()
+        [2]
+        >>> live.delete(2)
+        >>> live.solution().indices.tolist()
+        [1]
+    """
+
+    def __init__(
+        self,
+        function: set_functions.SetFunction,
+        k: int,
+        key: jax.Array,
+        *,
+        eps: float = 0.2,
+        mode: str = "verified",
+        growth: float = 1.5,
+        num_trials: int = 16,
+    ):
+        self.function = function
+        self.settings = LevelSettings(k, eps, mode, growth, num_trials)
+        n = function.num_items
+        one_copy = jax.tree.map(np.asarray, Levels.empty(k))
+        self._state = DynamicState(
+            np.zeros(0, np.int64),
+            np.zeros(0, np.float32),
+            np.zeros((0, n), np.int32),
+            jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), one_copy),
+            jax.tree.map(lambda leaf: leaf[None][:0], levels.empty_prefixes(function, k)),
+            np.zeros(0, np.float64),
+            np.zeros(n, bool),
+            key,
+            np.zeros((), np.int64),
+        )
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is proved of `solution().value` at any time.
+
+        Example:
+            >>> from jaxkit.submodular import modular
+            >>> DynamicMaximiser(modular(jnp.ones(2)), 1, jax.random.key(0)).guarantee.ratio
+            0.3
+        """
+        if not self.function.monotone:
+            return Guarantee(0.0, "not known")
+        ratio = max(0.5 - self.settings.eps, 0.0)
+        return Guarantee(
+            ratio, "in expectation" if self.settings.mode == "montecarlo" else "always"
+        )
+
+    @property
+    def num_queries(self) -> int:
+        """Oracle queries of all updates so far; reads are counted in their `Solution`."""
+        return int(self._state.num_queries)
+
+    @property
+    def live(self) -> Int[np.ndarray, " live"]:
+        """Items that are in, ascending."""
+        return np.flatnonzero(self._state.live)
+
+    @property
+    def state(self) -> DynamicState:
+        """All that is known, as a pytree of arrays (not a copy)."""
+        return self._state
+
+    def insert(self, element: int) -> None:
+        """Let an item in.
+
+        Costs 1 query, at most `ceil(log2(T + 1))` for each copy of T levels that takes the item,
+        and those of the rebuilds it triggers.
+
+        Args:
+            element: the item.
+
+        Raises:
+            TypeError: if it is not an integer.
+            IndexError: if the function has no such item.
+            ValueError: if it is in already, or its value is not finite or negative; nothing changed
+                then.
+        """
+        element = self._item(element)
+        if self._state.live[element]:
+            raise ValueError(f"element must not be in already, got {element}")
+        singleton = np.float32(_singleton(self.function, np.int32(element)))
+        if not (np.isfinite(singleton) and singleton >= 0):
+            raise ValueError(f"F of one element must be finite and >= 0, got {singleton}")
+        settings, state = self.settings, self._state
+        member = guesses.guesses_for(singleton, settings.k, settings.inner_eps)
+        self._count(1)
+        state.live[element] = True
+        if member.exponents.size == 0:
+            return
+        copies = self._copies(member)
+        state = self._state
+        lv, taus = state.levels, state.guesses[copies] / np.float32(2 * settings.k)
+        full = (lv.level[copies] > 0).sum(-1) == settings.k
+        limits = (lv.num_levels[copies] + ~full).astype(np.int32)
+        padded = functools.partial(_padded, smallest=8, largest=1 << 30)
+        found = _deepest(
+            self.function,
+            state.prefixes,
+            padded(copies.astype(np.int32)),
+            padded(limits),
+            padded(taus),
+            np.int32(element),
+        )
+        depths = np.asarray(found.depth)[: copies.size]
+        self._count(np.asarray(found.num_queries)[: copies.size].sum())
+        index = np.arange(settings.k + 2)
+        state.depth[copies, element] = depths
+        lv.size[copies] += (index >= 1) & (index <= depths[:, None])
+        due = (index == lv.num_levels[copies, None] + 1) | (
+            lv.size[copies] >= settings.growth * lv.built[copies]
+        )
+        due &= (index >= 1) & (index <= depths[:, None])
+        for copy, first in zip(copies[due.any(-1)], due.argmax(-1)[due.any(-1)], strict=True):
+            self._rebuild(int(copy), int(first))
+
+    def delete(self, element: int) -> None:
+        """Take an item out; costs no query unless it triggers a rebuild.
+
+        Args:
+            element: the item.
+
+        Raises:
+            TypeError: if it is not an integer.
+            IndexError: if the function has no such item.
+            KeyError: if it is not in; nothing changed then.
+        """
+        element = self._item(element)
+        state, lv = self._state, self._state.levels
+        if not state.live[element]:
+            raise KeyError(f"element must be in, got {element}")
+        state.live[element] = False
+        copies = np.flatnonzero(state.depth[:, element])
+        index = np.arange(self.settings.k + 2)
+        lv.size[copies] -= (index >= 1) & (index <= state.depth[copies, element][:, None])
+        state.depth[copies, element] = 0
+        for copy, slot in np.argwhere(lv.alive[copies] & (lv.order[copies] == element)):
+            copy = copies[copy]
+            level = lv.level[copy, slot]
+            lv.alive[copy, slot] = False
+            state.values[copy] = np.nan
+            dead = ((lv.level[copy] == level) & ~lv.alive[copy]).sum()
+            if dead > self.settings.inner_eps * lv.drawn[copy, level]:
+                self._rebuild(int(copy), int(level))
+
+    def solution(self, *, polish: bool = False) -> Solution:
+        """Read the best copy's live items.
+
+        Args:
+            polish: also run lazy greedy on the union of all copies' items and return the better
+                set. Our addition, not the paper's: same guarantee, higher values, one to three
+                hundred queries.
+
+        Returns:
+            The items, their value and the queries of this read: one for each copy that changed
+            since the last read, and those of the polish.
+        """
+        state, lv = self._state, self._state.levels
+        used = np.flatnonzero(lv.alive.any(-1))
+        if used.size == 0:
+            return Solution(np.zeros(0, np.int32), 0.0, 0)
+        stale = used[np.isnan(state.values[used])]
+        if stale.size:
+            rows = _padded(stale, 8, 1 << 30)
+            values = levels.values_of(self.function, self.settings, lv.order[rows], lv.alive[rows])
+            state.values[stale] = np.asarray(values)[: stale.size]
+        best = used[np.argmax(state.values[used])]
+        found = Solution(lv.order[best][lv.alive[best]], float(state.values[best]), int(stale.size))
+        if not polish:
+            return found
+        union = np.unique(lv.order[lv.alive]).astype(np.int32)
+        items = _padded(union, 32, self.function.num_items)
+        polished = _polish(
+            self.function, self.settings.k, items, np.arange(items.size) < union.size
+        )
+        asked = found.num_queries + int(polished.num_queries)
+        if float(polished.value) <= found.value:
+            return found._replace(num_queries=asked)
+        chosen = items[np.asarray(polished.indices)[np.asarray(polished.valid)]]
+        return Solution(chosen, float(polished.value), asked)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the state as an orbax checkpoint; the folder must not exist.
+
+        Args:
+            folder: where.
+
+        Raises:
+            ValueError: if the folder exists.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        ocp.save_pytree(pathlib.Path(folder).resolve(), self._to_arrays())
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """Continue from a state that `save` wrote under the same function and settings.
+
+        Args:
+            folder: where.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it was written for another number of items or another k.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        arrays: Any = ocp.load_pytree(pathlib.Path(folder).resolve())
+        self._from_arrays(arrays)
+
+    def _item(self, element: Any) -> int:
+        item = validation.integer("element", element)
+        if not 0 <= item < self.function.num_items:
+            raise IndexError(f"element must be in [0, {self.function.num_items}), got {item}")
+        return item
+
+    def _count(self, queries: Any) -> None:
+        self._state.num_queries[...] += int(queries)
+
+    def _copies(self, member: guesses.Membership) -> Int[np.ndarray, " c"]:
+        """Places of the copies of these guesses; makes those that do not exist yet."""
+        new = np.setdiff1d(member.exponents, self._state.exponents)
+        if new.size:
+            self._grow(new)
+        order = np.argsort(self._state.exponents)
+        return order[np.searchsorted(self._state.exponents, member.exponents, sorter=order)]
+
+    def _grow(self, new: Int[np.ndarray, " c"]) -> None:
+        state, count = self._state, new.size
+        k = self.settings.k
+
+        def extend(leaf, empty):
+            return np.concatenate([leaf, np.broadcast_to(empty, (count, *empty.shape))])
+
+        exponents = np.concatenate([state.exponents, new])
+        # The bank of prefixes grows by doubling, because each size of it is compiled for.
+        prefixes, needed = state.prefixes, exponents.size
+        have = jax.tree.leaves(prefixes)[0].shape[0]
+        if needed > have:
+            more = (1 << (needed - 1).bit_length()) - have
+            one = levels.empty_prefixes(self.function, k)
+            prefixes = jax.tree.map(
+                lambda leaf, empty: jnp.concatenate(
+                    [leaf, jnp.broadcast_to(empty, (more, *empty.shape))]
+                ),
+                prefixes,
+                one,
+            )
+        self._state = state._replace(
+            exponents=exponents,
+            guesses=guesses.guess_of(exponents, self.settings.inner_eps),
+            depth=extend(state.depth, np.zeros(self.function.num_items, np.int32)),
+            levels=jax.tree.map(extend, state.levels, jax.tree.map(np.asarray, Levels.empty(k))),
+            prefixes=prefixes,
+            values=extend(state.values, np.zeros(())),
+        )
+
+    def _rebuild(self, copy: int, first: int) -> None:
+        state, settings = self._state, self.settings
+        mine = jax.tree.map(lambda leaf: leaf[copy], state.levels)
+        candidates = np.flatnonzero(state.depth[copy] >= first).astype(np.int32)
+        state.values[copy] = np.nan
+        if candidates.size == 0:
+            self._store(copy, levels.truncate(mine, first))
+            return
+        built, prefixes, depth, asked = _build(
+            self.function,
+            settings,
+            mine,
+            state.prefixes,
+            np.int32(copy),
+            np.int32(first),
+            _padded(candidates, 32, self.function.num_items),
+            np.int32(candidates.size),
+            state.guesses[copy] / np.float32(2 * settings.k),
+            state.key,
+            np.int32(state.exponents[copy]),
+        )
+        self._state = state._replace(prefixes=prefixes)
+        state.depth[copy, candidates] = np.asarray(depth)[: candidates.size]
+        self._store(copy, built)
+        self._count(asked)
+
+    def _store(self, copy: int, new: Levels) -> None:
+        for bank, leaf in zip(self._state.levels, new, strict=True):
+            bank[copy] = np.asarray(leaf)
+
+    def _to_arrays(self) -> dict[str, Any]:
+        state = self._state._replace(key=jax.random.key_data(self._state.key))
+        return {
+            **state._asdict(),
+            "levels": state.levels._asdict(),
+            "prefixes": jax.tree.leaves(state.prefixes),
+        }
+
+    def _from_arrays(self, arrays: dict[str, Any]) -> None:
+        now = self._state
+        k, n = self.settings.k, self.function.num_items
+        saved_k, saved_n = arrays["levels"]["order"].shape[-1], arrays["live"].shape[0]
+        if (saved_k, saved_n) != (k, n):
+            raise ValueError(
+                f"the state must be of k = {k} and {n} items, got k = {saved_k}, {saved_n} items"
+            )
+        host = {name: np.array(arrays[name]) for name in ("depth", "values", "live", "exponents")}
+        self._state = DynamicState(
+            **host,
+            guesses=np.array(arrays["guesses"]),
+            levels=Levels(**{name: np.array(leaf) for name, leaf in arrays["levels"].items()}),
+            prefixes=jax.tree.unflatten(
+                jax.tree.structure(now.prefixes), [jnp.asarray(x) for x in arrays["prefixes"]]
+            ),
+            key=jax.random.wrap_key_data(jnp.asarray(arrays["key"])),
+            num_queries=np.array(arrays["num_queries"]),
+        )

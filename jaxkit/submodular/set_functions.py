@@ -1,0 +1,204 @@
+"""What every set function of this room is: a pytree with four pure methods, and checks of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxkit import validation
+
+State = Any
+
+
+class SetFunction(Protocol):
+    """A normalised set function F over items `0 .. num_items - 1`, evaluated incrementally.
+
+    An implementation is a pytree: its data (similarities, weights) are leaves, so that `jit`,
+    `vmap` and shardings act on them, and everything else is static. States are pytrees of fixed
+    shape, usable inside `scan` and `vmap` with traced items. Functions are of *sets*: an item that
+    is in the set already has gain 0, and adding it again changes nothing.
+
+    Attributes:
+        num_items: size of the ground set, n.
+        monotone: whether every gain is known to be >= 0.
+    """
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def monotone(self) -> bool: ...
+
+    def init(self) -> State:
+        """State of the empty set."""
+        ...
+
+    def gains(self, state: State, candidates: Int[Array, "*c"] | None = None) -> Float[Array, "*c"]:
+        """Gains `F(S + e) - F(S)` of all items `[n]`, or of `candidates` of any shape `[*c]`.
+
+        A gain of `-inf` marks an item that cannot be added. Each gain counts as one query.
+        """
+        ...
+
+    def add(self, state: State, element: Int[Array, ""]) -> State:
+        """State of `S + element`."""
+        ...
+
+    def value(self, state: State) -> Float[Array, ""]:
+        """`F(S)`; free of queries, because the state holds it."""
+        ...
+
+
+def add_all(
+    function: SetFunction, state: State, elements: Int[Array, " s"], valid: Bool[Array, " s"]
+) -> State:
+    """Add the valid ones of `elements`, in order.
+
+    Args:
+        function: the set function.
+        state: state of the set to add to.
+        elements: items, `[s]`; those not valid may hold anything.
+        valid: which of them to add, `[s]`.
+
+    Returns:
+        State of the union.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> f = modular(jnp.array([1.0, 2.0, 4.0]))
+        >>> state = add_all(f, f.init(), jnp.array([2, 0]), jnp.array([True, False]))
+        >>> float(f.value(state))
+        4.0
+    """
+
+    def step(state, element_and_valid):
+        element, valid = element_and_valid
+        added = function.add(state, jnp.where(valid, element, 0))
+        return jax.tree.map(lambda new, old: jnp.where(valid, new, old), added, state), None
+
+    return jax.lax.scan(step, state, (elements, valid))[0]
+
+
+@jax.jit
+def _value_of(function, elements, valid):
+    return function.value(add_all(function, function.init(), elements, valid))
+
+
+def evaluate(function: SetFunction, elements: Int[Array, " s"]) -> Float[Array, ""]:
+    """Compute F of a set given by its items; negative entries are padding.
+
+    Args:
+        function: the set function.
+        elements: items `[s]`, each below `num_items`; -1 (as in `Selection.indices`) is skipped.
+
+    Returns:
+        `F(S)`, a float32 scalar.
+
+    Raises:
+        ValueError: if a concrete item is `num_items` or more.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> float(evaluate(modular(jnp.array([1.0, 2.0, 4.0])), jnp.array([2, 0, -1])))
+        5.0
+    """
+    elements = jnp.asarray(elements, jnp.int32)
+    if not validation.is_traced(elements) and elements.size:
+        largest = int(elements.max())
+        if largest >= function.num_items:
+            raise ValueError(f"elements must be < {function.num_items}, got {largest}")
+    return _value_of(function, elements, elements >= 0)
+
+
+class Violation(NamedTuple):
+    """The largest violation that `check_submodular` or `check_monotone` saw.
+
+    Attributes:
+        worst: how far the worst gain is on the wrong side, in units of F; 0 if none was.
+        base: the set S, as a mask `[n]`.
+        element: the item whose gain is wrong.
+    """
+
+    worst: Float[Array, ""]
+    base: Bool[Array, " n"]
+    element: Int[Array, ""]
+
+
+def _chain(function, key):
+    """Gains of all items along a random order of all items: `[n, n]`, the masks and the order."""
+    n = function.num_items
+    order = jax.random.permutation(key, n)
+
+    def step(carry, element):
+        state, mask = carry
+        gains = function.gains(state)
+        return (function.add(state, element), mask.at[element].set(True)), (gains, mask)
+
+    _, (gains, masks) = jax.lax.scan(step, (function.init(), jnp.zeros(n, bool)), order)
+    return gains, masks
+
+
+@jax.jit
+def _worst_on_chains(violations, masks):
+    flat = jnp.argmax(violations)
+    chain, step, element = jnp.unravel_index(flat, violations.shape)
+    return Violation(jnp.max(violations), masks[chain, step], element.astype(jnp.int32))
+
+
+def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8) -> Violation:
+    """Look for negative gains along random chains of growing sets.
+
+    A spot test: a violation is a proof that F is not monotone, none is not a proof that it is.
+
+    Args:
+        function: the set function; `n^2` gains are computed for each chain.
+        key: typed PRNG key.
+        num_chains: number of random orders of all items.
+
+    Returns:
+        The worst violation `max(0, -gain)`, up to float32 rounding, and where it is.
+
+    Raises:
+        ValueError: if `num_chains` is not positive.
+
+    Example:
+        >>> from jaxkit.submodular import cut
+        >>> f = cut(jnp.ones((4, 4)) - jnp.eye(4))
+        >>> float(check_monotone(f, jax.random.key(0)).worst)
+        3.0
+    """
+    validation.integer("num_chains", num_chains, minimum=1)
+    gains, masks = jax.vmap(lambda k: _chain(function, k))(jax.random.split(key, num_chains))
+    return _worst_on_chains(jnp.maximum(-gains, 0), masks)
+
+
+def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int = 8) -> Violation:
+    """Look for gains that grow along random chains of growing sets.
+
+    A spot test, as `check_monotone`.
+
+    Args:
+        function: the set function; `n^2` gains are computed for each chain.
+        key: typed PRNG key.
+        num_chains: number of random orders of all items.
+
+    Returns:
+        The worst violation `max(0, F(e | B) - F(e | A))` over consecutive sets `A < B` of a chain
+        and items outside B, with B and the item.
+
+    Raises:
+        ValueError: if `num_chains` is not positive.
+
+    Example:
+        >>> from jaxkit.submodular import cut
+        >>> f = cut(jnp.ones((4, 4)) - jnp.eye(4))
+        >>> float(check_submodular(f, jax.random.key(0)).worst)
+        0.0
+    """
+    validation.integer("num_chains", num_chains, minimum=1)
+    gains, masks = jax.vmap(lambda k: _chain(function, k))(jax.random.split(key, num_chains))
+    growth = jnp.where(masks[:, 1:], 0, gains[:, 1:] - gains[:, :-1])
+    return _worst_on_chains(jnp.maximum(growth, 0), masks[:, 1:])

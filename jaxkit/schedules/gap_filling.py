@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
@@ -26,6 +27,19 @@ def fill_gaps(
         >>> fill_gaps(values, jnp.isfinite(values)).tolist()
         [1.0, 2.0, 3.0, 3.0]
     """
+    return _fill_gaps(values, known)
+
+
+@jax.jit
+def _fill_gaps(
+    values: Float[Array, "*batch n"], known: Bool[Array, "*batch n"]
+) -> Float[Array, "*batch n"]:
+    return lax.cond(known.all(), lambda: values, lambda: _interpolate(values, known))
+
+
+def _interpolate(
+    values: Float[Array, "*batch n"], known: Bool[Array, "*batch n"]
+) -> Float[Array, "*batch n"]:
     n = values.shape[-1]
     index = jnp.broadcast_to(jnp.arange(n), values.shape)
     before = lax.cummax(jnp.where(known, index, -1), axis=values.ndim - 1)

@@ -255,7 +255,7 @@ def wsd_profile(
 ) -> Float[Array, "*batch"]:
     """Stay at 1, then cool down to 0 over the last part: the S and D of warm-up-stable-decay.
 
-    With u = max(z - (1 - c), 0) / c: 1 - u (linear), 1 - sqrt(u) (sqrt), (1 + cos(pi u))/2.
+    With u = max(z - (1 - c), 0) / c: 1 - u, 1 - sqrt(u) or (1 + cos(pi u))/2.
 
     Args:
         z: progress in [0, 1].
@@ -276,12 +276,12 @@ def wsd_profile(
     """
     cooldown = validation.number("cooldown", cooldown, minimum=0, maximum=1, open_minimum=True)
     validation.choice("shape", shape, COOLDOWN_SHAPES)
-    u = jnp.clip((jnp.asarray(z) - (1 - cooldown)) / cooldown, 0.0, 1.0)
+    left = jnp.clip((1 - jnp.asarray(z)) / cooldown, 0.0, 1.0)
     if shape == "linear":
-        return 1 - u
+        return left
     if shape == "sqrt":
-        return 1 - jnp.sqrt(u)
-    return cosine_profile(u)
+        return 1 - jnp.sqrt(1 - left)
+    return cosine_profile(1 - left)
 
 
 PROFILES: dict[str, Profile] = {

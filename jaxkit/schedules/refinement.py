@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import fractions
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
 from jaxkit import validation
-from jaxkit.schedules import gap_filling, recorder, tabulated
+from jaxkit.schedules import gap_filling, median_filter, recorder, tabulated
 from jaxkit.schedules.profile_schedules import Schedule
-from jaxkit.schedules.sliding_median import sliding_median
 
 #: Smallest norm told apart from 0, relative to the largest: its weight stays finite in float32.
 _FLOOR = 2.0**-60
@@ -59,11 +60,19 @@ def refine_schedule(
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     validation.choice("norm", norm, recorder.NORMS)
-    smoothed = smooth_norms(norms, smoothing)
-    weights, unit = _relative_weights(smoothed, norm)
+    return _refine(smooth_norms(norms, smoothing), norm=norm, normalize=normalize)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "normalize"))
+def _refine(
+    norms: Float[Array, "*batch n"], *, norm: str, normalize: bool
+) -> Float[Array, "*batch n"]:
+    weights, unit = _relative_weights(norms, norm)
     steps = weights * _sum_after(weights)
     if normalize:
-        return steps / steps.max(axis=-1, keepdims=True)
+        largest = steps.max(axis=-1, keepdims=True)
+        # Compiled division may multiply by the reciprocal, and miss 1 by one rounding.
+        return jnp.where(steps == largest, 1.0, steps / largest)
     return steps / weights.sum(axis=-1, keepdims=True) * unit
 
 
@@ -130,7 +139,7 @@ def smooth_norms(
     filled = gap_filling.fill_gaps(norms, jnp.isfinite(norms))
     if smoothing is None:
         return filled
-    return sliding_median(filled, median_width(norms.shape[-1], smoothing))
+    return median_filter.sliding_median(filled, median_width(norms.shape[-1], smoothing))
 
 
 def median_width(n: int, smoothing: float = 0.1) -> int:

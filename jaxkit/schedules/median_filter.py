@@ -87,7 +87,9 @@ def _order_statistic_of_windows(
         sequence, left, right, k, found = carry
         bit = num_bits - 1 - level
         is_one = (sequence >> bit) & 1
-        zeros_before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(1 - is_one)])
+        zeros_before = jnp.concatenate(
+            [jnp.zeros(1, jnp.int32), jnp.cumsum(1 - is_one, dtype=jnp.int32)]
+        )
         num_zeros = zeros_before[m]
 
         # How many entries of each window have this bit 0 decides which half holds the answer.

@@ -1,0 +1,214 @@
+"""Bounds against independent values, closed forms, and the inequality they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxkit import schedules
+
+positive = st.lists(st.floats(2.0**-7, 100, width=32), min_size=12, max_size=12)
+
+
+def reference_bound(eta, norms, distance):
+    """The theorem as printed, with its double sum, in double precision."""
+    eta, squares = np.asarray(eta, np.float64), np.asarray(norms, np.float64) ** 2
+    total, noise = eta.sum(), eta**2 * squares
+    bound = distance**2 / (2 * total) + noise.sum() / (2 * total)
+    for k in range(len(eta) - 1):
+        bound += 0.5 * eta[k] / eta[k + 1 :].sum() * noise[k:].sum() / eta[k:].sum()
+    return bound
+
+
+def test_the_bound_and_its_best_scale_equal_independent_values(golden):
+    for case in golden("schedules")["last_iterate_bound"]["cases"]:
+        args = case["eta"], case["norms"], case["D"]
+        assert reference_bound(*args) == pytest.approx(case["bound"], rel=1e-12)
+        expected = [case["bound"], case["best_multiplier"], case["best_bound"]]
+
+        def found(eta, norms, distance):
+            return [
+                schedules.last_iterate_bound(eta, norms, distance),
+                schedules.optimal_step_scale(eta, norms, distance),
+                schedules.best_last_iterate_bound(eta, norms, distance),
+            ]
+
+        eta, norms = np.asarray(case["eta"]), np.asarray(case["norms"])
+        single = found(eta.astype(np.float32), norms.astype(np.float32), case["D"])
+        np.testing.assert_allclose(single, expected, rtol=2e-6)
+        with jax.enable_x64(True):
+            double = found(jnp.asarray(eta), jnp.asarray(norms), case["D"])
+            np.testing.assert_allclose(double, expected, rtol=1e-12)
+
+
+@given(eta=positive, norms=positive)
+def test_the_short_form_equals_the_printed_double_sum(eta, norms):
+    found = schedules.last_iterate_bound(
+        np.asarray(eta, np.float32), np.asarray(norms, np.float32), 1.5
+    )
+    assert float(found) == pytest.approx(reference_bound(eta, norms, 1.5), rel=1e-5)
+
+
+def test_constant_steps_have_the_harmonic_bound():
+    eta, size, distance, total = 0.3, 2.0, 1.7, 25
+    harmonic = sum(1 / k for k in range(1, total))
+    expected = distance**2 / (2 * eta * total) + eta * size**2 / 2 * (1 + harmonic)
+    found = schedules.last_iterate_bound(np.full(total, eta), np.full(total, size), distance)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@given(eta=positive, norms=positive, scale=st.floats(0.1, 10))
+def test_no_other_scale_beats_the_best_one(eta, norms, scale):
+    eta, norms = np.asarray(eta, np.float32), np.asarray(norms, np.float32)
+    best = float(schedules.best_last_iterate_bound(eta, norms))
+    at = float(schedules.optimal_step_scale(eta, norms))
+    assert float(schedules.last_iterate_bound(at * eta, norms)) == pytest.approx(best, rel=1e-5)
+    assert float(schedules.last_iterate_bound(scale * at * eta, norms)) >= best * (1 - 1e-5)
+
+
+def test_exact_worst_case_steps_and_values_are_reproduced(golden):
+    for case in golden("schedules")["exact_worst_case"]["cases"]:
+        norms = np.asarray(case.get("norms", np.ones(case.get("T", 0))))
+        eta = np.asarray(case["eta"])[: len(norms) - 1]
+        worst = case["worst_case_last_iterate_gap"]
+        for x64, rtol in ((False, 2e-6), (True, 1e-12)):
+            with jax.enable_x64(x64):
+                found = np.asarray(schedules.theoretical_steps(norms))
+                bound = float(schedules.weighted_bound(norms**-2, norms))
+            np.testing.assert_allclose(found[: len(eta)], eta, rtol=rtol)
+            assert found[-1] == 0
+            assert bound == pytest.approx(case["theory"], rel=rtol)
+            assert bound == pytest.approx(worst, abs=2e-6)
+
+
+@given(norms=positive, weights=positive)
+def test_refined_weights_have_the_smallest_bound(norms, weights):
+    norms, weights = np.asarray(norms, np.float64), np.asarray(weights, np.float32)
+    refined = float(schedules.weighted_bound(norms**-2, norms))
+    assert float(schedules.weighted_bound(weights, norms)) >= refined * (1 - 1e-5)
+    assert refined == pytest.approx(np.sum(norms**-2) ** -0.5, rel=1e-5)
+
+
+@given(norms=positive)
+def test_the_gain_over_linear_decay_is_the_ratio_of_bounds(norms):
+    norms = np.asarray(norms, np.float64)
+    linear = float(schedules.weighted_bound(np.ones(12), norms))
+    refined = float(schedules.weighted_bound(norms**-2, norms))
+    gain = float(schedules.refinement_gain(norms))
+    assert gain == pytest.approx(linear / refined, rel=1e-5)
+    assert gain >= 1 - 1e-6
+
+
+def test_the_limits_for_many_updates_are_the_constants_of_the_profiles(golden):
+    constants = golden("schedules")["continuous_bound_constants"]["values"]
+    total = 20_000
+    rex = {f"rex_d{d}": (schedules.rex_schedule, {"d": d}) for d in (0.1, 0.25, 0.5, 0.75, 0.9)}
+    makers = {
+        "linear": (schedules.linear_decay_schedule, {}),
+        "cosine": (schedules.cosine_schedule, {}),
+        **rex,
+    }
+    for name, (make, options) in makers.items():
+        steps = make(1.0, total, **options)(jnp.arange(total))
+        bound = float(schedules.best_last_iterate_bound(steps, jnp.ones(total)))
+        assert np.sqrt(total) * bound == pytest.approx(constants[name], rel=1e-3)
+
+
+def test_linear_decay_has_its_closed_form_in_the_general_bound():
+    total = 40
+    steps = (total + 1 - np.arange(1, total + 1)) / (total + 1)
+    harmonic = sum(1 / k for k in range(1, total))
+    expected = 2 / total**0.5 * ((total - 0.5 + harmonic) / (total + 1)) ** 0.5
+    found = schedules.best_last_iterate_bound(steps, np.ones(total))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_refined_steps_come_close_to_the_numerical_optimum(golden):
+    # The optimum of the general bound, found by a quasi-Newton search over all step sequences.
+    for case in golden("schedules")["numerically_optimal_schedule"]["cases"]:
+        norms = np.asarray(case["norms"])
+        optimum = case["bound_opt"]
+        at_optimum = schedules.best_last_iterate_bound(np.asarray(case["eta_opt"]), norms)
+        assert float(at_optimum) == pytest.approx(optimum, rel=1e-3)
+        tight = float(schedules.weighted_bound(norms**-2, norms))
+        assert tight == pytest.approx(case["closed_form_theorem1_bound"], rel=1e-6)
+        assert tight < optimum
+
+
+def test_iterates_built_from_any_sequence_equal_their_recursion(golden):
+    case = golden("schedules")["x_from_z"]
+    z, w = np.asarray(case["z"]), np.asarray(case["w"])
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(schedules.last_iterate_path(z, w), case["x"], rtol=1e-12)
+    found = schedules.last_iterate_path(z.astype(np.float32), w.astype(np.float32))
+    np.testing.assert_allclose(found, case["x"], atol=2e-6, rtol=0)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_the_last_iterate_inherits_the_weighted_regret_on_any_convex_function(seed):
+    rng = np.random.default_rng(seed)
+    slopes, offsets = rng.normal(size=(6, 3)), rng.normal(size=6)
+    z, w, u = rng.normal(size=(10, 3)), rng.uniform(0.01, 1, 10), rng.normal(size=3)
+
+    def f(x):
+        return np.max(slopes @ x + offsets)
+
+    with jax.enable_x64(True):
+        x = np.asarray(schedules.last_iterate_path(z, w))
+    g = np.stack([slopes[np.argmax(slopes @ p + offsets)] for p in x])
+    regret = np.sum(w * np.sum(g * (z - u), axis=1)) / w.sum()
+    assert f(x[-1]) - f(u) <= regret + 1e-12
+
+
+def test_the_bound_table_ranks_schedules_and_knows_their_best_peak():
+    total = 200
+    makers = {n: schedules.SCHEDULES[n] for n in ("constant", "cosine", "linear", "rex", "step")}
+    table = schedules.bound_table({n: m(3.0, total) for n, m in makers.items()}, np.ones(50), total)
+    assert [row.name for row in table] == ["linear", "rex", "cosine", "constant", "step"]
+    assert table[0].over_best == 1
+    for row in table:
+        steps = makers[row.name](row.peak_value, total)(jnp.arange(total))
+        again = float(schedules.last_iterate_bound(steps, np.ones(total)))
+        assert again == pytest.approx(row.bound, rel=1e-4)
+
+
+def test_bounds_may_be_vmapped_and_compiled():
+    eta = np.random.default_rng(0).uniform(0.1, 1, (5, 30)).astype(np.float32)
+    norms = np.ones((5, 30), np.float32)
+    loop = [float(schedules.last_iterate_bound(e, n)) for e, n in zip(eta, norms, strict=True)]
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(schedules.last_iterate_bound))(eta, norms), loop, rtol=1e-6
+    )
+    np.testing.assert_allclose(schedules.last_iterate_bound(eta, norms), loop, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("bad_input")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: schedules.last_iterate_bound(np.array([1.0, 0.0]), np.ones(2)),
+            r"the last of steps must be finite and in \(0, inf\)",
+        ),
+        (
+            lambda: schedules.last_iterate_bound(np.ones(2), np.ones(3)),
+            r"steps and norms must have one shape .* got \(2,\) and \(3,\)",
+        ),
+        (lambda: schedules.last_iterate_bound(-np.ones(2), np.ones(2)), "steps must be finite"),
+        (lambda: schedules.last_iterate_bound(np.ones(2), np.ones(2), 0.0), "distance must be"),
+        (lambda: schedules.theoretical_steps(np.ones(2), -1.0), "distance must be finite"),
+        (lambda: schedules.theoretical_steps(np.ones(1)), "norms must hold at least 2"),
+        (lambda: schedules.weighted_bound(np.ones(2), -np.ones(2)), "norms must be finite"),
+        (lambda: schedules.bound_table({}, np.ones(2), 2), "at least one schedule, got none"),
+        (
+            lambda: schedules.bound_table({"short": schedules.rex_schedule(1.0, 2)}, np.ones(4), 4),
+            "must be positive at their last update, got 0.0 from 'short' at update 3",
+        ),
+        (lambda: schedules.last_iterate_path(np.ones((3, 2)), np.ones(2)), "one entry a row"),
+    ],
+)
+def test_bad_input_is_named_with_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -21,11 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxkit import validation
-from jaxkit.submodular import greedy, guesses, levels, restriction, set_functions
+from jaxkit.submodular import cardinality, guesses, levels, restriction, set_functions
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.selection import Guarantee
-
-_ROW = {"depth": np.int32}
 
 
 class Solution(NamedTuple):
@@ -107,7 +105,7 @@ def _build(function, settings, old, prefixes, copy, first, candidates, count, ta
 
 @functools.partial(jax.jit, static_argnames="k")
 def _polish(function, k, items, mask):
-    return greedy.lazy_greedy(restriction.Restriction(function, items), k, mask=mask, batch=16)
+    return cardinality.lazy_greedy(restriction.Restriction(function, items), k, mask=mask, batch=16)
 
 
 def _padded(ids: np.ndarray, smallest: int, largest: int) -> np.ndarray:
@@ -385,6 +383,7 @@ class DynamicMaximiser:
         prefixes, needed = state.prefixes, exponents.size
         have = jax.tree.leaves(prefixes)[0].shape[0]
         if needed > have:
+            needed = max(needed, 2 * self.settings.num_buckets)
             more = (1 << (needed - 1).bit_length()) - have
             one = levels.empty_prefixes(self.function, k)
             prefixes = jax.tree.map(

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxkit import validation
-from jaxkit.submodular import kernels, mixture, modular, operands
+from jaxkit.submodular import concave, kernels, mixtures, operands
 
 
 class FacilityState(NamedTuple):
@@ -385,7 +385,7 @@ def facility_location_mutual_information(
     return FacilityLocationMutualInformation(items.T, eta * queries.max(1))
 
 
-def facility_location_query(query_similarity: ArrayLike, eta: ArrayLike = 1.0) -> mixture.Mixture:
+def facility_location_query(query_similarity: ArrayLike, eta: ArrayLike = 1.0) -> mixtures.Mixture:
     r"""Make $F(S) = \sum_q \max_{j \in S} Q_{qj} + \eta \sum_{j \in S} \max_q Q_{qj}$.
 
     The variant of the mutual information whose clients are the queries only.
@@ -411,4 +411,4 @@ def facility_location_query(query_similarity: ArrayLike, eta: ArrayLike = 1.0) -
     matrix = operands.operand("query_similarity", query_similarity, rank=2, minimum=0)
     validation.number("eta", eta, minimum=0)
     weights = jnp.stack([jnp.ones(()), jnp.asarray(eta, jnp.float32)])
-    return mixture.mixture([facility_location(matrix), modular.modular(matrix.max(0))], weights)
+    return mixtures.mixture([facility_location(matrix), concave.modular(matrix.max(0))], weights)

@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 

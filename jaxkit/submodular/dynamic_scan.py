@@ -1,0 +1,269 @@
+"""The dynamic maximiser as one jitted scan over a whole stream, for streams on the device.
+
+It takes the same decisions, draws and queries as `DynamicMaximiser`, whose module says what is from
+the paper. A rebuild costs the capacity n here, not the size of a reservoir: on a CPU the host-driven
+`DynamicMaximiser` is faster.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxkit import validation
+from jaxkit.submodular import dynamic, guesses, levels, set_functions
+from jaxkit.submodular.levels import Levels, LevelSettings
+from jaxkit.submodular.queries import QueryCount
+
+
+class ScanState(NamedTuple):
+    """State of the scan: a fixed grid of c guesses over n items.
+
+    Attributes:
+        exponents: exponent of each guess, `[c]`.
+        guesses: the guesses, `[c]`.
+        depth: deepest reservoir that holds each item, `[c, n]`.
+        levels: levels of each copy, leading axis `[c]`.
+        prefixes: states of the prefixes, leading axes `[c, k + 1]`.
+        live: items that are in, `[n]`.
+        key: typed PRNG key.
+        num_queries: queries of all updates; read-outs are not counted.
+        overflow: whether an item's value alone was outside the range given at the start; the
+            guarantee is lost then.
+        num_ignored: operations that were illegal (insert present, delete absent, no such item) and
+            changed nothing.
+    """
+
+    exponents: Int[Array, " c"]
+    guesses: Float[Array, " c"]
+    depth: Int[Array, "c n"]
+    levels: Levels
+    prefixes: Any
+    live: Bool[Array, " n"]
+    key: Any
+    num_queries: QueryCount
+    overflow: Bool[Array, ""]
+    num_ignored: Int[Array, ""]
+
+
+class ScanTrace(NamedTuple):
+    """What held after each of the s operations.
+
+    Attributes:
+        values: F of the best copy's live items, `[s]`.
+        indices: those items, -1 in slots not used, `[s, k]`.
+        num_queries: queries of the update, `[s]`.
+    """
+
+    values: Float[Array, " s"]
+    indices: Int[Array, "s k"]
+    num_queries: Int[Array, " s"]
+
+
+def dynamic_start(
+    function: set_functions.SetFunction,
+    settings: LevelSettings,
+    value_range: Sequence[float],
+    key: jax.Array,
+) -> ScanState:
+    """Make the state of no live items.
+
+    Args:
+        function: a monotone submodular function.
+        settings: the maximiser's settings.
+        value_range: smallest and largest F of a single item that will come; the grid of guesses
+            reaches from the first to `2k` times the second. Items worth 0 are always legal.
+        key: typed PRNG key.
+
+    Returns:
+        The state.
+
+    Raises:
+        TypeError: if the range is not of numbers.
+        ValueError: if the range is not two positive numbers in ascending order.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> state = dynamic_start(modular(jnp.ones(3)), LevelSettings(1), (1, 1), jax.random.key(0))
+        >>> int(state.num_queries), state.exponents.tolist()
+        (0, [0, 1, 2, 3, 4])
+    """
+    low, high = value_range
+    validation.number("value_range", low, minimum=0, open_minimum=True)
+    validation.number("value_range", high, minimum=low)
+    eps = settings.inner_eps
+    exponents = guesses.grid_exponents(low, 2 * settings.k * high, eps)
+    count = exponents.size
+
+    def stacked(tree):
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
+
+    return ScanState(
+        jnp.asarray(exponents, jnp.int32),
+        jnp.asarray(guesses.guess_of(exponents, eps)),
+        jnp.zeros((count, function.num_items), jnp.int32),
+        stacked(Levels.empty(settings.k)),
+        stacked(levels.empty_prefixes(function, settings.k)),
+        jnp.zeros(function.num_items, bool),
+        key,
+        QueryCount.zero(),
+        jnp.zeros((), bool),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def dynamic_scan(
+    function: set_functions.SetFunction,
+    settings: LevelSettings,
+    state: ScanState,
+    inserts: Bool[Array, " s"],
+    elements: Int[Array, " s"],
+) -> tuple[ScanState, ScanTrace]:
+    """Run a stream of insertions and deletions.
+
+    Args:
+        function: the set function that the state was made for.
+        settings: the settings that the state was made for, static.
+        state: where to start.
+        inserts: whether each operation is an insertion (else a deletion), `[s]`.
+        elements: its item, `[s]`.
+
+    Returns:
+        The state after the stream, and the value, items and queries after each operation. Look at
+        `state.overflow` and `state.num_ignored`.
+
+    Raises:
+        TypeError: if the operations are not boolean and integer.
+        ValueError: if their shapes differ.
+
+    Source: as `DynamicMaximiser`.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> f, settings = modular(jnp.array([1.0, 2.0])), LevelSettings(1)
+        >>> state = dynamic_start(f, settings, (1, 2), jax.random.key(0))
+        >>> inserts, elements = jnp.array([True, True, False]), jnp.array([0, 1, 1])
+        >>> dynamic_scan(f, settings, state, inserts, elements)[1].values.tolist()
+        [1.0, 2.0, 1.0]
+    """
+    inserts, elements = jnp.asarray(inserts), jnp.asarray(elements)
+    if inserts.dtype != bool or not jnp.issubdtype(elements.dtype, jnp.integer):
+        raise TypeError(
+            "inserts must be boolean and elements integer, got dtypes "
+            f"{inserts.dtype} and {elements.dtype}"
+        )
+    if inserts.ndim != 1 or inserts.shape != elements.shape:
+        raise ValueError(
+            "inserts and elements must have one same axis, got shapes "
+            f"{inserts.shape} and {elements.shape}"
+        )
+    return _dynamic_scan(function, settings, state, inserts, elements.astype(jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _dynamic_scan(function, settings, state, inserts, elements):
+    def step(state, operation):
+        return _update(function, settings, state, *operation)
+
+    return jax.lax.scan(step, state, (inserts, elements))
+
+
+class _Copy(NamedTuple):
+    exponent: Int[Array, ""]
+    guess: Float[Array, ""]
+    depth: Int[Array, " n"]
+    levels: Levels
+    prefixes: Any
+
+
+def _update(function, settings: LevelSettings, state: ScanState, insert, element):
+    n = function.num_items
+    legal = (element >= 0) & (element < n)
+    element = jnp.clip(element, 0, n - 1)
+    legal &= state.live[element] != insert
+    singleton = function.gains(function.init(), element)
+    highest = np.float32(2 * settings.k) * singleton
+    member = legal & insert & (singleton <= state.guesses) & (state.guesses <= highest)
+    ratio = 1 + settings.inner_eps
+    covered = (state.guesses[0] < singleton * ratio) & (highest < state.guesses[-1] * ratio)
+    overflow = legal & insert & (singleton > 0) & ~covered
+
+    def one_copy(_, xs):
+        member, copy = xs
+        concerned = jnp.where(insert, member, legal & (copy.depth[element] > 0))
+        changed = functools.partial(_change, function, settings, state.key, insert, element)
+        return None, jax.lax.cond(concerned, changed, lambda copy: (copy, 0), copy)
+
+    copies = _Copy(state.exponents, state.guesses, state.depth, state.levels, state.prefixes)
+    _, (copies, asked) = jax.lax.scan(one_copy, None, (member, copies))
+    num_queries = jnp.sum(asked) + (legal & insert)
+    live = state.live.at[element].set(jnp.where(legal, insert, state.live[element]))
+    values = levels.values_of(function, settings, copies.levels.order, copies.levels.alive)
+    best = jnp.argmax(values)
+    after = state._replace(
+        depth=copies.depth,
+        levels=copies.levels,
+        prefixes=copies.prefixes,
+        live=live,
+        num_queries=state.num_queries.plus(num_queries),
+        overflow=state.overflow | overflow,
+        num_ignored=state.num_ignored + ~legal,
+    )
+    items = jnp.where(copies.levels.alive[best], copies.levels.order[best], -1)
+    return after, ScanTrace(values[best], items, num_queries.astype(jnp.int32))
+
+
+def _change(function, settings, key, insert, element, copy: _Copy):
+    """Insert into or delete from one copy that is concerned, and rebuild where that is due."""
+    old = copy.levels
+    tau = copy.guess / np.float32(2 * settings.k)
+    index = jnp.arange(settings.k + 2)
+
+    def inserted(_):
+        def prefix(i):
+            return jax.tree.map(lambda leaf: leaf[i], copy.prefixes)
+
+        full = jnp.sum(old.level > 0) == settings.k
+        limit = (old.num_levels + ~full).astype(jnp.int32)
+        depth, asked = levels.deepest(function, prefix, limit, tau, element)
+        size = old.size + ((index >= 1) & (index <= depth))
+        new = old._replace(size=size)
+        return new, depth, levels.first_to_build(settings, new, depth), asked
+
+    def deleted(_):
+        slot, first = levels.level_hit_by_deletion(settings, old, element)
+        size = old.size - ((index >= 1) & (index <= copy.depth[element]))
+        new = old._replace(size=size, alive=old.alive & ~slot)
+        return new, jnp.zeros((), jnp.int32), first, jnp.zeros((), jnp.int32)
+
+    new, depth, first, asked = jax.lax.cond(insert, inserted, deleted, None)
+    depths = copy.depth.at[element].set(depth)
+
+    def rebuilt(_):
+        candidates = jnp.arange(function.num_items, dtype=jnp.int32)
+        present = depths >= first
+        built = levels.build(
+            function,
+            settings,
+            new,
+            copy.prefixes,
+            first,
+            candidates,
+            present,
+            tau,
+            dynamic.copy_key(key, copy.exponent),
+        )
+        depth = jnp.where(present, built.depth, depths)
+        return depth, built.levels, built.prefixes, built.num_queries.astype(jnp.int32)
+
+    def kept(_):
+        return depths, new, copy.prefixes, jnp.zeros((), jnp.int32)
+
+    depths, new, prefixes, more = jax.lax.cond(first > 0, rebuilt, kept, None)
+    return copy._replace(depth=depths, levels=new, prefixes=prefixes), asked + more

@@ -1,0 +1,307 @@
+"""One pass over a stream that only grows, in bounded memory: sieve-streaming and its successor."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxkit import validation
+from jaxkit.submodular import queries, set_functions
+from jaxkit.submodular.selection import NO_GUARANTEE, Guarantee, Selection
+
+
+class SieveState(NamedTuple):
+    """State of a sieve: g sets, each for one guess.
+
+    Attributes:
+        exponents: exponent of the guess of each set, `[g]`; guess j stands at place `j mod g`.
+        sets: items of each, -1 where unused, `[g, k]`.
+        gains: gain of each item when it was kept, `[g, k]`.
+        sizes: number of items of each, `[g]`.
+        states: states of the set function, leading axis `[g]`.
+        best_single: largest F of one item so far, D.
+        best_value: largest F of a set so far.
+        num_queries: queries so far.
+        peak_stored: most items that all sets ever held together, counted with multiplicity.
+    """
+
+    exponents: Int[Array, " g"]
+    sets: Int[Array, "g k"]
+    gains: Float[Array, "g k"]
+    sizes: Int[Array, " g"]
+    states: Any
+    best_single: Float[Array, ""]
+    best_value: Float[Array, ""]
+    num_queries: queries.QueryCount
+    peak_stored: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sieve:
+    """A streaming maximiser; make it with `sieve_streaming` or `sieve_streaming_pp`.
+
+    Its methods are pure functions; the set function is an argument, so that they compile once for
+    all functions of one kind and shape.
+
+    Attributes:
+        k: size of the solution at most.
+        eps: ratio of neighbouring guesses minus 1.
+        lower_bound: whether guesses that the best value so far rules out are dropped (++).
+    """
+
+    k: int
+    eps: float
+    lower_bound: bool
+
+    @property
+    def num_sets(self) -> int:
+        """Sets kept at a time, g.
+
+        Example:
+            >>> sieve_streaming(3, eps=0.2).num_sets
+            11
+        """
+        span = 2 * self.k * (1 + self.eps if self.lower_bound else 1)
+        return math.floor(math.log(span) / math.log1p(self.eps) + 1e-6) + 2
+
+    def init(self, function: set_functions.SetFunction) -> SieveState:
+        """State before the first item.
+
+        Example:
+            >>> from jaxkit.submodular import modular
+            >>> sieve_streaming(3).init(modular(jnp.ones(4))).sets.shape
+            (20, 3)
+        """
+        g = self.num_sets
+        empty = function.init()
+        return SieveState(
+            jnp.full(g, _UNUSED),
+            jnp.full((g, self.k), -1, jnp.int32),
+            jnp.zeros((g, self.k)),
+            jnp.zeros(g, jnp.int32),
+            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (g, *leaf.shape)), empty),
+            jnp.zeros(()),
+            jnp.zeros(()),
+            queries.QueryCount.zero(),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        self, function: set_functions.SetFunction, state: SieveState, element: Int[Array, ""]
+    ) -> SieveState:
+        """Offer one item to every set that it could serve.
+
+        Costs 1 query, and 1 for each set that is not full and not empty.
+
+        Args:
+            function: the set function.
+            state: the state.
+            element: the item; it may be traced. It should not have been offered before.
+
+        Returns:
+            The new state.
+
+        Example:
+            >>> from jaxkit.submodular import modular
+            >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(1)
+            >>> state = sieve.update(f, sieve.init(f), jnp.array(2))
+            >>> sieve.solution(f, state).indices.tolist()
+            [2]
+        """
+        return _update(function, state, jnp.asarray(element, jnp.int32), jnp.array(True), self)
+
+    def run(
+        self,
+        function: set_functions.SetFunction,
+        state: SieveState,
+        elements: Int[Array, " s"],
+        valid: Bool[Array, " s"] | None = None,
+    ) -> SieveState:
+        """Offer a batch of items in order, in one jitted scan.
+
+        Args:
+            function: the set function.
+            state: the state.
+            elements: the items, `[s]`.
+            valid: which of them to offer, `[s]`; all by default.
+
+        Returns:
+            The new state.
+
+        Raises:
+            ValueError: if a concrete item that is to be offered is out of range.
+
+        Example:
+            >>> from jaxkit.submodular import modular
+            >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(2)
+            >>> state = sieve.run(f, sieve.init(f), jnp.arange(4))
+            >>> float(sieve.solution(f, state).value)
+            2.0
+        """
+        elements = jnp.asarray(elements, jnp.int32)
+        valid = jnp.ones(elements.shape, bool) if valid is None else jnp.asarray(valid)
+        if not validation.is_traced(elements) and not validation.is_traced(valid):
+            wrong = elements[valid & ((elements < 0) | (elements >= function.num_items))]
+            if wrong.size:
+                raise ValueError(
+                    f"elements must be in [0, {function.num_items}), got {int(wrong[0])}"
+                )
+        return _run(function, state, elements, valid, self)
+
+    def solution(self, function: set_functions.SetFunction, state: SieveState) -> Selection:
+        """Read the best set; costs no query.
+
+        Returns:
+            A `Selection` of size k, at least `1/2 - eps` of the best set of items offered.
+
+        Example:
+            >>> from jaxkit.submodular import modular
+            >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(2)
+            >>> float(sieve.solution(f, sieve.init(f)).value)
+            0.0
+        """
+        values = jnp.where(state.sizes > 0, jax.vmap(function.value)(state.states), 0)
+        best = jnp.argmax(values)
+        indices = state.sets[best]
+        ratio = max(0.5 - self.eps, 0.0)
+        return Selection(
+            indices,
+            state.gains[best],
+            indices >= 0,
+            values[best],
+            state.num_queries,
+            Guarantee(ratio, "always") if function.monotone else NO_GUARANTEE,
+        )
+
+
+_UNUSED = -(1 << 30)
+
+
+def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveState:
+    base, k, g = math.log1p(sieve.eps), sieve.k, sieve.num_sets
+    single = jnp.where(valid, function.gains(function.init(), element), 0)
+    highest = jnp.maximum(state.best_single, single)
+    # Guesses of OPT lie in [D, 2kD]; the successor sieves by thresholds in [LB / 2k(1+eps), D].
+    if sieve.lower_bound:
+        bound = jnp.maximum(state.best_value, highest)
+        lowest, largest = bound / (2 * k * (1 + sieve.eps)), highest
+    else:
+        lowest, largest = highest, 2 * k * highest
+    safe = jnp.where(highest > 0, lowest, 1.0)
+    first = jnp.ceil(jnp.log(safe) / base - 1e-5).astype(jnp.int32)
+    last = jnp.floor(jnp.log(jnp.where(highest > 0, largest, 1.0)) / base + 1e-5).astype(jnp.int32)
+    place = jnp.arange(g)
+    exponents = first + jnp.mod(place - first, g)
+    used = (exponents <= last) & (highest > 0)
+    fresh = (exponents != state.exponents) | ~used
+
+    def reset(leaf, empty):
+        shape = (g,) + (1,) * (leaf.ndim - 1)
+        return jnp.where(fresh.reshape(shape), empty, leaf)
+
+    states = jax.tree.map(reset, state.states, function.init())
+    sets, kept_gains = reset(state.sets, -1), reset(state.gains, 0)
+    sizes = jnp.where(fresh, 0, state.sizes)
+
+    gains = jax.vmap(function.gains, (0, None))(states, element)
+    values = jax.vmap(function.value)(states)
+    guess = jnp.exp(base * exponents)
+    room = k - sizes
+    needed = (
+        guess if sieve.lower_bound else (guess / 2 - values) / jnp.maximum(room, 1)
+    )
+    asked = used & (room > 0) & valid
+    keep = asked & (gains >= needed)
+    slot = keep[:, None] & (jnp.arange(k) == sizes[:, None])
+    added = jax.vmap(function.add, (0, None))(states, element)
+
+    def choose(new, old):
+        return jnp.where(keep.reshape((g,) + (1,) * (old.ndim - 1)), new, old)
+
+    states = jax.tree.map(choose, added, states)
+    sizes = sizes + keep
+    best_value = jnp.maximum(state.best_value, (values + jnp.where(keep, gains, 0)).max())
+    return SieveState(
+        jnp.where(used, exponents, _UNUSED),
+        jnp.where(slot, element, sets),
+        jnp.where(slot, gains[:, None], kept_gains),
+        sizes,
+        states,
+        highest,
+        best_value,
+        state.num_queries.plus(valid + jnp.sum(asked)),
+        jnp.maximum(state.peak_stored, jnp.sum(sizes)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="sieve")
+def _run(function, state, elements, valid, sieve):
+    def step(state, offered):
+        return _update(function, state, *offered, sieve), None
+
+    return jax.lax.scan(step, state, (elements, valid))[0]
+
+
+def _sieve(k: int, eps: float, lower_bound: bool) -> Sieve:
+    validation.integer("k", k, minimum=1)
+    validation.number("eps", eps, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
+    return Sieve(int(k), float(eps), lower_bound)
+
+
+def sieve_streaming(k: int, *, eps: float = 0.2) -> Sieve:
+    r"""Make sieve-streaming: one pass, at most $k \log_{1+\epsilon}(2k)$ items in memory.
+
+    For each guess $v = (1 + \epsilon)^j \in [D, 2kD]$, D the best single item so far, an item is
+    kept if $F(e | S_v) \ge (v / 2 - F(S_v)) / (k - |S_v|)$.
+
+    Args:
+        k: size of the solution at most, static.
+        eps: loss, in (0, 1), static: it sets the number of guesses.
+
+    Returns:
+        A `Sieve`: `init`, `update` or `run`, `solution`; at least `1/2 - eps` of the best for a
+        monotone function and any order of the stream.
+
+    Raises:
+        TypeError: if k is not an integer.
+        ValueError: if k is not positive or `eps` not in (0, 1).
+
+    Source: Badanidiyuru et al., KDD 2014, Algorithm 3.
+
+    Example:
+        >>> sieve_streaming(10).lower_bound
+        False
+    """
+    return _sieve(k, eps, False)
+
+
+def sieve_streaming_pp(k: int, *, eps: float = 0.2) -> Sieve:
+    r"""Make sieve-streaming++: O(k / eps) items in memory.
+
+    Thresholds are $(1 + \epsilon)^j \in [\max(LB, D) / (2k(1 + \epsilon)), D]$ with LB the best
+    value and D the best single item so far; an item is kept if its gain reaches the threshold.
+
+    Args:
+        k: size of the solution at most, static.
+        eps: loss, in (0, 1), static.
+
+    Returns:
+        A `Sieve`, with the guarantee of `sieve_streaming` and less memory as the value grows.
+
+    Raises:
+        TypeError: if k is not an integer.
+        ValueError: if k is not positive or `eps` not in (0, 1).
+
+    Source: Kazemi et al., ICML 2019, Algorithm 1.
+
+    Example:
+        >>> sieve_streaming_pp(10).lower_bound
+        True
+    """
+    return _sieve(k, eps, True)

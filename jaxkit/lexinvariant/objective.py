@@ -1,21 +1,100 @@
-"""The training objective: next-token cross-entropy, with a fresh table a sequence where asked."""
+"""The training objective: next-token cross-entropy, with fresh names for the tokens if asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jaxkit.lexinvariant import decoder, embeddings
+from jaxkit import validation
+from jaxkit.lexinvariant import decoder, embeddings, readout, relabelling
 
 Batch = Mapping[str, Array]
+Method = Literal["fixed", "lexinvariant", "relabel", "mixed"]
+METHODS = ("fixed", "lexinvariant", "relabel", "mixed")
+Probability = float | Float[Array, ""] | Float[Array, " B"]
+
+
+def anonymised(
+    model: decoder.DecoderLM,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    keys: Key[Array, " B"],
+    method: Method,
+    p: Probability = 1.0,
+    *,
+    per: Literal["type", "position"] = "type",
+    closed: bool = False,
+) -> tuple[Int[Array, "B T"], Any, Int[Array, "B V"] | None]:
+    """Hide the identity of the tokens of each sequence as `method` says.
+
+    Args:
+        model: the language model.
+        params: its variables.
+        tokens: ids ``[B, T]``.
+        keys: one typed key a sequence, shape ``[B]``.
+        method: `"fixed"` hides nothing; `"lexinvariant"` gives each sequence a random table;
+            `"relabel"` renames ids (`permute_tokens`); `"mixed"` makes some rows random.
+        p: probability of renaming a type or of making its row random (the last two methods).
+        per: see `permute_tokens`.
+        closed: see `permute_tokens`.
+
+    Returns:
+        The ids to read, the table to read them with (None for the learned one), and the mapping
+        from old ids to new ``[B, V]`` where ids were renamed.
+
+    Raises:
+        ValueError: if `method` is unknown or does not fit `model.config.embedding`, or `p` is
+            outside [0, 1].
+
+    Example:
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> keys, tokens = jax.random.split(jax.random.key(0), 1), jnp.array([[1, 1]])
+        >>> renamed, table, mapping = anonymised(model, {}, tokens, keys, "relabel")
+        >>> bool(renamed[0, 0] == renamed[0, 1] == mapping[0, 1]), table
+        (True, None)
+    """
+    config = model.config
+    validation.choice("method", method, METHODS)
+    needed = "lexinvariant" if method == "lexinvariant" else "fixed"
+    if config.embedding != needed:
+        raise ValueError(
+            f"method={method!r} needs a model with config.embedding={needed!r}, got "
+            f"{config.embedding!r}"
+        )
+    if method == "lexinvariant":
+        return tokens, keys, None
+    if method == "relabel":
+        tokens, mapping = relabelling.permute_tokens(
+            keys, tokens, config.vocab_size, p, per, closed
+        )
+        return tokens, None, mapping
+    if method == "mixed":
+        row_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        random = embeddings.draw_embedding(
+            row_keys, config.vocab_size, config.d_model, config.embedding_kind
+        )
+        learned: Any = model.apply(params, method="token_table")
+        mask = embeddings.random_rows(mask_keys, config.vocab_size, p)
+        return tokens, embeddings.mix_embedding(mask, learned, random), None
+    return tokens, None, None
 
 
 def token_losses(
-    model: decoder.DecoderLM, params: Any, batch: Batch, key: Key[Array, ""]
+    model: decoder.DecoderLM,
+    params: Any,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    method: Method | None = None,
+    p: Probability = 1.0,
+    per: Literal["type", "position"] = "type",
+    closed: bool = False,
+    chunk_size: int | None = None,
 ) -> Float[Array, "B T"]:
     """Cross-entropy of every next token, in nats.
 
@@ -23,48 +102,113 @@ def token_losses(
         model: the language model.
         params: its variables.
         batch: `"tokens"`, ids ``[B, T + 1]``, and `"index"`, the global index of each sequence,
-            which fixes its random table.
-        key: typed key of this step; used by lexinvariant models only.
+            which fixes its random table or its permutation.
+        key: typed key of this step; used where something is random.
+        method: how the identity of tokens is hidden, see `anonymised`; None for what
+            `model.config.embedding` says.
+        p: probability of hiding a type, for `"relabel"` and `"mixed"`; may be traced.
+        per: see `permute_tokens`.
+        closed: see `permute_tokens`.
+        chunk_size: score the vocabulary in pieces of this size (`chunked_cross_entropy`); None
+            scores it at once.
 
     Returns:
         ``-log p(token[t + 1] | token[: t + 1])``, shape ``[B, T]``.
 
+    Raises:
+        ValueError: as `anonymised` and `chunked_cross_entropy`; chunks do not go with `"mixed"`.
+
     Example:
-        >>> import jax
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
         >>> params = model.init(jax.random.key(0), batch["tokens"])
         >>> token_losses(model, params, batch, jax.random.key(1)).shape
         (2, 4)
 
-    Source: arXiv 2305.16349 §2.3: one draw a training sequence, no gradient to the table.
+    Source: arXiv 2305.16349 §2.3: one draw a training sequence, no gradient to random tables.
     """
     config = model.config
-    tokens = batch["tokens"]
-    table = None
-    if config.embedding == "lexinvariant":
-        keys = embeddings.sequence_keys(key, batch["index"])
-        table = embeddings.draw_embedding(keys, config.vocab_size, config.d_model)
-    logits: Any = model.apply(params, tokens[:, :-1], table)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    method = config.embedding if method is None else method
+    keys = embeddings.sequence_keys(key, batch["index"])
+    tokens, table, _ = anonymised(
+        model, params, batch["tokens"], keys, method, p, per=per, closed=closed
+    )
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if chunk_size is None:
+        if embeddings.is_keys(table):
+            table = embeddings.draw_embedding(
+                table, config.vocab_size, config.d_model, config.embedding_kind
+            )
+        logits: Any = model.apply(params, inputs, table)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
+    if method == "mixed":
+        raise ValueError("chunk_size must be None with method='mixed', got a number")
+    hidden: Any = model.apply(params, inputs, table, method="hidden_states")
+    if table is None:
+        table: Any = model.apply(params, method="token_table")
+    return readout.chunked_cross_entropy(
+        hidden, targets, table, config.vocab_size, chunk_size, config.embedding_kind
+    )
 
 
 def next_token_loss(
     model: decoder.DecoderLM,
+    *,
+    method: Method | None = None,
+    p: Probability | optax.Schedule = 1.0,
+    batch_size: int | None = None,
+    per: Literal["type", "position"] = "type",
+    closed: bool = False,
+    chunk_size: int | None = None,
 ) -> Callable[[Any, Batch, Key[Array, ""]], Float[Array, ""]]:
     """Make the loss function `loss(params, batch, key)`: mean nats a token over the batch.
 
     Args:
         model: the language model.
+        method: how the identity of tokens is hidden, see `anonymised`; None for what
+            `model.config.embedding` says.
+        p: probability of hiding a type, a number (may be traced), or a schedule of the step such
+            as `relabelling_schedule`. The step of a sequence is `index // batch_size`, so that a
+            resumed run goes on where it stopped.
+        batch_size: sequences a step over all devices; needed if `p` is a schedule.
+        per: see `permute_tokens`.
+        closed: see `permute_tokens`.
+        chunk_size: see `token_losses`.
 
     Returns:
         A pure function for `jax.value_and_grad`; see `token_losses` for its arguments.
 
+    Raises:
+        ValueError: if `method` is unknown, `p` outside [0, 1], or a schedule comes without
+            `batch_size`.
+
     Example:
         >>> loss = next_token_loss(decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8)))
     """
+    if method is not None:
+        validation.choice("method", method, METHODS)
+    if callable(p):
+        if batch_size is None:
+            raise ValueError("batch_size must be given where p is a schedule, got None")
+        validation.integer("batch_size", batch_size, minimum=1)
+    else:
+        validation.number("p", p, minimum=0, maximum=1)
 
     def loss(params: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
-        return jnp.mean(token_losses(model, params, batch, key))
+        chance: Any = p
+        if callable(p):
+            chance = jax.vmap(p)(batch["index"] // batch_size)  # type: ignore[operator]
+        losses = token_losses(
+            model,
+            params,
+            batch,
+            key,
+            method=method,
+            p=chance,
+            per=per,
+            closed=closed,
+            chunk_size=chunk_size,
+        )
+        return jnp.mean(losses)
 
     return loss

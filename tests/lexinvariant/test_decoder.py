@@ -1,0 +1,278 @@
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental import checkify
+
+from jaxkit import lexinvariant as lx
+
+SMALL = lx.DecoderConfig(
+    vocab_size=7, d_model=16, num_layers=2, num_heads=2, head_dim=8, d_ff=24, num_buckets=8
+)
+RANDOM = dataclasses.replace(SMALL, embedding="lexinvariant", max_distance=12)
+
+OPTIONS = {
+    "default": {},
+    "gated": {"gated_mlp": True},
+    "rope": {"position": "rope"},
+    "alibi": {"position": "alibi"},
+    "no position": {"position": "none"},
+    "qk norm": {"qk_norm": True},
+    "qk norm rope": {"qk_norm": True, "position": "rope"},
+    "unscaled": {"attention_scale": "none"},
+    "shared bias": {"share_relative_bias": True},
+    "recency": {"recency_heads": True},
+    "remat": {"remat": True},
+    "unrolled": {"unroll_layers": True},
+}
+
+
+@functools.cache
+def seeded(config):
+    """A model with every parameter away from its initial value, and its inputs."""
+    model = lx.DecoderLM(config)
+    keys = lx.sequence_keys(jax.random.key(0), jnp.arange(3))
+    table = lx.draw_embedding(keys, config.vocab_size, config.d_model)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 9)))
+    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(2), tokens, table))
+
+    def fill(path, shape):
+        name = str(path[-1].key)
+        # Norm scales and gains near 1, everything else near 0.
+        centre = 1.0 if "scale" in name else 0.0
+        return jnp.asarray(centre + 0.3 * rng.standard_normal(shape.shape), jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(fill, shapes), tokens, table
+
+
+def test_recency_heads_start_every_second_head_as_a_slope():
+    config = dataclasses.replace(RANDOM, recency_heads=True, num_heads=4)
+    model = lx.DecoderLM(config)
+    table = jnp.ones((7, 16))
+    init = jax.jit(model.init)
+    variables = nn.meta.unbox(init(jax.random.key(0), jnp.array([[1]]), table))
+    bias = variables["params"]["layers"]["relative_bias"]
+    slope = [-6.0, -1.5, -3.0, -4.5, -6.0, -7.5, -9.0, -10.5]
+    assert bias.shape == (2, 4, 8)
+    for layer in range(2):
+        np.testing.assert_array_equal(bias[layer], [slope, [0.0] * 8, slope, [0.0] * 8])
+
+
+@pytest.mark.parametrize("name", ["default", "rope", "alibi", "qk norm"])
+def test_a_later_token_leaves_earlier_logits_bitwise_unchanged(name):
+    model, variables, tokens, table = seeded(dataclasses.replace(RANDOM, **OPTIONS[name]))
+    apply = jax.jit(model.apply)
+    before = apply(variables, tokens, table)
+    after = apply(variables, tokens.at[:, 5].add(1) % 7, table)
+    assert np.array_equal(before[:, :5], after[:, :5])
+    assert not np.allclose(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("name", ["default", "rope", "alibi", "qk norm", "shared bias"])
+def test_reading_token_by_token_gives_the_logits_of_one_pass(name):
+    model, variables, tokens, table = seeded(dataclasses.replace(RANDOM, **OPTIONS[name]))
+    full = jax.jit(model.apply)(variables, tokens, table)
+
+    @jax.jit
+    def stepwise(tokens):
+        prompt, rest = tokens[:, :4], tokens[:, 4:]
+        cache = lx.empty_cache(model.config, 3, 11)
+        logits, cache = model.apply(variables, cache, prompt, table, method="decode_step")
+
+        def step(cache, token):
+            logits, cache = model.apply(
+                variables, cache, token[:, None], table, method="decode_step"
+            )
+            return cache, logits[:, 0]
+
+        _, later = jax.lax.scan(step, cache, rest.T)
+        return jnp.concatenate([logits, jnp.swapaxes(later, 0, 1)], axis=1)
+
+    np.testing.assert_allclose(stepwise(tokens), full, atol=1e-5)
+
+
+def test_keys_in_place_of_a_table_give_the_same_logits_and_gradients():
+    model, variables, tokens, table = seeded(RANDOM)
+    keys = lx.sequence_keys(jax.random.key(0), jnp.arange(3))
+    # A context shorter than the vocabulary draws single rows, a longer one the whole table.
+    for length in (4, 9):
+
+        def total(variables, embedding, length=length):
+            return jnp.sum(jnp.sin(model.apply(variables, tokens[:, :length], embedding)))
+
+        value, gradient = jax.jit(jax.value_and_grad(total))(variables, table)
+        again, regenerated = jax.jit(jax.value_and_grad(total))(variables, keys)
+        np.testing.assert_allclose(value, again, rtol=1e-6)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, regenerated
+        )
+
+
+def test_bfloat16_keeps_parameters_float32_and_stays_near_the_float32_logits():
+    model, variables, tokens, table = seeded(RANDOM)
+    half = lx.DecoderLM(dataclasses.replace(RANDOM, dtype="bfloat16"))
+    logits = jax.jit(half.apply)(variables, tokens, table)
+    assert logits.dtype == jnp.float32
+    fresh = jax.eval_shape(half.init, jax.random.key(0), tokens, table)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(fresh))
+    exact = jax.jit(model.apply)(variables, tokens, table)
+    # Eight bits of mantissa over two layers.
+    assert float(jnp.sqrt(jnp.mean((logits - exact) ** 2))) < 0.02 * float(jnp.std(exact))
+
+
+def test_scanned_unrolled_and_rematerialised_layers_share_parameters_and_gradients():
+    _, variables, tokens, table = seeded(RANDOM)
+
+    def gradient(config):
+        model = lx.DecoderLM(config)
+        return jax.jit(jax.grad(lambda v: jnp.sum(jnp.cos(model.apply(v, tokens, table)))))(
+            variables
+        )
+
+    plain = gradient(RANDOM)
+    for option in ("remat", "unrolled"):
+        other = gradient(dataclasses.replace(RANDOM, **OPTIONS[option]))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, other)
+
+
+def test_the_decoder_runs_as_an_nnx_module():
+    tokens = jnp.array([[1, 2, 3]])
+    bridged = nnx.bridge.ToNNX(lx.DecoderLM(SMALL), rngs=nnx.Rngs(0)).lazy_init(tokens)
+    state = nnx.state(bridged, nnx.Param)
+    assert bridged(tokens).shape == (1, 3, 7)
+    names = {str(path[0]) for path, _ in nnx.to_flat_state(state)}
+    assert {"embedding", "layers", "final_norm"} <= names
+
+
+EVERY_METHOD = [
+    {"method": "lexinvariant"},
+    {"method": "lexinvariant", "chunk_size": 3},
+    {"method": "relabel", "p": 0.5, "closed": True},
+    {"method": "mixed", "p": 0.5},
+]
+
+
+@pytest.mark.parametrize(
+    "options", [EVERY_METHOD[0], *(pytest.param(o, marks=pytest.mark.slow) for o in EVERY_METHOD)]
+)
+def test_eight_devices_give_the_losses_and_gradients_of_one(options, devices):
+    from jaxkit.training.mesh import batch_sharding, make_mesh, parameter_shardings, place_batch
+
+    config = dataclasses.replace(
+        RANDOM, vocab_size=8, num_heads=4, head_dim=4, d_ff=32, recency_heads=True
+    )
+    batch = {
+        "tokens": np.random.default_rng(0).integers(0, 8, (8, 13)).astype(np.int32),
+        "index": np.arange(40, 48),
+    }
+    key = jax.random.key(5)
+
+    def results(mesh, **options):
+        embedding = "lexinvariant" if options.get("method") == "lexinvariant" else "fixed"
+        model = lx.DecoderLM(dataclasses.replace(config, embedding=embedding))
+        table = jnp.zeros((8, 16))
+
+        def init(key):
+            return model.init(key, jnp.zeros((1, 2), jnp.int32), table)
+
+        loss = lx.next_token_loss(model, **options)
+        boxed = jax.eval_shape(init, jax.random.key(0))
+        if mesh is None:
+            variables = jax.jit(lambda k: nn.meta.unbox(init(k)))(jax.random.key(0))
+            placed = {name: jnp.asarray(rows) for name, rows in batch.items()}
+        else:
+            variables = jax.jit(
+                lambda k: nn.meta.unbox(init(k)), out_shardings=parameter_shardings(boxed, mesh)
+            )(jax.random.key(0))
+            placed = place_batch(batch, mesh)
+            assert placed["tokens"].sharding.is_equivalent_to(batch_sharding(mesh), 2)
+        return jax.jit(jax.value_and_grad(loss))(variables, placed, key)
+
+    alone = results(None, **options)
+    many = results(make_mesh("data=2,fsdp=2,tensor=2"), **options)
+    np.testing.assert_allclose(alone[0], many[0], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone[1], many[1])
+
+
+def test_nothing_is_traced_twice_in_a_loop(count_traces):
+    model, variables, tokens, _ = seeded(RANDOM)
+    loss = count_traces(lx.next_token_loss(model))
+    step = jax.jit(jax.value_and_grad(loss))
+    for seed in range(3):
+        step(variables, {"tokens": tokens, "index": jnp.arange(3) + seed}, jax.random.key(seed))
+    assert loss.count == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be an integer >= 1, got 0"),
+        ({"position": "ropes"}, "did you mean 'rope'"),
+        ({"position": "rope", "head_dim": 3}, "head_dim must be even"),
+        ({"num_buckets": 7}, "num_buckets must be even, got 7"),
+        ({"max_distance": 4}, "max_distance must be an integer >= 5, got 4"),
+        ({"max_length": 0}, "max_length must be an integer >= 1"),
+        ({"embedding": "learned"}, "embedding must be one of"),
+        ({"embedding_kind": "orthogonal", "vocab_size": 17}, "use 'gaussian'"),
+        ({"attention_scale": "sqrt"}, "attention_scale must be one of"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(change, message, bad_input):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "table", "error", "message"),
+    [
+        (np.zeros((2, 3)), None, TypeError, "tokens must be integers, got dtype float"),
+        (np.zeros(3, int), None, ValueError, "tokens must have shape"),
+        (np.zeros((2, 0), int), None, ValueError, "T >= 1"),
+        (np.full((2, 3), 7), None, ValueError, r"in \[0, 7\), got 7 at position \(0, 0\)"),
+        (np.array([[0, -1]]), None, ValueError, r"got -1 at position \(0, 1\)"),
+        (np.zeros((2, 9), int), None, ValueError, "max_length=8 long, got 9"),
+        (np.zeros((2, 3), int), np.zeros((6, 16)), ValueError, r"\(7, 16\).*got \(6, 16\)"),
+        (np.zeros((2, 3), int), np.zeros((3, 7, 16)), ValueError, r"got \(3, 7, 16\)"),
+        (np.zeros((2, 3), int), jax.random.key(0), ValueError, "one a sequence"),
+        (
+            np.zeros((2, 3), int),
+            jax.random.split(jax.random.key(0), 1),
+            ValueError,
+            r"shape \(2,\)",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(tokens, table, error, message, bad_input):
+    model, variables, *_ = seeded(dataclasses.replace(SMALL, max_length=8))
+    with pytest.raises(error, match=message):
+        model.apply(variables, tokens, table)
+
+
+def test_a_lexinvariant_model_without_a_table_is_refused(bad_input):
+    model = lx.DecoderLM(RANDOM)
+    with pytest.raises(ValueError, match="embedding must be given"):
+        model.init(jax.random.key(0), np.zeros((1, 2), int))
+
+
+def test_a_cache_that_is_too_short_is_refused():
+    model, variables, tokens, table = seeded(RANDOM)
+    cache = lx.empty_cache(RANDOM, 3, 10)._replace(position=jnp.int32(9))
+    with pytest.raises(ValueError, match="cache holds 10 tokens, got 2 more after 9"):
+        model.apply(variables, cache, tokens[:, :2], table, method="decode_step")
+
+
+def test_traced_token_ids_are_checked_under_checkify():
+    def read(tokens):
+        lx.validate_tokens(tokens, 7)
+        return tokens.sum()
+
+    checked = jax.jit(checkify.checkify(read))
+    assert checked(jnp.array([0, 6]))[0].get() is None
+    assert "tokens must be in [0, 7)" in checked(jnp.array([0, 7]))[0].get()
+    assert int(jax.jit(read)(jnp.array([0, 7]))) == 7

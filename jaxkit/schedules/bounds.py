@@ -277,7 +277,7 @@ def bound_table(
 
     Raises:
         TypeError: if `total_steps` is not an integer.
-        ValueError: if there is no schedule, or one is not positive at its last update.
+        ValueError: if there is no schedule, or one is 0 throughout.
 
     Source: arXiv 2310.07831 Theorem 10.
 
@@ -299,13 +299,13 @@ def bound_table(
         steps = jnp.asarray(schedule(jnp.arange(total_steps)))
         if steps.shape != (total_steps,):  # a constant schedule need not broadcast
             steps = jnp.broadcast_to(steps, (total_steps,))
-        if not float(steps[-1]) > 0:
-            raise ValueError(
-                f"schedules must be positive at their last update, got {float(steps[-1])!r} "
-                f"from {name!r} at update {total_steps - 1}"
-            )
-        peak = float(steps.max()) * float(optimal_step_scale(steps, norms, distance))
-        rows.append((name, peak, float(best_last_iterate_bound(steps, norms, distance))))
+        moving = int(np.count_nonzero(np.cumsum(np.asarray(steps)[::-1])))
+        if moving == 0:
+            raise ValueError(f"schedules must have a positive value, got only 0 from {name!r}")
+        # Updates of size 0 at the end leave the iterate, and so its bound, where they are.
+        known = (steps[:moving], norms[:moving], distance)
+        peak = float(steps.max()) * float(optimal_step_scale(*known))
+        rows.append((name, peak, float(best_last_iterate_bound(*known))))
     best = min(bound for _, _, bound in rows)
     rows.sort(key=lambda row: row[2])
     return [ScheduleBound(name, peak, bound, bound / best) for name, peak, bound in rows]

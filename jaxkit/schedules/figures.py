@@ -100,11 +100,12 @@ def refined_schedule_figure(
     finite = np.asarray(norms)[np.isfinite(np.asarray(norms))]
     if smooth.max() > 10 * smooth.min() and finite.min() > 0:
         left.set_yscale("log")
-    left.set(xlabel=xlabel, ylabel=f"gradient norm ({norm})", title=title)
+    left.set(xlabel=xlabel, ylabel=f"gradient norm ({norm})")
+    left.set_title(title, loc="left")
     left.legend()
     curves = {"refined": (x, values), "linear decay": (x, np.linspace(1, 0, len(values)))}
     plotting.lines(right, curves, xlabel=xlabel, ylabel="learning rate / peak")
     if norm == "l2":
         gain = float(bounds.refinement_gain(smooth))
-        right.set_title(f"bound {gain:.2f}x below linear decay")
+        right.set_title(f"bound {gain:.2f}x below linear decay", loc="left")
     return figure

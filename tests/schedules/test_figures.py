@@ -20,7 +20,7 @@ def test_any_optax_schedules_share_one_figure():
     assert list(drawn) == ["REX", "optax", "constant"]
     assert drawn["REX"][-1].tolist() == [100.0, 0.0]
     assert drawn["optax"][25, 1] == pytest.approx(0.05)
-    assert (drawn["constant"][:, 1] == np.float32(0.2)).all()
+    assert drawn["constant"][:, 1] == pytest.approx(0.2)
     assert plotting.png(figure).startswith(b"\x89PNG")
 
 

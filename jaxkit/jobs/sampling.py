@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkit import lexinvariant
+from jaxkit import lexinvariant, validation
 from jaxkit.jobs.runs import Run
 
 
@@ -30,8 +30,11 @@ def sample_run(
         The continuation, without the prompt. A lexinvariant model draws one token table for it.
 
     Raises:
-        ValueError: if the prompt is empty or holds a character the tokenizer does not know.
+        ValueError: if a number is out of range, or the prompt is empty or holds a character the tokenizer does not know.
     """
+    validation.integer("num_tokens", num_tokens, minimum=1)
+    validation.number("temperature", temperature, minimum=0)
+    validation.integer("seed", seed, minimum=0)
     tokens = jnp.asarray(run.tokenizer.encode(prompt), jnp.int32)[None]
     if tokens.shape[1] == 0:
         raise ValueError("prompt must hold at least one token, got ''")

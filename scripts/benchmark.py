@@ -1,0 +1,57 @@
+"""This project beside its peers: each room's benchmark, both sides in one run, interleaved.
+
+    python scripts/benchmark.py [ROOM ...] [--list]
+
+Prints one Markdown table a room. A peer that is not installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+from types import ModuleType
+
+from jaxkit.experiments.evidence import Table
+
+FOLDER = pathlib.Path(__file__).parent / "benchmarks"
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown."""
+    lines = [f"### {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+    lines.append("|" + "---|" * len(table.columns))
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def load(name: str) -> ModuleType:
+    """Import `benchmarks/NAME.py` by its path: scripts are not a package."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(words: list[str]) -> int:
+    """Run the benchmarks named, or all; returns the exit code."""
+    known = sorted(path.stem for path in FOLDER.glob("*.py"))
+    if words == ["--list"]:
+        print("\n".join(known))
+        return 0
+    unknown = [word for word in words if word not in known]
+    if unknown:
+        print(f"no benchmark {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    for name in words or known:
+        result = load(name).run()
+        for table in [result] if isinstance(result, Table) else result:
+            print(markdown(table), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

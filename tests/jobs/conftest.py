@@ -1,0 +1,43 @@
+import pytest
+
+from jaxkit import jobs
+
+SMALL = {
+    "steps": 6,
+    "batch_size": 8,
+    "sequence_length": 32,
+    "d_model": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "head_dim": 8,
+    "d_ff": 32,
+    "warmup_steps": 2,
+    "checkpoint_every": 2,
+    "evaluate_every": 3,
+    "evaluation_windows": 8,
+}
+
+PROSE = "the quick brown fox jumps over the lazy dog; " * 200
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text(PROSE, "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_config(text_file):
+    """Make a small configuration: `small_config(tmp_path, steps=4)`."""
+
+    def make(folder, **changes):
+        return jobs.TrainConfig(**{**SMALL, "runs": str(folder), "text": str(text_file), **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_config, tmp_path_factory):
+    """One small run, made once for all tests that only read it."""
+    return jobs.train(small_config(tmp_path_factory.mktemp("runs")))

@@ -1,0 +1,73 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import datasets, jobs
+
+
+def test_the_bigram_loss_is_that_of_counting_with_witten_bell_smoothing():
+    train, validation, size = np.array([0, 1, 0, 2, 0, 1, 1]), np.array([1, 0, 3, 0, 1]), 4
+    single = [np.sum(train == v) for v in range(size)]
+    seen = sum(count > 0 for count in single)
+    losses = []
+    for c, v in itertools.pairwise(validation):
+        unigram = (single[v] + seen / size) / (len(train) + seen)
+        successors = [b for a, b in itertools.pairwise(train) if a == c]
+        different = len(set(successors))
+        count = successors.count(v)
+        q = (count + different * unigram) / (len(successors) + different) if different else unigram
+        losses.append(-np.log(q))
+    assert jobs.bigram_loss(train, validation, size) == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_a_run_scores_a_text_as_the_model_does_token_by_token(finished_run):
+    run = jobs.open_run(finished_run.folder)
+    text = "the lazy dog jumps over the quick brown fox" * 2
+    result = jobs.evaluate_run(run, datasets.Corpus.from_text(text, "text"))
+    ids = run.tokenizer.encode(text).astype(int)
+    length, losses = run.config.sequence_length, []
+    for start in range(0, len(ids) - 1, length):
+        window = ids[start : start + length + 1]
+        logits = run.model.apply(run.params, jnp.asarray(window[None, :-1]))[0]
+        logits = np.array(logits, np.float64)
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses += [-logits[i, v] for i, v in enumerate(window[1:])]
+    assert result.tokens == len(ids) - 1 == len(losses)
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.by_position.shape == (length,)
+
+
+def test_a_sample_depends_on_its_seed_alone_and_is_greedy_at_temperature_0(finished_run):
+    run = jobs.open_run(finished_run.folder)
+    one = jobs.sample_run(run, "the ", num_tokens=20, seed=1)
+    assert one == jobs.sample_run(run, "the ", num_tokens=20, seed=1)
+    assert one != jobs.sample_run(run, "the ", num_tokens=20, seed=2)
+    greedy = jobs.sample_run(run, "the ", num_tokens=3, temperature=0.0)
+    ids = list(run.tokenizer.encode("the ").astype(int))
+    for _ in range(3):
+        logits = run.model.apply(run.params, jnp.array([ids]))
+        ids.append(int(np.argmax(logits[0, -1])))
+    assert run.tokenizer.decode(np.array(ids[4:])) == greedy
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_what_is_not_a_run_is_named(tmp_path, finished_run):
+    with pytest.raises(ValueError, match="is not a run: it holds no config"):
+        jobs.open_run(tmp_path)
+    (tmp_path / "config.json").write_bytes(finished_run.config.read_bytes())
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        jobs.open_run(tmp_path)
+    run = jobs.open_run(finished_run.folder)
+    with pytest.raises(ValueError, match="prompt must hold at least one token"):
+        jobs.sample_run(run, "")
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        jobs.sample_run(run, "the", temperature=-1.0)
+
+
+def test_opening_a_run_needs_no_optimizer_memory(finished_run):
+    run = jobs.open_run(finished_run.folder)
+    assert run.step == 6
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run.params))

@@ -1,0 +1,344 @@
+"""Who takes part in a round: samplers of cohorts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Int, Key
+
+from jaxkit import validation
+
+#: Identity of a padded place in a cohort: no row of any array, so that scatters drop it.
+PADDING = int(np.iinfo(np.int32).max)
+
+# Probability that a Bernoulli cohort is larger than the default padded size.
+_TAIL = 1e-6
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    Attributes:
+        clients: int32[cohort], distinct client identities; `PADDING` where there is none.
+        active: bool[cohort], whether the place is taken.
+    """
+
+    clients: Int[Array, " cohort"]
+    active: Bool[Array, " cohort"]
+
+
+class Sampler(NamedTuple):
+    """A distribution of cohorts.
+
+    Attributes:
+        sample: `(key, round) -> Cohort`, pure.
+        num_clients: m.
+        cohort_size: places of a cohort (static).
+        expected_size: expected number of clients that take part.
+        kind: `"uniform"`, `"stratified"`, `"bernoulli"` or `"fixed"`.
+        num_strata: blocks of consecutive clients that each give an equal part, in order.
+        overflow: bound on the probability that a round had to be redrawn to fit (Bernoulli).
+        allow_empty: whether a round may have no client at all.
+    """
+
+    sample: Callable[[Key[Array, ""], Any], Cohort]
+    num_clients: int
+    cohort_size: int
+    expected_size: float
+    kind: str
+    num_strata: int = 1
+    overflow: float = 0.0
+    allow_empty: bool = False
+
+
+def make_cohort(clients: Sequence[int], num_clients: int) -> Cohort:
+    """A cohort by name.
+
+    Args:
+        clients: distinct identities in [0, num_clients).
+        num_clients: m.
+
+    Returns:
+        The cohort.
+
+    Raises:
+        ValueError: if it is empty, an identity is out of range or twice there (its update would
+            count double).
+
+    Example:
+        >>> make_cohort([3, 1], 5).clients.tolist()
+        [3, 1]
+    """
+    validation.integer("num_clients", num_clients, minimum=1)
+    chosen = [validation.integer("clients", client, minimum=0) for client in clients]
+    if not chosen:
+        raise ValueError("clients must name at least one client, got none")
+    if len(set(chosen)) != len(chosen):
+        twice = sorted({client for client in chosen if chosen.count(client) > 1})
+        raise ValueError(f"clients must be distinct, got {twice} more than once")
+    if max(chosen) >= num_clients:
+        raise ValueError(f"clients must be below num_clients = {num_clients}, got {max(chosen)}")
+    return Cohort(jnp.asarray(chosen, jnp.int32), jnp.ones(len(chosen), bool))
+
+
+def uniform_sampler(num_clients: int, cohort_size: int) -> Sampler:
+    """Draw a fixed number of clients without replacement, all subsets alike.
+
+    Args:
+        num_clients: m >= 1.
+        cohort_size: S in [1, m].
+
+    Returns:
+        The sampler. With S = m every client takes part, in order.
+
+    Raises:
+        ValueError: if a size is not allowed.
+
+    Example:
+        >>> uniform_sampler(10, 3).sample(jax.random.key(0), 0).clients.shape
+        (3,)
+    """
+    _check_sizes(num_clients, cohort_size)
+
+    def sample(key, round):
+        del round
+        if cohort_size == num_clients:
+            clients = jnp.arange(num_clients, dtype=jnp.int32)
+        else:
+            clients = jax.random.permutation(key, num_clients)[:cohort_size].astype(jnp.int32)
+        return Cohort(clients, jnp.ones(cohort_size, bool))
+
+    return Sampler(sample, num_clients, cohort_size, float(cohort_size), "uniform")
+
+
+def stratified_sampler(num_clients: int, cohort_size: int, num_strata: int) -> Sampler:
+    """Draw the same number of clients from each block of consecutive clients.
+
+    With one block a device, no client state crosses devices. It is another distribution than
+    `uniform_sampler`: two clients of one block are drawn together less often.
+
+    Args:
+        num_clients: m; blocks hold ceil(m / num_strata) clients, the last one the rest.
+        cohort_size: S, a multiple of `num_strata`.
+        num_strata: D, number of blocks.
+
+    Returns:
+        The sampler; places are in the order of the blocks.
+
+    Raises:
+        ValueError: if a size is not allowed, or a block has fewer than S/D clients.
+
+    Example:
+        >>> cohort = stratified_sampler(8, 4, 2).sample(jax.random.key(0), 0)
+        >>> (cohort.clients // 4).tolist()
+        [0, 0, 1, 1]
+    """
+    _check_sizes(num_clients, cohort_size)
+    validation.integer("num_strata", num_strata, minimum=1)
+    if cohort_size % num_strata:
+        raise ValueError(
+            f"cohort_size must be a multiple of num_strata = {num_strata}, got {cohort_size}"
+        )
+    block = math.ceil(num_clients / num_strata)
+    share, smallest = cohort_size // num_strata, num_clients - block * (num_strata - 1)
+    if smallest < share:
+        raise ValueError(
+            f"each of the {num_strata} strata must hold at least {share} clients, got {smallest} "
+            f"in the last of {num_clients} clients"
+        )
+
+    def sample(key, round):
+        del round
+        clients = jnp.arange(block * num_strata, dtype=jnp.int32).reshape(num_strata, block)
+        scores = jnp.where(
+            clients < num_clients, jax.random.uniform(key, (num_strata, block)), jnp.inf
+        )
+        drawn = jnp.argsort(scores, axis=1)[:, :share]
+        return Cohort(
+            jnp.take_along_axis(clients, drawn, axis=1).reshape(-1), jnp.ones(cohort_size, bool)
+        )
+
+    return Sampler(sample, num_clients, cohort_size, float(cohort_size), "stratified", num_strata)
+
+
+def bernoulli_sampler(
+    num_clients: int,
+    active_ratio: float,
+    *,
+    max_size: int | None = None,
+    allow_empty: bool = False,
+) -> Sampler:
+    """Let every client take part independently, in a cohort padded to a fixed size.
+
+    The number of clients is Binomial(m, ratio), conditioned on fitting: a draw that is empty or
+    larger than `max_size` is drawn again.
+
+    Args:
+        num_clients: m >= 1.
+        active_ratio: probability of taking part, in (0, 1].
+        max_size: places of a cohort, by default the smallest number that is exceeded with
+            probability at most 1e-6.
+        allow_empty: whether nobody may take part, as client-level privacy needs it.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: if a number is not allowed.
+
+    Source: arXiv 2302.10429, official simulator's participation.
+
+    Example:
+        >>> sampler = bernoulli_sampler(100, 0.1)
+        >>> sampler.cohort_size, int(sampler.sample(jax.random.key(0), 0).active.sum()) > 0
+        (27, True)
+    """
+    validation.integer("num_clients", num_clients, minimum=1)
+    validation.number("active_ratio", active_ratio, minimum=0, maximum=1, open_minimum=True)
+    tails = _binomial_tails(num_clients, float(active_ratio))
+    if max_size is None:
+        max_size = max(1, int(np.argmax(tails <= _TAIL)))
+    _check_sizes(num_clients, max_size, name="max_size")
+    smallest = 0 if allow_empty else 1
+
+    def draw(key):
+        return jax.random.bernoulli(key, active_ratio, (num_clients,))
+
+    def unfit(carry):
+        _, takes_part = carry
+        count = takes_part.sum()
+        return (count < smallest) | (count > max_size)
+
+    def again(carry):
+        key, draw_key = jax.random.split(carry[0])
+        return key, draw(draw_key)
+
+    def sample(key, round):
+        del round
+        _, takes_part = lax.while_loop(unfit, again, again((key, None)))
+        (clients,) = jnp.nonzero(takes_part, size=max_size, fill_value=PADDING)
+        return Cohort(clients.astype(jnp.int32), jnp.arange(max_size) < takes_part.sum())
+
+    return Sampler(
+        sample,
+        num_clients,
+        max_size,
+        float(num_clients * active_ratio),
+        "bernoulli",
+        overflow=float(tails[max_size]),
+        allow_empty=allow_empty,
+    )
+
+
+def fixed_sampler(cohorts: Sequence[Sequence[int]], num_clients: int) -> Sampler:
+    """Replay given cohorts, one a round; they may differ in size.
+
+    Args:
+        cohorts: distinct clients of each round; round t beyond the last repeats the last.
+        num_clients: m.
+
+    Returns:
+        The sampler, padded to the largest cohort.
+
+    Raises:
+        ValueError: as `make_cohort`.
+
+    Example:
+        >>> fixed_sampler([[0, 2], [1]], 3).sample(jax.random.key(0), 1).active.tolist()
+        [True, False]
+    """
+    made = [make_cohort(clients, num_clients).clients for clients in cohorts]
+    if not made:
+        raise ValueError("cohorts must hold at least one round, got none")
+    size = max(map(len, made))
+    table = np.full((len(made), size), PADDING, np.int32)
+    for row, clients in zip(table, made, strict=True):
+        row[: len(clients)] = clients
+
+    def sample(key, round):
+        del key
+        clients = jnp.asarray(table)[jnp.minimum(round, len(made) - 1)]
+        return Cohort(clients, clients != PADDING)
+
+    return Sampler(sample, num_clients, size, float(np.mean([len(c) for c in made])), "fixed")
+
+
+def simulator_cohort(
+    round: int, num_clients: int, active_ratio: float, *, seed: int = 20
+) -> list[int]:
+    """The cohort that the official simulator draws in a round, on the host.
+
+    Args:
+        round: index t of the round.
+        num_clients: m >= 1.
+        active_ratio: probability of taking part, in (0, 1].
+        seed: seed of the run; round t uses seed + t of NumPy's legacy generator, and one more
+            for every draw of nobody.
+
+    Returns:
+        Sorted identities, a list of int.
+
+    Raises:
+        ValueError: if a number is not allowed.
+
+    Source: official simulator of arXiv 2302.10429, server.
+
+    Example:
+        >>> simulator_cohort(0, 100, 0.1, seed=21)
+        [0, 3, 5, 10, 75, 95, 97]
+    """
+    validation.integer("round", round, minimum=0)
+    validation.integer("num_clients", num_clients, minimum=1)
+    validation.number("active_ratio", active_ratio, minimum=0, maximum=1, open_minimum=True)
+    state = seed + round
+    while True:
+        draws = np.random.RandomState(state).uniform(size=num_clients)
+        clients = np.flatnonzero(draws <= active_ratio)
+        if clients.size:
+            return clients.tolist()
+        state += 1
+
+
+def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
+    """Add empty places until `multiple` divides their number.
+
+    Args:
+        cohort: of S places.
+        multiple: what shall divide it.
+
+    Returns:
+        The cohort with `PADDING` at the end; results do not change.
+
+    Example:
+        >>> pad_cohort(make_cohort([1, 0], 2), 4).active.tolist()
+        [True, True, False, False]
+    """
+    extra = -cohort.clients.shape[0] % multiple
+    return Cohort(
+        jnp.pad(cohort.clients, (0, extra), constant_values=PADDING),
+        jnp.pad(cohort.active, (0, extra)),
+    )
+
+
+def _check_sizes(num_clients: int, cohort_size: int, *, name: str = "cohort_size") -> None:
+    validation.integer("num_clients", num_clients, minimum=1)
+    validation.integer(name, cohort_size, minimum=1)
+    if cohort_size > num_clients:
+        raise ValueError(f"{name} must not exceed num_clients = {num_clients}, got {cohort_size}")
+
+
+def _binomial_tails(num_clients: int, ratio: float) -> np.ndarray:
+    """P(Binomial(m, ratio) > k) for k = 0..m, from the logarithms of its probabilities."""
+    if ratio == 1.0:
+        return (np.arange(num_clients + 1) < num_clients).astype(float)
+    counts = np.arange(num_clients + 1)
+    log_factorial = np.array([math.lgamma(k + 1) for k in range(num_clients + 1)])
+    log_choose = log_factorial[-1] - log_factorial - log_factorial[::-1]
+    probability = np.exp(log_choose + counts * math.log(ratio) + counts[::-1] * math.log1p(-ratio))
+    return np.append(np.cumsum(probability[::-1])[::-1][1:], 0.0)

@@ -21,7 +21,7 @@ def top_singular_values(
     *,
     key: jax.Array,
     k: int = 1,
-    num_iters: int = 32,
+    num_iters: int = 64,
     scaling: rules.WidthScaling | None = None,
 ) -> PyTree:
     r"""Estimate the k largest singular values of every matrix in a tree.
@@ -35,7 +35,9 @@ def top_singular_values(
         key: for the start vectors.
         k: how many singular values.
         num_iters: steps at most, k or more; min(n_in, n_out) steps are exact, and no more are done.
-            Values that occur several times are all found only then.
+            Values that occur several times are all found only then. On a Gaussian matrix, whose
+            top values lie closest together, 32 steps leave 1 start in 10 more than 1e-5 low; 64
+            none.
         scaling: with it, kernels such as `(d, heads, head_dim)` are unfolded by their input and
             output axes, and parameters that are not matrices give None; without it, the last two
             axes are the matrix and every leaf must have them.
@@ -78,7 +80,7 @@ def top_singular_values(
                 f"k must be <= {min(leaf.shape[-2:])}, the smaller side of {name or 'params'!r}, "
                 f"got {k}"
             )
-        return _estimate(leaf, leaf_key, k=k, num_iters=min(num_iters, *leaf.shape[-2:]))
+        return _estimate(leaf, leaf_key, num_iters=min(num_iters, *leaf.shape[-2:]))[..., :k]
 
     return jax.tree_util.tree_map_with_path(estimate, params)
 
@@ -110,13 +112,13 @@ def unfold_kernel(kernel: Array, info: roles.WidthInfo) -> Array:
     return kernel.reshape(*kernel.shape[: len(batch)], n_in, -1)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "num_iters"))
+@functools.partial(jax.jit, static_argnames=("num_iters",))
 def _estimate(
-    matrix: Float[Array, "*batch n_in n_out"], key: jax.Array, *, k: int, num_iters: int
-) -> Float[Array, "*batch k"]:
+    matrix: Float[Array, "*batch n_in n_out"], key: jax.Array, *, num_iters: int
+) -> Float[Array, "*batch num_iters"]:
     def one(matrix: Array, key: jax.Array) -> Array:
         bidiagonal, scale = bidiagonalise(matrix, key, num_iters)
-        return scale * jnp.linalg.svd(bidiagonal, compute_uv=False)[:k]
+        return scale * jnp.linalg.svd(bidiagonal, compute_uv=False)
 
     batch = matrix.shape[:-2]
     mapped = one
@@ -156,30 +158,23 @@ def bidiagonalise(
     n_in, n_out = matrix.shape
     scale = jnp.max(jnp.abs(matrix))
     inverse = jnp.where(scale > 0, 1 / scale, 0.0)
-    start_key, loop_key = jax.random.split(key)
-    start = jax.random.normal(start_key, (n_out,))
+    us, vs = jnp.zeros((num_iters, n_in)), jnp.zeros((num_iters + 1, n_out))
+    u_key, v_key = jax.random.split(key)
+    random_u = jax.random.uniform(u_key, us.shape, minval=-1.0)
+    random_v = jax.random.uniform(v_key, vs.shape, minval=-1.0)
+    v, _ = _new_direction(random_v[0], vs, jnp.zeros(()), random_v[0])
 
     def step(carry: Any, inputs: Any) -> Any:
-        us, vs, v, u_previous, beta, largest = carry
-        j, step_key = inputs
-        u_key, v_key = jax.random.split(step_key)
-        u = _matmul(matrix, inverse * v) - beta * u_previous
-        u, alpha = _new_direction(u, us, largest, u_key)
+        us, vs, v, u, beta, largest = carry
+        j, random_u, random_v = inputs
+        u, alpha = _new_direction(_matmul(matrix, inverse * v) - beta * u, us, largest, random_u)
         us, largest = us.at[j].set(u), jnp.maximum(largest, alpha)
-        v_next = _matmul(inverse * u, matrix) - alpha * v
-        v_next, beta = _new_direction(v_next, vs, largest, v_key)
-        vs, largest = vs.at[j + 1].set(v_next), jnp.maximum(largest, beta)
-        return (us, vs, v_next, u, beta, largest), (alpha, beta)
+        v, beta = _new_direction(_matmul(inverse * u, matrix) - alpha * v, vs, largest, random_v)
+        vs, largest = vs.at[j + 1].set(v), jnp.maximum(largest, beta)
+        return (us, vs, v, u, beta, largest), (alpha, beta)
 
-    v = start / jnp.linalg.norm(start)
-    us = jnp.zeros((num_iters, n_in))
-    vs = jnp.zeros((num_iters + 1, n_out)).at[0].set(v)
-    zero = jnp.zeros(())
-    _, (alphas, betas) = jax.lax.scan(
-        step,
-        (us, vs, v, jnp.zeros(n_in), zero, zero),
-        (jnp.arange(num_iters), jax.random.split(loop_key, num_iters)),
-    )
+    start = (us, vs.at[0].set(v), v, jnp.zeros(n_in), jnp.zeros(()), jnp.zeros(()))
+    _, (alphas, betas) = jax.lax.scan(step, start, (jnp.arange(num_iters), random_u, random_v[1:]))
     bidiagonal = jnp.zeros((num_iters, num_iters + 1))
     diagonal = jnp.arange(num_iters)
     bidiagonal = bidiagonal.at[diagonal, diagonal].set(alphas)
@@ -187,20 +182,17 @@ def bidiagonalise(
 
 
 def _new_direction(
-    vector: Float[Array, " n"], basis: Float[Array, "j n"], largest: Array, key: jax.Array
+    vector: Float[Array, " n"],
+    basis: Float[Array, "j n"],
+    largest: Float[Array, ""],
+    random: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Normalise what is orthogonal to `basis` in `vector`; if nothing is, a random direction."""
-
-    def orthogonalise(vector: Array) -> Array:
-        for _ in range(2):  # twice is enough (Parlett)
-            vector = vector - _matmul(_matmul(basis, vector), basis)
-        return vector
-
-    vector = orthogonalise(vector)
-    norm = jnp.linalg.norm(vector)
+    """Normalise what is orthogonal to `basis` in `vector`; if nothing is, in `random`."""
+    pair = jnp.stack([vector, random])
+    for _ in range(2):  # twice is enough (Parlett)
+        pair = pair - _matmul(_matmul(pair, basis.T), basis)
+    norm, random_norm = jnp.linalg.norm(pair, axis=1)
     lost = norm <= jnp.finfo(jnp.float32).eps * largest
-    fresh = orthogonalise(jax.random.normal(key, vector.shape))
-    fresh_norm = jnp.linalg.norm(fresh)
-    direction = jnp.where(lost, fresh, vector)
-    length = jnp.where(lost, fresh_norm, norm)
+    direction = jnp.where(lost, pair[1], pair[0])
+    length = jnp.where(lost, random_norm, norm)
     return direction / jnp.where(length > 0, length, 1.0), jnp.where(lost, 0.0, norm)

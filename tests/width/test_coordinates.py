@@ -7,7 +7,7 @@ import pytest
 
 from jaxkit import width
 
-WIDTHS = [32, 64, 128, 256]
+WIDTHS = [32, 256]
 
 
 def shapes(d):
@@ -60,7 +60,7 @@ def test_logits_change_alike_at_all_widths_under_mup_and_blow_up_without(batches
     key = jax.random.key(0)
     robust = width.coordinate_check(WIDTHS, build("robust"), batches, key=key)
     standard = width.coordinate_check(WIDTHS, build("standard"), batches, key=key)
-    assert robust.rms["logits"].shape == robust.change["logits"].shape == (4, 5)
+    assert robust.rms["logits"].shape == robust.change["logits"].shape == (2, 5)
     assert abs(float(robust.change_slope["logits"][1])) < 0.25
     assert float(standard.change_slope["logits"][1]) > 0.6
     assert abs(float(robust.rms_slope["second"][0])) < 0.1

@@ -1,0 +1,220 @@
+"""The character model that the width experiment trains: residual feed-forward blocks.
+
+Next-character prediction on the embedded prose: 8 characters of context, an embedding of 16 each,
+two blocks `x + W_down silu(W_up rms_norm(x))` of width d, and a readout with muP's factor 1/m.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxkit import datasets, width
+
+CONTEXT = 8
+EMBED = 16
+BASE_WIDTH = 32
+
+
+class Text(NamedTuple):
+    """Encoded text: train and validation characters, and how many different ones there are."""
+
+    train: Int[Array, " n"]
+    validation: Int[Array, " k"]
+    vocab_size: int
+
+
+@functools.cache
+def prose() -> Text:
+    """Encode the embedded prose by byte.
+
+    Example:
+        >>> prose().vocab_size > 80
+        True
+    """
+    split = datasets.embedded_prose()
+    parts = [np.asarray(split.train.data), np.asarray(split.validation.data)]
+    vocabulary, codes = np.unique(np.concatenate(parts), return_inverse=True)
+    train, validation = np.split(codes.astype(np.int32), [len(parts[0])])
+    return Text(jnp.asarray(train), jnp.asarray(validation), len(vocabulary))
+
+
+def shapes(d: int, vocab_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameter shapes of the character model at width d.
+
+    Example:
+        >>> shapes(32, 96)["up"].shape
+        (2, 32, 32)
+    """
+    lengths = {
+        "embed": (vocab_size, EMBED),
+        "read": (CONTEXT * EMBED, d),
+        "gain": (2, d),
+        "up": (2, d, d),
+        "down": (2, d, d),
+        "final_gain": (d,),
+        "readout": (d, vocab_size),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in lengths.items()}
+
+
+def init(key: jax.Array, d: int, vocab_size: int) -> dict[str, Array]:
+    """Draw fresh parameters: fan-in scale on kernels, gains of one, a readout of zeros.
+
+    Example:
+        >>> float(init(jax.random.key(0), 32, 96)["readout"].max())
+        0.0
+    """
+    std = {"embed": 1.0, "read": (CONTEXT * EMBED) ** -0.5, "up": d**-0.5, "down": d**-0.5}
+    params = {}
+    shapes = shapes(d, vocab_size)
+    for (name, leaf), leaf_key in zip(
+        shapes.items(), jax.random.split(key, len(shapes)), strict=True
+    ):
+        fill = 1.0 if "gain" in name else 0.0
+        draw = std.get(name, 0.0) * jax.random.normal(leaf_key, leaf.shape)
+        params[name] = draw if name in std else jnp.full(leaf.shape, fill)
+    return params
+
+
+def _rms_norm(x: Float[Array, "... d"], gain: Float[Array, " d"]) -> Float[Array, "... d"]:
+    return gain * x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+
+
+def apply(
+    params: dict[str, Array], context: Int[Array, "batch context"]
+) -> tuple[Float[Array, "batch vocab"], list[tuple[Array, Array]]]:
+    """Predict the next character; also return input and output of every hidden matrix.
+
+    Example:
+        >>> params = init(jax.random.key(0), 32, 96)
+        >>> logits, sublayers = apply(params, jnp.zeros((2, 8), jnp.int32))
+        >>> logits.shape, len(sublayers)
+        ((2, 96), 4)
+    """
+    x = params["embed"][context].reshape(context.shape[0], -1) @ params["read"]
+    sublayers = []
+    for layer in range(2):
+        h = _rms_norm(x, params["gain"][layer])
+        hidden = h @ params["up"][layer]
+        active = jax.nn.silu(hidden)
+        out = active @ params["down"][layer]
+        sublayers += [(h, hidden), (active, out)]
+        x = x + out
+    d = x.shape[-1]
+    multiplier = width.readout_multiplier(d, BASE_WIDTH)
+    return multiplier * _rms_norm(x, params["final_gain"]) @ params["readout"], sublayers
+
+
+class Trained(NamedTuple):
+    """What one training run of the character model ends with.
+
+    Attributes:
+        loss: validation loss in nats a character.
+        gain: mean gain of the four hidden matrices on validation text.
+        sigma: their mean top singular value.
+    """
+
+    loss: Float[Array, ""]
+    gain: Float[Array, ""]
+    sigma: Float[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames=("d", "rule", "vocab_size", "num_steps"))
+def _train(
+    train: Array,
+    validation: Array,
+    key: jax.Array,
+    learning_rate: Array,
+    weight_decay: Array,
+    d: int,
+    rule: str,
+    vocab_size: int,
+    num_steps: int,
+) -> Trained:
+    base, target, delta = (shapes(w, vocab_size) for w in (BASE_WIDTH, d, 48))
+    scaling = width.width_scaling(base, target, delta=delta, rule=_without_vector_decay(rule))
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 10, num_steps, 0.1)
+    tx = width.adamw_width_scaled(
+        lambda count: learning_rate * shape(count), weight_decay, scaling, eps=1e-12
+    )
+    init_key, data_key, value_key = jax.random.split(key, 3)
+    params = init(init_key, d, vocab_size)
+
+    def loss_fn(params: Any, text: Array, starts: Array) -> Array:
+        window = text[starts[:, None] + jnp.arange(CONTEXT + 1)]
+        logits, _ = apply(params, window[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, -1]).mean()
+
+    def step(carry: Any, step_key: jax.Array) -> Any:
+        params, state = carry
+        starts = jax.random.randint(step_key, (64,), 0, train.shape[0] - CONTEXT)
+        gradient = jax.grad(loss_fn)(params, train, starts)
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(data_key, num_steps)
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+    starts = jnp.linspace(0, validation.shape[0] - CONTEXT - 1, 4096).astype(jnp.int32)
+    _, sublayers = apply(params, validation[starts[:, None] + jnp.arange(CONTEXT)])
+    values = width.top_singular_values(params, key=value_key, scaling=scaling)
+    return Trained(
+        loss_fn(params, validation, starts),
+        jnp.mean(jnp.stack([width.sublayer_gain(x, y) for x, y in sublayers])),
+        jnp.mean(jnp.stack([values["up"], values["down"]])),
+    )
+
+
+def _without_vector_decay(rule: str) -> width.WidthRule:
+    exponents = width.RULES[rule]
+    return width.WidthRule(exponents.lr_exponent, exponents.weight_decay_exponent, 0.0)
+
+
+def train(
+    text: Text,
+    d: int,
+    rule: str,
+    *,
+    learning_rate: float = 2.0**-6,
+    weight_decay: float = 0.2,
+    num_steps: int = 1500,
+    seed: int = 0,
+) -> Trained:
+    """Train the character model and measure loss, gain and top singular value.
+
+    Vectors are undecayed under every rule, so that only the matrices differ.
+
+    Args:
+        text: from `prose`.
+        d: width.
+        rule: a name in `width.RULES`.
+        learning_rate: base peak learning rate (warm-up over a tenth, cosine to a tenth).
+        weight_decay: base weight decay.
+        num_steps: steps of 64 examples.
+        seed: for parameters and batches.
+
+    Returns:
+        Three numbers, f32.
+
+    Example:
+        >>> run = train(prose(), 32, "robust", num_steps=10)
+        >>> 0 < float(run.loss) < 10
+        True
+    """
+    return _train(
+        text.train,
+        text.validation,
+        jax.random.key(seed),
+        jnp.float32(learning_rate),
+        jnp.float32(weight_decay),
+        d,
+        rule,
+        text.vocab_size,
+        num_steps,
+    )

@@ -8,10 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
 
 from jaxkit import validation
 from jaxkit.submodular import queries, selection, set_functions
+from jaxkit.submodular.items import ItemList, Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
 
 
@@ -25,8 +25,8 @@ def greedy(
     function: set_functions.SetFunction,
     k: int,
     *,
-    mask: Bool[Array, " n"] | None = None,
-    initial: Int[Array, " s"] | None = None,
+    mask: Mask | None = None,
+    initial: ItemList | None = None,
     min_gain: ArrayLike | None = None,
 ) -> Selection:
     r"""Add k times the item of largest gain, $\arg\max_e F(S + e) - F(S)$; the lowest on ties.
@@ -63,9 +63,9 @@ def greedy(
 def _greedy(function, k, start):
     def choose(step, state, available, memory):
         gains = jnp.where(available, function.gains(state), -jnp.inf)
-        best = jnp.argmax(gains)
-        take = (gains[best] >= start.min_gain) & (gains[best] > -jnp.inf)
-        return Choice(best, gains[best], take, ~take, jnp.sum(available), memory)
+        best, gain = jnp.argmax(gains), gains.max()
+        take = (gain >= start.min_gain) & (gain > -jnp.inf)
+        return Choice(best, gain, take, ~take, jnp.sum(available), memory)
 
     guarantee = _greedy_guarantee(function)
     return selection.maximise(function, start.state, start.available, k, choose, (), guarantee)
@@ -75,8 +75,8 @@ def lazy_greedy(
     function: set_functions.SetFunction,
     k: int,
     *,
-    mask: Bool[Array, " n"] | None = None,
-    initial: Int[Array, " s"] | None = None,
+    mask: Mask | None = None,
+    initial: ItemList | None = None,
     min_gain: ArrayLike | None = None,
     batch: int = 32,
 ) -> Selection:
@@ -140,11 +140,13 @@ def _lazy_greedy(function, k, start, batch):
             return bounds, new.at[ids].set(new[ids] | needed), asked + jnp.sum(needed)
 
         new = jnp.broadcast_to(step == 0, bounds.shape)
-        bounds, new, asked = jax.lax.while_loop(undecided, refresh, (bounds, new, 0))
+        bounds, new, asked = jax.lax.while_loop(
+            undecided, refresh, (bounds, new, jnp.zeros((), jnp.int32))
+        )
         gains = jnp.where(new, bounds, -jnp.inf)
-        best = jnp.argmax(gains)
-        take = (gains[best] >= start.min_gain) & (gains[best] > -jnp.inf)
-        return Choice(best, gains[best], take, ~take, asked, bounds)
+        best, gain = jnp.argmax(gains), gains.max()
+        take = (gain >= start.min_gain) & (gain > -jnp.inf)
+        return Choice(best, gain, take, ~take, asked, bounds)
 
     bounds = function.gains(start.state)
     count = queries.QueryCount.zero().plus(jnp.sum(start.available))
@@ -187,8 +189,8 @@ def stochastic_greedy(
     key: jax.Array,
     *,
     eps: float = 0.1,
-    mask: Bool[Array, " n"] | None = None,
-    initial: Int[Array, " s"] | None = None,
+    mask: Mask | None = None,
+    initial: ItemList | None = None,
     min_gain: ArrayLike | None = None,
 ) -> Selection:
     """Add k times the best of a few random items that are left.
@@ -230,10 +232,10 @@ def _stochastic_greedy(function, k, start, key, eps, size):
         draw = jax.random.uniform(jax.random.fold_in(key, step), available.shape)
         draw, ids = jax.lax.top_k(jnp.where(available, draw, -1), size)
         gains = jnp.where(draw >= 0, function.gains(state, ids), -jnp.inf)
-        best = jnp.argmax(gains)
-        take = (gains[best] >= start.min_gain) & (gains[best] > -jnp.inf)
+        best, gain = jnp.argmax(gains), gains.max()
+        take = (gain >= start.min_gain) & (gain > -jnp.inf)
         stop = ~jnp.any(available)
-        return Choice(ids[best], gains[best], take, stop, jnp.sum(draw >= 0), memory)
+        return Choice(ids[best], gain, take, stop, jnp.sum(draw >= 0), memory)
 
     guarantee = _greedy_guarantee(function, eps, "in expectation")
     return selection.maximise(function, start.state, start.available, k, choose, (), guarantee)
@@ -244,8 +246,8 @@ def random_greedy(
     k: int,
     key: jax.Array,
     *,
-    mask: Bool[Array, " n"] | None = None,
-    initial: Int[Array, " s"] | None = None,
+    mask: Mask | None = None,
+    initial: ItemList | None = None,
 ) -> Selection:
     """Add k times one of the k best items, at random: for functions that are not monotone.
 

@@ -9,10 +9,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxkit import validation
 from jaxkit.submodular import operands
+from jaxkit.submodular.items import Item, Items, take
 
 #: Concave functions phi with phi(0) = 0, by name.
 CONCAVE: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -64,21 +65,21 @@ class FeatureBased:
         """State of the empty set."""
         return FeatureState(jnp.zeros(self.rows.shape[1]), jnp.zeros(self.num_items, bool))
 
-    def gains(
-        self, state: FeatureState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: FeatureState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
         rows, chosen = self.rows, state.chosen
         if candidates is not None:
-            rows, chosen = rows[candidates], chosen[candidates]
+            rows, chosen = take(rows, candidates), take(chosen, candidates)
         phi = CONCAVE[self.concave]
         rise = phi(state.sums + rows) - phi(state.sums)
         return jnp.where(chosen, 0, (rise * self.weights).sum(-1))
 
-    def add(self, state: FeatureState, element: Int[Array, ""]) -> FeatureState:
+    def add(self, state: FeatureState, element: Item) -> FeatureState:
         """State with one more item."""
-        row = jnp.where(state.chosen[element], 0, self.rows[element])
-        return FeatureState(state.sums + row, state.chosen.at[element].set(True))
+        row = jnp.where(take(state.chosen, element), 0, take(self.rows, element))
+        return FeatureState(
+            state.sums + row, state.chosen | (jnp.arange(self.num_items) == element)
+        )
 
     def value(self, state: FeatureState) -> Float[Array, ""]:
         """F of the set."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool
 
 from jaxkit import validation
 from jaxkit.submodular import operands, queries, selection, set_functions
+from jaxkit.submodular.items import Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
 
 
@@ -20,7 +21,7 @@ def knapsack_greedy(
     costs: ArrayLike,
     budget: ArrayLike,
     *,
-    mask: Bool[Array, " n"] | None = None,
+    mask: Mask | None = None,
     max_size: int | None = None,
 ) -> Selection:
     r"""Spend a budget: the best of greedy by gain per cost, greedy by gain, and one item.
@@ -73,9 +74,10 @@ def _knapsack_greedy(function, costs, budget, start, size):
             fits = available & (costs <= left)
             gains = function.gains(state)
             best = jnp.argmax(jnp.where(fits, score(gains), -jnp.inf))
-            take = jnp.any(fits) & (gains[best] >= start.min_gain) & (gains[best] > -jnp.inf)
+            gain = gains[best]
+            take = jnp.any(fits) & (gain >= start.min_gain) & (gain > -jnp.inf)
             left = left - jnp.where(take, costs[best], 0)
-            return Choice(best, gains[best], take, ~take, jnp.sum(fits), left)
+            return Choice(best, gain, take, ~take, jnp.sum(fits), left)
 
         return selection.maximise(
             function, start.state, start.available, size, choose, budget, guarantee
@@ -89,7 +91,8 @@ def _knapsack_greedy(function, costs, budget, start, size):
     )
     by_density, by_gain = spend(lambda gains: gains / costs), spend(lambda gains: gains)
     # The first step of the plain greedy is the best single item that fits.
-    single = by_gain.replace(
+    single = dataclasses.replace(
+        by_gain,
         indices=by_gain.indices.at[1:].set(-1),
         gains=by_gain.gains.at[1:].set(0),
         valid=by_gain.valid.at[1:].set(False),
@@ -97,7 +100,7 @@ def _knapsack_greedy(function, costs, budget, start, size):
     )
     runs = jax.tree.map(lambda *leaves: jnp.stack(leaves), by_density, by_gain, single)
     best = jax.tree.map(lambda leaf: leaf[jnp.argmax(runs.value)], runs)
-    return best.replace(num_queries=_sum(by_density.num_queries, by_gain.num_queries))
+    return dataclasses.replace(best, num_queries=_sum(by_density.num_queries, by_gain.num_queries))
 
 
 def _sum(a: queries.QueryCount, b: queries.QueryCount) -> queries.QueryCount:
@@ -110,7 +113,7 @@ def partition_matroid_greedy(
     groups: ArrayLike,
     capacities: ArrayLike,
     *,
-    mask: Bool[Array, " n"] | None = None,
+    mask: Mask | None = None,
     max_size: int | None = None,
 ) -> Selection:
     """Take at most so many items of each group: greedy among the items still allowed.
@@ -167,10 +170,10 @@ def _partition_greedy(function, groups, capacities, start, size):
     def choose(step, state, available, left):
         allowed = available & (left[groups] > 0)
         gains = jnp.where(allowed, function.gains(state), -jnp.inf)
-        best = jnp.argmax(gains)
-        take = (gains[best] >= start.min_gain) & (gains[best] > -jnp.inf)
+        best, gain = jnp.argmax(gains), gains.max()
+        take = (gain >= start.min_gain) & (gain > -jnp.inf)
         left = left.at[groups[best]].add(-take.astype(left.dtype))
-        return Choice(best, gains[best], take, ~take, jnp.sum(allowed), left)
+        return Choice(best, gain, take, ~take, jnp.sum(allowed), left)
 
     guarantee = (
         Guarantee(jnp.asarray(0.5), "always") if function.monotone else selection.NO_GUARANTEE

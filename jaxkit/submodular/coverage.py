@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxkit import validation
 from jaxkit.submodular import operands
+from jaxkit.submodular.items import Item, Items, take
 
 
 class CoverageState(NamedTuple):
@@ -55,21 +56,19 @@ class Coverage:
         """State of the empty set."""
         return CoverageState(self.weights, jnp.zeros(self.num_items, bool), jnp.zeros(()))
 
-    def gains(
-        self, state: CoverageState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: CoverageState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
         rows, chosen = self.rows, state.chosen
         if candidates is not None:
-            rows, chosen = rows[candidates], chosen[candidates]
+            rows, chosen = take(rows, candidates), take(chosen, candidates)
         return jnp.where(chosen, 0, (rows * state.missed).sum(-1))
 
-    def add(self, state: CoverageState, element: Int[Array, ""]) -> CoverageState:
+    def add(self, state: CoverageState, element: Item) -> CoverageState:
         """State with one more item."""
-        left = state.missed * (1 - self.rows[element])
+        left = state.missed * (1 - take(self.rows, element))
         return CoverageState(
-            jnp.where(state.chosen[element], state.missed, left),
-            state.chosen.at[element].set(True),
+            jnp.where(take(state.chosen, element), state.missed, left),
+            state.chosen | (jnp.arange(self.num_items) == element),
             state.value + self.gains(state, element),
         )
 
@@ -168,20 +167,20 @@ class SaturatedCoverage:
         """State of the empty set."""
         return SaturatedState(jnp.zeros(self.rows.shape[1]), jnp.zeros(self.num_items, bool))
 
-    def gains(
-        self, state: SaturatedState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: SaturatedState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
         rows, chosen = self.rows, state.chosen
         if candidates is not None:
-            rows, chosen = rows[candidates], chosen[candidates]
+            rows, chosen = take(rows, candidates), take(chosen, candidates)
         room = jnp.maximum(self.caps - state.covered, 0)
         return jnp.where(chosen, 0, jnp.minimum(rows, room).sum(-1))
 
-    def add(self, state: SaturatedState, element: Int[Array, ""]) -> SaturatedState:
+    def add(self, state: SaturatedState, element: Item) -> SaturatedState:
         """State with one more item."""
-        row = jnp.where(state.chosen[element], 0, self.rows[element])
-        return SaturatedState(state.covered + row, state.chosen.at[element].set(True))
+        row = jnp.where(take(state.chosen, element), 0, take(self.rows, element))
+        return SaturatedState(
+            state.covered + row, state.chosen | (jnp.arange(self.num_items) == element)
+        )
 
     def value(self, state: SaturatedState) -> Float[Array, ""]:
         """F of the set."""
@@ -213,4 +212,4 @@ def saturated_coverage(similarity: ArrayLike, alpha: ArrayLike) -> SaturatedCove
     validation.number("alpha", alpha, minimum=0, maximum=1, open_minimum=True)
     if not validation.is_traced(alpha) and np.ndim(alpha):
         raise ValueError(f"alpha must be one number, got shape {np.shape(alpha)}")
-    return SaturatedCoverage(matrix.T, alpha * matrix.sum(1))
+    return SaturatedCoverage(matrix.T, jnp.asarray(alpha) * matrix.sum(1))

@@ -8,10 +8,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxkit import validation
 from jaxkit.submodular import operands
+from jaxkit.submodular.items import Item, Items, take
 
 
 class GraphCutState(NamedTuple):
@@ -55,20 +56,18 @@ class GraphCut:
             jnp.zeros(self.num_items), jnp.zeros(self.num_items, bool), jnp.zeros(())
         )
 
-    def gains(
-        self, state: GraphCutState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: GraphCutState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
         redundant = 2 * state.links + jnp.diagonal(self.rows)
         gains = jnp.where(state.chosen, 0, self.totals - self.lam * redundant)
-        return gains if candidates is None else gains[candidates]
+        return gains if candidates is None else take(gains, candidates)
 
-    def add(self, state: GraphCutState, element: Int[Array, ""]) -> GraphCutState:
+    def add(self, state: GraphCutState, element: Item) -> GraphCutState:
         """State with one more item."""
-        row = jnp.where(state.chosen[element], 0, self.rows[element])
+        row = jnp.where(take(state.chosen, element), 0, take(self.rows, element))
         return GraphCutState(
             state.links + row,
-            state.chosen.at[element].set(True),
+            state.chosen | (jnp.arange(self.num_items) == element),
             state.value + self.gains(state, element),
         )
 

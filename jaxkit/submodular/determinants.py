@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.struct
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import validation
 from jaxkit.submodular import operands
+from jaxkit.submodular.items import Item, Items, take
 
 
 class LogDetState(NamedTuple):
@@ -66,30 +68,30 @@ class LogDet:
             jnp.zeros(()),
         )
 
-    def gains(
-        self, state: LogDetState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: LogDetState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`; `-inf` where the pivot is not positive."""
         possible = (state.pivots > 0) & (state.size < self.max_size)
         logs = jnp.log(jnp.where(possible, state.pivots, 1))
         gains = jnp.where(possible, self.scale * logs, -jnp.inf)
         gains = jnp.where(state.chosen, 0, gains)
-        return gains if candidates is None else gains[candidates]
+        return gains if candidates is None else take(gains, candidates)
 
-    def add(self, state: LogDetState, element: Int[Array, ""]) -> LogDetState:
+    def add(self, state: LogDetState, element: Item) -> LogDetState:
         """State with one more item; unchanged where its gain is `-inf`."""
         gain = self.gains(state, element)
         # One matrix-vector product in full precision: the pivots are differences of near numbers.
-        known = jnp.matmul(state.rows[:, element], state.rows, precision="highest")
-        row = (self.kernel[element] - known) / jnp.sqrt(jnp.maximum(state.pivots[element], 1e-30))
+        known = jnp.matmul(take(state.rows.T, element), state.rows, precision="highest")
+        row = (take(self.kernel, element) - known) / jnp.sqrt(
+            jnp.maximum(take(state.pivots, element), 1e-30)
+        )
         added = LogDetState(
             state.rows.at[state.size].set(row, mode="drop"),
             state.pivots - row**2,
-            state.chosen.at[element].set(True),
+            state.chosen | (jnp.arange(self.num_items) == element),
             state.size + 1,
             state.value + gain,
         )
-        skip = state.chosen[element] | (gain == -jnp.inf)
+        skip = take(state.chosen, element) | (gain == -jnp.inf)
         return jax.tree.map(lambda old, new: jnp.where(skip, old, new), state, added)
 
     def value(self, state: LogDetState) -> Float[Array, ""]:
@@ -179,4 +181,4 @@ def information_gain(
     validation.number("noise_variance", noise_variance, minimum=0, open_minimum=True)
     matrix = operands.symmetric("kernel", kernel)
     function = log_det(matrix / jnp.asarray(noise_variance), 1.0, max_size=max_size)
-    return function.replace(scale=jnp.asarray(0.5))
+    return dataclasses.replace(function, scale=jnp.asarray(0.5))

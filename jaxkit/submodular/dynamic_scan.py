@@ -1,8 +1,8 @@
 """The dynamic maximiser as one jitted scan over a whole stream, for streams on the device.
 
-It takes the same decisions, draws and queries as `DynamicMaximiser`, whose module says what is from
-the paper. A rebuild costs the capacity n here, not the size of a reservoir: on a CPU the host-driven
-`DynamicMaximiser` is faster.
+It takes the same decisions, draws and queries as `DynamicMaximiser`, whose module says what is
+from the paper. A rebuild costs the capacity n here, not the size of a reservoir: on a CPU the
+host-driven `DynamicMaximiser` is faster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import validation
 from jaxkit.submodular import dynamic, guesses, levels, set_functions
+from jaxkit.submodular.items import FlagList, ItemList
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.queries import QueryCount
 
@@ -122,8 +123,8 @@ def dynamic_scan(
     function: set_functions.SetFunction,
     settings: LevelSettings,
     state: ScanState,
-    inserts: Bool[Array, " s"],
-    elements: Int[Array, " s"],
+    inserts: FlagList,
+    elements: ItemList,
 ) -> tuple[ScanState, ScanTrace]:
     """Run a stream of insertions and deletions.
 

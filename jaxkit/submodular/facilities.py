@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxkit import validation
 from jaxkit.submodular import concave, kernels, mixtures, operands
+from jaxkit.submodular.items import Item, Items, take
 
 
 class FacilityState(NamedTuple):
@@ -50,16 +51,14 @@ class FacilityLocation:
         """State of the empty set."""
         return FacilityState(jnp.zeros(self.rows.shape[1]))
 
-    def gains(
-        self, state: FacilityState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: FacilityState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
-        rows = self.rows if candidates is None else self.rows[candidates]
+        rows = self.rows if candidates is None else take(self.rows, candidates)
         return jnp.maximum(rows - state.best, 0).sum(-1)
 
-    def add(self, state: FacilityState, element: Int[Array, ""]) -> FacilityState:
+    def add(self, state: FacilityState, element: Item) -> FacilityState:
         """State with one more item."""
-        return FacilityState(jnp.maximum(state.best, self.rows[element]))
+        return FacilityState(jnp.maximum(state.best, take(self.rows, element)))
 
     def value(self, state: FacilityState) -> Float[Array, ""]:
         """F of the set."""
@@ -123,11 +122,9 @@ class FacilityLocationFromFeatures:
         """State of the empty set, `[blocks * block]` clients."""
         return FacilityState(jnp.zeros(self.present.size))
 
-    def gains(
-        self, state: FacilityState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: FacilityState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`, a block of items by a block of clients a time."""
-        rows = self.rows if candidates is None else self.rows[candidates]
+        rows = self.rows if candidates is None else take(self.rows, candidates)
         flat, block = rows.reshape(-1, rows.shape[-1]), self.clients.shape[1]
         best = state.best.reshape(-1, block)
 
@@ -146,9 +143,9 @@ class FacilityLocationFromFeatures:
         gains = jax.lax.map(of_tile, padded.reshape(-1, block, flat.shape[-1]))
         return gains.reshape(-1)[: flat.shape[0]].reshape(rows.shape[:-1])
 
-    def add(self, state: FacilityState, element: Int[Array, ""]) -> FacilityState:
+    def add(self, state: FacilityState, element: Item) -> FacilityState:
         """State with one more item."""
-        row = self.rows[element][None]
+        row = take(self.rows, element)[None]
 
         def of_block(part):
             clients, present = part
@@ -238,15 +235,13 @@ class FacilityLocationFromNeighbors:
         """State of the empty set."""
         return FacilityState(jnp.zeros(self.neighbors.shape[0]))
 
-    def gains(
-        self, state: FacilityState, candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: FacilityState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`; both cost `m q`."""
         rise = jnp.maximum(self.similarity - state.best[:, None], 0)
         gains = jnp.zeros(self.num_items).at[self.neighbors].add(rise)
-        return gains if candidates is None else gains[candidates]
+        return gains if candidates is None else take(gains, candidates)
 
-    def add(self, state: FacilityState, element: Int[Array, ""]) -> FacilityState:
+    def add(self, state: FacilityState, element: Item) -> FacilityState:
         """State with one more item."""
         row = jnp.where(self.neighbors == element, self.similarity, 0).max(-1)
         return FacilityState(jnp.maximum(state.best, row))
@@ -334,15 +329,15 @@ class FacilityLocationMutualInformation:
         return MutualInformationState(jnp.zeros(self.rows.shape[1]))
 
     def gains(
-        self, state: MutualInformationState, candidates: Int[Array, "*c"] | None = None
+        self, state: MutualInformationState, candidates: Items | None = None
     ) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
-        rows = self.rows if candidates is None else self.rows[candidates]
+        rows = self.rows if candidates is None else take(self.rows, candidates)
         return jnp.maximum(jnp.minimum(rows, self.caps) - state.best, 0).sum(-1)
 
-    def add(self, state: MutualInformationState, element: Int[Array, ""]) -> MutualInformationState:
+    def add(self, state: MutualInformationState, element: Item) -> MutualInformationState:
         """State with one more item."""
-        row = jnp.minimum(self.rows[element], self.caps)
+        row = jnp.minimum(take(self.rows, element), self.caps)
         return MutualInformationState(jnp.maximum(state.best, row))
 
     def value(self, state: MutualInformationState) -> Float[Array, ""]:
@@ -382,7 +377,7 @@ def facility_location_mutual_information(
             f"query_similarity must have {items.shape[0]} rows as similarity has, "
             f"got {queries.shape[0]}"
         )
-    return FacilityLocationMutualInformation(items.T, eta * queries.max(1))
+    return FacilityLocationMutualInformation(items.T, jnp.asarray(eta) * queries.max(1))
 
 
 def facility_location_query(query_similarity: ArrayLike, eta: ArrayLike = 1.0) -> mixtures.Mixture:

@@ -76,7 +76,7 @@ def similarity(
     if kernel == "shifted_cosine":
         return jnp.maximum(2 * product - 1, 0)
     squared = (x**2).sum(-1)[:, None] + (y**2).sum(-1)[None] - 2 * product
-    return jnp.exp(-gamma * jnp.maximum(squared, 0))
+    return jnp.exp(-jnp.asarray(gamma) * jnp.maximum(squared, 0))
 
 
 @functools.partial(jax.jit, static_argnames="kernel")

@@ -8,9 +8,10 @@ from typing import Any
 import flax.struct
 import jax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxkit.submodular import operands, set_functions
+from jaxkit.submodular.items import Item, Items
 
 
 @flax.struct.dataclass
@@ -39,14 +40,12 @@ class Mixture:
         """State of the empty set: one state a function."""
         return tuple(function.init() for function in self.functions)
 
-    def gains(
-        self, state: tuple[Any, ...], candidates: Int[Array, "*c"] | None = None
-    ) -> Float[Array, "*c"]:
+    def gains(self, state: tuple[Any, ...], candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`; one query, whatever the number of functions."""
         parts = zip(self.weights, self.functions, state, strict=True)
         return sum(w * function.gains(part, candidates) for w, function, part in parts)  # type: ignore[return-value]
 
-    def add(self, state: tuple[Any, ...], element: Int[Array, ""]) -> tuple[Any, ...]:
+    def add(self, state: tuple[Any, ...], element: Item) -> tuple[Any, ...]:
         """State with one more item."""
         return tuple(
             function.add(part, element)

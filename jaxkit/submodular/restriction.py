@@ -6,7 +6,9 @@ from typing import Any
 
 import flax.struct
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from jaxkit.submodular.items import Item, Items
 
 
 @flax.struct.dataclass
@@ -42,12 +44,12 @@ class Restriction:
         """State of the empty set."""
         return self.function.init()
 
-    def gains(self, state: Any, candidates: Int[Array, "*c"] | None = None) -> Float[Array, "*c"]:
+    def gains(self, state: Any, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all its items or of `candidates`."""
         items = self.items if candidates is None else self.items[candidates]
         return self.function.gains(state, items)
 
-    def add(self, state: Any, element: Int[Array, ""]) -> Any:
+    def add(self, state: Any, element: Item) -> Any:
         """State with one more item."""
         return self.function.add(state, self.items[element])
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import validation
 from jaxkit.submodular import queries, set_functions
+from jaxkit.submodular.items import ItemList, Mask
 
 
 @flax.struct.dataclass
@@ -138,7 +139,7 @@ def maximise(
             i + 1,
             choice.stop,
             jax.tree.map(lambda new, old: jnp.where(take, new, old), added, progress.state),
-            progress.available.at[element].set(progress.available[element] & ~take),
+            progress.available & ~((jnp.arange(function.num_items) == element) & take),
             choice.memory,
             progress.indices.at[i].set(jnp.where(take, element, -1)),
             progress.gains.at[i].set(jnp.where(take, choice.gain, 0)),
@@ -177,8 +178,8 @@ class Start(NamedTuple):
 
 def start(
     function: set_functions.SetFunction,
-    mask: Bool[Array, " n"] | None,
-    initial: Int[Array, " s"] | None,
+    mask: Mask | None,
+    initial: ItemList | None,
     min_gain: ArrayLike | None = None,
 ) -> Start:
     """Check what all maximisers share, and build the state of the initial set.

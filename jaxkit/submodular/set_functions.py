@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxkit import validation
+from jaxkit.submodular.items import FlagList, Item, ItemList, Items
 
 State = Any
 
 
+@runtime_checkable
 class SetFunction(Protocol):
     """A normalised set function F over items `0 .. num_items - 1`, evaluated incrementally.
 
@@ -20,30 +22,30 @@ class SetFunction(Protocol):
     `vmap` and shardings act on them, and everything else is static. States are pytrees of fixed
     shape, usable inside `scan` and `vmap` with traced items. Functions are of *sets*: an item that
     is in the set already has gain 0, and adding it again changes nothing.
-
-    Attributes:
-        num_items: size of the ground set, n.
-        monotone: whether every gain is known to be >= 0.
     """
 
     @property
-    def num_items(self) -> int: ...
+    def num_items(self) -> int:
+        """Size of the ground set, n."""
+        ...
 
     @property
-    def monotone(self) -> bool: ...
+    def monotone(self) -> bool:
+        """Whether every gain is known to be >= 0."""
+        ...
 
     def init(self) -> State:
         """State of the empty set."""
         ...
 
-    def gains(self, state: State, candidates: Int[Array, "*c"] | None = None) -> Float[Array, "*c"]:
+    def gains(self, state: State, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains `F(S + e) - F(S)` of all items `[n]`, or of `candidates` of any shape `[*c]`.
 
         A gain of `-inf` marks an item that cannot be added. Each gain counts as one query.
         """
         ...
 
-    def add(self, state: State, element: Int[Array, ""]) -> State:
+    def add(self, state: State, element: Item) -> State:
         """State of `S + element`."""
         ...
 
@@ -52,9 +54,7 @@ class SetFunction(Protocol):
         ...
 
 
-def add_all(
-    function: SetFunction, state: State, elements: Int[Array, " s"], valid: Bool[Array, " s"]
-) -> State:
+def add_all(function: SetFunction, state: State, elements: ItemList, valid: FlagList) -> State:
     """Add the valid ones of `elements`, in order.
 
     Args:
@@ -87,7 +87,7 @@ def _value_of(function, elements, valid):
     return function.value(add_all(function, function.init(), elements, valid))
 
 
-def evaluate(function: SetFunction, elements: Int[Array, " s"]) -> Float[Array, ""]:
+def evaluate(function: SetFunction, elements: ItemList) -> Float[Array, ""]:
     """Compute F of a set given by its items; negative entries are padding.
 
     Args:
@@ -124,7 +124,7 @@ class Violation(NamedTuple):
 
     worst: Float[Array, ""]
     base: Bool[Array, " n"]
-    element: Int[Array, ""]
+    element: Item
 
 
 def _chain(function, key):

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxkit import validation
 from jaxkit.submodular import queries, set_functions
+from jaxkit.submodular.items import FlagList, Item, ItemList
 from jaxkit.submodular.selection import NO_GUARANTEE, Guarantee, Selection
 
 
@@ -93,7 +94,7 @@ class Sieve:
         )
 
     def update(
-        self, function: set_functions.SetFunction, state: SieveState, element: Int[Array, ""]
+        self, function: set_functions.SetFunction, state: SieveState, element: Item
     ) -> SieveState:
         """Offer one item to every set that it could serve.
 
@@ -120,8 +121,8 @@ class Sieve:
         self,
         function: set_functions.SetFunction,
         state: SieveState,
-        elements: Int[Array, " s"],
-        valid: Bool[Array, " s"] | None = None,
+        elements: ItemList,
+        valid: FlagList | None = None,
     ) -> SieveState:
         """Offer a batch of items in order, in one jitted scan.
 
@@ -213,9 +214,7 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
     values = jax.vmap(function.value)(states)
     guess = jnp.exp(base * exponents)
     room = k - sizes
-    needed = (
-        guess if sieve.lower_bound else (guess / 2 - values) / jnp.maximum(room, 1)
-    )
+    needed = guess if sieve.lower_bound else (guess / 2 - values) / jnp.maximum(room, 1)
     asked = used & (room > 0) & valid
     keep = asked & (gains >= needed)
     slot = keep[:, None] & (jnp.arange(k) == sizes[:, None])
@@ -243,7 +242,8 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
 @functools.partial(jax.jit, static_argnames="sieve")
 def _run(function, state, elements, valid, sieve):
     def step(state, offered):
-        return _update(function, state, *offered, sieve), None
+        element, valid = offered
+        return _update(function, state, element, valid, sieve), None
 
     return jax.lax.scan(step, state, (elements, valid))[0]
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxkit import validation
 from jaxkit.submodular import selection, set_functions
+from jaxkit.submodular.items import ItemList, Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
 
 
@@ -27,8 +28,8 @@ def threshold_greedy(
     k: int,
     *,
     eps: ArrayLike = 0.1,
-    mask: Bool[Array, " n"] | None = None,
-    initial: Int[Array, " s"] | None = None,
+    mask: Mask | None = None,
+    initial: ItemList | None = None,
 ) -> Selection:
     r"""Take every item whose gain reaches a threshold that falls from pass to pass.
 
@@ -97,7 +98,13 @@ def _threshold_greedy(function, k, start, eps):
             )
 
         number, position = memory
-        begin = (number, position, jnp.zeros((), position.dtype), jnp.zeros((), bool), 0)
+        begin = (
+            number,
+            position,
+            jnp.zeros((), position.dtype),
+            jnp.zeros((), bool),
+            jnp.zeros((), jnp.int32),
+        )
         number, position, place, found, asked = jax.lax.while_loop(searching, look, begin)
         return Choice(place, gains[place], found, ~found, asked, (number, position))
 

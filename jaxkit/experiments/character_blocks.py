@@ -72,11 +72,9 @@ def init(key: jax.Array, d: int, vocab_size: int) -> dict[str, Array]:
         0.0
     """
     std = {"embed": 1.0, "read": (CONTEXT * EMBED) ** -0.5, "up": d**-0.5, "down": d**-0.5}
-    params = {}
-    shapes = shapes(d, vocab_size)
-    for (name, leaf), leaf_key in zip(
-        shapes.items(), jax.random.split(key, len(shapes)), strict=True
-    ):
+    leaves, params = shapes(d, vocab_size), {}
+    keys = jax.random.split(key, len(leaves))
+    for (name, leaf), leaf_key in zip(leaves.items(), keys, strict=True):
         fill = 1.0 if "gain" in name else 0.0
         draw = std.get(name, 0.0) * jax.random.normal(leaf_key, leaf.shape)
         params[name] = draw if name in std else jnp.full(leaf.shape, fill)

@@ -219,7 +219,8 @@ def _text_evidence(
                 run = character_blocks.train(text, d, rule, num_steps=num_steps, seed=seed)
                 for kept, number in zip((loss, gain, sigma), run, strict=True):
                     kept[rule][row, column] = float(number)
-    m = widths[-1] // character_blocks.BASE_WIDTH
+    base = character_blocks.BASE_WIDTH
+    m = widths[-1] // base
     drift = {rule: gain[rule][:, -1] / gain[rule][:, 0] for rule in rules}
     mean = {rule: float(ratio.mean()) for rule, ratio in drift.items()}
     ordered = mean["mup_independent"] < mean["robust"] < mean["mup_fixed"] < mean["standard"]
@@ -233,7 +234,7 @@ def _text_evidence(
             f"Text: at {m} times the width the gain drifts in the order mup_independent < robust < "
             "mup_fixed < standard",
             "gain invariant under robust; predicted order as stated",
-            f"gain relative to d = {character_blocks.BASE_WIDTH}: {drifts}; closest to 1 is {closest}",
+            f"gain relative to d = {base}: {drifts}; closest to 1 is {closest}",
             "shown" if ordered else "not shown",
         ),
         Claim(
@@ -247,7 +248,7 @@ def _text_evidence(
         ),
     ]
     table = Table(
-        f"Text: {num_steps} steps, learning rate 2^-6, decay 0.2 at d = {character_blocks.BASE_WIDTH} "
+        f"Text: {num_steps} steps, learning rate 2^-6, decay 0.2 at d = {base} "
         "(mean over seeds; in brackets the ratio to the base)",
         ("rule", "d", "validation loss (nats)", "gain", "top singular value"),
         [

@@ -77,13 +77,11 @@ def annealing_areas(
     rates = _check_rates("learning_rates", learning_rates)
     first = rates[..., :1] if initial_rate is None else _initial(initial_rate, rates)
     log_decay = _log_decay(decay, rates.dtype)[..., None]
-    fallen = first - rates
-    ndim = max(fallen.ndim, log_decay.ndim)
-    fallen = fallen.reshape((1,) * (ndim - fallen.ndim) + fallen.shape)
-    log_decays = jnp.broadcast_to(
-        log_decay.reshape((1,) * (ndim - log_decay.ndim) + log_decay.shape),
-        (*(1,) * (ndim - log_decay.ndim), *log_decay.shape[:-1], rates.shape[-1]),
-    )
+    shape = jnp.broadcast_shapes(log_decay.shape, rates.shape)
+    fallen = jnp.broadcast_to(first - rates, shape)
+    # One decay for the whole batch is scanned once: only the time axis must be as long.
+    thin = (1,) * (len(shape) - log_decay.ndim) + log_decay.shape
+    log_decays = jnp.broadcast_to(log_decay.reshape(thin), (*thin[:-1], shape[-1]))
     annealing = _scan(log_decays, fallen)
     forward = jnp.broadcast_to(jnp.cumsum(rates, axis=-1), annealing.shape)
     return AnnealingAreas(forward, annealing)

@@ -223,8 +223,8 @@ def rank_schedules(
         >>> fitted = fitting.fit(
         ...     forms.Annealing(0.99), [run(schedules["constant"]), run(schedules["cosine"])]
         ... )
-        >>> rank_schedules(fitted, schedules)[-1].name
-        'constant'
+        >>> rank_schedules(fitted, schedules)[0].name
+        'wsd_cosine'
     """
     if not candidates:
         raise ValueError("candidates must hold at least one schedule, got none")

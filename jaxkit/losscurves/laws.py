@@ -126,7 +126,7 @@ def predict_loss(
     Example:
         >>> law = AnnealingLaw(floor=2.6, scale=0.4, annealing=0.4, exponent=0.5)
         >>> predict_loss(law, jnp.full(20001, 2e-4))[-1]
-        Array(2.7999949, dtype=float32)
+        Array(2.799995, dtype=float32)
     """
     for_s1, for_s2 = areas.warmed_up_rates(learning_rates, warmup, warmup_steps)
     annealing = areas.annealing_areas(for_s2, decay).annealing

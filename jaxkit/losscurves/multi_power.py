@@ -113,7 +113,7 @@ def predict_multi_power_loss(
     Example:
         >>> law = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
         >>> predict_multi_power_loss(law, jnp.full(1001, 3e-4), jnp.array([1000]))
-        Array([3.412719], dtype=float32)
+        Array([3.4124148], dtype=float32)
     """
     check_positive("learning_rates", learning_rates)
     for_s1, for_s2 = areas.warmed_up_rates(learning_rates, warmup, warmup_steps)
@@ -148,7 +148,7 @@ def multi_power_loss(
         >>> law = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
         >>> rates = jnp.full(1001, 3e-4)
         >>> multi_power_loss(law, rates, rates, jnp.array([1000]))
-        Array([3.412719], dtype=float32)
+        Array([3.4124148], dtype=float32)
     """
     return _multi_power_loss(law, for_s1, for_s2, jnp.asarray(steps), batch_size)
 

@@ -107,14 +107,14 @@ def pose(
     num_constants = form.model.num_linear + form.starts().shape[-1]
     centre, precision = np.zeros(num_constants), np.zeros(num_constants)
     if prior is not None:
-        centre = np.log(np.asarray(prior.centre, np.float64))
-        precision = 1 / np.asarray(prior.log_sd, np.float64)
-        for name, values in (("centre", np.exp(centre)), ("log_sd", 1 / precision)):
+        middle, spread = (np.asarray(part, np.float64) for part in prior)
+        for name, values in (("centre", middle), ("log_sd", spread)):
             if values.shape != (num_constants,) or not np.all(values > 0):
                 raise ValueError(
                     f"prior.{name} must be a law of {num_constants} positive constants, "
                     f"got {getattr(prior, name)}"
                 )
+        centre, precision = np.log(middle), 1 / spread
     problem = solving.Problem(
         forms.Features(type(points)(*map(pad, points)), shared),
         pad(np.log(np.concatenate([curve.losses for curve in kept]))),

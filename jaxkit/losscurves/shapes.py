@@ -192,33 +192,29 @@ def rewarmed_rates(
 def with_warmup(
     learning_rates: Float[ArrayLike, " steps"], warmup_steps: int, *, initial_value: float = 0.0
 ) -> Rates:
-    """Replace the first steps of a schedule by a linear warm-up to its rate there.
+    """Put a linear warm-up in front of a schedule.
 
     Args:
         learning_rates: the schedule, `[steps]`.
-        warmup_steps: index at which the schedule takes over; 0 changes nothing.
+        warmup_steps: steps of the warm-up, after which the schedule starts.
         initial_value: rate at index 0.
 
     Returns:
-        The rates, `[steps]`.
+        The rates, `[warmup_steps + steps]`; index `warmup_steps` is the first of the schedule.
 
     Raises:
-        ValueError: if the warm-up is longer than the schedule.
+        ValueError: if a number is out of range.
+        TypeError: if `warmup_steps` is not an integer.
 
     Example:
-        >>> with_warmup(np.ones(4), 2)
+        >>> with_warmup(np.ones(2), 2)
         array([0. , 0.5, 1. , 1. ])
     """
-    rates = np.array(learning_rates, np.float64)
+    rates = np.asarray(learning_rates, np.float64)
     warmup_steps = validation.integer("warmup_steps", warmup_steps, minimum=0)
-    if warmup_steps >= len(rates):
-        raise ValueError(
-            f"warmup_steps must be inside the schedule of {len(rates)} values, got {warmup_steps}"
-        )
-    rates[:warmup_steps] = np.linspace(
-        initial_value, rates[warmup_steps], warmup_steps, endpoint=False
-    )
-    return rates
+    validation.number("initial_value", initial_value, minimum=0)
+    rise = np.linspace(initial_value, rates[0], warmup_steps, endpoint=False)
+    return np.concatenate([rise, rates])
 
 
 def standard_schedules(

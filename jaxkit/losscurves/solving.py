@@ -81,7 +81,10 @@ def solve(
 
     thetas, objectives = jax.lax.map(project, starts)
     _, best = jax.lax.top_k(-objectives, min(model.polished, starts.shape[0]))
-    return _best(jax.vmap(lambda theta: polish(model, problem, theta, huber_delta))(thetas[best]))
+    # One after the other: batched solver loops cost more to compile than they save.
+    return _best(
+        jax.lax.map(lambda theta: polish(model, problem, theta, huber_delta), thetas[best])
+    )
 
 
 def polish(

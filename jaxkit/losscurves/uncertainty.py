@@ -69,21 +69,17 @@ def profile_decay(
     form = forms.Annealing(float(values[0]))
     posed = posing.pose(form, fitted, **options)
     padding = len(posed.problem.weights) - posed.num_points
-    annealing = np.stack(
-        [
-            np.pad(
-                np.concatenate([forms.host_annealing(s.for_s2, d)[s.steps] for s in posed.seen]),
-                (0, padding),
-                mode="edge",
-            )
-            for d in values
-        ]
-    )
+    features = posed.problem.features
+    found, law = [], []
     with jax.enable_x64(True):
-        found, law = _solve_decays(
-            form.model, posed.problem, annealing, form.starts(), posed.huber_delta
-        )
-        found, law = jax.tree.map(np.asarray, (found, law))
+        for value in values:
+            rows = [forms.host_annealing(s.for_s2, float(value))[s.steps] for s in posed.seen]
+            annealing = np.pad(np.concatenate(rows), (0, padding), mode="edge")
+            points = features.points._replace(annealing=annealing)
+            problem = posed.problem._replace(features=features._replace(points=points))
+            found.append(solving.solve(form.model, problem, form.starts(), posed.huber_delta))
+            law.append(solving.law_of(form.model, problem, found[-1]))
+        found, law = (jax.tree.map(lambda *x: np.stack(x), *leaves) for leaves in (found, law))
     return DecayProfile(values, found.objective, law, found.converged)
 
 
@@ -120,14 +116,14 @@ def bootstrap_fit(
     Source: the moving-block bootstrap of Künsch (1989), applied to log residuals.
 
     Example:
-        >>> rates, at = np.linspace(1e-3, 0.0, 2001), np.arange(100, 2001, 50)
-        >>> noise = 1 + 1e-3 * np.sin(at)
-        >>> runs = [
-        ...     curves.loss_curve(r, at, (2.0 + np.cumsum(r)[at] ** -0.5) * noise)
-        ...     for r in (rates, np.full(2001, 1e-3))
-        ... ]
+        >>> at = np.arange(100, 2001, 50)
+        >>> def run(r):
+        ...     s2 = forms.host_annealing(r, 0.99)[at]
+        ...     exact = 2.0 + np.cumsum(r)[at] ** -0.5 - 0.3 * s2
+        ...     return curves.loss_curve(r, at, exact * (1 + 1e-3 * np.sin(at)))
+        >>> runs = [run(np.linspace(1e-3, 0.0, 2001)), run(np.full(2001, 1e-3))]
         >>> laws = bootstrap_fit(
-        ...     jax.random.key(0), forms.RateSumPower(), runs, num_samples=8, block_length=5
+        ...     jax.random.key(0), forms.Annealing(0.99), runs, num_samples=8, block_length=5
         ... )
         >>> laws.floor.shape
         (8,)
@@ -143,7 +139,6 @@ def bootstrap_fit(
         )
     draw = jax.vmap(lambda k: moving_blocks(k, lengths, block_length))
     indices = np.asarray(draw(jax.random.split(key, num_samples)))
-    padded = len(posed.problem.weights)
     with jax.enable_x64(True):
         found = solving.solve(form.model, posed.problem, form.starts(), posed.huber_delta)
         residuals = np.asarray(found.residuals)
@@ -152,7 +147,6 @@ def bootstrap_fit(
         samples = _refit(
             form.model, posed.problem, resampled, found.log_constants, posed.huber_delta
         )
-        assert resampled.shape == (num_samples, padded)
         return jax.tree.map(np.asarray, samples)
 
 
@@ -203,11 +197,11 @@ def leave_one_out(
 
     Example:
         >>> at = np.arange(100, 2001, 50)
-        >>> runs = [
-        ...     curves.loss_curve(np.full(2001, rate), at, 2.0 + (rate * at) ** -0.5)
-        ...     for rate in (1e-3, 2e-3, 3e-3)
-        ... ]
-        >>> scores = leave_one_out(forms.RateSumPower(), runs, allow_different_peaks=True)
+        >>> def run(r):
+        ...     s2 = forms.host_annealing(r, 0.99)[at]
+        ...     return curves.loss_curve(r, at, 2.0 + np.cumsum(r)[at] ** -0.5 - 0.3 * s2)
+        >>> runs = [run(np.linspace(1e-3, last, 2001)) for last in (1e-3, 5e-4, 0.0)]
+        >>> scores = leave_one_out(forms.Annealing(0.99), runs)
         >>> all(score.mean_relative < 1e-3 for score in scores)
         True
     """
@@ -228,33 +222,14 @@ def leave_one_out(
             raise ValueError(f"without curves[{left}]: {error}") from None
     padding = len(posed.problem.weights) - posed.num_points
     kept = np.pad(which[None] != np.arange(len(fitted))[:, None], ((0, 0), (0, padding)))
+    scores = []
     with jax.enable_x64(True):
-        residuals = _solve_folds(
-            form.model,
-            posed.problem,
-            kept * posed.problem.weights,
-            form.starts(),
-            posed.huber_delta,
-        )
-    residuals = np.asarray(residuals)[:, : posed.num_points]
-    return tuple(
-        scoring.score(curve.losses * np.exp(residuals[i, which == i]), curve.losses)
-        for i, curve in enumerate(posed.curves)
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _solve_decays(
-    model: forms.Separable, problem: Any, annealing: Any, starts: Any, delta: Any
-) -> Any:
-    def one(row: jax.Array) -> Any:
-        features = problem.features
-        points = features.points._replace(annealing=row)
-        posed = problem._replace(features=features._replace(points=points))
-        found = solving.solve(model, posed, starts, delta)
-        return found, solving.law_of(model, problem, found)
-
-    return jax.vmap(one)(annealing)
+        for left, curve in enumerate(posed.curves):
+            problem = posed.problem._replace(weights=posed.problem.weights * kept[left])
+            found = solving.solve(form.model, problem, form.starts(), posed.huber_delta)
+            residuals = np.asarray(found.residuals)[: posed.num_points][which == left]
+            scores.append(scoring.score(curve.losses * np.exp(residuals), curve.losses))
+    return tuple(scores)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -263,14 +238,4 @@ def _refit(model: forms.Separable, problem: Any, log_losses: Any, theta: Any, de
         found = solving.polish(model, problem._replace(log_losses=row), theta, delta)
         return solving.law_of(model, problem, found)
 
-    return jax.vmap(one)(log_losses)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _solve_folds(
-    model: forms.Separable, problem: Any, weights: Any, starts: Any, delta: Any
-) -> Any:
-    def one(row: jax.Array) -> Any:
-        return solving.solve(model, problem._replace(weights=row), starts, delta).residuals
-
-    return jax.vmap(one)(weights)
+    return jax.lax.map(one, log_losses)

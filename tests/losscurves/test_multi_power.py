@@ -1,0 +1,175 @@
+"""The Multi-Power Law: golden predictions of the published code, properties, and its fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import losscurves
+from jaxkit.losscurves import multi_power
+
+LAW = losscurves.MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
+
+
+def as_law(constants):
+    floor, scale, exponent, drop, speed, saturation, rate_exponent = constants
+    return losscurves.MultiPowerLaw(floor, scale, drop, exponent, speed, saturation, rate_exponent)
+
+
+def plain(law, rates, step):
+    """The law as written, float64 NumPy."""
+    total = sum(rates[: step + 1])
+    loss = law.floor + law.scale * total**-law.exponent
+    for k in range(1, step + 1):
+        x = rates[k] ** -law.rate_exponent * sum(rates[k : step + 1])
+        gain = 1 - (1 + law.speed * x) ** -law.saturation
+        loss -= law.drop * (rates[k - 1] - rates[k]) * gain
+    return loss
+
+
+def test_predictions_equal_the_published_codes_to_1e_9(golden):
+    cases = golden("annealing_law")["multi_power_law"]["small"]
+    assert len(cases) == 3
+    for case in cases:
+        law = as_law(case["params_L0_A_alpha_B_C_beta_gamma"])
+        with jax.enable_x64(True):
+            found = losscurves.predict_multi_power_loss(
+                law, np.array(case["learning_rate"]), np.array(case["step"])
+            )
+        np.testing.assert_allclose(found, case["prediction"], rtol=1e-9)
+
+
+def llama2_rates(name):
+    total = 24000
+    s = np.arange(total + 1.0)
+    rates = np.full(total + 1, 3e-4)
+    if name.startswith("cosine"):
+        rates = 3e-5 + 0.5 * 2.7e-4 * (1 + np.cos(np.pi * (s - 2160) / (total - 2160)))
+    elif name.startswith("wsd_"):
+        x = np.clip((s - 20000) / 4000, 0, 1)
+        rates = 3e-4 ** (1 - x) * 3e-5**x
+    elif name.startswith("wsdcon"):
+        rates = np.where(s < 8000, 3e-4, 1e-5 * int(name.split("_")[1]))
+    rates[:2160] = np.linspace(0, 3e-4, 2160)
+    return rates
+
+
+def test_curves_of_the_published_parameters_equal_the_published_predictions(golden):
+    section = golden("annealing_law")["multi_power_law"]
+    for case in section["official_curve_predictions"]:
+        law = as_law(section["official_params"][case["size"]])
+        with jax.enable_x64(True):
+            found = losscurves.predict_multi_power_loss(
+                law, llama2_rates(case["curve"]), np.array(case["step"])
+            )
+        np.testing.assert_allclose(found, case["prediction"], rtol=1e-9)
+
+
+def test_the_vectorised_law_equals_the_written_one():
+    rates = np.append(0.0, np.random.default_rng(0).uniform(0.1, 1.0, 40)) * 1e-3
+    with jax.enable_x64(True):
+        found = losscurves.predict_multi_power_loss(LAW, rates, np.array([1, 7, 40]))
+    np.testing.assert_allclose(found, [plain(LAW, rates, t) for t in (1, 7, 40)], rtol=1e-12)
+
+
+def test_warmup_conventions_differ_by_the_drop_of_the_peak():
+    rates = losscurves.with_warmup(
+        losscurves.hold_then_decay(2000, 1e-3, 400, final_value=1e-5), 50
+    )
+    steps = np.array([1000, 2000])
+    slow = LAW._replace(speed=1e9)  # every change has taken its full effect
+    with jax.enable_x64(True):
+        linear, excluded = (
+            losscurves.predict_multi_power_loss(slow, rates, steps, warmup=mode, warmup_steps=50)
+            for mode in ("linear", "s2_peak")
+        )
+        np.testing.assert_allclose(linear - excluded, 400 * 1e-3, rtol=1e-3)
+
+
+def test_a_vanishing_rate_adds_nothing_unlike_in_the_annealing_law():
+    rates = losscurves.hold_then_decay(2000, 1e-3, 400, shape="exponential", final_value=1e-10)
+    padded = np.append(rates, np.full(500, 1e-10))
+    with jax.enable_x64(True):
+        found = losscurves.predict_multi_power_loss(LAW, padded, np.array([2000, 2500]))
+        assert abs(float(found[1] - found[0])) < 1e-4
+        law = losscurves.AnnealingLaw(2.5, 0.5, 0.4, 0.5)
+        annealing = losscurves.predict_loss(law, padded, decay=0.999)
+        assert float(annealing[2500] - annealing[2000]) < -0.01
+
+
+def test_gradients_in_rates_and_constants_are_finite_and_right():
+    rates = np.random.default_rng(0).uniform(0.1, 1.0, 30) * 1e-3
+    with jax.enable_x64(True):
+
+        def loss(law, rates):
+            return losscurves.predict_multi_power_loss(law, rates, np.array([10, 29])).sum()
+
+        law = jax.tree.map(jnp.float64, LAW)
+        in_law, in_rates = jax.grad(loss, argnums=(0, 1))(law, jnp.asarray(rates))
+        step = 1e-9 * np.eye(30)[5]
+        expected = (loss(law, rates + step) - loss(law, rates - step)) / 2e-9
+        assert all(np.isfinite(leaf) for leaf in in_law)
+        assert abs(float(in_rates[5] / expected) - 1) < 1e-5
+
+
+def test_grouped_falls_keep_every_fall():
+    rates = np.concatenate([np.linspace(0, 1, 11), np.ones(5), np.linspace(1, 0.2, 13)[1:]])
+    for group in (1, 4, 32):
+        falls, after, before, index = multi_power._falls(rates, group)
+        assert abs(falls.sum() + 0.2) < 1e-12
+        assert (np.diff(index) > 0).all()
+        np.testing.assert_allclose(after, rates[index])
+        np.testing.assert_allclose(before, np.cumsum(rates)[index - 1])
+    exact = multi_power._falls(rates, 1)[0]
+    np.testing.assert_allclose(exact[exact != 0], -np.diff(rates)[np.diff(rates) != 0])
+
+
+def exact_runs():
+    schedules = [
+        losscurves.constant_rates(4000, 1e-3),
+        losscurves.cosine_rates(4000, 1e-3, final_value=1e-4),
+        losscurves.piecewise_rates(4000, 1e-3, [(0.5, 0.3)]),
+    ]
+    steps = np.arange(200, 4001, 100)
+    with jax.enable_x64(True):
+        losses = [np.asarray(losscurves.predict_multi_power_loss(LAW, r, steps)) for r in schedules]
+    return [
+        losscurves.loss_curve(r, steps, loss) for r, loss in zip(schedules, losses, strict=True)
+    ]
+
+
+def test_a_fit_predicts_what_made_its_curves():
+    runs = exact_runs()
+    fitted = losscurves.fit(losscurves.MultiPower(group=4), runs)
+    assert float(fitted.objective) < 1e-8
+    wsd = losscurves.hold_then_decay(4000, 1e-3, 800, final_value=1e-4)
+    steps = np.arange(200, 4001, 200)
+    found = losscurves.predict(fitted, np.stack([wsd, wsd]), steps=steps)
+    with jax.enable_x64(True):
+        exact = np.asarray(losscurves.predict_multi_power_loss(LAW, wsd, steps))
+    assert found.shape == (2, 20)
+    np.testing.assert_allclose(found[0], exact, rtol=5e-4)
+    # Seven constants on three curves: the prediction is known far better than the constants.
+    assert fitted.condition_number > 1e3
+    assert fitted.total_annealing == float(fitted.law.drop)
+    prior = losscurves.Prior(LAW, losscurves.MultiPowerLaw(*[np.inf] * 4, 0.01, 0.01, 0.01))
+    held = losscurves.fit(losscurves.MultiPower(group=4), runs, prior=prior)
+    np.testing.assert_allclose(held.law[4:], LAW[4:], rtol=0.02)
+    assert held.condition_number < fitted.condition_number
+
+
+def test_rates_of_zero_are_refused(bad_input):
+    rates = losscurves.cosine_rates(4000, 1e-3)
+    with pytest.raises(ValueError, match=r"> 0 after index 0 .* got 0 at index 4000"):
+        losscurves.predict_multi_power_loss(LAW, rates, np.array([10]))
+    runs = exact_runs()
+    runs[0] = runs[0]._replace(learning_rates=rates)
+    with pytest.raises(ValueError, match=r"curves\[0\].learning_rates must be > 0"):
+        losscurves.fit(losscurves.MultiPower(), runs)
+
+
+def test_a_faulty_prior_is_refused(bad_input):
+    with pytest.raises(ValueError, match=r"prior\.log_sd must be a law of 7 positive constants"):
+        losscurves.fit(losscurves.MultiPower(), exact_runs(), prior=losscurves.Prior(LAW, LAW[:3]))
+    with pytest.raises(ValueError, match="group must be an integer >= 1"):
+        losscurves.MultiPower(group=0)

@@ -86,9 +86,11 @@ def _rms_norm(x: Float[Array, "... d"], gain: Float[Array, " d"]) -> Float[Array
 
 
 def apply(
-    params: dict[str, Array], context: Int[Array, "batch context"]
+    params: dict[str, Array], context: Int[Array, "batch context"], base_width: int = BASE_WIDTH
 ) -> tuple[Float[Array, "batch vocab"], list[tuple[Array, Array]]]:
     """Predict the next character; also return input and output of every hidden matrix.
+
+    The matrices come in the order up, down, up, down.
 
     Example:
         >>> params = init(jax.random.key(0), 32, 96)
@@ -106,7 +108,7 @@ def apply(
         sublayers += [(h, hidden), (active, out)]
         x = x + out
     d = x.shape[-1]
-    multiplier = width.readout_multiplier(d, BASE_WIDTH)
+    multiplier = width.readout_multiplier(d, base_width)
     return multiplier * _rms_norm(x, params["final_gain"]) @ params["readout"], sublayers
 
 
@@ -115,16 +117,16 @@ class Trained(NamedTuple):
 
     Attributes:
         loss: validation loss in nats a character.
-        gain: mean gain of the four hidden matrices on validation text.
-        sigma: their mean top singular value.
+        gain: gain of each hidden matrix on validation text, in the order up, down, up, down.
+        sigma: top singular value of each.
     """
 
     loss: Float[Array, ""]
-    gain: Float[Array, ""]
-    sigma: Float[Array, ""]
+    gain: Float[Array, " 4"]
+    sigma: Float[Array, " 4"]
 
 
-@functools.partial(jax.jit, static_argnames=("d", "rule", "vocab_size", "num_steps"))
+@functools.partial(jax.jit, static_argnames=("d", "rule", "vocab_size", "num_steps", "base_width"))
 def _train(
     train: Array,
     validation: Array,
@@ -135,8 +137,9 @@ def _train(
     rule: str,
     vocab_size: int,
     num_steps: int,
+    base_width: int,
 ) -> Trained:
-    base, target, delta = (shapes(w, vocab_size) for w in (BASE_WIDTH, d, 48))
+    base, target, delta = (shapes(w, vocab_size) for w in (base_width, d, 2 * base_width))
     scaling = width.width_scaling(base, target, delta=delta, rule=_without_vector_decay(rule))
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 10, num_steps, 0.1)
     tx = width.adamw_width_scaled(
@@ -147,7 +150,7 @@ def _train(
 
     def loss_fn(params: Any, text: Array, starts: Array) -> Array:
         window = text[starts[:, None] + jnp.arange(CONTEXT + 1)]
-        logits, _ = apply(params, window[:, :-1])
+        logits, _ = apply(params, window[:, :-1], base_width)
         return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, -1]).mean()
 
     def step(carry: Any, step_key: jax.Array) -> Any:
@@ -160,12 +163,12 @@ def _train(
     keys = jax.random.split(data_key, num_steps)
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
     starts = jnp.linspace(0, validation.shape[0] - CONTEXT - 1, 4096).astype(jnp.int32)
-    _, sublayers = apply(params, validation[starts[:, None] + jnp.arange(CONTEXT)])
+    _, sublayers = apply(params, validation[starts[:, None] + jnp.arange(CONTEXT)], base_width)
     values = width.top_singular_values(params, key=value_key, scaling=scaling)
     return Trained(
         loss_fn(params, validation, starts),
-        jnp.mean(jnp.stack([width.sublayer_gain(x, y) for x, y in sublayers])),
-        jnp.mean(jnp.stack([values["up"], values["down"]])),
+        jnp.stack([width.sublayer_gain(x, y) for x, y in sublayers]),
+        jnp.stack([values["up"], values["down"]], axis=1).reshape(4),
     )
 
 
@@ -179,10 +182,11 @@ def train(
     d: int,
     rule: str,
     *,
-    learning_rate: float = 2.0**-6,
-    weight_decay: float = 0.2,
+    learning_rate: float | Array = 2.0**-6,
+    weight_decay: float | Array = 0.2,
     num_steps: int = 1500,
     seed: int = 0,
+    base_width: int = BASE_WIDTH,
 ) -> Trained:
     """Train the character model and measure loss, gain and top singular value.
 
@@ -196,9 +200,10 @@ def train(
         weight_decay: base weight decay.
         num_steps: steps of 64 examples.
         seed: for parameters and batches.
+        base_width: the width at which learning rate and decay are the given ones.
 
     Returns:
-        Three numbers, f32.
+        Loss, gains and top singular values. Usable under `vmap` over learning rate and decay.
 
     Example:
         >>> run = train(prose(), 32, "robust", num_steps=10)
@@ -209,10 +214,11 @@ def train(
         text.train,
         text.validation,
         jax.random.key(seed),
-        jnp.float32(learning_rate),
-        jnp.float32(weight_decay),
+        jnp.asarray(learning_rate, jnp.float32),
+        jnp.asarray(weight_decay, jnp.float32),
         d,
         rule,
         text.vocab_size,
         num_steps,
+        base_width,
     )

@@ -218,7 +218,7 @@ def _text_evidence(
                     continue
                 run = character_blocks.train(text, d, rule, num_steps=num_steps, seed=seed)
                 for kept, number in zip((loss, gain, sigma), run, strict=True):
-                    kept[rule][row, column] = float(number)
+                    kept[rule][row, column] = float(number.mean())
     base = character_blocks.BASE_WIDTH
     m = widths[-1] // base
     drift = {rule: gain[rule][:, -1] / gain[rule][:, 0] for rule in rules}
@@ -250,7 +250,7 @@ def _text_evidence(
     table = Table(
         f"Text: {num_steps} steps, learning rate 2^-6, decay 0.2 at d = {base} "
         "(mean over seeds; in brackets the ratio to the base)",
-        ("rule", "d", "validation loss (nats)", "gain", "top singular value"),
+        ("rule", "d", "validation loss (nats)", "mean gain", "mean top singular value"),
         [
             (
                 rule,

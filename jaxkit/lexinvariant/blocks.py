@@ -16,6 +16,10 @@ from jaxkit.lexinvariant.configuration import DecoderConfig
 from jaxkit.lexinvariant.products import project
 
 
+#: Logit of a key that must not be seen: its weight is exactly 0, and the gradient stays finite.
+_MASKED = -1e30
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _broadcast_over_batch(bias: Float[Array, "H T S"], batch_size: int) -> Array:
     return jnp.broadcast_to(bias, (batch_size, *bias.shape))
@@ -119,24 +123,27 @@ class Block(nn.Module):
             cache = (key, value)
         distance = position + jnp.arange(length)[:, None] - jnp.arange(key.shape[1])
         bias = self._bias(distance, shared_bias)
-        scale = c.head_dim**-0.5 if c.attention_scale == "inverse_sqrt" else 1.0
+        if c.attention_scale == "inverse_sqrt" and not c.qk_norm:
+            query = query * c.head_dim**-0.5
         if c.qk_norm:
             # One learned scale a head multiplies content and bias alike.
             ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
             gain: Any = self.param("logit_scale", ones, (c.num_heads,))
-            query, scale = query * gain[:, None].astype(query.dtype), 1.0
+            query = query * gain[:, None].astype(query.dtype)
             bias = None if bias is None else bias * gain[:, None, None]
+        mask = distance >= 0
         if bias is not None:
-            bias = _broadcast_over_batch(bias.astype(query.dtype), batch)
+            # The mask rides in the bias: one pass over the logits less, forward and backward.
+            bias = jnp.where(mask, bias, _MASKED).astype(query.dtype)
+            bias, mask = _broadcast_over_batch(bias, batch), None
         attend: Any = jax.nn.dot_product_attention
         attended = attend(
             query,
             key,
             value,
             bias=bias,
-            mask=None if cache is None else (distance >= 0)[None, None],
-            scale=scale,
-            is_causal=cache is None,
+            mask=None if mask is None else mask[None, None],
+            scale=1.0,
             implementation=c.attention_implementation,
         )
         out = self._kernel("out", ("heads", "head_dim", "embed"))

@@ -206,8 +206,11 @@ def run() -> Table:
         )
     rows.append(overhead(config, float(np.median(seconds["jaxkit"]))))
     rows.append(("traces of the loss", str(traces()), "", ""))
-    model = f"{config.num_layers} layers x {config.d_model}, {config.batch_size} x {config.sequence_length}"
-    return Table(f"Language model ({model}, float32)", ("", "median", "range", ""), rows)
+    batch = f"{config.batch_size} x {config.sequence_length}"
+    size = f"{config.num_layers} layers x {config.d_model}"
+    return Table(
+        f"Language model ({size}, {batch} tokens, float32)", ("", "median", "range", ""), rows
+    )
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ from jaxkit.federated.averaging import (
     fedsam,
     scale_by_uncorrected_adam,
 )
+from jaxkit.federated.client_privacy import (
+    ClientPrivacy,
+    client_epsilon,
+    with_client_privacy,
+)
 from jaxkit.federated.client_step import ClientStep, local_optimizer, local_sgd
 from jaxkit.federated.clients import ClientData, client_data, place_data, stack_clients
 from jaxkit.federated.cohorts import (
@@ -52,6 +57,7 @@ from jaxkit.federated.corrections import (
     scale_by_round_rate,
 )
 from jaxkit.federated.duals import fedadmm, feddyn, fedpd, fedsmoo, fedspeed
+from jaxkit.federated.figures import accuracy_figure, label_distribution_figure
 from jaxkit.federated.fitness import check_run
 from jaxkit.federated.local_steps import LocalTraining, local_training, weighted_gradient
 from jaxkit.federated.mapping import (
@@ -63,9 +69,19 @@ from jaxkit.federated.mapping import (
     vmap_clients,
 )
 from jaxkit.federated.named import ALGORITHMS, algorithm_by_name
+from jaxkit.federated.partitions import (
+    heterogeneity,
+    iid_partition,
+    label_counts,
+    per_class_dirichlet_partition,
+    refilled_dirichlet_partition,
+    refilled_partition,
+    refilled_pathological_partition,
+)
 from jaxkit.federated.perturbation import ascent_step, quasi_gradient, tied_perturbation
 from jaxkit.federated.rounds import RoundMetrics, cohort_round, federated_round, run_rounds
 from jaxkit.federated.server_momentum import fedcm, mofedsam
+from jaxkit.federated.simulation import SimulationResult, simulate
 from jaxkit.federated.state import FederatedState, check_state, init_state
 
 __all__ = [
@@ -73,6 +89,7 @@ __all__ = [
     "Aggregate",
     "ClientData",
     "ClientMap",
+    "ClientPrivacy",
     "ClientStep",
     "Cohort",
     "FederatedAlgorithm",
@@ -81,6 +98,8 @@ __all__ = [
     "LocalTraining",
     "RoundMetrics",
     "Sampler",
+    "SimulationResult",
+    "accuracy_figure",
     "add_control_variate",
     "add_prox_correction",
     "add_prox_offset",
@@ -91,6 +110,7 @@ __all__ = [
     "check_state",
     "chunked_clients",
     "client_data",
+    "client_epsilon",
     "clients_mesh",
     "cohort_round",
     "displacement_algorithm",
@@ -107,21 +127,30 @@ __all__ = [
     "fedsmoo",
     "fedspeed",
     "fixed_sampler",
+    "heterogeneity",
+    "iid_partition",
     "init_state",
+    "label_counts",
+    "label_distribution_figure",
     "local_optimizer",
     "local_sgd",
     "local_training",
     "make_cohort",
     "mix_client_momentum",
     "mofedsam",
+    "per_class_dirichlet_partition",
     "place_data",
     "pmap_clients",
     "quasi_gradient",
+    "refilled_dirichlet_partition",
+    "refilled_partition",
+    "refilled_pathological_partition",
     "run_rounds",
     "scaffold",
     "scale_by_round_rate",
     "scale_by_uncorrected_adam",
     "shard_clients",
+    "simulate",
     "simulator_cohort",
     "stack_clients",
     "stratified_sampler",
@@ -129,5 +158,6 @@ __all__ = [
     "uniform_sampler",
     "vmap_clients",
     "weighted_gradient",
+    "with_client_privacy",
     "with_relaxed_start",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
@@ -22,7 +23,7 @@ class ClientStep(NamedTuple):
 
     clip: optax.GradientTransformation
     descent: optax.GradientTransformation
-    learning_rate: optax.Schedule | None
+    learning_rate: Callable[[Any], Any] | None
     keep_state: bool
 
 
@@ -110,7 +111,7 @@ def local_optimizer(
     return ClientStep(optax.identity(), optimizer, None, keep_state)
 
 
-def known_rate(name: str, client: ClientStep) -> optax.Schedule:
+def known_rate(name: str, client: ClientStep) -> Callable[[Any], Any]:
     """The learning rate of a client step, for an algorithm that divides by it.
 
     Args:

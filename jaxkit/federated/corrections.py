@@ -7,6 +7,7 @@ server sent beside the model). The federated drivers pass them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,8 +44,7 @@ def add_prox_correction(prox_coef: Any) -> optax.GradientTransformationExtraArgs
     validation.number("prox_coef", prox_coef, minimum=0)
 
     def update_fn(updates, state, params=None, *, anchor=None, memory=None, **_):
-        if anchor is None or params is None:
-            raise ValueError("add_prox_correction needs params and the extra argument anchor")
+        _require("add_prox_correction", params=params, anchor=anchor)
         pulled = jax.tree.map(
             lambda g, w, w0: (g + prox_coef * (w - w0)).astype(g.dtype), updates, params, anchor
         )
@@ -82,8 +82,7 @@ def add_prox_offset(prox_coef: Any) -> optax.GradientTransformationExtraArgs:
 
     def update_fn(updates, state, params=None, *, anchor=None, memory=None, **_):
         del params
-        if anchor is None:
-            raise ValueError("add_prox_offset needs the extra argument anchor")
+        _require("add_prox_offset", anchor=anchor)
         pulled = jax.tree.map(lambda g, w0: (g - prox_coef * w0).astype(g.dtype), updates, anchor)
         return _add_dual(pulled, prox_coef, memory), state
 
@@ -107,8 +106,9 @@ def add_control_variate() -> optax.GradientTransformationExtraArgs:
         3.0
     """
 
-    def update_fn(updates, state, params=None, *, memory, shared, **_):
+    def update_fn(updates, state, params=None, *, memory: Any = None, shared: Any = None, **_):
         del params
+        _require("add_control_variate", memory=memory, shared=shared)
         corrected = jax.tree.map(
             lambda g, c, c_i: (g + c - c_i).astype(g.dtype),
             updates,
@@ -144,8 +144,9 @@ def mix_client_momentum(alpha: Any) -> optax.GradientTransformationExtraArgs:
     """
     validation.number("alpha", alpha, minimum=0, maximum=1)
 
-    def update_fn(updates, state, params=None, *, shared, **_):
+    def update_fn(updates, state, params=None, *, shared: Any = None, **_):
         del params
+        _require("mix_client_momentum", shared=shared)
         mixed = jax.tree.map(
             lambda g, m: (alpha * g + (1 - alpha) * m).astype(g.dtype),
             updates,
@@ -156,7 +157,9 @@ def mix_client_momentum(alpha: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
-def scale_by_round_rate(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+def scale_by_round_rate(
+    learning_rate: Callable[[Any], Any],
+) -> optax.GradientTransformationExtraArgs:
     """Descend at a learning rate that is constant within a round: out = -eta(round) g.
 
     Args:
@@ -173,12 +176,19 @@ def scale_by_round_rate(learning_rate: optax.Schedule) -> optax.GradientTransfor
         -2.0
     """
 
-    def update_fn(updates, state, params=None, *, round, **_):
+    def update_fn(updates, state, params=None, *, round: Any = None, **_):
         del params
+        _require("scale_by_round_rate", round=round)
         rate = learning_rate(round)
         return jax.tree.map(lambda g: (-rate * g).astype(g.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def _require(name: str, **arguments: Any) -> None:
+    for argument, value in arguments.items():
+        if value is None:
+            raise ValueError(f"{name} needs the argument {argument} in update, got None")
 
 
 def _add_dual(updates: Any, prox_coef: Any, memory: Any) -> Any:

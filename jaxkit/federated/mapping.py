@@ -182,7 +182,7 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
     return ClientMap("pmap", num_devices * (chunk_size or 1), pad, run)
 
 
-def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, `"clients"`, over all devices of all processes.
 
     Args:
@@ -227,7 +227,7 @@ def place(tree: PyTree, mesh: Mesh, *, by_client: bool) -> PyTree:
                 f"mesh axis {AXIS!r} of size {mesh.shape[AXIS]} must divide the rows, got "
                 f"{leaf.shape[0]}: pad them"
             )
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = put(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and jax.process_count() == 1:

@@ -96,7 +96,8 @@ def optimal_zero_tail(
     elif gain(longest) >= 0:
         real = longest
     else:
-        real = float(scipy.optimize.brentq(gain, 0.0, longest))
+        root: Any = scipy.optimize.brentq(gain, 0.0, longest)
+        real = float(root)
 
     def loss(k: int) -> float:
         rates = np.full(total, float(peak_value))

@@ -88,9 +88,9 @@ class Seen(NamedTuple):
 class PowerPoints(NamedTuple):
     """Features of the laws with a power of one time: `log_time` is centred."""
 
-    log_time: Float[Array, " n"]
-    annealing: Float[Array, " n"]
-    log_size: Float[Array, " n"]
+    log_time: Float[Any, " n"]
+    annealing: Float[Any, " n"]
+    log_size: Float[Any, " n"]
 
 
 class Centre(NamedTuple):
@@ -141,7 +141,7 @@ def size_law(linear: Any, shape: Any, shared: Centre) -> laws.SizeLaw:
 
 def host_annealing(for_s2: np.ndarray, decay: float) -> np.ndarray:
     """S2 in float64 on the host: the same recursion as `annealing_areas`, without a compilation."""
-    return scipy.signal.lfilter([1.0], [1.0, -decay], for_s2[0] - for_s2)
+    return np.asarray(scipy.signal.lfilter([1.0], [1.0, -decay], for_s2[0] - for_s2))
 
 
 def _power_features(

@@ -6,9 +6,8 @@ linearly and whose few shape constants do not. `jaxkit.losscurves.forms` relies 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -16,7 +15,8 @@ from jaxtyping import Array, Float
 
 from jaxkit.losscurves import areas
 
-Scalar = float | np.ndarray | np.floating | jax.Array
+#: A Python, NumPy or JAX scalar, or an array of them under `vmap`.
+Scalar = Any
 
 
 class AnnealingLaw(NamedTuple):

@@ -192,10 +192,10 @@ class Drops(NamedTuple):
     units of the mean rate, whose logarithm is `log_rate`.
     """
 
-    falls: Float[Array, "curves drops"]
-    rates: Float[Array, "curves drops"]
-    sums: Float[Array, "curves drops"]
-    index: Int[Array, "curves drops"]
+    falls: Float[Any, "curves drops"]
+    rates: Float[Any, "curves drops"]
+    sums: Float[Any, "curves drops"]
+    index: Int[Any, "curves drops"]
     centre: forms.Centre
     log_rate: Float[Any, ""]
     scale: Float[Any, ""]
@@ -204,10 +204,10 @@ class Drops(NamedTuple):
 class MultiPowerPoints(NamedTuple):
     """Features of each point of the Multi-Power Law; `total` is in units of `Drops.scale`."""
 
-    log_time: Float[Array, " n"]
-    total: Float[Array, " n"]
-    curve: Int[Array, " n"]
-    step: Int[Array, " n"]
+    log_time: Float[Any, " n"]
+    total: Float[Any, " n"]
+    curve: Int[Any, " n"]
+    step: Int[Any, " n"]
 
 
 def multi_power_columns(

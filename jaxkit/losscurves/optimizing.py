@@ -150,13 +150,14 @@ def _ramp(
 ) -> np.ndarray:
     """Hold the peak until the best (real) time, then fall by `drop` a step to the minimum."""
     law: laws.AnnealingLaw = fitted.law
+    form: Any = fitted.form
     peak = float(fitted.peak)
     for_s1, _ = areas.warmed_up_rates(
         _join(front, np.full(steps + 1, peak)), fitted.warmup, len(front)
     )
     before = for_s1[: len(front) + 1].sum()
     index = np.arange(steps + 1)
-    weights = fitted.form.decay ** (steps - index[1:]).astype(np.float64)
+    weights = form.decay ** (steps - index[1:]).astype(np.float64)
 
     def rates(start: float) -> np.ndarray:
         return np.clip(peak - drop * np.maximum(index - start, 0.0), minimum, peak)
@@ -167,7 +168,7 @@ def _ramp(
         return float(power + law.annealing * np.sum(weights * after))
 
     # Unimodal in the start, for the loss is convex in the rates; a hold to the end is its bound.
-    found = scipy.optimize.minimize_scalar(
+    found: Any = scipy.optimize.minimize_scalar(
         loss, bounds=(0.0, float(steps)), method="bounded", options={"xatol": 1e-3}
     )
     return rates(min((found.x, 0.0, float(steps)), key=loss))

@@ -62,10 +62,10 @@ def score(
         )
     traced = isinstance(predicted, jax.Array) or isinstance(observed, jax.Array)
     xp: Any = jnp if traced else np
-    observed = xp.asarray(observed)
-    error = xp.asarray(predicted) - observed
-    relative = xp.abs(error) / observed
-    spread = observed - observed.mean(axis=-1, keepdims=True)
+    true = xp.asarray(observed)
+    error = xp.asarray(predicted) - true
+    relative = xp.abs(error) / true
+    spread = true - true.mean(axis=-1, keepdims=True)
     return PredictionScore(
         1 - xp.sum(error**2, axis=-1) / xp.sum(spread**2, axis=-1),
         xp.mean(xp.abs(error), axis=-1),

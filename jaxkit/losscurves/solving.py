@@ -26,10 +26,10 @@ class Problem(NamedTuple):
     """
 
     features: forms.Features
-    log_losses: Float[Array, " n"]
-    weights: Float[Array, " n"]
-    prior_centre: Float[Array, " c"]
-    prior_precision: Float[Array, " c"]
+    log_losses: Float[Any, " n"]
+    weights: Float[Any, " n"]
+    prior_centre: Float[Any, " c"]
+    prior_precision: Float[Any, " c"]
 
 
 class Solution(NamedTuple):
@@ -44,12 +44,12 @@ class Solution(NamedTuple):
         condition_number: of the Jacobian of the residuals in the log constants.
     """
 
-    log_constants: Float[Array, " c"]
-    objective: Float[Array, ""]
-    residuals: Float[Array, " n"]
-    contributions: Float[Array, " p"]
-    converged: Bool[Array, ""]
-    condition_number: Float[Array, ""]
+    log_constants: Float[Any, " c"]
+    objective: Float[Any, ""]
+    residuals: Float[Any, " n"]
+    contributions: Float[Any, " p"]
+    converged: Bool[Any, ""]
+    condition_number: Float[Any, ""]
 
 
 @functools.partial(jax.jit, static_argnums=0)

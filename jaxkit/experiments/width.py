@@ -228,6 +228,7 @@ def _text_evidence(
     gap = loss["robust"][:, -1] - loss["mup_fixed"][:, -1]
     interval = _interval(gap)
     lower = gap.mean() < 0 and (interval is None or interval[1] < 0)
+    side = "lower" if lower else "higher" if interval and interval[0] > 0 else "no clear difference"
     drifts = ", ".join(f"{rule} {mean[rule]:.2f}" for rule in rules)
     claims = [
         Claim(
@@ -242,7 +243,7 @@ def _text_evidence(
             "a run: the steady state is hardly reached and the base decay is above its optimum)",
             "transfer of the optimum in LLaMA-style models",
             f"robust minus mup_fixed at d = {widths[-1]}: {gap.mean():+.4f} nats a character over "
-            f"{len(seeds)} seed(s)",
+            f"{len(seeds)} seed(s): {side}",
             "shown" if lower else "null result",
             interval,
         ),
@@ -277,6 +278,9 @@ def _text_evidence(
     )
     panel.axhline(gain["robust"][:, 0].mean(), color="0.5", lw=1, ls=":")
     panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    gains = [1, 2, 4, 8]
+    panel.set_yticks(gains, [str(g) for g in gains])
     ticks = (character_blocks.BASE_WIDTH, *widths)
     panel.set_xticks(ticks, [str(d) for d in ticks])
     panel.minorticks_off()

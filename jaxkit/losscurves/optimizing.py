@@ -22,7 +22,8 @@ class OptimizedSchedule(NamedTuple):
         learning_rates: rate of every step, warm-up included, `[total_steps + 1]`.
         loss: final loss that the fit predicts for it, nats.
         baselines: final losses it predicts, by name, for the constant rate, for the cosine to a
-            tenth of the peak, and for the best length of each `wsd_*` shape.
+            tenth of the peak, and for the best length of each `wsd_*` shape: those within the
+            same limits.
     """
 
     learning_rates: np.ndarray
@@ -100,7 +101,11 @@ def optimize_schedule(
         raise ValueError(
             f"warmup_rates must leave steps to optimise of {total_steps}, got {len(front)}"
         )
-    families = _families(free_steps, peak, float(minimum_value))
+    families = {
+        name: rates
+        for name, rates in _families(free_steps, peak, float(minimum_value)).items()
+        if np.diff(rates).min() >= -drop * (1 + 1e-9)
+    }
     losses = _final_losses(fitted, np.stack([_join(front, r) for r in families.values()]), front)
     if isinstance(fitted.form, forms.Annealing):
         rates = _ramp(fitted, front, free_steps, float(minimum_value), drop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -55,19 +56,20 @@ def official_fit(curves: Sequence[losscurves.LossCurve]) -> float:
     forward, annealing, target = map(np.concatenate, (s1, s2, log_losses))
 
     def objective(p: np.ndarray) -> float:
-        with np.errstate(all="ignore"):
-            r = np.abs(target - np.log(p[0] + p[1] * forward ** -p[3] - p[2] * annealing))
+        r = np.abs(target - np.log(p[0] + p[1] * forward ** -p[3] - p[2] * annealing))
         return float(np.sum(np.where(r < DELTA, r**2 / 2, DELTA * r - DELTA**2 / 2)))
 
     best = np.inf
     for start in itertools.product((0.1, 2.1), (1, 11.5, 22), (1, 11.5, 22), (0, 0.4, 0.8)):
-        found = scipy.optimize.minimize(
-            objective,
-            np.array(start),
-            method="L-BFGS-B",
-            bounds=[(0, None)] * 4,
-            options={"maxiter": 100_000, "ftol": 1e-9, "gtol": 1e-6, "eps": 1e-8},
-        )
+        # Half of the starts run into the logarithm of a negative number.
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            found = scipy.optimize.minimize(
+                objective,
+                np.array(start),
+                method="L-BFGS-B",
+                bounds=[(0, None)] * 4,
+                options={"maxiter": 100_000, "ftol": 1e-9, "gtol": 1e-6, "eps": 1e-8},
+            )
         if np.isfinite(found.fun):
             best = min(best, float(found.fun))
     return best

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -78,10 +78,114 @@ def evaluate(run: Positional[str], text: str) -> None:
             print(f"  positions {start + 1:5d} to {stop:5d}: {losses.mean():.4f}")
 
 
+def refine_schedule(
+    pilot: Positional[str],
+    norm: Literal["l1", "l2"] | None = None,
+    smoothing: float = 0.1,
+    out: str | None = None,
+) -> None:
+    """Refine a learning-rate schedule from the gradient norms of a finished run.
+
+    Train with the result by `jaxkit train --schedule refined:PILOT`, and tune the peak again.
+
+    Args:
+        pilot: folder of the run, or a CSV or JSONL file with step and gradient_norm.
+        norm: the norm in a file: l1 (Adam family) or l2 (SGD); a run says it itself.
+        smoothing: width of the median filter as a fraction of the run.
+        out: folder to write to; by default that of the run or file.
+    """
+    from jaxkit.jobs import refinement
+
+    for path in refinement.refine_run(pilot, norm=norm, smoothing=smoothing, out=out):
+        print(path)
+
+
+def fit_curve(
+    runs: Positional[tuple[str, ...]],
+    predict: tuple[str, ...] = ("constant", "linear", "cosine", "rex", "wsd"),
+    decay: float | None = None,
+    first_step: int = 0,
+    out: str = ".",
+) -> None:
+    """Fit the loss-curve law to runs and predict the loss of other schedules.
+
+    Args:
+        runs: run folders, or CSV or JSONL files with step, learning_rate and loss: one with a
+            constant rate and one that decays are what the law needs.
+        predict: schedules, each NAME or NAME:STEPS, at the peak of the runs.
+        decay: decay of the annealing momentum per update; by default the best of a few.
+        first_step: points before it are left out.
+        out: folder for the figure.
+    """
+    from jaxkit.jobs import curve_fit
+
+    found = curve_fit.fit_runs(runs, predict, decay=decay, first_step=first_step, out=out)
+    law = {name: float(value) for name, value in found.fitted.law._asdict().items()}
+    print(
+        "  ".join(f"{name} {value:.6g}" for name, value in law.items()), f" decay {found.decay:g}"
+    )
+    if found.fitted.at_bound:
+        print(f"at a bound, so not identified: {', '.join(found.fitted.at_bound)}")
+    print(found.fit_table, found.predictions, found.figure, sep="\n\n")
+
+
+def select(
+    features: Positional[str],
+    k: int,
+    objective: Literal[
+        "facility_location", "saturated_coverage", "graph_cut", "log_det", "feature_based"
+    ] = "facility_location",
+    maximiser: Literal["lazy", "greedy", "stochastic", "threshold"] = "lazy",
+    kernel: Literal["cosine", "shifted_cosine", "rbf"] = "cosine",
+    out: str | None = None,
+) -> None:
+    """Pick exemplars or a coreset from a table of features.
+
+    Args:
+        features: .npy file, or CSV with a header, one row an item.
+        k: rows to pick.
+        objective: what makes a set of rows good.
+        maximiser: how it is found.
+        kernel: similarity of two rows.
+        out: folder to write to; by default that of the file.
+    """
+    from jaxkit.jobs import selection
+
+    found = selection.select_rows(
+        features, k, objective=objective, maximiser=maximiser, kernel=kernel, out=out
+    )
+    print(f"value {found.value:.6g} after {found.queries:,} queries ({found.guarantee})")
+    print(found.indices, found.figure, sep="\n")
+
+
+def reproduce(
+    papers: Positional[tuple[str, ...]] = ("all",),
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False,
+    seed: int = 0,
+    out: str = "evidence",
+) -> None:
+    """Show each paper's claim in miniature; the exit code says whether all still hold.
+
+    Args:
+        papers: experiments by name, or all.
+        quick: a smaller version of each, about half a minute.
+        seed: first seed.
+        out: folder for the figures.
+    """
+    from jaxkit.jobs import reproduction
+
+    if not reproduction.reproduce(list(papers), quick=quick, seed=seed, out=out):
+        raise SystemExit(1)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "refine-schedule": refine_schedule,
+    "fit-curve": fit_curve,
+    "select": select,
+    "reproduce": reproduce,
 }
 
 
@@ -99,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
             prog="jaxkit",
             description="A functional JAX toolkit: ten published methods that compose.",
             args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("JAXKIT_TRACEBACK") == "1":

@@ -6,16 +6,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import optax
 
 from jaxkit import lexinvariant, schedules, validation
+from jaxkit import width as width_room
+from jaxkit.jobs import refinement
 
 #: Fields that a resumed run may change: they do not touch the numbers.
 FREE_FIELDS = frozenset(
     {"checkpoint_every", "evaluate_every", "evaluation_windows", "keep_checkpoints", "log_every",
      "mesh", "runs"}
 )  # fmt: skip
+
+
+_REFINED = "refined:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +41,18 @@ class TrainConfig:
         sequence_length: tokens of context T.
         accumulation_steps: microbatches whose gradients make one update.
         learning_rate: peak learning rate of AdamW.
-        schedule: decay of the learning rate: rex, linear, cosine, wsd, constant, ...
-        warmup_steps: updates of linear warm-up.
+        schedule: decay of the learning rate: rex, linear, cosine, wsd, constant, ..., or
+            refined:RUN for the schedule refined from the gradient norms of a finished run.
+        warmup_steps: updates of linear warm-up; by default a tenth of the run, 50 at most, and
+            none for a refined schedule, which has its own.
         weight_decay: decoupled weight decay of the matrices.
         beta1: AdamW's decay of the mean gradient.
         beta2: AdamW's decay of the squared gradient.
         clip_norm: gradients are scaled down to this global norm.
         embedding: "fixed" learns one token table, "lexinvariant" draws one for every sequence.
         position: how positions enter: t5, rope, alibi or none.
+        base_width: width at which learning rate and weight decay were tuned; they are then
+            carried over to d_model by the width rule of AdamW.
         d_model: width of the residual stream.
         num_layers: number of blocks.
         num_heads: attention heads.
@@ -78,13 +88,14 @@ class TrainConfig:
     accumulation_steps: int = 1
     learning_rate: float = 3e-3
     schedule: str = "rex"
-    warmup_steps: int = 50
+    warmup_steps: int | None = None
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0
     embedding: Literal["fixed", "lexinvariant"] = "fixed"
     position: Literal["t5", "rope", "alibi", "none"] = "t5"
+    base_width: int | None = None
     d_model: int = 128
     num_layers: int = 4
     num_heads: int = 4
@@ -123,30 +134,68 @@ class TrainConfig:
         validation.number("learning_rate", self.learning_rate, minimum=0)
         for field in ("beta1", "beta2"):
             validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
-        self.schedule_function()
+        validation.integer("steps", self.steps, minimum=1)
+        if self.warmup_steps is not None:
+            validation.integer("warmup_steps", self.warmup_steps, minimum=0)
+            if self.pilot is not None and self.warmup_steps:
+                raise ValueError(
+                    "warmup_steps must be 0 with a refined schedule, which has its own warm-up, "
+                    f"got {self.warmup_steps}"
+                )
+        if self.pilot is None:
+            self.schedule_function()
+        if self.base_width is not None:
+            self._at_width(validation.integer("base_width", self.base_width, minimum=1))
+
+    @property
+    def pilot(self) -> str | None:
+        """The run or file of gradient norms that the schedule is refined from, if it is."""
+        return self.schedule[len(_REFINED) :] if self.schedule.startswith(_REFINED) else None
 
     def schedule_function(self) -> optax.Schedule:
-        """The learning rate by step."""
+        """The learning rate by step.
+
+        Raises:
+            ValueError: if the schedule is unknown, or the pilot's norms cannot be used.
+            OSError: if the pilot's norms cannot be read.
+        """
+        if self.pilot is not None:
+            norms = refinement.read_pilot(self.pilot).norms
+            # The recorder of this job keeps l1 norms: the rule for optimizers of the Adam family.
+            return schedules.refined_schedule(norms, self.learning_rate, self.steps, norm="l1")
+        warmup = min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
         return schedules.schedule_by_name(
-            self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup_steps
+            self.schedule, self.learning_rate, self.steps, warmup_steps=warmup
         )
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Record gradient norms, clip, AdamW with decay on matrices."""
+    def optimizer(self, vocab_size: int) -> optax.GradientTransformation:
+        """Record gradient norms, clip, AdamW with decay on matrices, scaled to the width."""
+        moments: dict[str, Any] = {"b1": self.beta1, "b2": self.beta2}
+        schedule = self.schedule_function()
+        if self.base_width is None:
+            adamw = optax.adamw(
+                schedule, weight_decay=self.weight_decay, mask=decay_mask, **moments
+            )
+        else:
+            base, delta, target = (
+                self._parameter_shapes(vocab_size, width)
+                for width in (self.base_width, 2 * self.base_width, self.d_model)
+            )
+            scaling = width_room.width_scaling(base, target, delta=delta)
+            adamw = width_room.adamw_width_scaled(schedule, self.weight_decay, scaling, **moments)
         return optax.chain(
-            schedules.record_gradient_norms(self.steps),
+            schedules.record_gradient_norms(self.steps, min(self.steps, 1024), norm="l1"),
             optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
-                self.schedule_function(),
-                b1=self.beta1,
-                b2=self.beta2,
-                weight_decay=self.weight_decay,
-                mask=decay_mask,
-            ),
+            adamw,
         )
 
     def model(self, vocab_size: int) -> lexinvariant.DecoderLM:
         """The language model for a vocabulary of this size."""
+        multiplier = 1.0
+        if self.base_width is not None:
+            # 1/m on the logits; the model's own 1/sqrt(D) has done half of it.
+            multiplier = width_room.readout_multiplier(self.d_model, self.base_width)
+            multiplier *= (self.d_model / self.base_width) ** 0.5
         return lexinvariant.DecoderLM(
             lexinvariant.DecoderConfig(
                 vocab_size,
@@ -163,8 +212,26 @@ class TrainConfig:
                 dtype=self.dtype,
                 remat=self.remat,
                 unroll_layers=jax.default_backend() == "cpu" and self.num_layers <= 8,
+                readout_multiplier=multiplier,
             )
         )
+
+    def _at_width(self, d_model: int) -> TrainConfig:
+        """This configuration with everything that grows with the width shrunk or grown to it."""
+        scaled = {}
+        for field in ("num_heads", "d_ff"):
+            size, rest = divmod(getattr(self, field) * d_model, self.d_model)
+            if rest or not size:
+                raise ValueError(
+                    f"base_width={self.base_width} must scale {field}={getattr(self, field)} of "
+                    f"d_model={self.d_model} to a whole number, got {size + rest / self.d_model:g}"
+                )
+            scaled[field] = size
+        return dataclasses.replace(self, d_model=d_model, base_width=None, **scaled)
+
+    def _parameter_shapes(self, vocab_size: int, d_model: int) -> Any:
+        model = self._at_width(d_model).model(vocab_size)
+        return nn.meta.unbox(jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0)))
 
 
 def decay_mask(params: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxkit import datasets, files, lexinvariant, training
+from jaxkit.jobs import refinement
 from jaxkit.jobs.config import TrainConfig
 
 
@@ -29,6 +30,7 @@ class RunFiles(NamedTuple):
     metrics: pathlib.Path
     evaluations: pathlib.Path
     checkpoints: pathlib.Path
+    gradient_norms: pathlib.Path
     report: pathlib.Path
 
     @classmethod
@@ -46,6 +48,7 @@ class RunFiles(NamedTuple):
             folder / "metrics.jsonl",
             folder / "evaluations.jsonl",
             folder / "checkpoints",
+            folder / refinement.GRADIENT_NORMS,
             folder / "report.html",
         )
 
@@ -110,15 +113,6 @@ class Run(NamedTuple):
     files: RunFiles
 
 
-def initializer(model: lexinvariant.DecoderLM, sequence_length: int) -> Callable[..., Any]:
-    """The function from a key to the model's parameters, sharding metadata included."""
-    tokens = jnp.zeros((1, sequence_length), jnp.int32)
-    table = None
-    if model.config.embedding == "lexinvariant":
-        table = jnp.zeros((model.config.vocab_size, model.config.d_model))
-    return lambda key: model.init(key, tokens, table)
-
-
 def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = print) -> Run:
     """Load the latest checkpoint of a run.
 
@@ -145,9 +139,11 @@ def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = pri
     config = TrainConfig(**description["config"])
     tokenizer = datasets.tokenizer_from_config(description["tokenizer"])
     model = config.model(tokenizer.vocab_size)
+    # The state has the same shapes under any schedule; a refined one would need its pilot here.
+    plain = config if config.pilot is None else dataclasses.replace(config, schedule="constant")
     abstract = training.abstract_state(
-        initializer(model, config.sequence_length),
-        config.optimizer(),
+        lexinvariant.initializer(model),
+        plain.optimizer(tokenizer.vocab_size),
         jax.random.key(config.seed),
         training.make_mesh("data=-1"),
     )

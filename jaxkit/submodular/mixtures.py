@@ -74,8 +74,10 @@ def mixture(functions: Sequence[set_functions.SetFunction], weights: ArrayLike) 
             finite or missing.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxkit.submodular import modular
-        >>> f = mixture([modular(jnp.array([1.0, 0.0])), modular(jnp.array([0.0, 1.0]))], [1, 2])
+        >>> f = mixture([modular(jnp.array([1.0, 0.0])), modular(jnp.array([0.0, 1.0]))],
+        ...     jnp.array([1, 2]))
         >>> f.gains(f.init()).tolist()
         [1.0, 2.0]
     """

@@ -57,10 +57,9 @@ def operand(
     if smallest < minimum or largest > maximum:
         wrong = smallest if smallest < minimum else largest
         raise ValueError(f"{name} must be in [{minimum:g}, {maximum:g}], got an entry {wrong:g}")
-    array = jnp.asarray(array, jnp.float32)
-    if max(abs(smallest), abs(largest)) > float(jnp.finfo(jnp.float32).max):
-        raise ValueError(f"{name} must fit float32, got an entry {largest:g} or {smallest:g}")
-    return array
+    if max(abs(smallest), abs(largest)) > float(np.finfo(np.float32).max):
+        raise ValueError(f"{name} must fit float32, got entries from {smallest:g} to {largest:g}")
+    return jnp.asarray(array, jnp.float32)
 
 
 def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:

@@ -141,7 +141,6 @@ def _chain(function, key):
     return gains, masks
 
 
-@jax.jit
 def _worst_on_chains(violations, masks):
     flat = jnp.argmax(violations)
     chain, step, element = jnp.unravel_index(flat, violations.shape)
@@ -171,7 +170,12 @@ def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8
         3.0
     """
     validation.integer("num_chains", num_chains, minimum=1)
-    gains, masks = jax.vmap(lambda k: _chain(function, k))(jax.random.split(key, num_chains))
+    return _check_monotone(function, jax.random.split(key, num_chains))
+
+
+@jax.jit
+def _check_monotone(function, keys):
+    gains, masks = jax.vmap(_chain, (None, 0))(function, keys)
     return _worst_on_chains(jnp.maximum(-gains, 0), masks)
 
 
@@ -199,6 +203,11 @@ def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int =
         0.0
     """
     validation.integer("num_chains", num_chains, minimum=1)
-    gains, masks = jax.vmap(lambda k: _chain(function, k))(jax.random.split(key, num_chains))
+    return _check_submodular(function, jax.random.split(key, num_chains))
+
+
+@jax.jit
+def _check_submodular(function, keys):
+    gains, masks = jax.vmap(_chain, (None, 0))(function, keys)
     growth = jnp.where(masks[:, 1:], 0, gains[:, 1:] - gains[:, :-1])
     return _worst_on_chains(jnp.maximum(growth, 0), masks[:, 1:])

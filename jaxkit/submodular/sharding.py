@@ -35,7 +35,7 @@ def shard_candidates(function: F, mesh: Mesh, *, axis: str = "candidates") -> F:
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxkit.submodular import facility_location, greedy
-        >>> mesh = jax.make_mesh((2,), ("candidates",), devices=jax.devices()[:2])
+        >>> mesh = jax.make_mesh((1,), ("candidates",), devices=jax.devices()[:1])
         >>> f = shard_candidates(facility_location(jnp.eye(4)), mesh)
         >>> greedy(f, 2).indices.tolist()
         [0, 1]

@@ -77,7 +77,7 @@ class Sieve:
         Example:
             >>> from jaxkit.submodular import modular
             >>> sieve_streaming(3).init(modular(jnp.ones(4))).sets.shape
-            (20, 3)
+            (11, 3)
         """
         g = self.num_sets
         empty = function.init()
@@ -115,7 +115,7 @@ class Sieve:
             >>> sieve.solution(f, state).indices.tolist()
             [2]
         """
-        return _update(function, state, jnp.asarray(element, jnp.int32), jnp.array(True), self)
+        return self.run(function, state, jnp.asarray(element, jnp.int32)[None])
 
     def run(
         self,

@@ -1,0 +1,173 @@
+"""Sieves, and the selector that feeds them rows."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxkit import submodular
+from jaxkit.submodular import streaming
+
+SIEVES = (submodular.sieve_streaming, submodular.sieve_streaming_pp)
+
+
+def test_sets_queries_and_memory_equal_the_reference(golden):
+    block = golden("submodular")
+    function = submodular.facility_location(
+        np.asarray(block["functions"]["facility_location"]["params"]["W"])
+    )
+    want = block["streaming"]
+    for make in SIEVES:
+        sieve = make(want["k"], eps=want["eps"])
+        state = sieve.run(function, sieve.init(function), np.asarray(want["order"]))
+        found, expected = sieve.solution(function, state), want[make.__name__]
+        assert found.indices.tolist() == expected["set"]
+        np.testing.assert_allclose(found.value, expected["value"], rtol=1e-5)
+        assert int(found.num_queries) == expected["queries"]
+        assert int(state.peak_stored) == expected["peak_stored_with_multiplicity"]
+
+
+def test_guess_grids_equal_the_reference(golden):
+    for grid in golden("submodular")["streaming"]["guess_grid"]:
+        found = submodular.grid_exponents(grid["lo"], grid["hi"], grid["eps"])
+        assert found.tolist() == grid["exponents"]
+
+
+@pytest.mark.parametrize("make", SIEVES)
+def test_a_sieve_keeps_half_minus_eps_of_the_optimum_in_any_order(make, all_values, best_of):
+    sieve = make(3, eps=0.1)
+    worst = 1.0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        matrix = rng.uniform(size=(6, 8)) ** 4
+        function = submodular.facility_location(matrix)
+        values = all_values(function)
+        # Every prefix of every order: the solution may be read at any time.
+        for order in [np.argsort(matrix.sum(0)), *(rng.permutation(8) for _ in range(3))]:
+            state = sieve.init(function)
+            for seen, item in enumerate(order, 1):
+                state = sieve.update(function, state, int(item))
+                optimum = best_of(values, order[:seen], 3)
+                found = sieve.solution(function, state)
+                worst = min(worst, float(found.value) / optimum)
+                assert float(found.value) >= float(found.guarantee.ratio) * optimum
+    assert worst < 1
+
+
+def test_updates_one_by_one_equal_one_run():
+    function = submodular.facility_location(np.random.default_rng(0).uniform(size=(5, 30)))
+    sieve = submodular.sieve_streaming(4)
+    one = sieve.init(function)
+    for item in range(30):
+        one = sieve.update(function, one, item)
+    run = sieve.run(function, sieve.init(function), np.arange(30))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(run), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("make", SIEVES)
+def test_memory_does_not_grow_with_the_stream(make):
+    function = submodular.facility_location(np.random.default_rng(0).uniform(size=(5, 400)))
+    sieve = make(3, eps=0.2)
+    state = sieve.run(function, sieve.init(function), np.arange(400))
+    assert int(state.peak_stored) <= sieve.num_sets * 3
+    assert state.sets.shape == (sieve.num_sets, 3)
+
+
+def test_sieve_plus_plus_stores_less_than_its_predecessor():
+    function = submodular.feature_based(np.random.default_rng(0).uniform(size=(300, 8)))
+    stored = []
+    for make in SIEVES:
+        sieve = make(20, eps=0.1)
+        state = sieve.run(function, sieve.init(function), np.arange(300))
+        stored.append(int(np.asarray(state.sizes).sum()))
+    assert stored[1] < stored[0]
+
+
+def test_sets_never_hold_an_item_twice_or_one_not_offered():
+    function = submodular.facility_location(np.random.default_rng(3).uniform(size=(5, 40)))
+    sieve = submodular.sieve_streaming_pp(6)
+    state = sieve.run(function, sieve.init(function), np.arange(40), np.arange(40) % 2 == 0)
+    for items in np.asarray(state.sets):
+        kept = items[items >= 0]
+        assert len(set(kept.tolist())) == len(kept)
+        assert (kept % 2 == 0).all()
+
+
+def test_a_run_over_new_data_is_not_traced_again():
+    rng = np.random.default_rng(0)
+    for trial in range(3):
+        function = submodular.facility_location(rng.uniform(size=(5, 21)))
+        sieve = submodular.sieve_streaming(2)
+        sieve.run(function, sieve.init(function), rng.permutation(21))
+        if trial == 0:
+            compiled = streaming._run._cache_size()
+    assert streaming._run._cache_size() == compiled
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_bad_input_raises_where_it_enters():
+    for make in SIEVES:
+        with pytest.raises(ValueError, match="k must be an integer >= 1, got 0"):
+            make(0)
+        with pytest.raises(TypeError, match=r"k must be an integer, got 2.5"):
+            make(2.5)
+        with pytest.raises(ValueError, match="eps"):
+            make(2, eps=1.0)
+    function, sieve = submodular.modular(np.ones(3)), submodular.sieve_streaming(2)
+    with pytest.raises(ValueError, match=r"elements must be in \[0, 3\), got 3"):
+        sieve.run(function, sieve.init(function), np.array([0, 3]))
+
+
+def test_the_selector_fits_as_select_does():
+    rows = np.random.default_rng(0).uniform(size=(40, 3))
+    selector = submodular.SubsetSelector(5)
+    picked = selector.fit_transform(rows)
+    found = submodular.select(rows, 5)
+    assert selector.ranking.tolist() == found.indices.tolist()
+    np.testing.assert_array_equal(picked, rows[selector.ranking])
+
+
+@pytest.mark.parametrize("objective", ["facility_location", "feature_based"])
+def test_partial_fit_equals_a_sieve_over_the_whole_table(objective):
+    rows = np.random.default_rng(0).uniform(size=(700, 3)).astype(np.float32)
+    selector = submodular.SubsetSelector(4, objective=objective, eps=0.2, reference=rows[:50])
+    for batch in np.array_split(rows, 7):
+        selector.partial_fit(batch)
+    if objective == "feature_based":
+        function = submodular.feature_based(rows)
+    else:
+        function = submodular.facility_location_from_features(rows, rows[:50])
+    sieve = submodular.sieve_streaming_pp(4, eps=0.2)
+    state = sieve.run(function, sieve.init(function), np.arange(700))
+    want = sieve.solution(function, state)
+    assert selector.ranking.tolist() == want.indices[want.valid].tolist()
+    np.testing.assert_allclose(selector.gains, want.gains[want.valid], rtol=1e-5)
+    assert selector.exemplars.shape == (len(selector.ranking), 3)
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_the_selector_refuses_bad_input_and_keeps_its_state():
+    selector = submodular.SubsetSelector(2, objective="feature_based")
+    with pytest.raises(ValueError, match="fit before it"):
+        selector.transform(np.eye(3))
+    selector.partial_fit(np.eye(3))
+    before = selector.ranking.tolist()
+    with pytest.raises(ValueError, match="columns"):
+        selector.partial_fit(np.eye(4))
+    with pytest.raises(ValueError, match="finite"):
+        selector.partial_fit(np.full((2, 3), np.nan))
+    assert selector.ranking.tolist() == before
+    with pytest.raises(ValueError, match="partial_fit needs"):
+        submodular.SubsetSelector(2, objective="graph_cut").partial_fit(np.eye(3))
+    with pytest.raises(ValueError, match="more than"):
+        submodular.SubsetSelector(2).fit(np.eye(5)).transform(np.eye(1))
+    with pytest.raises(ValueError, match="did you mean"):
+        submodular.SubsetSelector(2, objective="facility_locations")
+
+
+def test_the_figure_marks_every_selected_row():
+    rows = np.random.default_rng(0).uniform(size=(30, 5))
+    figure = submodular.selection_figure(rows, submodular.select(rows, 4))
+    left, right = figure.axes
+    assert len(left.collections[1].get_offsets()) == 4
+    assert len(right.lines[0].get_xdata()) == 4

@@ -174,7 +174,7 @@ def _ramp(
 
     # Unimodal in the start, for the loss is convex in the rates; a hold to the end is its bound.
     found: Any = scipy.optimize.minimize_scalar(
-        loss, bounds=(0.0, float(steps)), method="bounded", options={"xatol": 1e-3}
+        loss, bounds=(0.0, float(steps)), method="bounded", options={"xatol": 1e-6}
     )
     return rates(min((found.x, 0.0, float(steps)), key=loss))
 

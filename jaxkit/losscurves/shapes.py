@@ -191,7 +191,7 @@ def rewarmed_rates(
 
 def with_warmup(
     learning_rates: Float[ArrayLike, " steps"], warmup_steps: int, *, initial_value: float = 0.0
-) -> Rates:
+) -> Float[np.ndarray, " warmup_and_steps"]:
     """Put a linear warm-up in front of a schedule.
 
     Args:

@@ -123,10 +123,10 @@ def bootstrap_fit(
         ...     return curves.loss_curve(r, at, exact * (1 + 1e-3 * np.sin(at)))
         >>> runs = [run(np.linspace(1e-3, 0.0, 2001)), run(np.full(2001, 1e-3))]
         >>> laws = bootstrap_fit(
-        ...     jax.random.key(0), forms.Annealing(0.99), runs, num_samples=8, block_length=5
+        ...     jax.random.key(0), forms.Annealing(0.99), runs, num_samples=40, block_length=5
         ... )
         >>> laws.floor.shape
-        (8,)
+        (40,)
     """
     num_samples = validation.integer("num_samples", num_samples, minimum=1)
     posed = posing.pose(form, fitted, **options)

@@ -138,6 +138,7 @@ def exact_runs():
     ]
 
 
+@pytest.mark.slow
 def test_a_fit_predicts_what_made_its_curves():
     runs = exact_runs()
     fitted = losscurves.fit(losscurves.MultiPower(group=4), runs)

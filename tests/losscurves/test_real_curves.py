@@ -7,6 +7,8 @@ import scipy.stats
 from jaxkit import losscurves
 from jaxkit.experiments import annealing_law
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def curves(shared_data):
@@ -98,7 +100,6 @@ def test_the_profile_of_real_curves_lies_where_it_was_measured(curves):
     assert profile.objectives[-1] > 3 * profile.objectives.min()
 
 
-@pytest.mark.slow
 def test_the_experiment_shows_its_claims():
     evidence = annealing_law.run(quick=True)
     assert len(evidence.claims) >= 4

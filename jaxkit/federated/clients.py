@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import PyTree
 
 from jaxkit import validation
 from jaxkit.federated import mapping
@@ -28,8 +28,8 @@ class ClientData:
         smallest: examples of the smallest client (static).
     """
 
-    examples: PyTree[Shaped[Array, "clients examples ..."]]
-    num_examples: Int[Array, " clients"]
+    examples: Any
+    num_examples: Any
     num_clients: int = struct.field(pytree_node=False)
     smallest: int = struct.field(pytree_node=False)
 

@@ -184,7 +184,7 @@ def _claim(
     path = folder / _DESCRIPTION
     if path.exists():
         theirs = json.loads(path.read_text("utf-8"))
-        for name in sorted(ours.keys() | theirs.keys()):
+        for name in [*ours, *(theirs.keys() - ours.keys())]:
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
                     f"folder {folder} holds another run: its {name} is {theirs.get(name)}, this "

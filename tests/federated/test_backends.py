@@ -57,16 +57,26 @@ BACKENDS = {
     "pmap, chunks of 2": lambda: fl.pmap_clients(chunk_size=2),
 }
 
+QUICK = ("chunks of 2, cohort padded", "shard_map on 8 devices", "pmap on 8 devices")
+
 
 @pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in BACKENDS]
+)
 def test_every_backend_agrees_with_vmap_to_1e_6(problem, reference, quick_jit, name):
     sampler = fl.uniform_sampler(problem.num_clients, 5)
     ours = run(problem, fl.fedspeed(), sampler, quick_jit, BACKENDS[name]())
     assert_same(ours, reference, problem.num_clients)
 
 
-@pytest.mark.parametrize("name", ["fedadam", "scaffold", "fedsmoo", "fedadmm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fedsmoo",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedadam", "scaffold", "fedadmm")),
+    ],
+)
 def test_each_kind_of_state_agrees_on_a_mesh(problem, devices, quick_jit, name):
     sampler = fl.bernoulli_sampler(problem.num_clients, 0.4)
     method = fl.with_relaxed_start(fl.ALGORITHMS[name]())

@@ -1,0 +1,178 @@
+"""Whole runs: metrics, evaluation, checkpoints that resume bit for bit, two processes."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import federated as fl
+from jaxkit import training
+
+
+def evaluator(problem):
+    x, y = problem.examples["x"].reshape(-1, 4), problem.examples["y"].reshape(-1)
+
+    def evaluate(params):
+        return {"accuracy": ((x @ params["w"] + params["b"]).argmax(-1) == y).mean()}
+
+    return evaluate
+
+
+def run(problem, **options):
+    method = options.pop("method", fl.fedspeed())
+    sampler = options.pop("sampler", fl.uniform_sampler(10, 5))
+    options = {"num_rounds": 6, "key": jax.random.key(3), **options}
+    params = options.pop("params", problem.params)
+    training_ = options.pop("training", problem.training)
+    return fl.simulate(method, training_, params, problem.data, sampler, **options)
+
+
+def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path):
+    method = fl.with_relaxed_start(fl.fedsmoo())
+    options = {"method": method, "checkpoint_every": 2, "evaluate": evaluator(problem)}
+    whole = run(problem, folder=tmp_path / "whole", **options)
+    run(problem, folder=tmp_path / "parts", num_rounds=4, **options)
+    # A line that was written after the last checkpoint must not be told twice.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 5, "loss": -1.0}) + "\n")
+    parts = run(problem, folder=tmp_path / "parts", **options)
+    for ours, theirs in zip(
+        jax.tree.leaves(parts.state), jax.tree.leaves(whole.state), strict=True
+    ):
+        if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
+        np.testing.assert_array_equal(ours, theirs)
+    logs = [training.read_metrics(tmp_path / n / "metrics.jsonl") for n in ("whole", "parts")]
+    assert [row["step"] for row in logs[1]] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    with pytest.raises(ValueError, match=r"holds another run: its algorithm is FedSMOO"):
+        run(problem, folder=tmp_path / "parts")
+    wider = {**problem.params, "b": jnp.zeros(4)}
+    with pytest.raises(ValueError, match=r"holds another run: its .*\['b'\] is float32\[3\]"):
+        run(problem, folder=tmp_path / "parts", params=wider, method=method)
+
+
+def test_history_has_every_round_and_evaluations_where_asked(problem, capsys):
+    progress = training.Console(6)
+    result = run(problem, evaluate=evaluator(problem), evaluate_every=4, progress=progress)
+    assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5, 6]
+    assert ["accuracy" in row for row in result.history] == [False] * 3 + [True, False, True]
+    assert {row["num_participants"] for row in result.history} == {5}
+    assert "accuracy" in capsys.readouterr().out
+    figure = fl.accuracy_figure({"FedSpeed": result.history}, target=0.5)
+    (panel,) = figure.axes
+    assert panel.lines[0].get_xdata().tolist() == [4, 6]
+
+
+def test_a_simulation_is_run_rounds_and_traces_once(problem, count_traces):
+    counted = count_traces(problem.loss)
+    local = fl.local_training(counted, batch_size=4, num_epochs=2)
+    result = run(problem, training=local, num_rounds=2)
+    once = counted.count
+    again = run(problem, training=local)
+    assert counted.count <= 2 * once
+    method = fl.fedspeed()
+    state = fl.init_state(method, problem.params, 10, jax.random.key(3))
+    state, metrics = jax.jit(
+        lambda s: fl.run_rounds(
+            method, problem.training, s, problem.data, fl.uniform_sampler(10, 5), num_rounds=6
+        )
+    )(state)
+    np.testing.assert_allclose(again.state.params["w"], state.params["w"], atol=1e-6)
+    np.testing.assert_allclose([row["loss"] for row in again.history], metrics.loss, rtol=1e-5)
+    assert int(result.state.round) == 2
+
+
+def test_a_diverging_client_stops_the_run_by_name(problem):
+    exploding = fl.fedavg(fl.local_sgd(1e30, clip_norm=None))
+    with pytest.raises(training.NonFiniteLossError, match=r"of 5 clients diverged in round \d"):
+        run(problem, method=exploding)
+
+
+def test_figures_show_every_class_and_seed_band():
+    counts = np.array([[3, 0, 1], [1, 2, 0]])
+    figure = fl.label_distribution_figure({"a": counts, "b": counts[::-1]})
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == counts.T.ravel().tolist()
+    banded = fl.accuracy_figure({"x": np.array([[0.1, 0.3], [0.3, 0.5]])})
+    np.testing.assert_allclose(banded.axes[0].lines[0].get_ydata(), [0.2, 0.4])
+    with pytest.raises(ValueError, match="at least one run"):
+        fl.accuracy_figure({})
+    with pytest.raises(ValueError, match=r"histories\['x'\] has no row with 'accuracy'"):
+        fl.accuracy_figure({"x": [{"step": 1}]})
+    with pytest.raises(ValueError, match="at least one partition"):
+        fl.label_distribution_figure({})
+
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jaxkit import federated as fl
+from jaxkit.training import distributed_run
+
+def loss(params, batch, key):
+    logits = batch["x"] @ params["w"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+with distributed_run():
+    rng = np.random.default_rng(0)
+    data = fl.stack_clients({
+        "x": rng.normal(size=(10, 8, 4)).astype(np.float32),
+        "y": rng.integers(0, 3, size=(10, 8)).astype(np.int32),
+    })
+    mapped = fl.shard_clients() if jax.device_count() > 1 else fl.vmap_clients()
+    strata = int(sys.argv[2])
+    sampler = fl.stratified_sampler(10, 4, strata)
+    training = fl.local_training(loss, batch_size=4, num_epochs=2)
+    result = fl.simulate(
+        fl.fedspeed(), training, {"w": jnp.zeros((4, 3))}, data, sampler,
+        num_rounds=4, key=jax.random.key(0), client_map=mapped, folder=sys.argv[1],
+        checkpoint_every=2,
+    )
+    if jax.process_index() == 0:
+        np.save(sys.argv[1] + "/w.npy", np.asarray(result.state.params["w"]))
+        np.save(sys.argv[1] + "/loss.npy", [row["loss"] for row in result.history])
+    print(jax.process_count(), jax.device_count())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strata", [4, 1])
+def test_two_processes_agree_with_one_device_to_1e_6(tmp_path, strata):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    script = tmp_path / "run.py"
+    script.write_text(PROGRAM)
+
+    def start(folder, devices, **variables):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        return subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / folder), str(strata)],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables},
+            cwd=pathlib.Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    pair = [start("two", 2, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    for process in pair:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+        assert "2 4" in output
+    alone = start("one", 1)
+    output, _ = alone.communicate(timeout=400)
+    assert alone.returncode == 0, output
+    for name in ("w.npy", "loss.npy"):
+        two, one = (np.load(tmp_path / folder / name) for folder in ("two", "one"))
+        np.testing.assert_allclose(two, one, atol=1e-6, rtol=0)

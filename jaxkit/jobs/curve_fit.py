@@ -65,7 +65,7 @@ def fit_runs(
     curves, warmups = {}, []
     for path in map(pathlib.Path, paths):
         curve, warmup = _read(path, first_step)
-        curves[str(path)] = curve
+        curves[path.name if path.name not in curves else str(path)] = curve
         warmups.append(warmup)
     if not curves:
         raise ValueError("paths must name at least one run, got none")

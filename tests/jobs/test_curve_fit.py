@@ -10,7 +10,8 @@ def write_run(folder, rates, decay=0.9, noise=0.0):
     """A run whose losses follow the law exactly, but for the noise."""
     folder.mkdir()
     (folder / "config.json").write_text('{"config": {}, "tokenizer": {}, "data": {}}')
-    forward, annealing, momentum = 0.0, 0.0, 0.0
+    # A curve counts the rate before its first step too.
+    forward, annealing, momentum = rates[0], 0.0, 0.0
     rng, lines = np.random.default_rng(0), []
     for step, rate in enumerate(rates, 1):
         before = rates[max(step - 2, 0)]
@@ -31,7 +32,7 @@ def test_the_law_of_two_runs_predicts_and_ranks_other_schedules(tmp_path):
     )
     np.testing.assert_allclose(list(found.fitted.law), [2.0, 0.6, 0.5, 0.4], rtol=0.03)
     losses = {row[0]: row[2] for row in found.predictions.rows}
-    last = [json.loads(line)["loss"] for line in (linear / "metrics.jsonl").open()][-1]
+    last = json.loads((linear / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
     assert losses["linear"] == pytest.approx(last, rel=1e-3)
     assert [row[0] for row in found.predictions.rows] == sorted(losses, key=losses.get)
     assert {row[0]: row[1] for row in found.predictions.rows}["rex:300"] == 300

@@ -72,7 +72,7 @@ def init(key: Key[Array, ""], vocabulary: int, scale: float = 1.0) -> dict[str, 
     return {"embedding": embedding, **weights, **biases}
 
 
-def loss(params: dict[str, Array], windows: Int[Array, "batch window"]) -> Float[Array, ""]:
+def loss(params: Any, windows: Int[Array, "batch window"]) -> Float[Array, ""]:
     """Mean negative log-likelihood in nats of the last character of each window."""
     x = params["embedding"][windows[:, :-1]].reshape(len(windows), -1)
     h = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"])
@@ -124,7 +124,8 @@ def train(
         )
         gradient = jax.grad(loss)(params, windows_at(text, starts))
         updates, state = optimizer(rate, momentum).update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
+        params = optax.apply_updates(params, updates)
+        return (params, state), None
 
     state = optimizer(rates[0], momenta[0]).init(params)
     (params, state), _ = lax.scan(update, (params, state), (jnp.arange(len(rates)), rates, momenta))

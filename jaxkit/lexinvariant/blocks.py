@@ -15,7 +15,6 @@ from jaxkit.lexinvariant import positions
 from jaxkit.lexinvariant.configuration import DecoderConfig
 from jaxkit.lexinvariant.products import project
 
-
 #: Logit of a key that must not be seen: its weight is exactly 0, and the gradient stays finite.
 _MASKED = -1e30
 

@@ -1,15 +1,26 @@
-"""What a model costs: parameters and floating-point operations."""
+"""What a model costs: parameters, floating-point operations and memory."""
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+
+from jaxkit import training, validation
 from jaxkit.lexinvariant import decoder
+from jaxkit.lexinvariant.configuration import DecoderConfig
 
 
-def matmul_parameters(config: decoder.DecoderConfig) -> int:
+def matmul_parameters(config: DecoderConfig) -> int:
     """Number of weights in the matrices of the blocks (no table, norms or biases).
 
     Example:
-        >>> matmul_parameters(decoder.DecoderConfig(
+        >>> matmul_parameters(DecoderConfig(
         ...     128, d_model=1024, num_layers=12, num_heads=8, head_dim=128, d_ff=4096))
         150994944
     """
@@ -18,7 +29,7 @@ def matmul_parameters(config: decoder.DecoderConfig) -> int:
     return config.num_layers * (attention + mlp)
 
 
-def train_flops_per_token(config: decoder.DecoderConfig, sequence_length: int) -> int:
+def train_flops_per_token(config: DecoderConfig, sequence_length: int) -> int:
     r"""Floating-point operations of one training step, per token, forward and backward.
 
     .. math:: 6 N + 12 L H K T + 6 V D
@@ -34,7 +45,7 @@ def train_flops_per_token(config: decoder.DecoderConfig, sequence_length: int) -
         FLOPs per token.
 
     Example:
-        >>> paper = decoder.DecoderConfig(
+        >>> paper = DecoderConfig(
         ...     128, d_model=1024, num_layers=12, num_heads=8, head_dim=128, d_ff=4096)
         >>> train_flops_per_token(paper, 512)
         982253568
@@ -42,3 +53,159 @@ def train_flops_per_token(config: decoder.DecoderConfig, sequence_length: int) -
     attention = config.num_layers * config.num_heads * config.head_dim * sequence_length
     readout = config.vocab_size * config.d_model
     return 6 * matmul_parameters(config) + 12 * attention + 6 * readout
+
+
+class ParameterCounts(NamedTuple):
+    """Parameters of a `DecoderLM` by kind.
+
+    Attributes:
+        matmul: weights of the blocks' matrices.
+        norms: scales of the norms.
+        relative_bias: T5 biases.
+        embedding_affine: scale and bias of the embedding.
+        table: the learned token table; 0 for lexinvariant models.
+        logit_scale: scales of normalised attention logits.
+    """
+
+    matmul: int
+    norms: int
+    relative_bias: int
+    embedding_affine: int
+    table: int
+    logit_scale: int
+
+
+def parameter_counts(config: DecoderConfig) -> ParameterCounts:
+    """Count the parameters of a model by kind.
+
+    Args:
+        config: the model.
+
+    Returns:
+        The counts; their sum is the size of the parameter tree.
+
+    Example:
+        >>> sum(parameter_counts(DecoderConfig(128, embedding="lexinvariant")))
+        788480
+    """
+    layers, heads, width = config.num_layers, config.num_heads, config.d_model
+    tables = 0
+    if config.position == "t5":
+        tables = 1 if config.share_relative_bias else layers
+    return ParameterCounts(
+        matmul=matmul_parameters(config),
+        norms=(2 * layers + 1) * width,
+        relative_bias=tables * heads * config.num_buckets,
+        embedding_affine=2 * width,
+        table=config.vocab_size * width if config.embedding == "fixed" else 0,
+        logit_scale=layers * heads if config.qk_norm else 0,
+    )
+
+
+class StepCost(NamedTuple):
+    """What one training step needs of each device.
+
+    Attributes:
+        num_devices: devices of the mesh.
+        parameter_bytes: the device's share of the parameters.
+        optimizer_bytes: its share of the optimizer's state.
+        gradient_bytes: its share of the gradients.
+        table_bytes: its random token tables, if drawn whole; 0 with a learned table.
+        logits_bytes: its float32 logits, if scored at once.
+        residual_bytes: layer inputs kept for the backward pass (all that `remat` keeps).
+        flops: floating-point operations of the step.
+    """
+
+    num_devices: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
+    table_bytes: int
+    logits_bytes: int
+    residual_bytes: int
+    flops: int
+
+
+def _share_bytes(leaf: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Bytes of one device's part of an array whose axes have logical names."""
+    array = jax.tree.leaves(leaf)[0]
+    names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * array.ndim
+    size = array.dtype.itemsize
+    for length, name in zip(array.shape, names, strict=True):
+        parts = mesh.shape[training.RULES[name]] if name in training.RULES else 1
+        if length % parts and name != "vocab":
+            raise ValueError(f"mesh must divide {name} of size {length}, got {parts} parts")
+        size *= length // parts if length % parts == 0 else length
+    return size
+
+
+def step_cost(
+    config: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    batch_size: int,
+    sequence_length: int,
+) -> StepCost:
+    """Work out what a training step needs of each device, without allocating anything.
+
+    Args:
+        config: the model.
+        optimizer: any optax transformation.
+        mesh: with axes `data`, `fsdp` and `tensor`; may be abstract, of any size.
+        batch_size: sequences of the global batch ``B``.
+        sequence_length: context length ``T``.
+
+    Returns:
+        Bytes and operations of one device.
+
+    Raises:
+        ValueError: if the mesh does not divide the batch or a named axis of a parameter.
+
+    Example:
+        >>> mesh = AbstractMesh((64, 2, 2), ("data", "fsdp", "tensor"))
+        >>> cost = step_cost(DecoderConfig(128), optax.adam(1e-3), mesh, 256, 512)
+        >>> cost.num_devices, cost.parameter_bytes < 4 * sum(parameter_counts(DecoderConfig(128)))
+        (256, True)
+    """
+    validation.integer("sequence_length", sequence_length, minimum=1)
+    num_devices = math.prod(mesh.shape.values())
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if validation.integer("batch_size", batch_size, minimum=1) % parts:
+        raise ValueError(f"batch_size must be divisible by data x fsdp = {parts}, got {batch_size}")
+    model = decoder.DecoderLM(config)
+    table = (config.vocab_size, config.d_model)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.zeros(table))
+
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    shares = jax.tree.map(
+        lambda leaf: _share_bytes(leaf, mesh),
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+    # Optimizer moments follow their parameters; everything else of its state is on every device.
+    optimizer_shares = optax.tree.map_params(
+        optimizer,
+        lambda _, share: share,
+        jax.eval_shape(optimizer.init, nn.meta.unbox(boxed)),
+        shares,
+        transform_non_params=lambda leaf: leaf.size * leaf.dtype.itemsize,
+    )
+    parameters = sum(jax.tree.leaves(shares))
+    rows = batch_size // parts
+    tensor = mesh.shape["tensor"]
+    vocab_share = config.vocab_size // tensor if config.vocab_size % tensor == 0 else table[0]
+    drawn = config.embedding == "lexinvariant"
+    tokens = batch_size * sequence_length
+    return StepCost(
+        num_devices=num_devices,
+        parameter_bytes=parameters,
+        optimizer_bytes=sum(jax.tree.leaves(optimizer_shares)),
+        gradient_bytes=parameters,
+        table_bytes=4 * rows * vocab_share * config.d_model if drawn else 0,
+        logits_bytes=4 * rows * sequence_length * vocab_share,
+        residual_bytes=(config.num_layers * rows * sequence_length * config.d_model)
+        * jnp.dtype(config.dtype).itemsize,
+        flops=train_flops_per_token(config, sequence_length) * tokens // num_devices,
+    )

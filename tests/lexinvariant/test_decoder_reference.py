@@ -29,6 +29,7 @@ OPTIONS = {
     "recency": {"recency_heads": True},
     "remat": {"remat": True},
     "unrolled": {"unroll_layers": True},
+    "multiplied": {"readout_multiplier": 0.5},
 }
 
 
@@ -122,7 +123,8 @@ def exact_logits(params, config, table, tokens):
     for layer in range(config.num_layers):
         x = x + attend(norm(x, layers["attention_norm"]["scale"][layer]), layers, layer, config)
         x = x + mlp(norm(x, layers["mlp_norm"]["scale"][layer]), layers, layer, config)
-    return norm(x, params["final_norm"]["scale"]) @ table.T / np.sqrt(config.d_model)
+    scale = config.readout_multiplier / np.sqrt(config.d_model)
+    return norm(x, params["final_norm"]["scale"]) @ table.T * scale
 
 
 @pytest.mark.parametrize("run", range(3))

@@ -1,0 +1,343 @@
+"""Reading ciphers in context: a probe on a frozen language model, and what it says of a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Integer, Key
+
+from jaxkit import datasets, validation
+from jaxkit.lexinvariant import ciphers, decoder, embeddings, objective
+
+HidingMethod = Literal["lexinvariant", "relabel"]
+
+
+class DecipherProbe(nn.Module):
+    r"""Two-layer MLP that tells from a hidden state which symbol the current one really is.
+
+    .. math:: \mathrm{logits}_t = \mathrm{MLP}(h_t)\, E'^\top
+
+    with a learned, stable table :math:`E'`, unlike the one the language model reads.
+
+    Attributes:
+        vocab_size: number of symbols ``V``.
+        features: hidden width of the MLP and of its output.
+
+    Example:
+        >>> probe = DecipherProbe(vocab_size=5, features=8)
+        >>> logits, _ = probe.init_with_output(jax.random.key(0), jnp.ones((1, 3, 4)))
+        >>> logits.shape
+        (1, 3, 5)
+
+    Source: arXiv 2305.16349 §3.3 (width and activation are not stated there).
+    """
+
+    vocab_size: int
+    features: int
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Score each symbol at each position."""
+        x = nn.Dense(self.features)(jax.nn.relu(nn.Dense(self.features)(hidden)))
+        return nn.Dense(self.vocab_size, use_bias=False)(x)
+
+
+def hiding_method(model: decoder.DecoderLM) -> HidingMethod:
+    """How the names of symbols are hidden from a model: by random rows, or by renaming.
+
+    Example:
+        >>> hiding_method(decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8)))
+        'relabel'
+    """
+    return "lexinvariant" if model.config.embedding == "lexinvariant" else "relabel"
+
+
+def probe_loss(
+    model: decoder.DecoderLM, probe: DecipherProbe
+) -> Callable[[Any, Any, objective.Batch, Key[Array, ""]], Float[Array, ""]]:
+    """Make the loss of a probe: cross-entropy of the current symbol under hidden names.
+
+    Args:
+        model: the frozen language model.
+        probe: the probe.
+
+    Returns:
+        `loss(probe_params, params, batch, key)`, in nats a token; differentiate by the first
+        argument only. No cipher is needed: names are hidden anew in each sequence.
+
+    Example:
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8))
+        >>> loss = probe_loss(model, DecipherProbe(8, 128))
+
+    Source: arXiv 2305.16349 §3.3.
+    """
+
+    def loss(
+        probe_params: Any, params: Any, batch: objective.Batch, key: Key[Array, ""]
+    ) -> Float[Array, ""]:
+        tokens = batch["tokens"][:, :-1]
+        keys = embeddings.sequence_keys(key, batch["index"])
+        logits = _probe_logits(model, params, probe, probe_params, tokens, keys)
+        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, tokens))
+
+    return loss
+
+
+def _probe_logits(model, params, probe, probe_params, tokens, keys) -> Float[Array, "B T V"]:
+    hidden_tokens, table, _ = objective.anonymised(
+        model, params, tokens, keys, hiding_method(model)
+    )
+    states: Any = model.apply(params, hidden_tokens, table, method="hidden_states")
+    return probe.apply(probe_params, states.astype(jnp.float32))
+
+
+def train_probe(
+    model: decoder.DecoderLM,
+    params: Any,
+    tokens: Integer[np.ndarray, " tokens"],
+    *,
+    key: Key[Array, ""],
+    num_steps: int,
+    sequence_length: int,
+    batch_size: int = 16,
+    learning_rate: float = 3e-3,
+    features: int | None = None,
+) -> tuple[DecipherProbe, Any]:
+    """Train a probe on the text that the language model was trained on.
+
+    Args:
+        model: the language model; its parameters stay as they are.
+        params: its variables.
+        tokens: training text as ids, ``[tokens]``.
+        key: typed key.
+        num_steps: updates (the paper makes 10,000).
+        sequence_length: tokens a window, best that of the model's own training.
+        batch_size: windows an update.
+        learning_rate: peak learning rate of Adam, falling to 0 as a cosine.
+        features: width of the probe; None for the model's.
+
+    Returns:
+        The probe and its variables.
+
+    Raises:
+        ValueError: if a size is not positive or the text is shorter than a window.
+
+    Example:
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> text = np.arange(64) % 8
+        >>> params = model.init(jax.random.key(0), jnp.asarray(text[None]))
+        >>> probe, probe_params = train_probe(
+        ...     model, params, text, key=jax.random.key(1), num_steps=1, sequence_length=8)
+
+    Source: arXiv 2305.16349 §3.3.
+    """
+    validation.integer("num_steps", num_steps, minimum=1)
+    probe = DecipherProbe(model.config.vocab_size, features or model.config.d_model)
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    gradient = jax.grad(probe_loss(model, probe))
+    batches = datasets.token_batches(
+        tokens, sequence_length=sequence_length, batch_size=batch_size, seed=0
+    )
+
+    @jax.jit
+    def step(probe_params, opt_state, params, batch, key):
+        updates, opt_state = optimizer.update(
+            gradient(probe_params, params, batch, key), opt_state, probe_params
+        )
+        return optax.apply_updates(probe_params, updates), opt_state
+
+    init_key, step_key = jax.random.split(key)
+    blank = jnp.zeros((1, 1, model.config.d_model))
+    probe_params = jax.jit(probe.init)(init_key, blank)
+    opt_state = optimizer.init(probe_params)
+    for number in range(num_steps):
+        batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
+        probe_params, opt_state = step(
+            probe_params, opt_state, params, batch, jax.random.fold_in(step_key, number)
+        )
+    return probe, probe_params
+
+
+def decipher_log_probs(
+    model: decoder.DecoderLM,
+    params: Any,
+    probe: DecipherProbe,
+    probe_params: Any,
+    tokens: Int[Array, "B T"],
+    keys: Key[Array, " B"],
+) -> Float[Array, "B T V"]:
+    r"""What each symbol of a ciphertext means: :math:`\log P(\pi^{-1}(x_t) = u \mid x_{\le t})`.
+
+    Args:
+        model: the language model.
+        params: its variables.
+        probe: the probe.
+        probe_params: its variables.
+        tokens: cipher (or plain) ids ``[B, T]``; the answer does not depend on their names.
+        keys: one typed key a sequence, ``[B]``.
+
+    Returns:
+        Log-probabilities over plain ids ``[B, T, V]``.
+
+    Example:
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> tokens, probe = jnp.zeros((1, 3), int), DecipherProbe(8, 16)
+        >>> params = model.init(jax.random.key(0), tokens)
+        >>> probe_params = probe.init(jax.random.key(1), jnp.ones((1, 1, 128)))
+        >>> keys = jax.random.split(jax.random.key(2), 1)
+        >>> decipher_log_probs(model, params, probe, probe_params, tokens, keys).shape
+        (1, 3, 8)
+
+    Source: arXiv 2305.16349 §3.3.
+    """
+    return jax.nn.log_softmax(_probe_logits(model, params, probe, probe_params, tokens, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecipheredWindow:
+    """A key recovered from one range of context positions.
+
+    Attributes:
+        start: first position.
+        stop: position after the last.
+        key: plain character of each cipher character seen there.
+        precision: share of its entries that are right; None if the true key is not known.
+        accuracy: share of positions read right; None if the plain text is not known.
+    """
+
+    start: int
+    stop: int
+    key: dict[str, str]
+    precision: float | None
+    accuracy: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Decipherment:
+    """What a model makes of a ciphertext.
+
+    Attributes:
+        ciphertext: the text as the model saw it.
+        plaintext: the ciphertext read with the key of the last window.
+        windows: keys by context length, shortest first.
+        true_key: plain character of each cipher character, if the text was enciphered here.
+    """
+
+    ciphertext: str
+    plaintext: str
+    windows: tuple[DecipheredWindow, ...]
+    true_key: dict[str, str] | None
+
+
+def decipher(
+    model: decoder.DecoderLM,
+    params: Any,
+    tokenizer: datasets.Tokenizer,
+    text: str,
+    *,
+    probe: DecipherProbe,
+    probe_params: Any,
+    key: Key[Array, ""],
+    encipher: bool = True,
+    context_length: int = 192,
+    num_windows: int = 6,
+) -> Decipherment:
+    """Recover the key of a substitution cipher from how its symbols are used.
+
+    The text is cut into contexts of `context_length` tokens, each read on its own. The symbols
+    guessed at positions of equal context length, over all contexts, vote for one key.
+
+    Args:
+        model: the language model, trained lexinvariantly.
+        params: its variables.
+        tokenizer: of characters or bytes.
+        text: plain text to encipher first, or ciphertext.
+        probe: from `train_probe`.
+        probe_params: its variables.
+        key: typed key, of the cipher and of the hidden names.
+        encipher: whether to encipher the lower-case letters of `text` with a random permutation
+            among themselves; otherwise `text` is taken as ciphertext.
+        context_length: tokens of a context, at most what the model was trained on.
+        num_windows: ranges of positions that vote apart.
+
+    Returns:
+        The keys by context length, and the text read with the last of them.
+
+    Raises:
+        ValueError: if the text has fewer tokens than windows, a number is not positive, or there
+            is nothing to encipher.
+
+    Example:
+        >>> tokenizer = datasets.CharTokenizer("ab ")
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=4, num_layers=1))
+        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))
+        >>> probe, probe_params = train_probe(model, params, tokenizer.encode("ab a" * 9),
+        ...     key=jax.random.key(1), num_steps=1, sequence_length=8)
+        >>> found = decipher(model, params, tokenizer, "a ab ba b", probe=probe,
+        ...     probe_params=probe_params, key=jax.random.key(2), context_length=4, num_windows=2)
+        >>> [(w.start, w.stop) for w in found.windows]
+        [(0, 2), (2, 4)]
+
+    Source: arXiv 2305.16349 §3.3.
+    """
+    validation.integer("context_length", context_length, minimum=1)
+    validation.integer("num_windows", num_windows, minimum=1)
+    plain = tokenizer.encode(text).astype(np.int32)
+    length = min(context_length, len(plain))
+    if length < num_windows:
+        raise ValueError(
+            f"text must have at least num_windows={num_windows} tokens in a context, got {length}"
+        )
+    cipher_key, table_key = jax.random.split(key)
+    vocab_size = model.config.vocab_size
+    names = [tokenizer.decode(np.array([v])) for v in range(tokenizer.vocab_size)]
+    mapping, letters = np.arange(vocab_size), np.unique(plain)
+    if encipher:
+        letters = np.array([v for v in letters if names[v].isascii() and names[v].islower()])
+        if len(letters) < 2:
+            raise ValueError("text must have at least two lower-case letters to encipher")
+        mapping = np.asarray(ciphers.random_cipher(cipher_key, vocab_size, letters))
+    cipher = mapping[plain].astype(np.int32)
+    count = len(plain) // length
+    rows = jnp.asarray(cipher[: count * length].reshape(count, length))
+    keys = embeddings.sequence_keys(table_key, jnp.arange(count))
+    read = jax.jit(lambda p, q, x, k: decipher_log_probs(model, p, probe, q, x, k))
+    guesses = np.asarray(jnp.argmax(read(params, probe_params, rows, keys), axis=-1))
+
+    windows, entries = [], np.arange(0)
+    bounds = np.linspace(0, length, num_windows + 1).astype(int)
+    for start, stop in itertools.pairwise(bounds):
+        seen, guess = np.asarray(rows)[:, start:stop], guesses[:, start:stop]
+        entries = np.asarray(
+            ciphers.cipher_key_vote(
+                jnp.asarray(seen.ravel()), jnp.asarray(guess.ravel()), vocab_size
+            )
+        )
+        precision = ciphers.key_precision(
+            jnp.asarray(entries), jnp.asarray(mapping), jnp.asarray(letters)
+        )
+        truth = plain[: count * length].reshape(count, length)[:, start:stop]
+        windows.append(
+            DecipheredWindow(
+                int(start),
+                int(stop),
+                {names[c]: names[entries[c]] for c in np.unique(seen)},
+                float(precision) if encipher else None,
+                float(np.mean(guess == truth)) if encipher else None,
+            )
+        )
+    complete = np.where(entries >= 0, entries, np.arange(vocab_size))
+    return Decipherment(
+        tokenizer.decode(cipher),
+        tokenizer.decode(complete[cipher]),
+        tuple(windows),
+        {names[mapping[v]]: names[v] for v in letters} if encipher else None,
+    )

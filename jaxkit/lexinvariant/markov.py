@@ -1,0 +1,109 @@
+"""Languages whose probabilities are known: Markov chains over a small alphabet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxkit import validation
+
+
+class MarkovLanguage(NamedTuple):
+    """A first-order Markov chain.
+
+    Attributes:
+        log_initial: log-probabilities of the first symbol, ``[d]``.
+        log_transition: ``log p(next | previous)``, ``[d, d]``.
+    """
+
+    log_initial: Float[Array, " d"]
+    log_transition: Float[Array, "d d"]
+
+
+def random_markov_language(
+    key: Key[Array, ""], vocab_size: int, concentration: float = 0.3, uniform_share: float = 0.02
+) -> MarkovLanguage:
+    """Draw a language: Dirichlet rows, mixed with a little of the uniform distribution.
+
+    Args:
+        key: typed key.
+        vocab_size: number of symbols ``d``.
+        concentration: parameter of the Dirichlet rows; small makes them peaked.
+        uniform_share: share of the uniform distribution in each row, in [0, 1].
+
+    Returns:
+        The language; the first symbol is Dirichlet(2).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> random_markov_language(jax.random.key(0), 6).log_transition.shape
+        (6, 6)
+    """
+    validation.integer("vocab_size", vocab_size, minimum=1)
+    validation.number("concentration", concentration, minimum=0, open_minimum=True)
+    validation.number("uniform_share", uniform_share, minimum=0, maximum=1)
+    first, rows = jax.random.split(key)
+    transition = jax.random.dirichlet(rows, jnp.full(vocab_size, concentration), (vocab_size,))
+    transition = (1 - uniform_share) * transition + uniform_share / vocab_size
+    initial = jax.random.dirichlet(first, jnp.full(vocab_size, 2.0))
+    return MarkovLanguage(jnp.log(initial), jnp.log(transition))
+
+
+def sample_markov(
+    key: Key[Array, ""], language: MarkovLanguage, num_sequences: int, length: int
+) -> Int[Array, "B T"]:
+    """Draw sequences of a language.
+
+    Args:
+        key: typed key.
+        language: the chain.
+        num_sequences: number of sequences ``B``.
+        length: symbols of each, ``T``.
+
+    Returns:
+        Ids ``[B, T]``.
+
+    Raises:
+        ValueError: if a size is not positive.
+
+    Example:
+        >>> language = random_markov_language(jax.random.key(0), 6)
+        >>> sample_markov(jax.random.key(1), language, 2, 5).shape
+        (2, 5)
+    """
+    validation.integer("num_sequences", num_sequences, minimum=1)
+    validation.integer("length", length, minimum=1)
+    first_key, *keys = jax.random.split(key, length)
+    first = jax.random.categorical(first_key, language.log_initial, shape=(num_sequences,))
+
+    def step(previous: Int[Array, " B"], key: Key[Array, ""]):
+        following = jax.random.categorical(key, language.log_transition[previous])
+        return following, following
+
+    if length == 1:
+        return first[:, None]
+    _, rest = jax.lax.scan(step, first, jnp.stack(keys))
+    return jnp.concatenate([first[:, None], rest.T], axis=1)
+
+
+def markov_losses(language: MarkovLanguage, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1"]:
+    """Cross-entropy of the next symbol under the language itself, in nats.
+
+    Args:
+        language: the chain.
+        tokens: ids ``[B, T]``.
+
+    Returns:
+        ``-log p(token[t + 1] | token[t])``, ``[B, T - 1]``.
+
+    Example:
+        >>> coin = MarkovLanguage(jnp.log(jnp.ones(2) / 2), jnp.log(jnp.ones((2, 2)) / 2))
+        >>> markov_losses(coin, jnp.array([[0, 1]])).round(4).tolist()
+        [[0.6930999755859375]]
+    """
+    return -language.log_transition[tokens[:, :-1], tokens[:, 1:]]

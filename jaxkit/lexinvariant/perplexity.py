@@ -1,0 +1,140 @@
+"""Perplexity by position in the context, and sequence probability over several draws."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxkit import validation
+from jaxkit.lexinvariant import decoder, objective
+
+
+def smoothed_perplexity(losses: Float[Array, "B T"], window: int) -> Float[Array, "B T-{window}+1"]:
+    r"""Perplexity of each sequence over a sliding window of positions.
+
+    .. math:: P_{b,i} = \exp\Bigl( \frac1w \sum_{j=i}^{i+w-1} \ell_{b,j} \Bigr)
+
+    Args:
+        losses: cross-entropy of each token in nats, ``[B, T]`` (see `token_losses`).
+        window: positions ``w`` averaged over, in ``[1, T]``.
+
+    Returns:
+        ``[B, T - w + 1]``; the paper plots mean and standard deviation over sequences.
+
+    Raises:
+        ValueError: if `window` is not in ``[1, T]``.
+
+    Example:
+        >>> smoothed_perplexity(jnp.log(jnp.array([[2.0, 8.0, 2.0]])), 2).round(3).tolist()
+        [[4.0, 4.0]]
+
+    Source: arXiv 2305.16349 §3.2 (with the sign its exponent lacks).
+    """
+    length = losses.shape[-1]
+    if validation.integer("window", window, minimum=1) > length:
+        raise ValueError(f"window must be at most the {length} positions, got {window}")
+    sums = jax.lax.reduce_window(losses, 0.0, jax.lax.add, (1, window), (1, 1), "valid")
+    return jnp.exp(sums / window)
+
+
+def position_perplexity(losses: Float[Array, "B T"], start: int, stop: int) -> Float[Array, ""]:
+    """Perplexity over the positions ``start <= t < stop`` of all sequences.
+
+    Args:
+        losses: cross-entropy in nats, ``[B, T]``.
+        start: first position.
+        stop: position after the last.
+
+    Returns:
+        ``exp`` of the mean loss.
+
+    Raises:
+        ValueError: if the range is empty or reaches beyond ``T``.
+
+    Example:
+        >>> float(position_perplexity(jnp.zeros((2, 8)), 2, 4))
+        1.0
+    """
+    if not 0 <= start < stop <= losses.shape[-1]:
+        raise ValueError(
+            f"start and stop must be within [0, {losses.shape[-1]}], got {start, stop}"
+        )
+    return jnp.exp(jnp.mean(losses[:, start:stop]))
+
+
+class DrawLogProb(NamedTuple):
+    """Sequence log-probabilities under several draws of the random table.
+
+    Attributes:
+        log_prob: log-mean-exp over the draws, ``[B]``: an estimate of the lexinvariant model's own
+            log-probability, from below in expectation.
+        draws: log-probability under each draw, ``[K, B]``.
+    """
+
+    log_prob: Float[Array, " B"]
+    draws: Float[Array, "K B"]
+
+
+def log_mean_exp(values: Float[Array, "K ..."]) -> Float[Array, ...]:
+    """Logarithm of the mean of exponentials over the first axis.
+
+    Example:
+        >>> round(float(log_mean_exp(jnp.log(jnp.array([1.0, 3.0])))), 4)
+        0.6931
+    """
+    return jax.nn.logsumexp(values, axis=0) - jnp.log(values.shape[0])
+
+
+def lexinvariant_log_prob(
+    model: decoder.DecoderLM,
+    params: Any,
+    batch: objective.Batch,
+    key: Key[Array, ""],
+    num_draws: int = 1,
+    **hiding: Any,
+) -> DrawLogProb:
+    r"""Log-probability of whole sequences, averaged over draws of the random table.
+
+    .. math:: \log p(x) \approx \log \frac1K \sum_{k=1}^{K} p_{E_k}(x_{2:T} \mid x_1)
+
+    It weighs each draw by how well it explains the sequence, so that it is never below the mean of
+    the draws' log-probabilities (Jensen), which is what one draw estimates.
+
+    Args:
+        model: the language model.
+        params: its variables.
+        batch: `"tokens"` ``[B, T + 1]`` and `"index"` ``[B]``, as for `token_losses`.
+        key: typed key; draw ``k`` uses ``fold_in(key, k)``.
+        num_draws: number of draws ``K``, one after the other.
+        **hiding: `method`, `p`, `per`, `closed`, `chunk_size` of `token_losses`.
+
+    Returns:
+        The combined estimate and the draws.
+
+    Raises:
+        ValueError: if `num_draws` is not positive, or as `token_losses`.
+
+    Example:
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
+        >>> params = model.init(jax.random.key(0), batch["tokens"])
+        >>> estimate = lexinvariant_log_prob(
+        ...     model, params, batch, jax.random.key(1), 3, method="relabel")
+        >>> bool((estimate.log_prob >= estimate.draws.mean(0)).all())
+        True
+
+    Source: arXiv 2305.16349 §2.3 eq. 6.
+    """
+    validation.integer("num_draws", num_draws, minimum=1)
+
+    def one(draw: Array) -> Float[Array, " B"]:
+        losses = objective.token_losses(
+            model, params, batch, jax.random.fold_in(key, draw), **hiding
+        )
+        return -jnp.sum(losses, axis=-1)
+
+    draws = jax.lax.map(one, jnp.arange(num_draws))
+    return DrawLogProb(log_mean_exp(draws), draws)

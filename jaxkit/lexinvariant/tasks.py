@@ -1,0 +1,182 @@
+"""Reasoning about symbols that mean nothing: LookUp and Permutation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxkit import validation
+from jaxkit.lexinvariant import decoder, embeddings, generation, objective
+
+Ids = Sequence[int] | Int[Array, " n"] | np.ndarray
+
+
+class Task(NamedTuple):
+    """One question with its answer.
+
+    Attributes:
+        tokens: the question followed by the answer, ``[T]``.
+        answer: the answer, ``[A]``: the last ``A`` tokens.
+        mask: ``[T]``, True on the answer.
+    """
+
+    tokens: Int[Array, " T"]
+    answer: Int[Array, " A"]
+    mask: Bool[Array, " T"]
+
+
+def _task(pieces: list[Any], answer: Int[Array, " A"]) -> Task:
+    question = jnp.concatenate([jnp.atleast_1d(jnp.asarray(p, jnp.int32)) for p in pieces])
+    answer = answer.astype(jnp.int32)
+    mask = jnp.arange(question.size + answer.size) >= question.size
+    return Task(jnp.concatenate([question, answer]), answer, mask)
+
+
+def _check_symbols(symbols: Ids, needed: int, marks: tuple[Ids, ...]) -> Int[Array, " n"]:
+    ids = np.asarray(symbols)
+    if len(np.unique(ids)) < max(len(ids), needed):
+        raise ValueError(
+            f"symbols must be at least {needed} different ids, got {len(ids)}, of which "
+            f"{len(np.unique(ids))} differ"
+        )
+    shared = np.intersect1d(ids, np.concatenate([np.asarray(m, int).ravel() for m in marks]))
+    if shared.size:
+        raise ValueError(f"symbols must differ from arrow and separator, got {shared} in both")
+    return jnp.asarray(ids)
+
+
+def lookup_task(
+    key: Key[Array, ""],
+    symbols: Ids,
+    *,
+    arrow: Ids,
+    separator: Ids,
+    num_pairs: int = 5,
+) -> Task:
+    """Draw a table of `key arrow value` lines and ask for the value of one of its keys.
+
+    Args:
+        key: typed key; `vmap` over keys makes a batch.
+        symbols: ids of which keys (different) and values (with replacement) are drawn uniformly.
+        arrow: ids between a key and its value.
+        separator: ids after each pair.
+        num_pairs: lines of the table.
+
+    Returns:
+        The task; its answer is one token.
+
+    Raises:
+        ValueError: if there are fewer symbols than pairs, ids repeat, or a symbol is a separator.
+
+    Example:
+        >>> task = lookup_task(jax.random.key(0), range(2, 12), arrow=[0], separator=[1])
+        >>> task.tokens.shape, task.answer.shape
+        ((23,), (1,))
+
+    Source: arXiv 2305.16349 §3.5; number of pairs and separators are not stated there.
+    """
+    validation.integer("num_pairs", num_pairs, minimum=1)
+    ids = _check_symbols(symbols, num_pairs, (arrow, separator))
+    key_key, value_key, query_key = jax.random.split(key, 3)
+    keys = jax.random.permutation(key_key, ids)[:num_pairs]
+    values = jax.random.choice(value_key, ids, (num_pairs,))
+    query = jax.random.randint(query_key, (), 0, num_pairs)
+    pieces: list[Any] = []
+    for i in range(num_pairs):
+        pieces += [keys[i], arrow, values[i], separator]
+    return _task([*pieces, keys[query], arrow], values[query][None])
+
+
+def permutation_task(
+    key: Key[Array, ""],
+    symbols: Ids,
+    *,
+    arrow: Ids,
+    separator: Ids,
+    num_demonstrations: int = 3,
+    length: int = 3,
+    num_selected: int = 2,
+) -> Task:
+    """Show one rule "take these positions in this order" on examples and ask for one more.
+
+    Args:
+        key: typed key; `vmap` over keys makes a batch.
+        symbols: ids from which each line draws `length` different ones.
+        arrow: ids between a line's input and its output.
+        separator: ids after each line.
+        num_demonstrations: example lines.
+        length: symbols of an input.
+        num_selected: symbols of an output.
+
+    Returns:
+        The task; its answer has `num_selected` tokens.
+
+    Raises:
+        ValueError: if there are fewer symbols than `length`, `num_selected` is more than
+            `length`, ids repeat, or a symbol is a separator.
+
+    Example:
+        >>> task = permutation_task(jax.random.key(0), range(2, 12), arrow=[0], separator=[1])
+        >>> task.tokens.shape, task.answer.shape
+        ((27,), (2,))
+
+    Source: arXiv 2305.16349 §3.5; number of demonstrations and separators are not stated there.
+    """
+    validation.integer("num_demonstrations", num_demonstrations, minimum=1)
+    validation.integer("length", length, minimum=1)
+    if validation.integer("num_selected", num_selected, minimum=1) > length:
+        raise ValueError(f"num_selected must be at most length={length}, got {num_selected}")
+    ids = _check_symbols(symbols, length, (arrow, separator))
+    rule_key, *line_keys = jax.random.split(key, num_demonstrations + 2)
+    rule = jax.random.permutation(rule_key, length)[:num_selected]
+    lines = [jax.random.permutation(k, ids)[:length] for k in line_keys]
+    pieces: list[Any] = []
+    for line in lines[:-1]:
+        pieces += [line, arrow, line[rule], separator]
+    return _task([*pieces, lines[-1], arrow], lines[-1][rule])
+
+
+def task_accuracy(
+    model: decoder.DecoderLM,
+    params: Any,
+    tasks: Task,
+    key: Key[Array, ""],
+    *,
+    method: objective.Method | None = None,
+) -> Float[Array, ""]:
+    """Share of answer tokens that greedy generation gets right.
+
+    Args:
+        model: the language model.
+        params: its variables.
+        tasks: a batch of tasks, ``[B, T]`` (from `vmap`).
+        key: typed key; sequence ``b`` uses index ``b``.
+        method: how the identity of tokens is hidden, see `anonymised`; None for what
+            `model.config.embedding` says.
+
+    Returns:
+        Accuracy over all answer tokens.
+
+    Example:
+        >>> make = lambda k: lookup_task(k, range(2, 8), arrow=[0], separator=[1])
+        >>> tasks = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
+        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> params = model.init(jax.random.key(0), tasks.tokens)
+        >>> 0 <= float(task_accuracy(model, params, tasks, jax.random.key(1))) <= 1
+        True
+
+    Source: arXiv 2305.16349 §3.5.
+    """
+    method = model.config.embedding if method is None else method
+    size = tasks.answer.shape[-1]
+    keys = embeddings.sequence_keys(key, jnp.arange(tasks.tokens.shape[0]))
+    tokens, table, _ = objective.anonymised(model, params, tasks.tokens, keys, method)
+    answer = generation.generate(
+        model, params, tokens[:, :-size], size, key, temperature=0.0, embedding=table
+    )
+    return jnp.mean(answer == tokens[:, -size:])

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import lexinvariant as lx
+
+
+@pytest.mark.parametrize("window", range(3))
+def test_votes_and_precision_are_those_of_the_reference(window, vectors):
+    case = vectors["cipher_key_vote"]
+    expected = case["windows"][window]
+    cipher, deciphered = jnp.asarray(case["cipher"]), jnp.asarray(case["deciphered"])
+    vote = jax.jit(lx.cipher_key_vote, static_argnums=2)
+    found = vote(cipher, deciphered, 6, expected["start"], expected["size"])
+    key = {str(c): int(p) for c, p in enumerate(found) if p >= 0}
+    assert key == expected["key"]
+    true_cipher = np.zeros(6, int)
+    for symbol, plain in case["truth"].items():
+        true_cipher[plain] = int(symbol)
+    precision = float(lx.key_precision(found, jnp.asarray(true_cipher)))
+    assert precision == pytest.approx(expected["precision"])
+
+
+def test_a_random_cipher_is_one_to_one_on_its_symbols_and_leaves_the_others():
+    plain, images = np.arange(3, 8), np.arange(10, 20)
+    seen = set()
+    for seed in range(40):
+        cipher = np.asarray(lx.random_cipher(jax.random.key(seed), 20, plain, images))
+        assert len(set(cipher[plain])) == 5
+        assert set(cipher[plain]) <= set(images)
+        rest = np.setdiff1d(np.arange(20), plain)
+        assert np.array_equal(cipher[rest], rest)
+        seen |= set(cipher[plain])
+    assert seen == set(images)
+
+
+def test_averaging_log_probs_weighs_confidence_where_voting_does_not():
+    log_probs = jnp.log(jnp.array([[0.99, 0.01], [0.45, 0.55], [0.45, 0.55]]))
+    cipher = jnp.zeros(3, int)
+    guesses = jnp.argmax(log_probs, axis=1)
+    assert lx.cipher_key_vote(cipher, guesses, 2).tolist() == [1, -1]
+    assert lx.cipher_key_average(cipher, log_probs).tolist() == [0, -1]
+    assert lx.cipher_key_average(cipher, log_probs, 1).tolist() == [1, -1]
+
+
+def test_precision_counts_only_the_symbols_asked_for():
+    found, cipher = jnp.array([1, 0, 2]), jnp.array([1, 0, 2])
+    assert float(lx.key_precision(found.at[2].set(0), cipher, jnp.array([0, 1]))) == 1.0
+    assert np.isnan(float(lx.key_precision(jnp.full(3, -1), cipher)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda k: lx.random_cipher(k, 5, [1, 1]), "plain must be different ids"),
+        (lambda k: lx.random_cipher(k, 5, [1, 5]), r"ids in \[0, 5\)"),
+        (lambda k: lx.random_cipher(k, 5, [1, 2], [3]), "images must be at least the 2 symbols"),
+        (lambda k: lx.cipher_key_vote(jnp.zeros(3, int), jnp.zeros(3, int), 2, -1), "start"),
+        (lambda k: lx.cipher_key_vote(jnp.zeros(3, int), jnp.zeros(3, int), 2, 0, 0), "size"),
+    ],
+)
+def test_bad_input_is_refused(call, message, bad_input):
+    with pytest.raises(ValueError, match=message):
+        call(jax.random.key(0))

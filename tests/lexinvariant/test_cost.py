@@ -1,0 +1,82 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AbstractMesh
+
+from jaxkit import lexinvariant as lx
+
+PAPER = lx.DecoderConfig(
+    128,
+    d_model=1024,
+    num_layers=12,
+    num_heads=8,
+    head_dim=128,
+    d_ff=4096,
+    embedding="lexinvariant",
+)
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_parameters_and_operations_are_those_of_the_closed_forms(case, vectors):
+    case = vectors["accounting"]["cases"][case]
+    config = dataclasses.replace(PAPER, vocab_size=case["vocab"])
+    counts = lx.parameter_counts(config)
+    assert counts.matmul == lx.matmul_parameters(config) == case["params"]["matmul"]
+    assert counts.norms == case["params"]["norms"]
+    assert counts.relative_bias == case["params"]["rel_bias"]
+    assert counts.embedding_affine == case["params"]["embed_affine"]
+    flops = case["train_flops_per_token"]
+    assert lx.train_flops_per_token(config, case["seq_len"]) == sum(flops.values())
+    one = AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    cost = lx.step_cost(config, optax.sgd(0.1), one, 1, case["seq_len"])
+    assert cost.table_bytes == case["embedding_bytes_per_sequence_f32"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"embedding": "fixed"},
+        {"qk_norm": True, "gated_mlp": True},
+        {"share_relative_bias": True},
+        {"position": "rope"},
+    ],
+)
+def test_counts_sum_to_the_size_of_the_parameter_tree(options):
+    config = dataclasses.replace(PAPER, num_layers=3, **options)
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    table = jax.ShapeDtypeStruct((128, 1024), jnp.float32)
+    params = jax.eval_shape(
+        lambda t, e: lx.DecoderLM(config).init(jax.random.key(0), t, e), tokens, table
+    )
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert sum(lx.parameter_counts(config)) == size
+
+
+def test_devices_share_a_151m_model_up_to_256_of_them():
+    optimizer = optax.adam(1e-3)
+
+    def cost(*sizes):
+        mesh = AbstractMesh(sizes, ("data", "fsdp", "tensor"))
+        return lx.step_cost(PAPER, optimizer, mesh, 512, 512)
+
+    alone, shared = cost(1, 1, 1), cost(16, 8, 2)
+    small = 4 * (sum(lx.parameter_counts(PAPER)) - lx.matmul_parameters(PAPER))
+    assert alone.parameter_bytes == 4 * sum(lx.parameter_counts(PAPER))
+    assert shared.num_devices == 256
+    # Matrices are split over fsdp and tensor; norms and biases stay on every device.
+    matrices = 4 * lx.matmul_parameters(PAPER) // 16
+    assert matrices < shared.parameter_bytes <= matrices + small
+    assert 2 * matrices < shared.optimizer_bytes <= 2 * (matrices + small) + 8
+    assert shared.flops == alone.flops // 256
+    assert shared.table_bytes == alone.table_bytes // 256
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(bad_input):
+    mesh = AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"))
+    with pytest.raises(ValueError, match="divisible by data x fsdp = 8, got 12"):
+        lx.step_cost(PAPER, optax.sgd(0.1), mesh, 12, 512)

@@ -1,0 +1,54 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import lexinvariant as lx
+
+CONFIG = lx.DecoderConfig(
+    vocab_size=6, d_model=16, num_layers=1, num_heads=2, head_dim=8, d_ff=16, num_buckets=8
+)
+MODEL = lx.DecoderLM(CONFIG)
+PROMPT = jnp.array([[1, 2, 3], [5, 0, 0]])
+
+
+@functools.cache
+def params():
+    return jax.jit(MODEL.init)(jax.random.key(0), PROMPT)
+
+
+generate = jax.jit(functools.partial(lx.generate, MODEL), static_argnums=2)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_temperature_zero_repeats_the_most_probable_next_token(given):
+    table = None
+    if given:
+        keys = lx.sequence_keys(jax.random.key(1), jnp.arange(2))
+        table = lx.draw_embedding(keys, 6, 16)
+    found = generate(params(), PROMPT, 5, jax.random.key(2), temperature=0.0, embedding=table)
+    text = jnp.concatenate([PROMPT, found], axis=1)
+    logits = jax.jit(MODEL.apply)(params(), text[:, :-1], table)
+    assert np.array_equal(jnp.argmax(logits[:, 2:], axis=-1), found)
+
+
+def test_samples_follow_the_models_distribution():
+    many = jnp.broadcast_to(PROMPT[:1], (4000, 3))
+    found = generate(params(), many, 1, jax.random.key(3), temperature=0.5)
+    logits = jax.jit(MODEL.apply)(params(), PROMPT[:1])[0, -1]
+    expected = 4000 * np.asarray(jax.nn.softmax(logits / 0.5))
+    counts = np.bincount(np.asarray(found)[:, 0], minlength=6)
+    # Chi-squared with 5 degrees of freedom exceeds 20.5 once in a thousand.
+    assert np.sum((counts - expected) ** 2 / expected) < 20.5
+
+
+def test_bad_input_is_refused(bad_input):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="num_tokens"):
+        lx.generate(MODEL, params(), PROMPT, 0, key)
+    with pytest.raises(ValueError, match="at least one token"):
+        lx.generate(MODEL, params(), PROMPT[:, :0], 1, key)
+    with pytest.raises(ValueError, match="temperature"):
+        lx.generate(MODEL, params(), PROMPT, 1, key, temperature=-1.0)

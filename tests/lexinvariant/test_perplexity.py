@@ -1,0 +1,43 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import lexinvariant as lx
+
+
+def test_smoothed_perplexity_is_that_of_the_reference(vectors):
+    case = vectors["smoothed_perplexity"]
+    found = lx.smoothed_perplexity(jnp.asarray(case["nll"]), case["window"])
+    np.testing.assert_allclose(found, case["per_sequence"], rtol=1e-5)
+    np.testing.assert_allclose(found.mean(axis=0), case["mean"], rtol=1e-5)
+
+
+def test_several_draws_combine_by_log_mean_exp(vectors):
+    case = vectors["multi_draw"]
+    draws = jnp.asarray(case["log_probs"])
+    assert float(lx.log_mean_exp(draws)) == pytest.approx(case["log_mean_exp"], abs=1e-5)
+    assert float(draws.mean()) == pytest.approx(case["mean"], abs=1e-5)
+
+
+def test_log_probs_under_given_tables_are_those_of_the_reference(
+    vectors, reference, reference_variables, reference_config
+):
+    case = vectors["multi_draw"]
+    tables = jnp.asarray(case["embeddings"])
+    tokens = jnp.broadcast_to(reference[2][:1], (4, 7))
+    logits = lx.DecoderLM(reference_config).apply(reference_variables, tokens[:, :-1], tables)
+    log_p = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
+    picked = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)
+    np.testing.assert_allclose(picked.sum(axis=(1, 2)), case["log_probs"], atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [0, 21])
+def test_windows_outside_the_sequence_are_refused(window, bad_input):
+    with pytest.raises(ValueError, match="window must be"):
+        lx.smoothed_perplexity(jnp.zeros((2, 20)), window)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 3), (0, 21)])
+def test_ranges_outside_the_sequence_are_refused(start, stop, bad_input):
+    with pytest.raises(ValueError, match=r"within \[0, 20\]"):
+        lx.position_perplexity(jnp.zeros((2, 20)), start, stop)

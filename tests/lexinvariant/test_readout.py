@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import lexinvariant as lx
+from jaxkit.lexinvariant import readout
+
+KEYS = lx.sequence_keys(jax.random.key(0), jnp.arange(2))
+HIDDEN = jax.random.normal(jax.random.key(1), (2, 5, 16))
+TARGETS = jnp.array([[0, 3, 10, 7, 2], [9, 9, 1, 4, 10]])
+
+
+def whole(hidden, table):
+    scores = readout.scores(hidden, table)
+    picked = jnp.take_along_axis(scores, TARGETS[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(scores, axis=-1) - picked
+
+
+def compare(found, expected, x):
+    def both(function):
+        losses, pullback = jax.vjp(function, x)
+        return losses, pullback(jnp.cos(losses))[0]
+
+    results = jax.jit(lambda: (both(found), both(expected)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *results)
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "kind"), [(1, "gaussian"), (4, "rademacher"), (11, "gaussian"), (20, "gaussian")]
+)
+def test_pieces_give_the_loss_and_gradient_of_the_whole_vocabulary(chunk_size, kind):
+    table = lx.draw_embedding(KEYS, 11, 16, kind)
+
+    def pieces(hidden):
+        return lx.chunked_cross_entropy(hidden, TARGETS, KEYS, 11, chunk_size, kind)
+
+    compare(pieces, lambda hidden: whole(hidden, table), HIDDEN)
+
+
+def test_pieces_of_a_shared_table_give_its_gradient():
+    table = jax.random.normal(jax.random.key(2), (11, 16))
+
+    def pieces(table):
+        return lx.chunked_cross_entropy(HIDDEN, TARGETS, table, 11, 4)
+
+    compare(pieces, lambda table: whole(HIDDEN, table), table)
+
+
+@pytest.mark.parametrize("method", ["lexinvariant", "relabel"])
+def test_a_vocabulary_of_32000_trains_without_a_table_or_logits_per_sequence(method):
+    batch, length, width, vocab = 4, 32, 64, 32_000
+    config = lx.DecoderConfig(
+        vocab,
+        d_model=width,
+        num_layers=1,
+        num_heads=2,
+        head_dim=32,
+        d_ff=64,
+        embedding="lexinvariant" if method == "lexinvariant" else "fixed",
+    )
+    model = lx.DecoderLM(config)
+    tokens = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
+    data = {"tokens": tokens, "index": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(
+        lambda k, t: model.init(k, t, lx.sequence_keys(k, jnp.arange(batch))), key, tokens
+    )
+
+    def peak(**options):
+        loss = lx.next_token_loss(model, method=method, **options)
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(params, data, key).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()
+
+    tables = 4 * batch * vocab * width
+    used, program = peak(chunk_size=500)
+    for shape in (f"[{batch},{vocab},{width}]", f"[{batch},{length},{vocab}]"):
+        assert shape not in program
+    # The learned table and its gradient are V x D; the tables of the sequences are B times that.
+    assert used < tables
+    at_once, program = peak()
+    assert used < at_once / 2
+    assert f"[{batch},{length},{vocab}]" in program
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"chunk_size": 0}, ValueError, "chunk_size must be an integer >= 1"),
+        ({"embedding": jnp.ones((10, 16))}, ValueError, r"shape \(11, 16\), got \(10, 16\)"),
+        ({"kind": "orthogonal"}, ValueError, "kind must be one of"),
+        ({"embedding": KEYS[:1]}, ValueError, r"shape \(2,\)"),
+    ],
+)
+def test_bad_input_is_refused(options, error, message, bad_input):
+    call = {
+        "hidden": HIDDEN,
+        "targets": TARGETS,
+        "embedding": KEYS,
+        "vocab_size": 11,
+        "chunk_size": 4,
+    }
+    with pytest.raises(error, match=message):
+        lx.chunked_cross_entropy(**{**call, **options})

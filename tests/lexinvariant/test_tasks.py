@@ -1,0 +1,126 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import lexinvariant as lx
+
+MARKS = {"arrow": (0, 1), "separator": (2,)}
+SYMBOLS = range(3, 15)
+KEYS = jax.random.split(jax.random.key(0), 1000)
+
+
+@pytest.fixture(scope="module")
+def lookups():
+    return jax.jit(jax.vmap(lambda k: lx.lookup_task(k, SYMBOLS, **MARKS)))(KEYS)
+
+
+@pytest.fixture(scope="module")
+def permutations():
+    return jax.jit(jax.vmap(lambda k: lx.permutation_task(k, SYMBOLS, **MARKS)))(KEYS)
+
+
+def lines(tokens):
+    """An independent parser: lines of `(left, right)` split at separator and arrow."""
+    text = " ".join(map(str, tokens))
+    return [
+        tuple([int(w) for w in side.split()] for side in line.split(" 0 1 "))
+        for line in text.split(" 2 ")
+    ]
+
+
+def test_lookup_answers_are_the_value_of_the_key_asked_for(lookups):
+    positions = set()
+    for tokens, answer in zip(lookups.tokens.tolist(), lookups.answer.tolist(), strict=True):
+        *table, (query, value) = lines(tokens)
+        entries = {left[0]: right[0] for left, right in table}
+        assert len(entries) == 5
+        assert value == answer == [entries[query[0]]]
+        positions.add(list(entries).index(query[0]))
+    assert positions == set(range(5))
+    assert set(np.unique(lookups.tokens)) == set(range(15))
+
+
+def test_guessing_a_value_of_the_table_is_right_about_once_in_five(lookups):
+    first_values = np.asarray(lookups.tokens)[:, 3]
+    share = np.mean(first_values == np.asarray(lookups.answer)[:, 0])
+    # Once in five, or by equal values: 1/5 + 4/5 * 1/12.
+    expected = 0.2 + 0.8 / 12
+    assert share == pytest.approx(expected, abs=4 * float(np.sqrt(expected / 1000)))
+
+
+def test_permutation_answers_follow_the_rule_of_the_demonstrations(permutations):
+    rules = set()
+    for tokens, answer in zip(
+        permutations.tokens.tolist(), permutations.answer.tolist(), strict=True
+    ):
+        *shown, (last, output) = lines(tokens)
+        found = {tuple(left.index(v) for v in right) for left, right in shown}
+        assert len(shown) == 3
+        assert len(found) == 1
+        (rule,) = found
+        assert output == answer == [last[i] for i in rule]
+        assert all(len(set(left)) == 3 for left, _ in shown)
+        rules.add(rule)
+    assert len(rules) == 6
+
+
+def test_the_mask_marks_the_answer(permutations):
+    masked = np.asarray(permutations.tokens)[np.asarray(permutations.mask)].reshape(1000, 2)
+    assert np.array_equal(masked, permutations.answer)
+
+
+class Copier(lx.DecoderLM):
+    """Reads the table of a lookup task and answers it perfectly, whatever the symbols are."""
+
+    def decode_step(self, cache, tokens, embedding=None):
+        if tokens.shape[1] == 1:  # after the answer, anything
+            return jnp.zeros((*tokens.shape, 15)), cache
+        query = tokens[:, -3]
+        keys, values = tokens[:, 0:25:5], tokens[:, 3:25:5]
+        answer = jnp.max(jnp.where(keys == query[:, None], values, 0), axis=1)
+        logits = 9.0 * jax.nn.one_hot(answer, 15)
+        return jnp.broadcast_to(logits[:, None], (*tokens.shape, 15)), cache
+
+
+@pytest.mark.parametrize("method", ["fixed", "relabel"])
+def test_accuracy_is_one_for_a_perfect_reader(method, lookups):
+    config = lx.DecoderConfig(15, d_model=4, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
+    model = Copier(config)
+    params = jax.eval_shape(model.init, jax.random.key(0), lookups.tokens[:1])
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    assert float(measure(model, params, lookups, method)) == 1.0
+
+
+def test_accuracy_of_an_untrained_model_is_that_of_guessing(lookups):
+    config = lx.DecoderConfig(15, d_model=8, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
+    model = lx.DecoderLM(config)
+    params = jax.jit(model.init)(jax.random.key(0), lookups.tokens[:1])
+    assert 0 <= float(measure(model, params, lookups, "fixed")) < 0.3
+    random = lx.DecoderLM(dataclasses.replace(config, embedding="lexinvariant"))
+    inner = {k: v for k, v in params["params"].items() if k != "embedding"}
+    assert 0 <= float(measure(random, {"params": inner}, lookups, None)) < 0.3
+
+
+def measure(model, params, tasks, method):
+    call = jax.jit(lambda p, t, k: lx.task_accuracy(model, p, t, k, method=method))
+    return call(params, tasks, jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lx.lookup_task, {"symbols": [3, 4]}, "at least 5 different ids, got 2"),
+        (lx.lookup_task, {"symbols": [3, 3, 4, 5, 6, 7]}, "of which 5 differ"),
+        (lx.lookup_task, {"symbols": range(2, 9)}, "differ from arrow and separator"),
+        (lx.lookup_task, {"num_pairs": 0}, "num_pairs"),
+        (lx.permutation_task, {"symbols": [3, 4]}, "at least 3 different ids"),
+        (lx.permutation_task, {"num_selected": 4}, "at most length=3, got 4"),
+        (lx.permutation_task, {"num_demonstrations": 0}, "num_demonstrations"),
+    ],
+)
+def test_bad_input_is_refused(make, options, message, bad_input):
+    with pytest.raises(ValueError, match=message):
+        make(KEYS[0], **{"symbols": SYMBOLS, **MARKS, **options})

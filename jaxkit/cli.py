@@ -5,6 +5,7 @@ Every command is a dataclass of options or a function with typed arguments; `tyr
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -197,6 +198,11 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after `jaxkit`; the process's own if None.
     """
+    debugging = os.environ.get("JAXKIT_TRACEBACK") == "1"
+    if not debugging:
+        # Orbax logs pages of tracebacks for a failure that it raises as well.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -206,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
-        if os.environ.get("JAXKIT_TRACEBACK") == "1":
+        if debugging:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"jaxkit: error: {message}", file=sys.stderr)

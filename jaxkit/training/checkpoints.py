@@ -141,10 +141,10 @@ class Checkpoints:
                     raise ValueError("its record is missing")
                 return Restored(steps.TrainState(**loaded["state"]), record)
             except Exception as error:
-                # Orbax leaves its other reads of this checkpoint behind; asyncio would print
-                # pages about each of them.
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
+                reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
                 self._report(f"checkpoint {step} in {self.folder} cannot be read ({reason[:200]})")
                 self._set_aside(step)
         if found:

@@ -116,7 +116,7 @@ def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
         "fedspeed_clients": federated.label_distribution_figure(
             {"two digits a client": problem.counts}
         ),
-        "fedspeed_quadratics": _quadratics_figure(distances),
+        "fedspeed_quadratics": quadratics_figure(distances),
     }
     tables = [_digits_table(curves), _quadratics_table(distances)]
     return evidence.Evidence("FedSpeed (arXiv 2302.10429)", claims, tables, figures)
@@ -398,7 +398,8 @@ def _quadratics_table(distances: Mapping[tuple[str, int], np.ndarray]) -> eviden
     )
 
 
-def _quadratics_figure(distances: Mapping[tuple[str, int], np.ndarray]) -> Figure:
+def quadratics_figure(distances: Mapping[tuple[str, int], np.ndarray]) -> Figure:
+    """Draw the distances of `quadratic_distances`, one panel a local interval."""
     steps = list(dict.fromkeys(k for _, k in distances))
     figure, panels = plotting.axes(1, len(steps), width=2.9, height=2.9, sharey=True)
     for panel, num_steps in zip(panels, steps, strict=True):

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 PEAK, WARMUP, CONTEXT, BATCH = 3e-3, 100, 8, 128
 FITTED = ("constant", "cosine")
-TURN = 0.6  # share of the run after which the re-warm-up begins
+#: Share of the run after which the re-warm-up begins. Chosen after a first run at 0.4, where the
+#: progress of training hid the rise: +0.0010 nats measured, +0.0001 predicted.
+TURN = 0.6
 #: Paper: decay .999 for runs of 20,000 steps; a run of 4000 needs a shorter memory.
 DECAY = 0.99
 FORMS: dict[str, losscurves.Form] = {
@@ -331,15 +333,15 @@ def _judge_real(
             "shown" if found[0].rank >= 0.95 and factor >= 5 else "not shown",
         )
     )
-    claim, figure = _decay_fraction(small, options)
-    claims.append(claim)
+    found_claims, figure = _decay_fraction(small, options)
+    claims += found_claims
     figures["annealing_law_decay_fraction"] = figure
     return claims, rows, figures
 
 
 def _decay_fraction(
     curves: Mapping[str, losscurves.LossCurve], options: Mapping[str, Any]
-) -> tuple[Claim, Figure]:
+) -> tuple[list[Claim], Figure]:
     """Best decay fraction against run length, predicted and measured: the claim and its limit."""
     options = {name: value for name, value in options.items() if name != "fitted_on"}
     fitted = losscurves.fit(
@@ -361,14 +363,22 @@ def _decay_fraction(
             if name.startswith("wsd_linear") and name.endswith(f"_T{total}")
         }
         measured[f"{total} steps"] = tuple(zip(*sorted(points.items()), strict=True))
-    parts, costs = [], []
+    parts, costs, gaps = [], [], []
     for name, (x, y) in predicted.items():
         shares, losses = map(np.array, measured[name])
         best, true = x[int(np.argmin(y))], int(np.argmin(losses))
         taken = int(np.argmin(np.abs(shares - best)))
         costs.append(losses[taken] / losses[true] - 1)
+        gaps.append(abs(best - shares[true]))
         parts.append(f"{name}: {best:.2f} predicted, {shares[true]:.2f} measured")
-    claim = Claim(
+    where = Claim(
+        "The predicted best share of a run to spend on a linear decay is within 0.2 of the "
+        "measured one.",
+        "best fraction about 10 to 25 %, shrinking with run length",
+        "; ".join(parts),
+        "shown" if max(gaps) <= 0.2 else "not shown",
+    )
+    cost = Claim(
         "On the 124M runs, spending on a linear decay the share of the run that the law chooses "
         "costs at most 0.15 % of loss against the best measured share.",
         "best fraction about 10 to 25 %, shrinking with run length",
@@ -378,7 +388,7 @@ def _decay_fraction(
     figure = losscurves.decay_fraction_figure(
         predicted, measured, title="124M: final loss by decay fraction (points: measured)"
     )
-    return claim, figure
+    return [where, cost], figure
 
 
 def _absent() -> Claim:

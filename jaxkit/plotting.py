@@ -103,7 +103,7 @@ def lines(
             panel.fill_between(x, *bands[name], color=color, alpha=0.18, linewidth=0)
     panel.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(curves) > 1:
-        panel.legend()
+        panel.legend(frameon=False)
 
 
 def png(figure: Figure, *, dpi: int = 130) -> bytes:

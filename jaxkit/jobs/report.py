@@ -85,7 +85,7 @@ def loss_figure(
     plotting.lines(panel, curves, xlabel="step", ylabel="nats per token", title="Loss by step")
     if baseline is not None:
         panel.axhline(baseline, color="#999999", linestyle="--", linewidth=1, label="bigram model")
-    panel.legend()
+    panel.legend(frameon=False)
     if len(loss):
         low = min(
             loss.min(),
@@ -108,7 +108,7 @@ def position_figure(by_position: np.ndarray, baseline: float | None) -> Figure:
     )
     if baseline is not None:
         panel.axhline(baseline, color="#999999", linestyle="--", linewidth=1, label="bigram model")
-        panel.legend()
+        panel.legend(frameon=False)
     return figure
 
 

@@ -35,7 +35,6 @@ from jaxkit.submodular.coverage import (
 from jaxkit.submodular.cuts import cut, graph_cut
 from jaxkit.submodular.determinants import information_gain, log_det
 from jaxkit.submodular.dynamic import DynamicMaximiser, DynamicState, Solution
-from jaxkit.submodular.dynamic_scan import ScanState, ScanTrace, dynamic_scan, dynamic_start
 from jaxkit.submodular.exemplars import objective_of, select
 from jaxkit.submodular.facilities import (
     facility_location,
@@ -51,6 +50,7 @@ from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.mixtures import mixture
 from jaxkit.submodular.queries import QueryCount
 from jaxkit.submodular.restriction import Restriction
+from jaxkit.submodular.scan import ScanState, ScanTrace, dynamic_scan, dynamic_start
 from jaxkit.submodular.selection import Guarantee, Selection
 from jaxkit.submodular.selector import SubsetSelector
 from jaxkit.submodular.set_functions import (

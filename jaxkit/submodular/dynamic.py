@@ -208,7 +208,7 @@ class DynamicMaximiser:
         """All that is known, as a pytree of arrays (not a copy)."""
         return self._state
 
-    def insert(self, element: int) -> None:
+    def insert(self, element: int | np.integer) -> None:
         """Let an item in.
 
         Costs 1 query, at most `ceil(log2(T + 1))` for each copy of T levels that takes the item,
@@ -240,7 +240,7 @@ class DynamicMaximiser:
         lv, taus = state.levels, state.guesses[copies] / np.float32(2 * settings.k)
         full = (lv.level[copies] > 0).sum(-1) == settings.k
         limits = (lv.num_levels[copies] + ~full).astype(np.int32)
-        padded = functools.partial(_padded, smallest=8, largest=1 << 30)
+        padded = functools.partial(_padded, smallest=32, largest=1 << 30)
         found = _deepest(
             self.function,
             state.prefixes,
@@ -262,7 +262,7 @@ class DynamicMaximiser:
         for copy, first in zip(copies[due.any(-1)], due.argmax(-1)[due.any(-1)], strict=True):
             self._rebuild(int(copy), int(first))
 
-    def delete(self, element: int) -> None:
+    def delete(self, element: int | np.integer) -> None:
         """Take an item out; costs no query unless it triggers a rebuild.
 
         Args:
@@ -309,7 +309,7 @@ class DynamicMaximiser:
             return Solution(np.zeros(0, np.int32), 0.0, 0)
         stale = used[np.isnan(state.values[used])]
         if stale.size:
-            rows = _padded(stale, 8, 1 << 30)
+            rows = _padded(stale, 32, 1 << 30)
             values = levels.values_of(self.function, self.settings, lv.order[rows], lv.alive[rows])
             state.values[stale] = np.asarray(values)[: stale.size]
         best = used[np.argmax(state.values[used])]
@@ -338,7 +338,7 @@ class DynamicMaximiser:
         """
         from orbax.checkpoint import v1 as ocp
 
-        ocp.save(pathlib.Path(folder).resolve(), self._to_arrays())
+        ocp.save(pathlib.Path(folder).resolve(), jax.device_get(self._to_arrays()))
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Continue from a state that `save` wrote under the same function and settings.
@@ -352,7 +352,10 @@ class DynamicMaximiser:
         """
         from orbax.checkpoint import v1 as ocp
 
-        arrays: Any = ocp.load(pathlib.Path(folder).resolve())
+        path = pathlib.Path(folder).resolve()
+        if not path.is_dir():
+            raise FileNotFoundError(f"folder must hold a saved state, got {path}")
+        arrays: Any = ocp.load(path)
         self._from_arrays(arrays)
 
     def _item(self, element: Any) -> int:
@@ -418,7 +421,7 @@ class DynamicMaximiser:
             state.prefixes,
             np.int32(copy),
             np.int32(first),
-            _padded(candidates, 32, self.function.num_items),
+            _padded(candidates, 64, self.function.num_items),
             np.int32(candidates.size),
             state.guesses[copy] / np.float32(2 * settings.k),
             state.key,

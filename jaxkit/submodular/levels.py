@@ -317,20 +317,22 @@ def _draw_single(function, settings, state, candidates, bucket, floor, room, key
 def _draw_verified(function, settings, state, candidates, bucket, floor, room, key, draw):
     """Halve the size until a fresh sample is worth `(1 - eps)` of size times the bucket's floor."""
 
-    def attempt(size, draw, asked):
-        places = _shuffle(settings, candidates, bucket, key, draw)
-        added = _added(function, settings, state, candidates, places, size)
-        return _Sample(places, size, added, draw + 1, asked + (size > 1))
-
     def rejected(sample: _Sample):
         worth = function.value(sample.state) - function.value(state)
         enough = worth >= (1 - settings.inner_eps) * sample.size * floor
         return (sample.size > 1) & ~enough
 
-    def again(sample: _Sample):
-        return attempt(jnp.maximum(sample.size // 2, 1), sample.num_draws, sample.num_queries)
+    def attempt(sample: _Sample):
+        size = jnp.maximum(sample.size // 2, 1)
+        places = _shuffle(settings, candidates, bucket, key, sample.num_draws)
+        added = _added(function, settings, state, candidates, places, size)
+        asked = sample.num_queries + (size > 1)
+        return _Sample(places, size, added, sample.num_draws + 1, asked)
 
-    return jax.lax.while_loop(rejected, again, attempt(room, draw, jnp.zeros((), room.dtype)))
+    # Twice the room and nothing added: rejected, and halved to the room for the first attempt.
+    zero = jnp.zeros((), room.dtype)
+    nothing = _Sample(jnp.zeros(settings.k, jnp.int32), 2 * room, state, draw, zero)
+    return jax.lax.while_loop(rejected, attempt, nothing)
 
 
 def _draw_montecarlo(function, settings, state, candidates, bucket, floor, room, key, draw):

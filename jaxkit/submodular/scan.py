@@ -96,8 +96,8 @@ def dynamic_start(
         (0, [0, 1, 2, 3, 4])
     """
     low, high = value_range
-    validation.number("value_range", low, minimum=0, open_minimum=True)
-    validation.number("value_range", high, minimum=low)
+    low = float(validation.number("value_range", low, minimum=0, open_minimum=True))
+    high = float(validation.number("value_range", high, minimum=low))
     eps = settings.inner_eps
     exponents = guesses.grid_exponents(low, 2 * settings.k * high, eps)
     count = exponents.size

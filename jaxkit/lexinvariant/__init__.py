@@ -75,7 +75,7 @@ from jaxkit.lexinvariant.markov import (
     random_markov_language,
     sample_markov,
 )
-from jaxkit.lexinvariant.objective import anonymised, next_token_loss, token_losses
+from jaxkit.lexinvariant.objective import Method, anonymised, next_token_loss, token_losses
 from jaxkit.lexinvariant.perplexity import (
     DrawLogProb,
     lexinvariant_log_prob,
@@ -104,6 +104,7 @@ __all__ = [
     "DrawLogProb",
     "KeyValueCache",
     "MarkovLanguage",
+    "Method",
     "ParameterCounts",
     "RMSNorm",
     "StepCost",

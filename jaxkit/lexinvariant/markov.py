@@ -78,16 +78,14 @@ def sample_markov(
     """
     validation.integer("num_sequences", num_sequences, minimum=1)
     validation.integer("length", length, minimum=1)
-    first_key, *keys = jax.random.split(key, length)
-    first = jax.random.categorical(first_key, language.log_initial, shape=(num_sequences,))
+    keys = jax.random.split(key, length)
+    first = jax.random.categorical(keys[0], language.log_initial, shape=(num_sequences,))
 
     def step(previous: Int[Array, " B"], key: Key[Array, ""]):
         following = jax.random.categorical(key, language.log_transition[previous])
         return following, following
 
-    if length == 1:
-        return first[:, None]
-    _, rest = jax.lax.scan(step, first, jnp.stack(keys))
+    _, rest = jax.lax.scan(step, first, keys[1:])
     return jnp.concatenate([first[:, None], rest.T], axis=1)
 
 

@@ -1,0 +1,111 @@
+"""Part C of the lexinvariant experiment: reasoning about symbols never seen in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxkit import lexinvariant
+from jaxkit.experiments import symbol_training
+
+#: Ids of arrow and line end, of the symbols seen in training, and of those only met in tests.
+ARROW, SEPARATOR = (0,), (1,)
+SEEN, UNSEEN = range(2, 18), range(18, 34)
+VOCAB_SIZE, BATCH_SIZE, TESTS = 34, 64, 1000
+TASKS = {"LookUp": lexinvariant.lookup_task, "Permutation": lexinvariant.permutation_task}
+Accuracies = dict[lexinvariant.Method, dict[str, dict[str, float]]]
+METHODS: tuple[lexinvariant.Method, ...] = ("fixed", "relabel", "lexinvariant")
+
+
+def draw(name: str, key: jax.Array, symbols: range, count: int) -> lexinvariant.Task:
+    """Draw a batch of tasks.
+
+    Example:
+        >>> draw("LookUp", jax.random.key(0), SEEN, 3).tokens.shape
+        (3, 23)
+    """
+    make = TASKS[name]
+    return jax.vmap(lambda k: make(k, symbols, arrow=ARROW, separator=SEPARATOR))(
+        jax.random.split(key, count)
+    )
+
+
+def model(method: lexinvariant.Method) -> lexinvariant.DecoderLM:
+    """Two layers of width 64.
+
+    Example:
+        >>> model("fixed").config.d_model
+        64
+    """
+    return lexinvariant.DecoderLM(
+        lexinvariant.DecoderConfig(
+            VOCAB_SIZE,
+            d_model=64,
+            num_layers=2,
+            num_heads=4,
+            head_dim=16,
+            d_ff=128,
+            embedding="lexinvariant" if method == "lexinvariant" else "fixed",
+            recency_heads=True,
+            unroll_layers=True,
+        )
+    )
+
+
+def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
+    """Train each method on both tasks with half of the symbols, and test it on both halves.
+
+    Args:
+        steps: updates of each method, of `METHODS`.
+        seed: seed of the runs.
+
+    Returns:
+        Accuracy by method, task and `"seen"` or `"unseen"` symbols.
+
+    Example:
+        >>> sorted(measure({"fixed": 1}, 0)["fixed"]["LookUp"])
+        ['seen', 'unseen']
+    """
+
+    def sample(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key)
+        drawn = [draw(n, k, SEEN, BATCH_SIZE).tokens for n, k in zip(TASKS, keys, strict=True)]
+        # LookUp questions are shorter; line ends in front make one batch of both.
+        gap = drawn[1].shape[1] - drawn[0].shape[1]
+        drawn[0] = jnp.pad(drawn[0], ((0, 0), (gap, 0)), constant_values=SEPARATOR[0])
+        return jnp.concatenate(drawn)
+
+    run_key, test_key = jax.random.split(jax.random.key(seed))
+    accuracies: Accuracies = {}
+    for method, num_steps in steps.items():
+        decoder = model(method)
+
+        def loss(params, batch, key, decoder=decoder, method: lexinvariant.Method = method):
+            losses = lexinvariant.token_losses(decoder, params, batch, key, method=method)
+            lookup, permutation = jnp.split(losses, 2)
+            return (lookup[:, -1].mean() + permutation[:, -2:].mean()) / 2
+
+        train = symbol_training.make_trainer(
+            decoder,
+            loss,
+            sample,
+            num_steps=num_steps,
+            batch_size=2 * BATCH_SIZE,
+            learning_rate=3e-3,
+        )
+        params, _ = train(run_key)
+
+        @jax.jit
+        def accuracy(params, tasks, decoder=decoder, method: lexinvariant.Method = method):
+            return lexinvariant.task_accuracy(decoder, params, tasks, test_key, method=method)
+
+        accuracies[method] = {
+            name: {
+                half: float(accuracy(params, draw(name, test_key, symbols, TESTS)))
+                for half, symbols in (("seen", SEEN), ("unseen", UNSEEN))
+            }
+            for name in TASKS
+        }
+    return accuracies

@@ -28,10 +28,10 @@ def make(name, peak=1.0, total=23, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_step_gives_the_same_float32(name, warmup_steps):
     schedule = make(name, warmup_steps=warmup_steps, init_value=0.1, end_value=0.05)
-    steps = np.arange(30)
+    steps = np.array([0, 1, 4, 5, 6, 14, 22, 23, 29])
     expected = np.asarray(schedule(jnp.asarray(steps)))
     assert expected.dtype == np.float32
-    assert schedule(jnp.asarray(steps).reshape(5, 6)).shape == (5, 6)
+    assert schedule(jnp.asarray(steps).reshape(3, 3)).shape == (3, 3)
     for transformed in (
         [schedule(int(i)) for i in steps],
         [schedule(np.int64(i)) for i in steps],
@@ -130,7 +130,7 @@ def test_the_same_fraction_of_any_budget_has_the_same_value(name, total, factor)
     np.testing.assert_allclose(long, short, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("total", [1, 5, 7, 100, 1000, 12_345])
+@pytest.mark.parametrize("total", [1, 7, 12_345])
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_the_curves_optax_has_come_out_with_its_bits(total, transform):
     steps = jnp.arange(total)

@@ -10,11 +10,11 @@ from jax import lax
 from jaxkit.schedules import schedule_from_values
 
 
-@pytest.mark.parametrize("n", [2, 3, 100, 1001])
-@pytest.mark.parametrize("total", [1, 7, 100, 1000])
+@pytest.mark.parametrize("n", [2, 100, 1001])
+@pytest.mark.parametrize("total", [1, 7, 1000])
 def test_a_straight_table_is_optax_linear_decay(n, total):
     table = np.linspace(1, 0, n).astype(np.float32)
-    steps = jnp.arange(total + 2)
+    steps = jnp.arange(1002)
     found = schedule_from_values(table, total, 0.3)(steps)
     expected = optax.linear_schedule(0.3, 0.0, total)(steps)
     np.testing.assert_allclose(found, expected, atol=3e-7 * 0.3, rtol=0)

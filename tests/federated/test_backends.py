@@ -74,7 +74,10 @@ def test_every_backend_agrees_with_vmap_to_1e_6(problem, reference, quick_jit, n
     "name",
     [
         "fedsmoo",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedadam", "scaffold", "fedadmm")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("fedadam", "scaffold", "fedsmoo", "fedadmm")
+        ),
     ],
 )
 def test_each_kind_of_state_agrees_on_a_mesh(problem, devices, quick_jit, name):
@@ -86,6 +89,7 @@ def test_each_kind_of_state_agrees_on_a_mesh(problem, devices, quick_jit, name):
     assert_same(many, one, problem.num_clients)
 
 
+@pytest.mark.slow
 def test_stratified_rounds_move_no_client_row_between_devices(problem, devices):
     mesh = fl.clients_mesh(devices[:5])
     client_map, method = fl.shard_clients(mesh), fl.fedspeed()
@@ -139,6 +143,7 @@ def test_the_order_of_a_cohort_does_not_matter(problem, quick_jit):
     assert_same(one, other, 10)
 
 
+@pytest.mark.slow
 def test_padding_a_cohort_or_the_examples_changes_no_client(problem, quick_jit):
     fedspeed = fl.fedspeed()
     cohort = fl.make_cohort([1, 4, 7, 9], 10)
@@ -160,6 +165,7 @@ def test_padding_a_cohort_or_the_examples_changes_no_client(problem, quick_jit):
     assert_same(step(cohort, padded), plain, 10)
 
 
+@pytest.mark.slow
 def test_renaming_clients_with_their_data_permutes_state_and_nothing_else(problem, quick_jit):
     """Full batches without shuffling: no key enters, so that names cannot matter."""
     training = fl.local_training(problem.loss, batch_size=None, num_epochs=2, shuffle=False)

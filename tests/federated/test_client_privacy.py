@@ -47,6 +47,7 @@ def test_noise_on_the_mean_has_the_promised_deviation():
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.02
 
 
+@pytest.mark.slow
 def test_a_private_round_without_noise_or_clipping_is_the_plain_round(problem, quick_jit):
     def final(method, sampler):
         state = fl.init_state(method, problem.params, 10, jax.random.key(0))

@@ -54,6 +54,7 @@ def test_at_full_participation_feddyn_fedpd_fedadmm_and_both_averages_coincide(p
         assert gap(state.params, reference.params) < 2e-6, other.name
 
 
+@pytest.mark.slow
 def test_without_clip_both_clip_modes_are_the_same_step(problem, quick_jit):
     client = fl.local_sgd(0.1, clip_norm=None)
     ours, _ = run(problem, fl.fedspeed(client), quick_jit)

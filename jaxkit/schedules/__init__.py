@@ -29,22 +29,23 @@ from jaxkit.schedules.bounds import (
     theoretical_steps,
     weighted_bound,
 )
+from jaxkit.schedules.decay_schedules import (
+    cosine_schedule,
+    exponential_schedule,
+    linear_decay_schedule,
+    polynomial_schedule,
+    rex_schedule,
+    step_schedule,
+)
 from jaxkit.schedules.figures import plot_schedules, refined_schedule_figure
 from jaxkit.schedules.gradient_logs import GradientLog, read_gradient_norms
 from jaxkit.schedules.median_filter import sliding_median
-from jaxkit.schedules.named import (
-    SCHEDULES,
+from jaxkit.schedules.named import SCHEDULES, schedule_by_name
+from jaxkit.schedules.phase_schedules import (
     constant_schedule,
-    cosine_schedule,
     delayed_linear_schedule,
-    exponential_schedule,
-    linear_decay_schedule,
     onecycle_momentum_schedule,
     onecycle_schedule,
-    polynomial_schedule,
-    rex_schedule,
-    schedule_by_name,
-    step_schedule,
     wsd_schedule,
 )
 from jaxkit.schedules.profile_schedules import Schedule, schedule_from_profile

@@ -282,8 +282,8 @@ def bound_table(
     Source: arXiv 2310.07831 Theorem 10.
 
     Example:
-        >>> from jaxkit.schedules import named
-        >>> makers = {"rex": named.rex_schedule, "linear": named.linear_decay_schedule}
+        >>> from jaxkit.schedules import decay_schedules as decay
+        >>> makers = {"rex": decay.rex_schedule, "linear": decay.linear_decay_schedule}
         >>> rows = bound_table({k: f(1.0, 100) for k, f in makers.items()}, np.ones(100), 100)
         >>> [row.name for row in rows]
         ['linear', 'rex']

@@ -28,10 +28,10 @@ def make(name, peak=1.0, total=23, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_step_gives_the_same_float32(name, warmup_steps):
     schedule = make(name, warmup_steps=warmup_steps, init_value=0.1, end_value=0.05)
-    steps = np.array([0, 1, 4, 5, 6, 14, 22, 23, 29])
+    steps = np.array([0, 4, 6, 23])
     expected = np.asarray(schedule(jnp.asarray(steps)))
     assert expected.dtype == np.float32
-    assert schedule(jnp.asarray(steps).reshape(3, 3)).shape == (3, 3)
+    assert schedule(jnp.asarray(steps).reshape(2, 2)).shape == (2, 2)
     for transformed in (
         [schedule(int(i)) for i in steps],
         [schedule(np.int64(i)) for i in steps],

@@ -202,8 +202,8 @@ GOOD = idx(IMAGES)
         (GOOD[:9], "truncated inside its header of 16 bytes"),
         (GOOD[:-1], r"is truncated: shape \(10, 4, 3\) needs 136 bytes, got 135"),
         (GOOD + b"x", "is too long: .* needs 136 bytes, got 137"),
-        (gzip.compress(GOOD)[:-9], "is truncated or damaged gzip"),
-        (gzip.compress(GOOD)[:20] + b"\xff" * 20, "is truncated or damaged gzip"),
+        (gzip.compress(GOOD, mtime=0)[:-9], "is truncated or damaged gzip"),
+        (gzip.compress(GOOD, mtime=0)[:20] + b"\xff" * 20, "is truncated or damaged gzip"),
         (idx(IMAGES[:9]), r"has 9 inputs, but labels of shape \(10,\)"),
     ],
 )

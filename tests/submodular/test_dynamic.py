@@ -78,12 +78,21 @@ def check_invariants(maximiser, values):
             assert all(gain(e, top) < tau * 1.00001 for e in mine if e not in alive)
 
 
-@pytest.mark.parametrize("mode", ["verified", "single"])
-@pytest.mark.parametrize("make", [facility, coverage])
-def test_invariants_and_bound_hold_after_every_update(mode, make, all_values, best_of):
-    """12 streams of 40 updates for each of 2 functions and 2 modes: 48 streams."""
+@pytest.mark.parametrize(
+    ("make", "mode", "seeds"),
+    [
+        (coverage, "verified", range(3)),
+        *(
+            pytest.param(make, mode, range(12), marks=pytest.mark.slow)
+            for make in (facility, coverage)
+            for mode in ("verified", "single")
+        ),
+    ],
+)
+def test_invariants_and_bound_hold_after_every_update(make, mode, seeds, all_values, best_of):
+    """3 streams of 40 updates; in the slow suite 12 for each of 2 functions and 2 modes: 48."""
     smallest = math.inf
-    for seed in range(12):
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         function = make(rng)
         values = all_values(function)
@@ -108,7 +117,8 @@ def test_invariants_and_bound_hold_after_every_update(mode, make, all_values, be
     assert smallest < 1
 
 
-def test_the_optimum_of_three_reference_streams_is_kept_to_half_minus_eps(golden):
+@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
+def test_the_optimum_of_reference_streams_is_kept_to_half_minus_eps(golden, number):
     block = golden("submodular")
     functions = block["functions"]
     p = {
@@ -124,7 +134,7 @@ def test_the_optimum_of_three_reference_streams_is_kept_to_half_minus_eps(golden
             p["feature_based_sqrt"]["X"], "sqrt", p["feature_based_sqrt"]["w"]
         ),
     }
-    for case in block["dynamic"]:
+    for case in block["dynamic"][number : number + 1]:
         maximiser = submodular.DynamicMaximiser(
             functions[case["function"]], case["k"], jax.random.key(0), eps=case["eps"]
         )
@@ -201,7 +211,7 @@ def test_samples_are_uniform_over_their_bucket(mode):
     assert scipy.stats.chisquare(counts[~np.eye(8, dtype=bool)]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["verified", "montecarlo"])
+@pytest.mark.parametrize("mode", ["verified", pytest.param("montecarlo", marks=pytest.mark.slow)])
 def test_the_scan_takes_the_same_decisions_and_queries_as_the_host(mode):
     settings = submodular.LevelSettings(K, EPS, mode, num_trials=4)
     for seed in range(2):

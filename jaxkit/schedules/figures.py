@@ -59,6 +59,8 @@ def plot_schedules(
     }
     plotting.lines(panel, curves, xlabel="update", ylabel=ylabel)
     panel.set_ylim(bottom=0)
+    if len(curves) > 1:
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -1,3 +1,5 @@
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,11 +60,21 @@ def test_a_state_moves_to_another_mesh(tmp_path):
     assert_equal(restored.state, make_state(3))
 
 
+@pytest.fixture
+def abandoned_reads():
+    """Collect what Orbax abandons in this test and not in a later one."""
+    yield
+    gc.collect()
+
+
 # Orbax abandons its other reads when one fails; Python warns of them when they are collected.
-abandoned_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+ignore_abandoned_reads = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
-@abandoned_reads
+@ignore_abandoned_reads
+@pytest.mark.usefixtures("abandoned_reads")
 @pytest.mark.parametrize("fault", ["truncated", "missing", "garbage"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, fault):
     with training.Checkpoints(tmp_path) as checkpoints:
@@ -86,7 +98,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     assert (tmp_path / "damaged-2").exists()
 
 
-@abandoned_reads
+@ignore_abandoned_reads
+@pytest.mark.usefixtures("abandoned_reads")
 def test_when_every_checkpoint_is_damaged_nothing_is_started_silently(tmp_path):
     with training.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(1), {})

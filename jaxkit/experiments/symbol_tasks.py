@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,27 +14,30 @@ from jaxkit.experiments import symbol_training
 #: Ids of arrow and line end, of the symbols seen in training, and of those only met in tests.
 ARROW, SEPARATOR = (0,), (1,)
 SEEN, UNSEEN = range(2, 18), range(18, 34)
-VOCAB_SIZE, BATCH_SIZE, TESTS = 34, 64, 1000
+#: Questions to each table in training; the tests ask one.
+VOCAB_SIZE, BATCH_SIZE, TESTS, QUERIES = 34, 64, 1000, 5
 TASKS = {"LookUp": lexinvariant.lookup_task, "Permutation": lexinvariant.permutation_task}
 Accuracies = dict[lexinvariant.Method, dict[str, dict[str, float]]]
 METHODS: tuple[lexinvariant.Method, ...] = ("fixed", "relabel", "lexinvariant")
 
 
-def draw(name: str, key: jax.Array, symbols: range, count: int) -> lexinvariant.Task:
+def draw(
+    name: str, key: jax.Array, symbols: range, count: int, **options: int
+) -> lexinvariant.Task:
     """Draw a batch of tasks.
 
     Example:
         >>> draw("LookUp", jax.random.key(0), SEEN, 3).tokens.shape
         (3, 23)
     """
-    make = TASKS[name]
-    return jax.vmap(lambda k: make(k, symbols, arrow=ARROW, separator=SEPARATOR))(
+    make: Any = TASKS[name]
+    return jax.vmap(lambda k: make(k, symbols, arrow=ARROW, separator=SEPARATOR, **options))(
         jax.random.split(key, count)
     )
 
 
 def model(method: lexinvariant.Method) -> lexinvariant.DecoderLM:
-    """Two layers of width 64.
+    """Three layers of width 64.
 
     Example:
         >>> model("fixed").config.d_model
@@ -43,7 +47,7 @@ def model(method: lexinvariant.Method) -> lexinvariant.DecoderLM:
         lexinvariant.DecoderConfig(
             VOCAB_SIZE,
             d_model=64,
-            num_layers=2,
+            num_layers=3,
             num_heads=4,
             head_dim=16,
             d_ff=128,
@@ -69,14 +73,18 @@ def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
         ['seen', 'unseen']
     """
 
-    def sample(key: jax.Array) -> jax.Array:
+    def mixed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As many tasks of each kind; line ends behind the shorter ones."""
         keys = jax.random.split(key)
-        drawn = [draw(n, k, SEEN, BATCH_SIZE).tokens for n, k in zip(TASKS, keys, strict=True)]
-        # LookUp questions are shorter; line ends in front make one batch of both.
-        gap = drawn[1].shape[1] - drawn[0].shape[1]
-        drawn[0] = jnp.pad(drawn[0], ((0, 0), (gap, 0)), constant_values=SEPARATOR[0])
-        return jnp.concatenate(drawn)
+        lookup = draw("LookUp", keys[0], SEEN, BATCH_SIZE, num_queries=QUERIES)
+        permutation = draw("Permutation", keys[1], SEEN, BATCH_SIZE)
+        gap = lookup.tokens.shape[1] - permutation.tokens.shape[1]
+        filled = jnp.pad(permutation.tokens, ((0, 0), (0, gap)), constant_values=SEPARATOR[0])
+        mask = jnp.pad(permutation.mask, ((0, 0), (0, gap)))
+        return jnp.concatenate([lookup.tokens, filled]), jnp.concatenate([lookup.mask, mask])
 
+    # What is an answer depends on the layout alone.
+    answers = mixed(jax.random.key(0))[1][:, 1:]
     run_key, test_key = jax.random.split(jax.random.key(seed))
     accuracies: Accuracies = {}
     for method, num_steps in steps.items():
@@ -84,13 +92,12 @@ def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
 
         def loss(params, batch, key, decoder=decoder, method: lexinvariant.Method = method):
             losses = lexinvariant.token_losses(decoder, params, batch, key, method=method)
-            lookup, permutation = jnp.split(losses, 2)
-            return (lookup[:, -1].mean() + permutation[:, -2:].mean()) / 2
+            return jnp.mean(losses, where=answers)
 
         train = symbol_training.make_trainer(
             decoder,
             loss,
-            sample,
+            lambda key: mixed(key)[0],
             num_steps=num_steps,
             batch_size=2 * BATCH_SIZE,
             learning_rate=3e-3,

@@ -133,7 +133,7 @@ def train_probe(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> text = np.arange(64) % 8
-        >>> params = model.init(jax.random.key(0), jnp.asarray(text[None]))
+        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
         >>> probe, probe_params = train_probe(
         ...     model, params, text, key=jax.random.key(1), num_steps=1, sequence_length=8)
 
@@ -190,7 +190,7 @@ def decipher_log_probs(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> tokens, probe = jnp.zeros((1, 3), int), DecipherProbe(8, 16)
-        >>> params = model.init(jax.random.key(0), tokens)
+        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
         >>> probe_params = probe.init(jax.random.key(1), jnp.ones((1, 1, 128)))
         >>> keys = jax.random.split(jax.random.key(2), 1)
         >>> decipher_log_probs(model, params, probe, probe_params, tokens, keys).shape
@@ -278,7 +278,7 @@ def decipher(
     Example:
         >>> tokenizer = datasets.CharTokenizer("ab ")
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=4, num_layers=1))
-        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))
+        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
         >>> probe, probe_params = train_probe(model, params, tokenizer.encode("ab a" * 9),
         ...     key=jax.random.key(1), num_steps=1, sequence_length=8)
         >>> found = decipher(model, params, tokenizer, "a ab ba b", probe=probe,

@@ -43,7 +43,7 @@ def generate(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> prompt = jnp.array([[1, 2]])
-        >>> params = model.init(jax.random.key(0), prompt)
+        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
         >>> generate(model, params, prompt, 3, jax.random.key(1)).shape
         (1, 3)
     """

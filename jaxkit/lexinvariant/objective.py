@@ -121,7 +121,7 @@ def token_losses(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
-        >>> params = model.init(jax.random.key(0), batch["tokens"])
+        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
         >>> token_losses(model, params, batch, jax.random.key(1)).shape
         (2, 4)
 

@@ -22,7 +22,7 @@ class Task(NamedTuple):
     Attributes:
         tokens: the question followed by the answer, ``[T]``.
         answer: the answer, ``[A]``: the last ``A`` tokens.
-        mask: ``[T]``, True on the answer.
+        mask: ``[T]``, True on the answer, and on those to earlier questions of the same task.
     """
 
     tokens: Int[Array, " T"]
@@ -30,11 +30,14 @@ class Task(NamedTuple):
     mask: Bool[Array, " T"]
 
 
-def _task(pieces: list[Any], answer: Int[Array, " A"]) -> Task:
-    question = jnp.concatenate([jnp.atleast_1d(jnp.asarray(p, jnp.int32)) for p in pieces])
-    answer = answer.astype(jnp.int32)
-    mask = jnp.arange(question.size + answer.size) >= question.size
-    return Task(jnp.concatenate([question, answer]), answer, mask)
+def _task(given: list[Any], asked: list[tuple[list[Any], Array]], separator: Ids) -> Task:
+    """Lay out what is given, then questions with their answers, a separator between them."""
+    pieces = [(ids, False) for ids in given]
+    for question, answer in asked:
+        pieces += [*((ids, False) for ids in question), (answer, True), (separator, False)]
+    arrays = [jnp.atleast_1d(jnp.asarray(ids, jnp.int32)) for ids, _ in pieces[:-1]]
+    marks = [np.full(a.size, mark) for a, (_, mark) in zip(arrays, pieces, strict=False)]
+    return Task(jnp.concatenate(arrays), arrays[-1], jnp.asarray(np.concatenate(marks)))
 
 
 def _check_symbols(symbols: Ids, needed: int, marks: tuple[Ids, ...]) -> Int[Array, " n"]:
@@ -57,6 +60,7 @@ def lookup_task(
     arrow: Ids,
     separator: Ids,
     num_pairs: int = 5,
+    num_queries: int = 1,
 ) -> Task:
     """Draw a table of `key arrow value` lines and ask for the value of one of its keys.
 
@@ -66,12 +70,14 @@ def lookup_task(
         arrow: ids between a key and its value.
         separator: ids after each pair.
         num_pairs: lines of the table.
+        num_queries: keys asked for, different ones; more than one makes richer training text.
 
     Returns:
-        The task; its answer is one token.
+        The task; its answer is one token, the value of the last key asked for.
 
     Raises:
-        ValueError: if there are fewer symbols than pairs, ids repeat, or a symbol is a separator.
+        ValueError: if there are fewer symbols than pairs, fewer pairs than queries, ids repeat, or
+            a symbol is a separator.
 
     Example:
         >>> task = lookup_task(jax.random.key(0), range(2, 12), arrow=[0], separator=[1])
@@ -81,15 +87,18 @@ def lookup_task(
     Source: arXiv 2305.16349 §3.5; number of pairs and separators are not stated there.
     """
     validation.integer("num_pairs", num_pairs, minimum=1)
+    if validation.integer("num_queries", num_queries, minimum=1) > num_pairs:
+        raise ValueError(f"num_queries must be at most num_pairs={num_pairs}, got {num_queries}")
     ids = _check_symbols(symbols, num_pairs, (arrow, separator))
     key_key, value_key, query_key = jax.random.split(key, 3)
     keys = jax.random.permutation(key_key, ids)[:num_pairs]
     values = jax.random.choice(value_key, ids, (num_pairs,))
-    query = jax.random.randint(query_key, (), 0, num_pairs)
-    pieces: list[Any] = []
+    table: list[Any] = []
     for i in range(num_pairs):
-        pieces += [keys[i], arrow, values[i], separator]
-    return _task([*pieces, keys[query], arrow], values[query][None])
+        table += [keys[i], arrow, values[i], separator]
+    queries = jax.random.permutation(query_key, num_pairs)[:num_queries]
+    asked = [([keys[q], arrow], values[q]) for q in queries]
+    return _task(table, asked, separator)
 
 
 def permutation_task(
@@ -135,10 +144,9 @@ def permutation_task(
     rule_key, *line_keys = jax.random.split(key, num_demonstrations + 2)
     rule = jax.random.permutation(rule_key, length)[:num_selected]
     lines = [jax.random.permutation(k, ids)[:length] for k in line_keys]
-    pieces: list[Any] = []
-    for line in lines[:-1]:
-        pieces += [line, arrow, line[rule], separator]
-    return _task([*pieces, lines[-1], arrow], lines[-1][rule])
+    first, *others = lines
+    asked = [([line, arrow], line[rule]) for line in others]
+    return _task([first, arrow, first[rule], separator], asked, separator)
 
 
 def task_accuracy(
@@ -166,7 +174,7 @@ def task_accuracy(
         >>> make = lambda k: lookup_task(k, range(2, 8), arrow=[0], separator=[1])
         >>> tasks = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
-        >>> params = model.init(jax.random.key(0), tasks.tokens)
+        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
         >>> 0 <= float(task_accuracy(model, params, tasks, jax.random.key(1))) <= 1
         True
 

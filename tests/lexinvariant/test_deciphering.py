@@ -16,13 +16,14 @@ TEXT = "abc def abc dgh ab abc abc def " * 8
 KEY = jax.random.key(0)
 
 
+MODEL = lx.DecoderLM(CONFIG)
+
+
 @functools.cache
-def trained(embedding):
-    model = lx.DecoderLM(lx.DecoderConfig(**{**vars(CONFIG), "embedding": embedding}))
-    table = None if embedding == "fixed" else jnp.zeros((10, 16))
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 2), jnp.int32), table)
+def trained():
+    params = jax.jit(lx.initializer(MODEL))(jax.random.key(1))
     probe, probe_params = lx.train_probe(
-        model,
+        MODEL,
         params,
         TOKENIZER.encode(TEXT),
         key=jax.random.key(2),
@@ -31,13 +32,13 @@ def trained(embedding):
         batch_size=8,
         learning_rate=3e-2,
     )
-    return model, params, probe, probe_params
+    return params, probe, probe_params
 
 
-def read(embedding, text, **options):
-    model, params, probe, probe_params = trained(embedding)
+def read(text, **options):
+    params, probe, probe_params = trained()
     return lx.decipher(
-        model,
+        MODEL,
         params,
         TOKENIZER,
         text,
@@ -52,9 +53,9 @@ def read(embedding, text, **options):
 
 def test_training_a_probe_lowers_its_loss_and_leaves_the_language_model_alone():
     """On an untrained decoder the probe can learn how frequent symbols are, and does."""
-    model, params, probe, probe_params = trained("lexinvariant")
+    params, probe, probe_params = trained()
     before = jax.tree.map(np.array, params)
-    loss = jax.jit(lx.probe_loss(model, probe))
+    loss = jax.jit(lx.probe_loss(MODEL, probe))
     tokens = jnp.asarray(np.resize(TOKENIZER.encode(TEXT), (8, 25)).astype(np.int32))
     batch = {"tokens": tokens, "index": jnp.arange(8)}
     shares = np.bincount(np.asarray(tokens)[:, :-1].ravel(), minlength=10) / (8 * 24)
@@ -65,19 +66,19 @@ def test_training_a_probe_lowers_its_loss_and_leaves_the_language_model_alone():
 
 def test_the_answer_does_not_depend_on_the_names_of_the_symbols():
     """With random rows in place of names, a relabelled text is another draw of the same law."""
-    model, params, probe, probe_params = trained("lexinvariant")
+    params, probe, probe_params = trained()
     tokens = jnp.asarray(TOKENIZER.encode(TEXT)[:24].astype(np.int32))[None]
     keys = lx.sequence_keys(KEY, jnp.arange(1))
     table = lx.draw_embedding(keys, 10, 16)
     rename = jnp.array([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
-    hidden = jax.jit(functools.partial(model.apply, params, method="hidden_states"))
+    hidden = jax.jit(functools.partial(MODEL.apply, params, method="hidden_states"))
     moved = table[:, jnp.argsort(rename)]
     plain, renamed = hidden(tokens, table), hidden(rename[tokens], moved)
     assert np.array_equal(probe.apply(probe_params, plain), probe.apply(probe_params, renamed))
 
 
 def test_a_text_is_enciphered_with_a_permutation_of_its_letters():
-    found = read("fixed", TEXT)
+    found = read(TEXT)
     assert sorted(found.true_key) == sorted(found.true_key.values()) == sorted("abcdefgh")
     assert "".join(found.true_key.get(c, c) for c in found.ciphertext) == TEXT
     assert found.ciphertext != TEXT
@@ -88,7 +89,7 @@ def test_a_text_is_enciphered_with_a_permutation_of_its_letters():
 
 
 def test_a_ciphertext_given_is_read_without_a_verdict():
-    found = read("fixed", TEXT, encipher=False)
+    found = read(TEXT, encipher=False)
     assert found.ciphertext == TEXT
     assert found.true_key is None
     assert all(w.precision is None and w.accuracy is None for w in found.windows)
@@ -100,4 +101,4 @@ def test_a_ciphertext_given_is_read_without_a_verdict():
 )
 def test_a_text_that_cannot_be_read_is_refused(text, message, bad_input):
     with pytest.raises(ValueError, match=message):
-        read("fixed", text)
+        read(text)

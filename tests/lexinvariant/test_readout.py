@@ -47,7 +47,9 @@ def test_pieces_of_a_shared_table_give_its_gradient():
     compare(pieces, lambda table: whole(HIDDEN, table), table)
 
 
-@pytest.mark.parametrize("method", ["lexinvariant", "relabel"])
+@pytest.mark.parametrize(
+    "method", ["lexinvariant", pytest.param("relabel", marks=pytest.mark.slow)]
+)
 def test_a_vocabulary_of_32000_trains_without_a_table_or_logits_per_sequence(method):
     batch, length, width, vocab = 4, 32, 64, 32_000
     config = lx.DecoderConfig(

@@ -67,9 +67,26 @@ def test_permutation_answers_follow_the_rule_of_the_demonstrations(permutations)
     assert len(rules) == 6
 
 
-def test_the_mask_marks_the_answer(permutations):
-    masked = np.asarray(permutations.tokens)[np.asarray(permutations.mask)].reshape(1000, 2)
-    assert np.array_equal(masked, permutations.answer)
+def test_the_mask_marks_what_can_be_worked_out(lookups, permutations):
+    tokens, mask = (np.asarray(a) for a in (permutations.tokens, permutations.mask))
+    masked = tokens[mask].reshape(1000, 3, 2)
+    assert np.array_equal(masked[:, -1], permutations.answer)
+    for line in range(3):
+        start = 8 * (line + 1)
+        assert np.array_equal(masked[:, line], tokens[:, start + 5 : start + 7])
+    asked = np.asarray(lookups.tokens)[np.asarray(lookups.mask)]
+    assert np.array_equal(asked, lookups.answer[:, 0])
+
+
+def test_several_queries_ask_for_different_keys_of_one_table():
+    task = lx.lookup_task(KEYS[0], SYMBOLS, num_pairs=4, num_queries=3, **MARKS)
+    *_, first, second, third = table = lines(task.tokens.tolist())
+    entries = {left[0]: right[0] for left, right in table[:4]}
+    asked = [left[0] for left, _ in (first, second, third)]
+    assert len(table) == 7
+    assert len(set(asked)) == 3
+    assert [right[0] for _, right in (first, second, third)] == [entries[k] for k in asked]
+    assert np.asarray(task.tokens)[np.asarray(task.mask)].tolist() == [entries[k] for k in asked]
 
 
 class Copier(lx.DecoderLM):
@@ -116,6 +133,7 @@ def measure(model, params, tasks, method):
         (lx.lookup_task, {"symbols": [3, 3, 4, 5, 6, 7]}, "of which 5 differ"),
         (lx.lookup_task, {"symbols": range(2, 9)}, "differ from arrow and separator"),
         (lx.lookup_task, {"num_pairs": 0}, "num_pairs"),
+        (lx.lookup_task, {"num_queries": 6}, "at most num_pairs=5, got 6"),
         (lx.permutation_task, {"symbols": [3, 4]}, "at least 3 different ids"),
         (lx.permutation_task, {"num_selected": 4}, "at most length=3, got 4"),
         (lx.permutation_task, {"num_demonstrations": 0}, "num_demonstrations"),

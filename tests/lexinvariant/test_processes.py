@@ -1,0 +1,98 @@
+"""Two real processes on loopback give the numbers of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+PROGRAM = textwrap.dedent(
+    """
+    import json
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jaxkit import lexinvariant as lx, training
+
+    with training.distributed_run():
+        mesh = training.make_mesh("fsdp=2,data=-1")
+        index, count = training.local_rows(mesh, 8)
+        rows = slice(index * 8 // count, (index + 1) * 8 // count)
+        tokens = np.random.default_rng(0).integers(0, 8, (8, 13)).astype(np.int32)
+        batch = {"tokens": tokens[rows], "index": np.arange(40, 48)[rows]}
+        config = lx.DecoderConfig(
+            8, d_model=16, num_layers=2, num_heads=2, head_dim=8, d_ff=32,
+            embedding="lexinvariant", recency_heads=True,
+        )
+        found = {}
+        for method, embedding, options in (
+            ("lexinvariant", "lexinvariant", {}),
+            ("lexinvariant", "lexinvariant", {"chunk_size": 3}),
+            ("relabel", "fixed", {"p": 0.5, "closed": True}),
+        ):
+            model = lx.DecoderLM(lx.DecoderConfig(**{**vars(config), "embedding": embedding}))
+            init = lx.initializer(model)
+            boxed = jax.eval_shape(init, jax.random.key(0))
+            make = jax.jit(
+                lambda key: nn.meta.unbox(init(key)),
+                out_shardings=training.parameter_shardings(boxed, mesh),
+            )
+            loss = lx.next_token_loss(model, method=method, **options)
+
+            @jax.jit
+            def measure(params, batch, key):
+                value, gradient = jax.value_and_grad(loss)(params, batch, key)
+                norms = [jnp.sqrt(jnp.sum(x * x)) for x in jax.tree.leaves(gradient)]
+                return value, jnp.stack(norms)
+
+            value, norms = measure(
+                make(jax.random.key(0)), training.place_batch(batch, mesh), jax.random.key(5)
+            )
+            found[f"{method} {options}"] = [float(value), np.asarray(norms).tolist()]
+        if jax.process_index() == 0:
+            print("RESULT", json.dumps([jax.process_count(), found]))
+    """
+)
+
+
+def results(num_processes):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    devices = 8 // num_processes
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(num_processes),
+                "JAX_PROCESS_ID": str(number),
+            },
+        )
+        for number in range(num_processes)
+    ]
+    outputs = [process.communicate(timeout=500) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-2000:]
+    line = next(text for text in outputs[0][0].splitlines() if text.startswith("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_gradients_of_one():
+    (one, alone), (two, together) = results(1), results(2)
+    assert (one, two) == (1, 2)
+    assert alone.keys() == together.keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, together)

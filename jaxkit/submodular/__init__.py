@@ -40,14 +40,16 @@ from jaxkit.submodular.facilities import (
     facility_location,
     facility_location_from_features,
     facility_location_from_neighbors,
-    facility_location_mutual_information,
-    facility_location_query,
 )
 from jaxkit.submodular.figures import selection_figure
 from jaxkit.submodular.guesses import grid_exponents
 from jaxkit.submodular.kernels import Neighbors, nearest_neighbors, similarity_matrix
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.mixtures import mixture
+from jaxkit.submodular.mutual_information import (
+    facility_location_mutual_information,
+    facility_location_query,
+)
 from jaxkit.submodular.queries import QueryCount
 from jaxkit.submodular.restriction import Restriction
 from jaxkit.submodular.scan import ScanState, ScanTrace, dynamic_scan, dynamic_start

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxkit import validation
-from jaxkit.submodular import cardinality, guesses, levels, restriction, set_functions
+from jaxkit.submodular import guesses, levels, oracle, set_functions
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.selection import Guarantee
 
@@ -64,55 +64,6 @@ class DynamicState(NamedTuple):
     live: np.ndarray
     key: Any
     num_queries: np.ndarray
-
-
-def copy_key(key: jax.Array, exponent: Int[Array, ""]) -> jax.Array:
-    """Derive the PRNG key of the copy of guess `(1 + eps)^exponent`.
-
-    Example:
-        >>> copy_key(jax.random.key(0), jnp.array(-3)).shape
-        ()
-    """
-    return jax.random.fold_in(key, exponent.astype(jnp.int32) + (1 << 20))
-
-
-@jax.jit
-def _singleton(function, element):
-    return function.gains(function.init(), element)
-
-
-@jax.jit
-def _deepest(function, prefixes, copies, limits, taus, element):
-    def one(copy, limit, tau):
-        def prefix(i):
-            return jax.tree.map(lambda leaf: leaf[copy, i], prefixes)
-
-        return levels.deepest(function, prefix, limit, tau, element)
-
-    return jax.vmap(one)(copies, limits, taus)
-
-
-@functools.partial(jax.jit, static_argnames="settings", donate_argnames="prefixes")
-def _build(function, settings, old, prefixes, copy, first, candidates, count, tau, key, exponent):
-    mine = jax.tree.map(lambda leaf: leaf[copy], prefixes)
-    present = jnp.arange(candidates.shape[0]) < count
-    built = levels.build(
-        function, settings, old, mine, first, candidates, present, tau, copy_key(key, exponent)
-    )
-    prefixes = jax.tree.map(lambda all_, one: all_.at[copy].set(one), prefixes, built.prefixes)
-    return built.levels, prefixes, built.depth, built.num_queries
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _polish(function, k, items, mask):
-    return cardinality.lazy_greedy(restriction.Restriction(function, items), k, mask=mask, batch=16)
-
-
-def _padded(ids: np.ndarray, smallest: int, largest: int) -> np.ndarray:
-    """Repeat the first id up to a power of two (or `largest`): few shapes, few compilations."""
-    length = max(smallest, 1 << max(int(ids.size) - 1, 0).bit_length())
-    length = max(min(length, largest), int(ids.size))
-    return np.concatenate([ids, np.full(length - ids.size, ids[0], ids.dtype)])
 
 
 class DynamicMaximiser:
@@ -226,7 +177,7 @@ class DynamicMaximiser:
         element = self._item(element)
         if self._state.live[element]:
             raise ValueError(f"element must not be in already, got {element}")
-        singleton = np.float32(_singleton(self.function, np.int32(element)))
+        singleton = np.float32(oracle.singleton(self.function, np.int32(element)))
         if not (np.isfinite(singleton) and singleton >= 0):
             raise ValueError(f"F of one element must be finite and >= 0, got {singleton}")
         settings, state = self.settings, self._state
@@ -240,8 +191,8 @@ class DynamicMaximiser:
         lv, taus = state.levels, state.guesses[copies] / np.float32(2 * settings.k)
         full = (lv.level[copies] > 0).sum(-1) == settings.k
         limits = (lv.num_levels[copies] + ~full).astype(np.int32)
-        padded = functools.partial(_padded, smallest=32, largest=1 << 30)
-        found = _deepest(
+        padded = functools.partial(oracle.padded, smallest=32, largest=1 << 30)
+        found = oracle.deepest(
             self.function,
             state.prefixes,
             padded(copies.astype(np.int32)),
@@ -309,7 +260,7 @@ class DynamicMaximiser:
             return Solution(np.zeros(0, np.int32), 0.0, 0)
         stale = used[np.isnan(state.values[used])]
         if stale.size:
-            rows = _padded(stale, 32, 1 << 30)
+            rows = oracle.padded(stale, 32, 1 << 30)
             values = levels.values_of(self.function, self.settings, lv.order[rows], lv.alive[rows])
             state.values[stale] = np.asarray(values)[: stale.size]
         best = used[np.argmax(state.values[used])]
@@ -317,8 +268,8 @@ class DynamicMaximiser:
         if not polish:
             return found
         union = np.unique(lv.order[lv.alive]).astype(np.int32)
-        items = _padded(union, 32, self.function.num_items)
-        polished = _polish(
+        items = oracle.padded(union, 32, self.function.num_items)
+        polished = oracle.polish(
             self.function, self.settings.k, items, np.arange(items.size) < union.size
         )
         asked = found.num_queries + int(polished.num_queries)
@@ -414,14 +365,14 @@ class DynamicMaximiser:
         if candidates.size == 0:
             self._store(copy, jax.device_get(levels.truncate(mine, first)))
             return
-        built, prefixes, depth, asked = _build(
+        built, prefixes, depth, asked = oracle.build(
             self.function,
             settings,
             mine,
             state.prefixes,
             np.int32(copy),
             np.int32(first),
-            _padded(candidates, 64, self.function.num_items),
+            oracle.padded(candidates, 64, self.function.num_items),
             np.int32(candidates.size),
             state.guesses[copy] / np.float32(2 * settings.k),
             state.key,

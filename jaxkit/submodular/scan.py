@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import validation
-from jaxkit.submodular import dynamic, guesses, levels, set_functions
+from jaxkit.submodular import guesses, levels, oracle, set_functions
 from jaxkit.submodular.items import FlagList, ItemList
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.queries import QueryCount
@@ -258,7 +258,7 @@ def _change(function, settings, key, insert, element, copy: _Copy):
             candidates,
             present,
             tau,
-            dynamic.copy_key(key, copy.exponent),
+            oracle.copy_key(key, copy.exponent),
         )
         depth = jnp.where(present, built.depth, depths)
         return depth, built.levels, built.prefixes, built.num_queries.astype(jnp.int32)

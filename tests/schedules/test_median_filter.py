@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from jaxkit.schedules import sliding_median
 
-#: Few lengths and widths, since each pair compiles.
-values = st.integers(-3, 3) | st.floats(-1e3, 1e3, width=32)
+#: Few lengths and widths, since each pair compiles; no subnormals, which XLA sorts as 0.
+values = st.integers(-3, 3) | st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 series = st.sampled_from([1, 2, 9, 24]).flatmap(lambda n: st.lists(values, min_size=n, max_size=n))
 odd = st.sampled_from([3, 7, 61])
 

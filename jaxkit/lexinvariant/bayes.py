@@ -89,7 +89,7 @@ def bayes_lexinvariant(
         >>> log_transition = jnp.log(jnp.array([[0.125, 0.875], [0.5, 0.5]]))
         >>> seen = bayes_lexinvariant(jnp.log(jnp.array([1 / 3, 2 / 3])), log_transition,
         ...                           jnp.array([0, 1, 0]))
-        >>> jnp.exp(seen.log_predictive).round(3).tolist()[1]
+        >>> [round(float(p), 3) for p in jnp.exp(seen.log_predictive[1])]
         [0.375, 0.625]
 
     Source: arXiv 2305.16349 §2.2 eq. 3.

@@ -86,7 +86,7 @@ def parameter_counts(config: DecoderConfig) -> ParameterCounts:
 
     Example:
         >>> sum(parameter_counts(DecoderConfig(128, embedding="lexinvariant")))
-        788480
+        788352
     """
     layers, heads, width = config.num_layers, config.num_heads, config.d_model
     tables = 0

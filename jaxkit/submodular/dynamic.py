@@ -289,7 +289,7 @@ class DynamicMaximiser:
         """
         from orbax.checkpoint import v1 as ocp
 
-        ocp.save(pathlib.Path(folder).resolve(), jax.device_get(self._to_arrays()))
+        ocp.save(str(pathlib.Path(folder).resolve()), jax.device_get(self._to_arrays()))
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Continue from a state that `save` wrote under the same function and settings.
@@ -306,7 +306,7 @@ class DynamicMaximiser:
         path = pathlib.Path(folder).resolve()
         if not path.is_dir():
             raise FileNotFoundError(f"folder must hold a saved state, got {path}")
-        arrays: Any = ocp.load(path)
+        arrays: Any = ocp.load(str(path))
         self._from_arrays(arrays)
 
     def _item(self, element: Any) -> int:

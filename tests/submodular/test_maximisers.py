@@ -140,6 +140,7 @@ def test_orders_and_query_counts_equal_the_reference(reference):
         assert size == block["size"]
 
 
+@pytest.mark.slow
 def test_orders_equal_those_of_apricot(golden):
     functions, peers = golden("submodular")["functions"], golden("submodular")["apricot"]
     square = np.asarray(functions["graph_cut"]["params"]["W"])
@@ -182,6 +183,7 @@ def test_more_than_all_items_are_all_items_and_slots_not_valid():
         assert found.gains.tolist() == [2, 1, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_no_available_item_gives_an_empty_selection():
     function, none = submodular.modular(np.ones(4)), np.zeros(4, bool)
     key = jax.random.key(0)
@@ -250,7 +252,11 @@ def test_new_data_of_the_same_shape_is_not_traced_again():
     assert cardinality._stochastic_greedy._cache_size() == sampled
 
 
-def test_sharded_candidates_give_the_same_selection(devices):
+@pytest.mark.parametrize(
+    "maximise",
+    [submodular.greedy, pytest.param(submodular.lazy_greedy, marks=pytest.mark.slow)],
+)
+def test_sharded_candidates_give_the_same_selection(devices, maximise):
     mesh = jax.make_mesh((8,), ("candidates",))
     rng = np.random.default_rng(0)
     matrix = rng.uniform(size=(33, 64)).astype(np.float32)
@@ -259,11 +265,10 @@ def test_sharded_candidates_give_the_same_selection(devices):
         submodular.log_det(matrix.T @ matrix / 33, 1.0, max_size=6),
     ):
         split = submodular.shard_candidates(function, mesh)
-        for maximise in (submodular.greedy, submodular.lazy_greedy):
-            want, got = maximise(function, 6), maximise(split, 6)
-            assert got.indices.tolist() == want.indices.tolist()
-            assert int(got.num_queries) == int(want.num_queries)
-            np.testing.assert_allclose(got.gains, want.gains, rtol=1e-5)
+        want, got = maximise(function, 6), maximise(split, 6)
+        assert got.indices.tolist() == want.indices.tolist()
+        assert int(got.num_queries) == int(want.num_queries)
+        np.testing.assert_allclose(got.gains, want.gains, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("bad_input")  # `lower` fills the tree with descriptions of arrays

@@ -100,13 +100,24 @@ def _walk(function, order):
     return jax.lax.scan(step, function.init(), order)
 
 
-@hypothesis.settings(max_examples=5)
+QUICK_KINDS = (
+    "facility_location",
+    "graph_cut",
+    "log_det",
+    "mixture",
+    "probabilistic_coverage",
+    "saturated_coverage",
+)
+
+
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(seed=st.integers(0, 10**6))
-def test_gains_are_differences_of_values_diminish_and_ignore_repetition(kinds, seed):
+def test_gains_are_differences_of_values_diminish_and_ignore_repetition(kinds, quick, seed):
     # One example tries every kind: kinds differ in shape, so each compiles once.
-    for name, make in kinds.items():
+    for name in QUICK_KINDS if quick else kinds:
         rng = np.random.default_rng(seed)
-        function = make(rng, 7)
+        function = kinds[name](rng, 7)
         order = jnp.asarray(rng.permutation(7))
         _, (gains, one, few, before, after, again, none) = _walk(function, order)
         scale = 1e-5 * max(1.0, float(jnp.abs(after).max()), float(jnp.abs(gains).max()))
@@ -123,7 +134,7 @@ def test_gains_are_differences_of_values_diminish_and_ignore_repetition(kinds, s
         assert not function.monotone or gains.min() >= -scale, name
 
 
-@pytest.mark.parametrize("name", ["cut", "dpp"])
+@pytest.mark.parametrize("name", ["cut", pytest.param("dpp", marks=pytest.mark.slow)])
 def test_functions_that_are_not_monotone_say_so_and_are_caught(kinds, name):
     function = kinds[name](np.random.default_rng(3), 10)
     assert not function.monotone
@@ -188,21 +199,22 @@ def test_log_det_takes_no_more_than_its_state_holds():
     assert found.valid.tolist() == [True, True, False, False]
 
 
-def test_blocked_and_sparse_facility_location_equal_the_dense_one():
+@pytest.mark.parametrize(
+    "kernel",
+    ["rbf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cosine", "shifted_cosine"))],
+)
+def test_blocked_and_sparse_facility_location_equal_the_dense_one(kernel):
     rows = np.random.default_rng(1).normal(size=(37, 4))
-    for kernel in ("cosine", "shifted_cosine", "rbf"):
-        matrix = submodular.similarity_matrix(rows, kernel=kernel, gamma=0.3)
-        dense = submodular.facility_location(matrix)
-        blocked = submodular.facility_location_from_features(
-            rows, kernel=kernel, gamma=0.3, block=8
-        )
-        near = submodular.nearest_neighbors(rows, 37, kernel=kernel, gamma=0.3, block=8)
-        sparse = submodular.facility_location_from_neighbors(near.indices, near.similarity, 37)
-        want = submodular.greedy(dense, 6)
-        for other in (blocked, sparse):
-            got = submodular.greedy(other, 6)
-            assert got.indices.tolist() == want.indices.tolist()
-            np.testing.assert_allclose(got.gains, want.gains, rtol=1e-5)
+    matrix = submodular.similarity_matrix(rows, kernel=kernel, gamma=0.3)
+    dense = submodular.facility_location(matrix)
+    blocked = submodular.facility_location_from_features(rows, kernel=kernel, gamma=0.3, block=8)
+    near = submodular.nearest_neighbors(rows, 37, kernel=kernel, gamma=0.3, block=8)
+    sparse = submodular.facility_location_from_neighbors(near.indices, near.similarity, 37)
+    want = submodular.greedy(dense, 6)
+    for other in (blocked, sparse):
+        got = submodular.greedy(other, 6)
+        assert got.indices.tolist() == want.indices.tolist()
+        np.testing.assert_allclose(got.gains, want.gains, rtol=1e-5)
 
 
 def test_clients_may_differ_from_items():

@@ -32,7 +32,7 @@ def test_guess_grids_equal_the_reference(golden):
         assert found.tolist() == grid["exponents"]
 
 
-@pytest.mark.parametrize("make", SIEVES)
+@pytest.mark.parametrize("make", [SIEVES[1], pytest.param(SIEVES[0], marks=pytest.mark.slow)])
 def test_a_sieve_keeps_half_minus_eps_of_the_optimum_in_any_order(make, all_values, best_of):
     sieve = make(3, eps=0.1)
     worst = 1.0
@@ -73,6 +73,7 @@ def test_memory_does_not_grow_with_the_stream(make):
     assert state.sets.shape == (sieve.num_sets, 3)
 
 
+@pytest.mark.slow
 def test_sieve_plus_plus_stores_less_than_its_predecessor():
     function = submodular.feature_based(np.random.default_rng(0).uniform(size=(300, 8)))
     stored = []
@@ -127,7 +128,9 @@ def test_the_selector_fits_as_select_does():
     np.testing.assert_array_equal(picked, rows[selector.ranking])
 
 
-@pytest.mark.parametrize("objective", ["facility_location", "feature_based"])
+@pytest.mark.parametrize(
+    "objective", ["feature_based", pytest.param("facility_location", marks=pytest.mark.slow)]
+)
 def test_partial_fit_equals_a_sieve_over_the_whole_table(objective):
     rows = np.random.default_rng(0).uniform(size=(700, 3)).astype(np.float32)
     selector = submodular.SubsetSelector(4, objective=objective, eps=0.2, reference=rows[:50])

@@ -144,10 +144,14 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
         _say(f"stopped at step {step} of {config.steps}; run the same command to resume")
         return run
     final = score(result.state.params, validation_batches())
+    # Process 0 writes the report alone, so it needs parameters that no other process holds a part
+    # of; every process takes part in gathering them.
+    gather = jax.jit(lambda params: params, out_shardings=training.replicated(mesh))
+    params = jax.device_get(gather(result.state.params))
     if main:
         norms = schedules.recorded_norms(result.state.opt_state)
         refinement.write_gradient_norms(run.gradient_norms, np.asarray(norms), config.steps)
-        trained = runs.Run(config, tokenizer, model, result.state.params, step, run)
+        trained = runs.Run(config, tokenizer, model, params, step, run)
         _finish(trained, final, train_tokens, validation_tokens, description["config"])
     return run
 

@@ -131,7 +131,7 @@ def fit(
     Example:
         >>> import jax.numpy as jnp, optax
         >>> class Ones:
-        ...     __next__ = lambda self: {"x": np.ones(4)}
+        ...     __next__ = lambda self: {"x": np.ones(8)}
         ...     get_state, set_state = lambda self: {}, lambda self, state: None
         >>> mesh, optimizer = meshes.make_mesh(), optax.sgd(0.1)
         >>> state = steps.init_state(lambda k: jnp.zeros(()), optimizer, jax.random.key(0), mesh)

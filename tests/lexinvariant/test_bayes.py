@@ -74,11 +74,15 @@ def test_the_regret_bound_holds_on_a_thousand_random_chains_and_is_nearly_reache
 
 
 def test_expected_divergence_and_mean_l1_stay_below_their_bounds():
-    """The numbers of six symbols over 64 steps: regret and distance by position."""
+    """Six symbols over 128 steps, by when every text has given its key away.
+
+    At 64 steps a text or two in a hundred still hides it, which is worth several nats each: the
+    mean regret is then 6.55 +- 0.03, and tells little.
+    """
     rng = np.random.default_rng(1)
     log_initial, log_transition = (jnp.asarray(a, jnp.float32) for a in random_language(rng, 6))
     chain = lx.MarkovLanguage(log_initial, log_transition)
-    texts = lx.sample_markov(jax.random.key(0), chain, 128, 64)
+    texts = lx.sample_markov(jax.random.key(0), chain, 128, 128)
 
     @jax.jit
     def measure(texts):
@@ -100,6 +104,7 @@ def test_expected_divergence_and_mean_l1_stay_below_their_bounds():
     by_position = np.asarray(distance.mean(axis=0))
     assert by_position[48:].mean() < 0.05 < 0.5 < by_position[:2].mean()
     regret = np.array([chain_log_prob(*chain, t) for t in np.asarray(texts)]) - log_prob
+    assert regret.mean() == pytest.approx(lx.regret_bound(6), abs=5e-3)
 
 
 @hypothesis.given(seed=st.integers(0, 10_000))

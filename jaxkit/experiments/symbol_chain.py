@@ -82,7 +82,7 @@ def measure(steps: Mapping[lexinvariant.Method, int], num_seeds: int, seed: int)
         Losses by position.
 
     Example:
-        >>> found = measure({"fixed": 1}, 1, 0)
+        >>> found = measure({"fixed": 2}, 1, 0)
         >>> found.models["fixed"].shape
         (1, 48)
     """
@@ -127,7 +127,7 @@ def excess(found: ChainLosses, method: str, start: int, stop: int) -> np.ndarray
     """Loss above that of the true chain over positions `start` to `stop`, one a seed, in nats.
 
     Example:
-        >>> found = measure({"fixed": 1}, 1, 0)
+        >>> found = measure({"fixed": 2}, 1, 0)
         >>> bool(excess(found, "fixed", 32, 48)[0] > 0)
         True
     """
@@ -149,7 +149,7 @@ def decipher_accuracy(
         Accuracy on held-out text.
 
     Example:
-        >>> decipher_accuracy(measure({"relabel": 1}, 1, 0), "relabel", 1, 0).shape
+        >>> decipher_accuracy(measure({"relabel": 2}, 1, 0), "relabel", 1, 0).shape
         (48,)
     """
     decoder, chain, params = model(method), language(), found.params[method]

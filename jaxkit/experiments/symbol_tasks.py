@@ -69,7 +69,7 @@ def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
         Accuracy by method, task and `"seen"` or `"unseen"` symbols.
 
     Example:
-        >>> sorted(measure({"fixed": 1}, 0)["fixed"]["LookUp"])
+        >>> sorted(measure({"fixed": 2}, 0)["fixed"]["LookUp"])
         ['seen', 'unseen']
     """
 

@@ -188,11 +188,14 @@ def _new_direction(
     random: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
     """Normalise what is orthogonal to `basis` in `vector`; if nothing is, in `random`."""
-    pair = jnp.stack([vector, random])
-    for _ in range(2):  # twice is enough (Parlett)
-        pair = pair - _matmul(_matmul(pair, basis.T), basis)
-    norm, random_norm = jnp.linalg.norm(pair, axis=1)
-    lost = norm <= jnp.finfo(jnp.float32).eps * largest
-    direction = jnp.where(lost, pair[1], pair[0])
-    length = jnp.where(lost, random_norm, norm)
-    return direction / jnp.where(length > 0, length, 1.0), jnp.where(lost, 0.0, norm)
+
+    def beyond_basis(vector: Array) -> tuple[Array, Array]:
+        for _ in range(2):  # twice is enough (Parlett)
+            vector = vector - _matmul(_matmul(basis, vector), basis)
+        length = jnp.linalg.norm(vector)
+        return vector / jnp.where(length > 0, length, 1.0), length
+
+    direction, length = beyond_basis(vector)
+    lost = length <= jnp.finfo(jnp.float32).eps * largest
+    direction = jax.lax.cond(lost, lambda: beyond_basis(random)[0], lambda: direction)
+    return direction, jnp.where(lost, 0.0, length)

@@ -25,6 +25,7 @@ def interleave(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, li
     names = list(calls)
     for index in range(rounds):
         for name in names[index % len(names) :] + names[: index % len(names)]:
+            time.sleep(0.2)  # threads of the library called before spin for a while
             start = time.perf_counter()
             jax.block_until_ready(calls[name]())
             seconds[name].append(time.perf_counter() - start)

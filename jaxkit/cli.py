@@ -79,6 +79,34 @@ def evaluate(run: Positional[str], text: str) -> None:
             print(f"  positions {start + 1:5d} to {stop:5d}: {losses.mean():.4f}")
 
 
+def decipher(
+    run: Positional[str],
+    text: str,
+    ciphertext: tyro.conf.FlagCreatePairsOff[bool] = False,
+    probe_steps: int = 400,
+    seed: int = 0,
+) -> None:
+    """Let a run that knows no names read a substitution cipher; print the key by context length.
+
+    Args:
+        run: folder of a run trained with --embedding lexinvariant or relabel, runs/NAME.
+        text: UTF-8 text file or folder of them, enciphered first with a random key.
+        ciphertext: take the text as it is: it is enciphered already.
+        probe_steps: updates of the probe that is trained on the run's own text.
+        seed: seed of the key and of the probe.
+    """
+    from jaxkit import datasets, jobs
+
+    opened = jobs.open_run(run, _say)
+    corpus = datasets.load_text(
+        text, validation_fraction=0, minimum_length=opened.config.sequence_length
+    ).train
+    found = jobs.decipher_run(
+        opened, corpus, encipher=not ciphertext, probe_steps=probe_steps, seed=seed
+    )
+    print(jobs.decipherment_text(found))
+
+
 def refine_schedule(
     pilot: Positional[str],
     norm: Literal["l1", "l2"] | None = None,
@@ -183,6 +211,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "decipher": decipher,
     "refine-schedule": refine_schedule,
     "fit-curve": fit_curve,
     "select": select,

@@ -1,10 +1,11 @@
-"""What the commands of the command line do, as functions: train, evaluate and sample a run.
+"""What the commands of the command line do, as functions: train, evaluate, sample, decipher.
 
 `train(TrainConfig(...))` makes or resumes the run in `runs/NAME`; `open_run` gives its model,
 parameters and tokenizer back.
 """
 
 from jaxkit.jobs.config import TrainConfig
+from jaxkit.jobs.deciphering import decipher_run, decipherment_text
 from jaxkit.jobs.evaluation import Evaluation, bigram_loss, evaluate_run
 from jaxkit.jobs.runs import Run, open_run
 from jaxkit.jobs.sampling import sample_run
@@ -15,6 +16,8 @@ __all__ = [
     "Run",
     "TrainConfig",
     "bigram_loss",
+    "decipher_run",
+    "decipherment_text",
     "evaluate_run",
     "open_run",
     "sample_run",

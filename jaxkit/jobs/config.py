@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -49,7 +49,13 @@ class TrainConfig:
         beta1: AdamW's decay of the mean gradient.
         beta2: AdamW's decay of the squared gradient.
         clip_norm: gradients are scaled down to this global norm.
-        embedding: "fixed" learns one token table, "lexinvariant" draws one for every sequence.
+        embedding: "fixed" learns one token table, "lexinvariant" draws one for every sequence,
+            "relabel" renames the tokens of every sequence, "mixed" draws some rows of the table.
+        p: probability that a token type is renamed ("relabel") or its row drawn ("mixed"); 1 by
+            default. With less the model still knows names, and is scored on the text as it is.
+        anneal_p: part of the run over which p rises from 0 to its value, such as 0.6: what small
+            models need to learn from context (not in the paper). Renamed types then swap names
+            among themselves, so that no two share one.
         position: how positions enter: t5, rope, alibi or none.
         base_width: width at which learning rate and weight decay were tuned; they are then
             carried over to d_model by the width rule of AdamW.
@@ -93,7 +99,9 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0
-    embedding: Literal["fixed", "lexinvariant"] = "fixed"
+    embedding: Literal["fixed", "lexinvariant", "relabel", "mixed"] = "fixed"
+    p: float | None = None
+    anneal_p: float | None = None
     position: Literal["t5", "rope", "alibi", "none"] = "t5"
     base_width: int | None = None
     d_model: int = 128
@@ -135,6 +143,17 @@ class TrainConfig:
         for field in ("beta1", "beta2"):
             validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
         validation.integer("steps", self.steps, minimum=1)
+        validation.choice("embedding", self.embedding, lexinvariant.METHODS)
+        for field in ("p", "anneal_p"):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            validation.number(field, value, minimum=0, maximum=1, open_minimum=field == "anneal_p")
+            if self.embedding not in ("relabel", "mixed"):
+                raise ValueError(
+                    f"{field} needs embedding='relabel' or 'mixed', got {field}={value!r} with "
+                    f"{self.embedding!r}"
+                )
         if self.warmup_steps is not None:
             validation.integer("warmup_steps", self.warmup_steps, minimum=0)
             if self.pilot is not None and self.warmup_steps:
@@ -204,10 +223,11 @@ class TrainConfig:
                 num_heads=self.num_heads,
                 head_dim=self.head_dim,
                 d_ff=self.d_ff,
-                embedding=self.embedding,
+                embedding="lexinvariant" if self.embedding == "lexinvariant" else "fixed",
                 position=self.position,
-                # A random table gives attention nothing constant to find the previous token by.
-                recency_heads=self.embedding == "lexinvariant" and self.position == "t5",
+                # Random rows or names give attention nothing constant to find the previous token
+                # by.
+                recency_heads=self.embedding != "fixed" and self.position == "t5",
                 gated_mlp=self.gated_mlp,
                 dtype=self.dtype,
                 remat=self.remat,
@@ -215,6 +235,25 @@ class TrainConfig:
                 readout_multiplier=multiplier,
             )
         )
+
+    def loss(self, model: lexinvariant.DecoderLM) -> Callable[..., jax.Array]:
+        """The training loss `loss(params, batch, key)` of the model."""
+        p: Any = 1.0 if self.p is None else self.p
+        if self.anneal_p is None:
+            return lexinvariant.next_token_loss(model, method=self.embedding, p=p)
+        rise = lexinvariant.relabelling_schedule(self.steps, self.anneal_p)
+        return lexinvariant.next_token_loss(
+            model,
+            method=self.embedding,
+            p=lambda step: p * rise(step),
+            batch_size=self.batch_size,
+            closed=self.embedding == "relabel",
+        )
+
+    @property
+    def reading(self) -> lexinvariant.Method:
+        """How the trained model reads text: under hidden names if it learned to know none."""
+        return self.embedding if self.p in (None, 1.0) else "fixed"
 
     def _at_width(self, d_model: int) -> TrainConfig:
         """This configuration with everything that grows with the width shrunk or grown to it."""

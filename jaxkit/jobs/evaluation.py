@@ -31,14 +31,21 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluator(
-    model: lexinvariant.DecoderLM, mesh: Mesh, key: Key[Array, ""]
+    model: lexinvariant.DecoderLM, mesh: Mesh, key: Key[Array, ""], method: lexinvariant.Method
 ) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], Evaluation]:
-    """Compile the evaluation once: `evaluate(params, evaluation_batches) -> Evaluation`."""
+    """Compile the evaluation once: `evaluate(params, evaluation_batches) -> Evaluation`.
+
+    Args:
+        model: the language model.
+        mesh: where to run.
+        key: typed key of the names or tables that are drawn, the same in every evaluation.
+        method: how the identity of tokens is hidden, entirely; see `lexinvariant.anonymised`.
+    """
     everywhere = training.replicated(mesh)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def sums(params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        losses = lexinvariant.token_losses(model, params, batch, key)
+        losses = lexinvariant.token_losses(model, params, batch, key, method=method)
         mask = batch["mask"]
         return jnp.sum(jnp.where(mask, losses, 0.0), axis=0), jnp.sum(mask, axis=0)
 
@@ -101,7 +108,7 @@ def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:
         corpus: the text.
 
     Returns:
-        Its loss.
+        Its loss; of a run that knows no names, under names or tables drawn for each context.
 
     Raises:
         ValueError: if the text is shorter than one context, or the tokenizer refuses it.
@@ -116,5 +123,5 @@ def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:
         process_index=index,
         process_count=count,
     )
-    evaluate = make_evaluator(run.model, mesh, jax.random.key(config.seed))
+    evaluate = make_evaluator(run.model, mesh, jax.random.key(config.seed), config.reading)
     return evaluate(run.params, batches)

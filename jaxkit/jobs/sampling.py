@@ -27,7 +27,8 @@ def sample_run(
         seed: seed of the draw.
 
     Returns:
-        The continuation, without the prompt. A lexinvariant model draws one token table for it.
+        The continuation, without the prompt. A model that knows no names reads the prompt under
+        names, or with a token table, drawn from `seed`.
 
     Raises:
         ValueError: if a number is out of range, or the prompt is empty or holds a character that
@@ -41,11 +42,17 @@ def sample_run(
         raise ValueError("prompt must hold at least one token, got ''")
     table_key, sample_key = jax.random.split(jax.random.key(seed))
     config = run.model.config
-    table = None
-    if config.embedding == "lexinvariant":
+    prompt_tokens, table, mapping = lexinvariant.anonymised(
+        run.model, run.params, tokens, table_key[None], run.config.reading
+    )
+    if run.config.reading == "lexinvariant":
+        # Drawn once, not again for every token.
         table = lexinvariant.draw_embedding(table_key[None], config.vocab_size, config.d_model)
     continuation = jax.jit(lexinvariant.generate, static_argnums=(0, 3))(
-        run.model, run.params, tokens, num_tokens, sample_key, temperature=temperature,
+        run.model, run.params, prompt_tokens, num_tokens, sample_key, temperature=temperature,
         embedding=table,
     )  # fmt: skip
+    if mapping is not None:
+        names = lexinvariant.invert_mapping(mapping)
+        continuation = jnp.take_along_axis(names, continuation, axis=1)
     return run.tokenizer.decode(jax.device_get(continuation[0]))

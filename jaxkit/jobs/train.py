@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> runs.RunFiles:
 def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     mesh = training.make_mesh(config.mesh)
     index, count = training.local_rows(mesh, config.batch_size)
-    split = _load_text(config)
+    split = load_text(config)
     stored = runs.read_description(run)
     tokenizer = _tokenizer(config, split.train)
     description = {
@@ -83,12 +83,12 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     init = lexinvariant.initializer(model)
     shardings = training.state_shardings(init, optimizer, key, mesh)
     train_step = training.make_train_step(
-        lexinvariant.next_token_loss(model),
+        config.loss(model),
         optimizer,
         accumulation_steps=config.accumulation_steps,
         shardings=shardings,
     )
-    score = evaluation.make_evaluator(model, mesh, jax.random.fold_in(key, 1))
+    score = evaluation.make_evaluator(model, mesh, jax.random.fold_in(key, 1), config.reading)
     main = jax.process_index() == 0
     if main:
         runs.write_description(run, description)
@@ -197,7 +197,8 @@ def _finish(
     print(f"{'report':16s} {run.report}")
 
 
-def _load_text(config: TrainConfig) -> datasets.TextSplit:
+def load_text(config: TrainConfig) -> datasets.TextSplit:
+    """The text that a configuration names."""
     shortest = config.sequence_length + 1
     if config.text is None:
         return datasets.embedded_prose()

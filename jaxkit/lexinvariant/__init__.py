@@ -75,7 +75,13 @@ from jaxkit.lexinvariant.markov import (
     random_markov_language,
     sample_markov,
 )
-from jaxkit.lexinvariant.objective import Method, anonymised, next_token_loss, token_losses
+from jaxkit.lexinvariant.objective import (
+    METHODS,
+    Method,
+    anonymised,
+    next_token_loss,
+    token_losses,
+)
 from jaxkit.lexinvariant.perplexity import (
     DrawLogProb,
     lexinvariant_log_prob,
@@ -94,6 +100,7 @@ from jaxkit.lexinvariant.relabelling import (
 from jaxkit.lexinvariant.tasks import Task, lookup_task, permutation_task, task_accuracy
 
 __all__ = [
+    "METHODS",
     "BayesPrediction",
     "Block",
     "DecipherProbe",

@@ -309,8 +309,18 @@ def decipher(
     count = len(plain) // length
     rows = jnp.asarray(cipher[: count * length].reshape(count, length))
     keys = embeddings.sequence_keys(table_key, jnp.arange(count))
-    read = jax.jit(lambda p, q, x, k: decipher_log_probs(model, p, probe, q, x, k))
-    guesses = np.asarray(jnp.argmax(read(params, probe_params, rows, keys), axis=-1))
+
+    @jax.jit
+    def read(params, probe_params, rows, keys):
+        def one(row_key):
+            row, key = row_key
+            log_probs = decipher_log_probs(model, params, probe, probe_params, row[None], key[None])
+            return jnp.argmax(log_probs[0], axis=-1)
+
+        # A long text would need scores [B, T, V] of all its contexts at once.
+        return jax.lax.map(one, (rows, keys), batch_size=64)
+
+    guesses = np.asarray(read(params, probe_params, rows, keys))
 
     windows, entries = [], np.arange(0)
     bounds = np.linspace(0, length, num_windows + 1).astype(int)

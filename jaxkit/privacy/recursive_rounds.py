@@ -1,0 +1,267 @@
+"""Recursive regularisation: convex stationary points from ever sharper problems (Algorithm 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxkit import validation
+from jaxkit.privacy import clipping, mechanisms, noise
+from jaxkit.privacy.clipped_gradients import ClippedGradient
+
+
+class RecursiveRun(NamedTuple):
+    """Result of `recursive_regularization`.
+
+    Attributes:
+        params: the output of the last round.
+        round_params: outputs of all rounds.
+    """
+
+    params: PyTree
+    round_params: Sequence[PyTree]
+
+
+def selector_weights(num_steps: int, contraction: Any) -> Float[Array, " K"]:
+    r"""Weights of iterates 1..K, proportional to :math:`(1-\eta\lambda)^{-k}`, summing to 1.
+
+    Args:
+        num_steps: K >= 1.
+        contraction: eta * lambda in [0, 1).
+
+    Returns:
+        Weights ``[K]``; computed from logarithms, as the powers overflow.
+
+    Raises:
+        ValueError: if a number is not allowed.
+
+    Source: arXiv 2206.00846 Algorithm 3.
+
+    Example:
+        >>> print(selector_weights(3, 0.0)[0] == selector_weights(3, 0.0)[2])
+        True
+    """
+    validation.integer("num_steps", num_steps, minimum=1)
+    validation.number("contraction", contraction, minimum=0, maximum=1, open_maximum=True)
+    return jax.nn.softmax(-jnp.arange(1.0, num_steps + 1) * jnp.log1p(-contraction))
+
+
+def noisy_gd(
+    gradient: ClippedGradient,
+    params: PyTree,
+    data: PyTree,
+    key: Key[Array, ""],
+    *,
+    num_steps: int,
+    learning_rate: Any,
+    stddev: Any,
+    radius: Any = math.inf,
+    weights: Float[Array, " K"] | None = None,
+    regulariser_gradient: Callable[[PyTree], PyTree] | None = None,
+    first_release: int = 0,
+    draw: noise.Draw = noise.gaussian_draw,
+) -> PyTree:
+    r"""Projected gradient descent on noisy full gradients, averaged over its iterates.
+
+    .. math::
+        w_{k+1} = \Pi_{\|w\|\le R}\big(w_k - \eta(\nabla F(w_k) + \sigma\xi_k + \nabla r(w_k))\big)
+
+    Args:
+        gradient: clipped gradient sums.
+        params: w_1.
+        data: tree of arrays ``[m, ...]``.
+        key: typed key of the noise.
+        num_steps: K >= 1 iterates, hence K - 1 noisy gradients.
+        learning_rate: eta.
+        stddev: sigma, of the noise on the *mean* gradient.
+        radius: R of the ball around 0.
+        weights: of the iterates w_1..w_K in the output; equal if None.
+        regulariser_gradient: gradient of a term that does not depend on the data.
+        first_release: number of the first noise draw.
+        draw: source of the standard normals.
+
+    Returns:
+        The weighted mean of the iterates.
+
+    Raises:
+        ValueError: if a number is not allowed.
+
+    Source: arXiv 2206.00846 Algorithm 7.
+
+    Example:
+        >>> from jaxkit.privacy import glm
+        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
+        >>> data = (jnp.ones((1, 1)), jnp.ones(1))
+        >>> noisy_gd(
+        ...     gradient, jnp.zeros(1), data, jax.random.key(0), num_steps=2, learning_rate=1.0,
+        ...     stddev=0.0,
+        ... ).tolist()
+        [0.25]
+    """
+    steps = validation.integer("num_steps", num_steps, minimum=1)
+    validation.number("stddev", stddev, minimum=0)
+    rows = clipping.batch_size("data", data)
+    if weights is None:
+        weights = jnp.full(steps, 1 / steps)
+
+    def step(carry, xs):
+        params, average = carry
+        index, weight = xs
+        total = gradient(params, data, jax.random.fold_in(key, index)).total
+        mean = optax.tree.add_scale(
+            optax.tree.scale(1 / rows, total), stddev, draw(key, first_release + index, total)
+        )
+        if regulariser_gradient is not None:
+            mean = optax.tree.add(mean, regulariser_gradient(params))
+        moved = optax.tree.add_scale(params, -learning_rate, mean)
+        params = optax.tree.scale(_inside(optax.tree.norm(moved), radius), moved)
+        return (params, optax.tree.add_scale(average, weight, params)), None
+
+    start = (params, optax.tree.scale(weights[0], params))
+    (_, average), _ = jax.lax.scan(step, start, (jnp.arange(steps - 1), weights[1:]))
+    return average
+
+
+def recursive_regularization(
+    gradient: ClippedGradient,
+    params: PyTree,
+    data: PyTree,
+    key: Key[Array, ""],
+    *,
+    regularisation: Any,
+    steps_per_round: Sequence[int],
+    radius: Any,
+    stddevs: Sequence[Any],
+    draw: noise.Draw = noise.gaussian_draw,
+) -> RecursiveRun:
+    r"""Minimise a convex loss so that its gradient becomes small.
+
+    Round t = 1..T runs `noisy_gd` on its own chunk of the data, on
+
+    .. math:: f + \tfrac{\lambda}{2}\|w-w_0\|^2 + \sum_{s<t}\tfrac{2^s\lambda}{2}\|w-\bar w_s\|^2
+
+    within radius :math:`2^{t/2}R` with step :math:`\log K_t/(2^t\lambda K_t)`, and averages its
+    iterates with `selector_weights`. The paper's loop ends one round before its output: T rounds
+    are run.
+
+    Args:
+        gradient: clipped gradient sums of the loss f.
+        params: w_0.
+        data: tree of arrays ``[n, ...]`` in random order; each round uses n // T fresh rows.
+        key: typed key of the noise.
+        regularisation: lambda > 0.
+        steps_per_round: K_t >= 2 of each round; their number is T.
+        radius: R > 0, a bound on the norm of a minimiser.
+        stddevs: noise of each round on mean gradients, from `recursive_noise`.
+        draw: source of the standard normals.
+
+    Returns:
+        The outputs of the rounds.
+
+    Raises:
+        ValueError: if a number is not allowed, lengths differ, or there are too few rows.
+
+    Source: arXiv 2206.00846 Algorithm 3.
+
+    Example:
+        >>> from jaxkit.privacy import glm
+        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
+        >>> data = (jnp.ones((2, 1)), jnp.ones(2))
+        >>> settings = dict(regularisation=0.1, steps_per_round=[3, 3], radius=1.0)
+        >>> def run(key):
+        ...     return recursive_regularization(
+        ...         gradient, jnp.zeros(1), data, key, stddevs=[0.1, 0.1], **settings
+        ...     )
+        >>> jax.eval_shape(run, jax.random.key(0)).params.shape
+        (1,)
+    """
+    rounds = len(steps_per_round)
+    validation.number("regularisation", regularisation, minimum=0, open_minimum=True)
+    validation.number("radius", radius, minimum=0, open_minimum=True)
+    if rounds < 1 or len(stddevs) != rounds:
+        raise ValueError(
+            f"steps_per_round and stddevs must have one length >= 1, got {rounds} and "
+            f"{len(stddevs)}"
+        )
+    rows = clipping.batch_size("data", data)
+    if rows < rounds:
+        raise ValueError(f"data must have at least {rounds} rows, one a round, got {rows}")
+    chunk = rows // rounds
+    centres = [(regularisation, params)]
+    releases = 0
+    for t, (steps, stddev) in enumerate(zip(steps_per_round, stddevs, strict=True), 1):
+        validation.integer("steps_per_round", steps, minimum=2)
+        strength = 2**t * regularisation
+
+        def pull(w, centres=tuple(centres)):
+            terms = [optax.tree.scale(weight, optax.tree.sub(w, c)) for weight, c in centres]
+            return jax.tree.map(lambda *leaves: sum(leaves), *terms)
+
+        output = noisy_gd(
+            gradient,
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(lambda x, t=t: x[(t - 1) * chunk : t * chunk], data),
+            key,
+            num_steps=steps,
+            learning_rate=math.log(steps) / (strength * steps),
+            stddev=stddev,
+            radius=2 ** (t / 2) * radius,
+            weights=selector_weights(steps, math.log(steps) / steps),
+            regulariser_gradient=pull,
+            first_release=releases,
+            draw=draw,
+        )
+        releases += steps - 1
+        centres.append((strength, output))
+    outputs = [output for _, output in centres[1:]]
+    return RecursiveRun(outputs[-1], outputs)
+
+
+def recursive_noise(
+    steps_per_round: Sequence[int], *, num_examples: int, clip_norm: Any, noise_multiplier: float
+) -> tuple[list[Any], mechanisms.Mechanism]:
+    r"""Noise of every round for a given multiplier, and what the run then releases.
+
+    Round t releases K_t - 1 mean gradients of its own chunk of m = n // T rows:
+    :math:`\sigma_t = (2C/m)\sqrt{K_t-1}\,z`. Chunks are disjoint, so rounds compose in parallel.
+    The paper's formula has n in place of m, which is not private.
+
+    Args:
+        steps_per_round: K_t of each round.
+        num_examples: n.
+        clip_norm: C.
+        noise_multiplier: z, from `calibrate_one_pass`.
+
+    Returns:
+        The standard deviations and the mechanism.
+
+    Raises:
+        ValueError: if a number is not allowed.
+
+    Source: arXiv 2206.00846 Theorem 5.1 and Lemma D.3, repaired.
+
+    Example:
+        >>> stddevs, mechanism = recursive_noise(
+        ...     [5, 5], num_examples=20, clip_norm=1.0, noise_multiplier=2.0
+        ... )
+        >>> stddevs, mechanism.gaussian
+        ([0.8, 0.8], 0.5)
+    """
+    clipping.check_clip_norm(clip_norm, "flat")
+    rounds = len(steps_per_round)
+    chunk = validation.integer("num_examples", num_examples, minimum=rounds) // rounds
+    stddevs = [
+        2 * clip_norm / chunk * math.sqrt(steps - 1) * noise_multiplier for steps in steps_per_round
+    ]
+    what = f"{rounds} rounds of noisy gradients, each on its own {chunk:,} of {num_examples:,} rows"
+    return stddevs, mechanisms.one_pass_mechanism(noise_multiplier, what)
+
+
+def _inside(norm, radius):
+    return jnp.minimum(1, radius / jnp.where(norm > 0, norm, 1))

@@ -1,0 +1,120 @@
+"""The policy-gradient losses: their gradient is the estimator."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxkit.subrl.rollouts import Rollout
+
+
+class LossParts(NamedTuple):
+    """What a loss is made of.
+
+    Attributes:
+        policy: the policy part, a scalar.
+        entropy: mean entropy of the policy over active steps, nats.
+    """
+
+    policy: Float[Array, ""]
+    entropy: Float[Array, ""]
+
+
+def _mean_entropy(policy: Any, outputs: Any, rollout: Rollout) -> Any:
+    active = rollout.active.astype(jnp.float32)
+    return (policy.entropy(outputs) * active).sum() / jnp.maximum(active.sum(), 1)
+
+
+def subpo_loss(
+    params: Any,
+    policy: Any,
+    rollout: Rollout,
+    advantages: Float[Array, "B T"],
+    entropy_coefficient: Any = 0.0,
+) -> tuple[Float[Array, ""], LossParts]:
+    r"""Compute $-\frac{1}{BT}\sum_{b,h} \log\pi(a_{bh} \mid o_{bh}) A_{bh} - c\,\bar H$.
+
+    With $A$ = gains to go less a baseline, minus its gradient times T estimates
+    $\nabla J = E[\sum_i \nabla\log\pi(a_i)(\sum_{j \ge i} g_j - b(\tau_{0:i}))]$: the score of an
+    action is uncorrelated with gains that were earned before it, and with any baseline that the
+    action cannot change.
+
+    Args:
+        params: parameters of the policy.
+        policy: a `Policy`.
+        rollout: episodes drawn with these parameters.
+        advantages: A, `[B, T]`; no gradient flows through it.
+        entropy_coefficient: c >= 0.
+
+    Returns:
+        The loss, and its parts.
+
+    Source: arXiv 2307.13372, the policy gradient theorem and Algorithm 1.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> policy = subrl.CategoricalPolicy(5)
+        >>> params = policy.init(jax.random.key(0), jnp.zeros(3))
+        >>> drawn = subrl.rollout(jax.random.key(1), env, subrl.policy_act(policy, params), 2)
+        >>> loss, parts = subpo_loss(params, policy, drawn, subrl.reward_to_go(drawn.gains))
+        >>> bool(loss == parts.policy)
+        True
+    """
+    outputs = policy.apply(params, rollout.observations)
+    log_prob = jnp.where(rollout.active, policy.log_prob(outputs, rollout.actions), 0)
+    loss = -jnp.mean(log_prob * jax.lax.stop_gradient(advantages))
+    entropy = _mean_entropy(policy, outputs, rollout)
+    return loss - entropy_coefficient * entropy, LossParts(loss, entropy)
+
+
+def clipped_loss(
+    params: Any,
+    policy: Any,
+    rollout: Rollout,
+    advantages: Float[Array, "B T"],
+    entropy_coefficient: Any = 0.0,
+    *,
+    old_log_prob: Float[Array, "B T"],
+    clip_ratio: Any,
+) -> tuple[Float[Array, ""], LossParts]:
+    r"""Compute PPO's $-\frac{1}{BT}\sum \min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A) - c\,\bar H$.
+
+    Args:
+        params: parameters of the policy.
+        policy: a `Policy`.
+        rollout: episodes drawn with older parameters.
+        advantages: A, `[B, T]`; no gradient flows through it.
+        entropy_coefficient: c >= 0.
+        old_log_prob: log-probabilities under those older parameters, `[B, T]`.
+        clip_ratio: epsilon > 0.
+
+    Returns:
+        The loss, and its parts.
+
+    Source: Schulman et al., arXiv 1707.06347, eq. (7).
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> policy = subrl.CategoricalPolicy(5)
+        >>> params = policy.init(jax.random.key(0), jnp.zeros(3))
+        >>> drawn = subrl.rollout(jax.random.key(1), env, subrl.policy_act(policy, params), 2)
+        >>> old = policy.log_prob(policy.apply(params, drawn.observations), drawn.actions)
+        >>> loss, _ = clipped_loss(
+        ...     params, policy, drawn, jnp.ones((2, 3)), old_log_prob=old, clip_ratio=0.2
+        ... )
+        >>> float(loss)
+        -1.0
+    """
+    outputs = policy.apply(params, rollout.observations)
+    log_prob = policy.log_prob(outputs, rollout.actions)
+    ratio = jnp.exp(jnp.where(rollout.active, log_prob - old_log_prob, 0))
+    clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
+    advantages = jnp.where(rollout.active, jax.lax.stop_gradient(advantages), 0)
+    loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
+    entropy = _mean_entropy(policy, outputs, rollout)
+    return loss - entropy_coefficient * entropy, LossParts(loss, entropy)

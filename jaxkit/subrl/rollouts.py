@@ -1,0 +1,150 @@
+"""Episodes drawn from a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxkit import validation
+from jaxkit.subrl.environments import Params, SubmodularEnvironment
+
+
+class Rollout(NamedTuple):
+    """B episodes of H states, so T = H - 1 actions.
+
+    Attributes:
+        observations: what the policy saw before each action, `[B, T, o]`.
+        actions: `[B, T]`, or `[B, T, a]` for vectors.
+        gains: `F(s_{h+1} | s_0 .. s_h)` and bonus, `[B, T]`; 0 after an end.
+        singles: `F({s_{h+1}})` and bonus, counted at every visit, `[B, T]`; 0 after an end.
+        first: `F({s_0})`, `[B]`.
+        elements: items visited, -1 for none, `[B, H]`.
+        active: whether the episode still ran when the action was taken, `[B, T]`.
+    """
+
+    observations: Float[Array, "B T o"]
+    actions: Any
+    gains: Float[Array, "B T"]
+    singles: Float[Array, "B T"]
+    first: Float[Array, " B"]
+    elements: Int[Array, "B H"]
+    active: Bool[Array, "B T"]
+
+    @property
+    def values(self) -> Float[Array, " B"]:
+        """F of each episode: the first value and the gains telescope."""
+        return self.first + self.gains.sum(-1)
+
+    @property
+    def modular_values(self) -> Float[Array, " B"]:
+        """Sum of F({s}) over the visits of each episode."""
+        return self.first + self.singles.sum(-1)
+
+
+def rollout(
+    key: Key[Array, ""],
+    environment: SubmodularEnvironment,
+    act: Callable[[Key[Array, ""], Any], Any],
+    batch_size: int,
+    params: Params | None = None,
+    constrain: Callable[[Any], Any] = lambda x: x,
+) -> Rollout:
+    """Draw episodes; each array is the same on any number of devices.
+
+    Args:
+        key: typed PRNG key.
+        environment: where to act.
+        act: `act(key, observations [B, o])` draws the actions `[B, ...]`.
+        batch_size: B.
+        params: numbers of the environment.
+        constrain: applied to the batch of states at each step, to place it on a mesh.
+
+    Returns:
+        The episodes.
+
+    Raises:
+        ValueError: if `batch_size` is not positive.
+
+    Source: arXiv 2307.13372, Algorithm 1, the roll-out.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> right = lambda key, observations: jnp.ones(len(observations), int)
+        >>> rollout(jax.random.key(0), env, right, 1).gains.tolist()
+        [[2.0, 0.0, 0.0]]
+    """
+    batch_size = validation.integer("batch_size", batch_size, minimum=1)
+    params = environment.default_params if params is None else params
+    dynamics, f = environment.dynamics, params.set_function
+    start_key, key = jax.random.split(key)
+    starts = jax.random.split(start_key, batch_size)
+    observations, state = jax.vmap(environment.reset, (0, None))(starts, params)
+
+    def step(carry, h):
+        observations, state = constrain(carry)
+        act_key, move_key = jax.random.split(jax.random.fold_in(key, h))
+        actions = act(act_key, observations)
+        taken = jax.vmap(environment.step_env, (0, 0, 0, None))(
+            jax.random.split(move_key, batch_size), state, actions, params
+        )
+        record = (observations, actions, taken.reward, taken.info["element"], ~state.done)
+        return (taken.observation, taken.state), record
+
+    _, recorded = jax.lax.scan(step, (observations, state), jnp.arange(environment.horizon - 1))
+    seen, actions, gains, later, active = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1), recorded
+    )
+    first_element = jax.vmap(dynamics.element, (0, None))(state.position, params.dynamics)
+    # F of single items is known before any episode: one look-up a visit.
+    alone = f.gains(f.init())
+    inside = (later >= 0) & active
+    singles = jnp.where(inside, alone[later], 0)
+    if dynamics.terminates:
+        gained = jax.vmap(_set_gains, (None, 0, 0))(f, first_element, jnp.where(inside, later, -1))
+        singles = singles + gains - gained
+    elements = jnp.concatenate([first_element[:, None], later], axis=1)
+    return Rollout(
+        seen,
+        actions,
+        gains,
+        singles,
+        alone[first_element],
+        elements,
+        active,
+    )
+
+
+def _set_gains(f: Any, first: Any, later: Any) -> Any:
+    """Gains without the bonus of moves, `[T]`; -1 for none."""
+
+    def step(state, element):
+        gain = jnp.where(element >= 0, f.gains(state, element), 0)
+        added = f.add(state, element)
+        return jax.tree.map(lambda a, b: jnp.where(element >= 0, a, b), added, state), gain
+
+    return jax.lax.scan(step, f.add(f.init(), first), later)[1]
+
+
+def policy_act(policy: Any, params: Any) -> Callable[[Key[Array, ""], Any], Any]:
+    """Make an `act` for `rollout` from a policy and its parameters.
+
+    Args:
+        policy: a `Policy`.
+        params: its parameters.
+
+    Returns:
+        `act(key, observations)`.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> policy = subrl.CategoricalPolicy(5)
+        >>> act = policy_act(policy, policy.init(jax.random.key(0), jnp.zeros(3)))
+        >>> act(jax.random.key(1), jnp.zeros((4, 3))).shape
+        (4,)
+    """
+    return lambda key, observations: policy.sample(key, policy.apply(params, observations))

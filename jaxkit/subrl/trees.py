@@ -1,0 +1,198 @@
+"""Exact answers on tiny worlds, from the tree of all move sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxkit.subrl import planning, tables
+from jaxkit.subrl.environments import Params, SubmodularEnvironment
+
+
+class MoveTree(NamedTuple):
+    """All sequences of moves; node i of level h has the children i A .. i A + A - 1.
+
+    Attributes:
+        states: state of each node, `[A^h]` for h = 0 .. H - 1.
+        gains: gain of each move, `[A^h, A]` for h = 0 .. H - 2.
+        singles: F of the single state that each move reaches, same shapes.
+        first: F({s_0}).
+        outcomes: chance `[a, m]` that choosing action a executes move m.
+    """
+
+    states: tuple[Int[Array, " _"], ...]
+    gains: tuple[Float[Array, "_ A"], ...]
+    singles: tuple[Float[Array, "_ A"], ...]
+    first: Float[Array, ""]
+    outcomes: Float[Array, "A A"]
+
+
+def move_tree(
+    environment: SubmodularEnvironment, params: Params | None = None, *, limit: int = 200_000
+) -> MoveTree:
+    """Enumerate all move sequences of an episode.
+
+    Args:
+        environment: a world with moves by a table, with or without slip.
+        params: numbers of the environment.
+        limit: most sequences to enumerate.
+
+    Returns:
+        The tree.
+
+    Raises:
+        ValueError: if moves are not by a table, or there are more than `limit` sequences.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> tree = move_tree(subrl.coverage_world((2, 2), horizon=3, start=0))
+        >>> [len(states) for states in tree.states]
+        [1, 5, 25]
+    """
+    if not isinstance(environment.dynamics, tables.TableDynamics):
+        raise ValueError(f"environment must have moves by a table, got {environment.dynamics}")
+    num_actions, horizon = environment.dynamics.num_actions, environment.horizon
+    count = tables.leaves(num_actions, horizon)
+    if count > limit:
+        raise ValueError(
+            f"horizon {horizon} with {num_actions} actions has {num_actions}^{horizon - 1} = "
+            f"{count} sequences, more than limit = {limit}"
+        )
+    params = environment.default_params if params is None else params
+    f, next_state = params.set_function, params.dynamics.next_state
+    alone = f.gains(f.init())
+    states = [params.dynamics.start[None]]
+    covered = jax.vmap(lambda s: f.add(f.init(), s))(states[0])
+    gains, singles = [], []
+    for h in range(horizon - 1):
+        nexts = next_state[states[-1]]
+        gains.append(jax.vmap(f.gains)(covered, nexts))
+        singles.append(alone[nexts])
+        states.append(nexts.reshape(-1))
+        if h < horizon - 2:
+            parents = jnp.repeat(jnp.arange(nexts.shape[0]), num_actions)
+            covered = jax.vmap(f.add)(jax.tree.map(lambda x: x[parents], covered), states[-1])
+    outcomes = environment.dynamics.outcomes(params.dynamics)
+    first = alone[params.dynamics.start]
+    return MoveTree(tuple(states), tuple(gains), tuple(singles), first, outcomes)
+
+
+def exhaustive_plan(
+    environment: SubmodularEnvironment, params: Params | None = None, *, limit: int = 200_000
+) -> planning.Plan:
+    """Find the best action sequence where moves are sure; ties go to the lowest numbers.
+
+    Args:
+        environment: a world with moves by a table and no slip.
+        params: numbers of the environment.
+        limit: most sequences to enumerate.
+
+    Returns:
+        The optimal plan. With sure moves no policy, with memory or without, does better.
+
+    Raises:
+        ValueError: if moves are not sure, or there are more than `limit` sequences.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> float(exhaustive_plan(env).value)
+        8.0
+    """
+    planning._sure(environment, "exhaustive_plan")
+    tree = move_tree(environment, params, limit=limit)
+    later = jnp.zeros(len(tree.states[-1]))
+    best = []
+    for gains in reversed(tree.gains):
+        q = gains + later.reshape(gains.shape)
+        best.append(jnp.argmax(q, 1))
+        later = q.max(1)
+    node, actions = 0, []
+    for choice in reversed(best):
+        actions.append(int(choice[node]))
+        node = node * tree.outcomes.shape[0] + actions[-1]
+    return planning.follow(environment, jnp.array(actions, jnp.int32), params)
+
+
+def expectimax_value(tree: MoveTree) -> Float[Array, ""]:
+    r"""Compute the optimum over policies that see the whole history.
+
+    $V(\tau) = \max_a \sum_m P(m \mid a)\,(F(s_m \mid \tau) + V(\tau, s_m))$.
+
+    Args:
+        tree: from `move_tree`.
+
+    Returns:
+        The expected F of an optimal history-dependent policy.
+
+    Source: arXiv 2307.13372, non-Markovian policies.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((1, 2), block=1, horizon=2, start=0, slip=0.5)
+        >>> round(float(expectimax_value(move_tree(env))), 4)  # 1 + 0.5 + 0.5 / 5
+        1.6
+    """
+    later = jnp.zeros(len(tree.states[-1]))
+    for gains in reversed(tree.gains):
+        moves = gains + later.reshape(gains.shape)
+        later = jnp.matmul(moves, tree.outcomes.T, precision="highest").max(1)
+    return tree.first + later[0]
+
+
+def tabular_probabilities(
+    tree: MoveTree, logits: Float[Array, "T n A"]
+) -> list[Float[Array, "_ A"]]:
+    """Probabilities of a tabular Markovian policy at each node.
+
+    Args:
+        tree: from `move_tree`.
+        logits: by time, state and action, `[H - 1, n, A]`.
+
+    Returns:
+        For each level h = 0 .. H - 2, `[A^h, A]`.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> tree = move_tree(subrl.coverage_world((2, 2), horizon=3, start=0))
+        >>> [p.shape for p in tabular_probabilities(tree, jnp.zeros((2, 4, 5)))]
+        [(1, 5), (5, 5)]
+    """
+    return [
+        jax.nn.softmax(logits[h, states]) for h, states in enumerate(tree.states[:-1])
+    ]
+
+
+def exact_value(
+    tree: MoveTree, probabilities: Sequence[Any], *, modular: bool = False
+) -> Float[Array, ""]:
+    r"""Compute $J(\pi) = E[F(\tau)]$ of any policy; `jax.grad` of it is the exact gradient.
+
+    Args:
+        tree: from `move_tree`.
+        probabilities: chance of each action at each node, `[A^h, A]` for h = 0 .. H - 2.
+        modular: whether to add up F({s}) over the visits in place of F.
+
+    Returns:
+        The expectation.
+
+    Source: arXiv 2307.13372, the objective.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> tree = move_tree(subrl.coverage_world((1, 2), block=1, horizon=2, start=0))
+        >>> uniform = tabular_probabilities(tree, jnp.zeros((1, 2, 5)))
+        >>> round(float(exact_value(tree, uniform)), 4)  # one of five moves earns 1
+        1.2
+    """
+    later = jnp.zeros(len(tree.states[-1]))
+    earned = tree.singles if modular else tree.gains
+    for gains, chances in zip(reversed(earned), reversed(list(probabilities)), strict=True):
+        moves = gains + later.reshape(gains.shape)
+        executed = jnp.matmul(chances, tree.outcomes, precision="highest")
+        later = (executed * moves).sum(1)
+    return tree.first + later[0]

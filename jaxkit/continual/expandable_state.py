@@ -1,0 +1,380 @@
+"""What SEMA grows: adapters, descriptors and router columns in slots of a fixed capacity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxkit import validation
+from jaxkit.continual.adapters import Adapter, init_adapter
+from jaxkit.continual.descriptors import Descriptor, init_descriptor
+from jaxkit.continual.error_records import SHIFT_RULES, ErrorRecords, empty_records
+from jaxkit.continual.routers import ROUTINGS, Router
+from jaxkit.continual.vision_transformer import VisionTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class SEMAConfig:
+    """The shapes and modes of SEMA: everything that a compiled program depends on.
+
+    Attributes:
+        model: the frozen backbone.
+        num_classes: `C`, classes of the whole stream; the head has them all from the start.
+        adapter_dim: `r`, width of an adapter's bottleneck.
+        descriptor_dim: `m`, width of a descriptor's code.
+        expand_from: first block that may grow, from 0; blocks outside the range keep the single
+            adapter of the first task.
+        expand_to: last block that may grow.
+        capacity: `K`, adapters that fit into a block. One a task is always enough.
+        buffer_size: errors that a descriptor's statistics are taken from.
+        score: how a batch of z-scores becomes one (`shift_score`).
+        routing: how adapters are weighed (`router_weights`).
+
+    Raises:
+        ValueError: if a size is out of range, or a name is unknown.
+
+    Example:
+        >>> SEMAConfig(VisionTransformer(), num_classes=100).num_expandable
+        3
+    """
+
+    model: VisionTransformer
+    num_classes: int
+    adapter_dim: int = 16
+    descriptor_dim: int = 128
+    expand_from: int = 9
+    expand_to: int = 11
+    capacity: int = 20
+    buffer_size: int = 500
+    score: str = "batch_mean_abs"
+    routing: str = "soft"
+
+    def __post_init__(self):
+        for name in ("num_classes", "adapter_dim", "descriptor_dim", "capacity"):
+            validation.integer(name, getattr(self, name), minimum=1)
+        empty_records(self.buffer_size)
+        depth = self.model.depth
+        validation.integer("expand_from", self.expand_from, minimum=0)
+        validation.integer("expand_to", self.expand_to, minimum=0)
+        if not self.expand_from <= self.expand_to < depth:
+            raise ValueError(
+                f"expand_from <= expand_to must be blocks of the model, 0 to {depth - 1}, got "
+                f"expand_from={self.expand_from} and expand_to={self.expand_to}"
+            )
+        validation.choice("score", self.score, SHIFT_RULES)
+        validation.choice("routing", self.routing, ROUTINGS)
+
+    @property
+    def expandable(self) -> range:
+        """Blocks that may grow."""
+        return range(self.expand_from, self.expand_to + 1)
+
+    @property
+    def single(self) -> tuple[int, ...]:
+        """Blocks with the one adapter of the first task."""
+        return tuple(i for i in range(self.model.depth) if i not in self.expandable)
+
+    @property
+    def num_expandable(self) -> int:
+        """`E`, how many blocks may grow."""
+        return len(self.expandable)
+
+
+class Head(NamedTuple):
+    """The linear classifier over all classes.
+
+    Attributes:
+        kernel: `[d, C]`.
+        bias: `[C]`.
+    """
+
+    kernel: Float[Array, "d C"]
+    bias: Float[Array, " C"]
+
+
+class FunctionalParams(NamedTuple):
+    """What the classification phase trains parts of.
+
+    Attributes:
+        single: adapters of the `P` blocks that never grow, leading axis P.
+        adapters: adapters of the `E` expandable blocks in `K` slots, leading axes `[E, K]`.
+        router: leading axis E, K columns.
+        head: the classifier.
+    """
+
+    single: Adapter
+    adapters: Adapter
+    router: Router
+    head: Head
+
+
+class SEMAState(NamedTuple):
+    """All that SEMA has learnt; its shapes stay the same while it grows.
+
+    Attributes:
+        params: adapters, routers and head.
+        descriptors: representation descriptors, leading axes `[E, K]`.
+        records: the errors each descriptor saw in training, leading axes `[E, K]`.
+        num_active: adapters in use in each expandable block, int32 `[E]`. Slots beyond hold
+            anything: no result depends on them.
+    """
+
+    params: FunctionalParams
+    descriptors: Descriptor
+    records: ErrorRecords
+    num_active: Int[Array, " E"]
+
+
+def init_sema(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
+    """Make the state before the first task: one fresh adapter in every block.
+
+    Args:
+        key: typed key.
+        config: shapes.
+
+    Returns:
+        The state. All float32, whatever the backbone computes in.
+
+    Example:
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=1, expand_to=1, capacity=2)
+        >>> init_sema(jax.random.key(0), config).params.adapters.down_kernel.shape
+        (1, 2, 8, 2)
+    """
+    width, slots, blocks = config.model.width, config.capacity, config.num_expandable
+    single_key, head_key, *block_keys = jax.random.split(key, 2 + blocks)
+    single = jax.vmap(lambda k: init_adapter(k, width, config.adapter_dim))(
+        jax.random.split(single_key, max(len(config.single), 1))
+    )
+    single = jax.tree.map(lambda leaf: leaf[: len(config.single)], single)
+    bound = width**-0.5
+    head = Head(
+        jax.random.uniform(head_key, (width, config.num_classes), minval=-bound, maxval=bound),
+        jnp.zeros(config.num_classes),
+    )
+
+    def empty(fresh: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros((blocks, slots, *leaf.shape)), fresh)
+
+    adapter, descriptor, _ = _fresh_slot(key, config)
+    router = Router(jnp.zeros((blocks, width, slots)), jnp.zeros((blocks, slots)))
+    state = SEMAState(
+        FunctionalParams(single, empty(adapter), router, head),
+        empty(descriptor),
+        empty_records(config.buffer_size, (blocks, slots)),
+        jnp.zeros(blocks, jnp.int32),
+    )
+    for index, block_key in enumerate(block_keys):
+        state = _fill_slot(block_key, config, state, index)
+    return state
+
+
+def add_adapter(
+    key: Key[Array, ""], config: SEMAConfig, state: SEMAState, block: Int[Array, ""] | int
+) -> SEMAState:
+    """Add a fresh adapter, descriptor and router column to a block.
+
+    Args:
+        key: typed key.
+        config: shapes.
+        state: what has been learnt.
+        block: the block, counted from 0 over the whole model; may be traced, is then unchecked.
+
+    Returns:
+        The state with one more slot of this block in use; nothing else is changed.
+
+    Raises:
+        ValueError: if the block cannot grow, or is full.
+
+    Example:
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=1, expand_to=1, capacity=2)
+        >>> state = init_sema(jax.random.key(0), config)
+        >>> add_adapter(jax.random.key(1), config, state, 1).num_active.tolist()
+        [2]
+    """
+    if not validation.is_traced(block):
+        validation.integer("block", block)
+        if block not in config.expandable:
+            raise ValueError(
+                f"block must be one that may grow, {config.expand_from} to {config.expand_to}, "
+                f"got {block}"
+            )
+        used = state.num_active[block - config.expand_from]
+        if not validation.is_traced(used) and int(used) >= config.capacity:
+            raise ValueError(f"capacity {config.capacity} exhausted in block {block}")
+    return _fill_slot(key, config, state, block - config.expand_from)
+
+
+def _fresh_slot(key: Key[Array, ""], config: SEMAConfig) -> tuple[Adapter, Descriptor, Router]:
+    width = config.model.width
+    adapter_key, descriptor_key, kernel_key, bias_key = jax.random.split(key, 4)
+    bound = width**-0.5
+    column = Router(
+        jax.random.uniform(kernel_key, (width,), minval=-bound, maxval=bound),
+        jax.random.uniform(bias_key, (), minval=-bound, maxval=bound),
+    )
+    return (
+        init_adapter(adapter_key, width, config.adapter_dim),
+        init_descriptor(descriptor_key, width, config.descriptor_dim),
+        column,
+    )
+
+
+def _fill_slot(
+    key: Key[Array, ""], config: SEMAConfig, state: SEMAState, index: Int[Array, ""] | int
+) -> SEMAState:
+    adapter, descriptor, column = _fresh_slot(key, config)
+    slot = state.num_active[index]
+
+    def write(stacked: Any, fresh: Any) -> Any:
+        return jax.tree.map(lambda leaf, new: leaf.at[index, slot].set(new), stacked, fresh)
+
+    router = state.params.router
+    params = state.params._replace(
+        adapters=write(state.params.adapters, adapter),
+        router=Router(
+            router.kernel.at[index, :, slot].set(column.kernel),
+            router.bias.at[index, slot].set(column.bias),
+        ),
+    )
+    nothing = ErrorRecords(jnp.zeros(config.buffer_size), jnp.zeros((), jnp.int32))
+    return SEMAState(
+        params,
+        write(state.descriptors, descriptor),
+        write(state.records, nothing),
+        state.num_active.at[index].add(1),
+    )
+
+
+def active_slots(state: SEMAState) -> Bool[Array, "E K"]:
+    """Which slots are in use.
+
+    Example:
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=1, capacity=2)
+        >>> active_slots(init_sema(jax.random.key(0), config)).tolist()
+        [[True, False], [True, False]]
+    """
+    capacity = state.params.router.bias.shape[-1]
+    return jnp.arange(capacity) < state.num_active[:, None]
+
+
+def without_unused(state: SEMAState) -> SEMAState:
+    """Put zeros into the slots that are not in use.
+
+    Every forward pass reads the state through this, so that neither NaN nor infinity in an unused
+    slot can reach a result or a gradient.
+
+    Example:
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> state = init_sema(jax.random.key(0), config)
+        >>> bool(jnp.isfinite(without_unused(state).params.router.kernel).all())
+        True
+    """
+    active = active_slots(state)
+
+    def keep(leaf: Array) -> Array:
+        return jnp.where(active.reshape(*active.shape, *(1,) * (leaf.ndim - 2)), leaf, 0)
+
+    router = state.params.router
+    router = Router(jnp.where(active[:, None], router.kernel, 0), keep(router.bias))
+    params = state.params._replace(
+        adapters=jax.tree.map(keep, state.params.adapters), router=router
+    )
+    return state._replace(
+        params=params,
+        descriptors=jax.tree.map(keep, state.descriptors),
+        records=jax.tree.map(keep, state.records),
+    )
+
+
+def grow_capacity(
+    config: SEMAConfig, state: SEMAState, capacity: int
+) -> tuple[SEMAConfig, SEMAState]:
+    """Make room for more adapters; costs one compilation of each program.
+
+    Args:
+        config: the present shapes.
+        state: what has been learnt.
+        capacity: the new capacity, at least the present one.
+
+    Returns:
+        The new shapes, and the state in them.
+
+    Raises:
+        ValueError: if `capacity` is smaller than the present one.
+
+    Example:
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> config, state = grow_capacity(config, init_sema(jax.random.key(0), config), 4)
+        >>> active_slots(state).tolist()
+        [[True, False, False, False]]
+    """
+    extra = validation.integer("capacity", capacity, minimum=config.capacity) - config.capacity
+
+    def pad(leaf: Array, axis: int) -> Array:
+        return jnp.pad(leaf, [(0, extra if i == axis else 0) for i in range(leaf.ndim)])
+
+    router = Router(pad(state.params.router.kernel, 2), pad(state.params.router.bias, 1))
+    adapters = jax.tree.map(lambda leaf: pad(leaf, 1), state.params.adapters)
+    grown = SEMAState(
+        state.params._replace(adapters=adapters, router=router),
+        jax.tree.map(lambda leaf: pad(leaf, 1), state.descriptors),
+        jax.tree.map(lambda leaf: pad(leaf, 1), state.records),
+        state.num_active,
+    )
+    return dataclasses.replace(config, capacity=capacity), grown
+
+
+class ParameterCounts(NamedTuple):
+    """How large SEMA is.
+
+    Attributes:
+        adapters: adapters in use, over all blocks.
+        inference: parameters of adapters and head, as the paper's table 5 counts.
+        routers: parameters of the router columns in use, needed at inference too.
+        descriptors: parameters of the descriptors in use, needed to notice shifts.
+    """
+
+    adapters: int
+    inference: int
+    routers: int
+    descriptors: int
+
+
+def parameter_counts(config: SEMAConfig, num_added: int) -> ParameterCounts:
+    """Count parameters after `num_added` expansions.
+
+    `adapters (2dr + r + d) + C (d + 1)` at inference.
+
+    Args:
+        config: shapes.
+        num_added: adapters added after the first task, over all blocks.
+
+    Returns:
+        The counts.
+
+    Source: arXiv 2403.18886 table 5.
+
+    Example:
+        >>> cifar100 = SEMAConfig(VisionTransformer(), num_classes=100)
+        >>> parameter_counts(cifar100, 9 * 3).inference
+        1065940
+    """
+    validation.integer("num_added", num_added, minimum=0)
+    d, r, m = config.model.width, config.adapter_dim, config.descriptor_dim
+    adapters = config.model.depth + num_added
+    growing = config.num_expandable + num_added
+    return ParameterCounts(
+        adapters,
+        adapters * (2 * d * r + r + d) + config.num_classes * (d + 1),
+        growing * (d + 1),
+        growing * (2 * d * m + m + d),
+    )

@@ -1,0 +1,281 @@
+"""Class prototypes and a cosine classifier: SimpleCIL, and the same beside a once-adapted model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxkit import validation
+from jaxkit.continual.learners import Advance
+from jaxkit.continual.phases import Learning
+from jaxkit.continual.sema_learner import SEMALearner
+from jaxkit.continual.streams import Stream
+from jaxkit.continual.vision_transformer import VisionTransformer
+
+
+class Prototypes(NamedTuple):
+    """Sums of features of each class.
+
+    Attributes:
+        totals: `[C, f]`.
+        counts: examples of each class, `[C]`.
+    """
+
+    totals: Float[Array, "C f"]
+    counts: Int[Array, " C"]
+
+
+def add_to_prototypes(
+    prototypes: Prototypes, features: Float[Array, "B f"], labels: Int[Array, " B"]
+) -> Prototypes:
+    """Add examples to their classes.
+
+    Example:
+        >>> empty = Prototypes(jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32))
+        >>> add_to_prototypes(empty, jnp.array([[3.0], [5.0]]), jnp.array([1, 1])).counts.tolist()
+        [0, 2]
+    """
+    return Prototypes(
+        prototypes.totals.at[labels].add(features), prototypes.counts.at[labels].add(1)
+    )
+
+
+def cosine_scores(
+    prototypes: Prototypes, features: Float[Array, "B f"], scale: float = 1.0
+) -> Float[Array, "B C"]:
+    r"""Score classes by the cosine to their mean feature: $\sigma \cos(f, \bar f_c)$.
+
+    Args:
+        prototypes: sums of features.
+        features: to classify.
+        scale: $\sigma$; it does not change which class is best.
+
+    Returns:
+        Scores, `[B, C]`; minus infinity for a class without examples.
+
+    Source: SimpleCIL, arXiv 2303.07338.
+
+    Example:
+        >>> known = Prototypes(jnp.array([[2.0, 0.0], [0.0, 0.0]]), jnp.array([2, 0]))
+        >>> cosine_scores(known, jnp.array([[5.0, 0.0]])).tolist()
+        [[1.0, -inf]]
+    """
+    means = prototypes.totals / jnp.maximum(prototypes.counts, 1)[:, None]
+    cosines = _directions(features) @ _directions(means).T
+    return jnp.where(prototypes.counts > 0, scale * cosines, -jnp.inf)
+
+
+def _directions(rows: Float[Array, "n f"]) -> Float[Array, "n f"]:
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+class SimpleCIL:
+    """No training: the frozen backbone and a prototype of each class (arXiv 2303.07338).
+
+    Args:
+        model: the backbone.
+        backbone: its variables.
+        num_classes: classes of the whole stream.
+        batch_size: images of a forward pass.
+        name: shown in reports.
+
+    Raises:
+        ValueError: if a number is not positive.
+
+    Example:
+        >>> SimpleCIL(VisionTransformer(), {}, 10).init(0).totals.shape
+        (10, 768)
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        backbone: PyTree,
+        num_classes: int,
+        *,
+        batch_size: int = 128,
+        name: str = "SimpleCIL",
+    ):
+        self.name, self._model, self._backbone = name, model, backbone
+        self._classes = validation.integer("num_classes", num_classes, minimum=1)
+        self._batch = validation.integer("batch_size", batch_size, minimum=1)
+
+    def description(self) -> Mapping[str, Any]:
+        """Settings that a resumed run must share."""
+        return {"learner": self.name, "num_classes": self._classes, "model": repr(self._model)}
+
+    def init(self, seed: int) -> Prototypes:
+        """Make the state before the first task."""
+        shape = (self._classes, self._model.width)
+        return Prototypes(jnp.zeros(shape), jnp.zeros(self._classes, jnp.int32))
+
+    def begin(self, task_index: int) -> dict[str, Any]:
+        """The position at the start of a task."""
+        return {"stage": "prototypes"}
+
+    def advance(
+        self,
+        state: Prototypes,
+        position: Mapping[str, Any],
+        stream: Stream,
+        task_index: int,
+        *,
+        seed: int,
+        max_steps: int,
+    ) -> Advance:
+        """Average the features of the task's classes."""
+        task = stream.tasks[task_index]
+        features = self._features(task.train_images)
+        state = add_to_prototypes(state, jnp.asarray(features), jnp.asarray(task.train_labels))
+        return Advance(state, None, 0, (), "prototypes", 1.0)
+
+    def predict(
+        self, state: Prototypes, images: Float[np.ndarray, "B H W C"]
+    ) -> Float[np.ndarray, "B C"]:
+        """Scores of all classes."""
+        return np.asarray(cosine_scores(state, jnp.asarray(self._features(images))))
+
+    def _features(self, images: Float[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B d"]:
+        return frozen_features(self._model, self._backbone, images, self._batch)
+
+
+def frozen_features(
+    model: VisionTransformer,
+    backbone: PyTree,
+    images: Float[np.ndarray, "n H W C"],
+    batch_size: int = 128,
+) -> Float[np.ndarray, "n d"]:
+    """Class tokens of the frozen backbone, a batch at a time.
+
+    Args:
+        model: the backbone.
+        backbone: its variables.
+        images: in [0, 1].
+        batch_size: images of a forward pass; one compilation serves any number of images.
+
+    Returns:
+        Features, float32.
+
+    Example:
+        >>> model = VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
+        >>> backbone = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+        >>> frozen_features(model, backbone, np.zeros((3, 4, 4, 1), np.float32), 2).shape
+        (3, 4)
+    """
+    parts = []
+    for start in range(0, len(images), batch_size):
+        part = np.asarray(images[start : start + batch_size], np.float32)
+        padded = np.pad(part, [(0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)])
+        features = np.asarray(_feature_program(model)(backbone, padded))
+        parts.append(features[: len(part)])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _feature_program(model: VisionTransformer) -> Any:
+    def program(backbone: PyTree, images: Array) -> Array:
+        return model.apply(backbone, images)["features"].astype(jnp.float32)  # type: ignore[index, call-overload]
+
+    return jax.jit(program)
+
+
+class AdaptedPrototypesState(NamedTuple):
+    """Adapters and prototypes.
+
+    Attributes:
+        learning: adapters, trained on the first task.
+        prototypes: of frozen and adapted features side by side.
+    """
+
+    learning: Learning
+    prototypes: Prototypes
+
+
+class AdaptedPrototypes:
+    """Adapt once, then prototypes: APER with adapters, formerly ADAM (arXiv 2303.07338).
+
+    One adapter a block is trained on the first task and frozen; features are those of the frozen
+    and of the adapted backbone side by side.
+
+    Args:
+        adapted: learner of the first task, with the policy `"never"`.
+        name: shown in reports.
+
+    Raises:
+        ValueError: if its policy is another.
+
+    Example:
+        >>> from jaxkit.continual import SEMAConfig, SEMASettings
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=1)
+        >>> learner = SEMALearner(config, {}, SEMASettings(policy="never"))
+        >>> AdaptedPrototypes(learner).init(0).prototypes.totals.shape
+        (3, 16)
+    """
+
+    def __init__(self, adapted: SEMALearner, *, name: str = "adapter + prototypes"):
+        if adapted.settings.policy != "never":
+            raise ValueError(
+                f"adapted must have the policy 'never', got {adapted.settings.policy!r}"
+            )
+        self.name, self._adapted = name, adapted
+
+    def description(self) -> Mapping[str, Any]:
+        """Settings that a resumed run must share."""
+        return {**self._adapted.description(), "learner": self.name}
+
+    def init(self, seed: int) -> AdaptedPrototypesState:
+        """Make the state before the first task."""
+        config = self._adapted.config
+        shape = (config.num_classes, 2 * config.model.width)
+        empty = Prototypes(jnp.zeros(shape), jnp.zeros(config.num_classes, jnp.int32))
+        return AdaptedPrototypesState(self._adapted.init(seed), empty)
+
+    def begin(self, task_index: int) -> dict[str, Any]:
+        """The position at the start of a task."""
+        return self._adapted.begin(0) if task_index == 0 else {"stage": "prototypes"}
+
+    def advance(
+        self,
+        state: AdaptedPrototypesState,
+        position: Mapping[str, Any],
+        stream: Stream,
+        task_index: int,
+        *,
+        seed: int,
+        max_steps: int,
+    ) -> Advance:
+        """Adapt on the first task; average features on every task."""
+        if position["stage"] != "prototypes":
+            done = self._adapted.advance(
+                state.learning, position, stream, task_index, seed=seed, max_steps=max_steps
+            )
+            return done._replace(
+                state=state._replace(learning=done.state),
+                position={"stage": "prototypes"} if done.position is None else done.position,
+            )
+        task = stream.tasks[task_index]
+        features = jnp.asarray(self._features(state.learning, task.train_images))
+        prototypes = add_to_prototypes(state.prototypes, features, jnp.asarray(task.train_labels))
+        return Advance(state._replace(prototypes=prototypes), None, 0, (), "prototypes", 1.0)
+
+    def predict(
+        self, state: AdaptedPrototypesState, images: Float[np.ndarray, "B H W C"]
+    ) -> Float[np.ndarray, "B C"]:
+        """Scores of all classes."""
+        features = jnp.asarray(self._features(state.learning, images))
+        return np.asarray(cosine_scores(state.prototypes, features))
+
+    def _features(self, learning: Learning, images: Any) -> Float[np.ndarray, "n f"]:
+        adapted, *_ = self._adapted.inspect(learning, images)
+        frozen = frozen_features(
+            self._adapted.config.model, self._adapted.backbone, images,
+            self._adapted.settings.scan_batch_size,
+        )  # fmt: skip
+        return np.concatenate([frozen, adapted], axis=1)

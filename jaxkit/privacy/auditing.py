@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxkit import validation
 from jaxkit.privacy import mechanisms
 from jaxkit.privacy.anchored_estimates import SpiderBoost
-from jaxkit.privacy.clipped_gradients import ClippedGradient
 
 
 class Audit(NamedTuple):
@@ -96,7 +95,6 @@ def audit_llr(
 
 def spiderboost_scores(
     estimator: SpiderBoost,
-    gradient: ClippedGradient,
     params: PyTree,
     data: PyTree,
     canary: Float[Array, " n"] | Any,
@@ -106,6 +104,7 @@ def spiderboost_scores(
     num_steps: int,
     phase_length: int,
     learning_rate: Any,
+    clip_norm: Any,
     difference_clip: Any,
     anchor_noise_multiplier: Any,
     variation_noise_multiplier: Any,
@@ -123,7 +122,6 @@ def spiderboost_scores(
 
     Args:
         estimator: what is audited.
-        gradient: the clipped gradient sums that the estimator really uses.
         params: w_0.
         data: tree of arrays ``[n, ...]``.
         canary: boolean ``[n]``, true at the canary's row.
@@ -132,6 +130,7 @@ def spiderboost_scores(
         num_steps: T, static.
         phase_length: q, static.
         learning_rate: eta of gradient descent on the estimates.
+        clip_norm: C1 as claimed.
         difference_clip: C2 as claimed.
         anchor_noise_multiplier: z1 as claimed.
         variation_noise_multiplier: z2 as claimed.
@@ -157,8 +156,8 @@ def spiderboost_scores(
         >>> data, canary = (jnp.ones((2, 1)), jnp.ones(2)), jnp.array([True, False])
         >>> def score(key):
         ...     return spiderboost_scores(
-        ...         estimator, gradient, jnp.zeros(1), data, canary, True, key,
-        ...         num_steps=2, phase_length=2, learning_rate=0.1, **claims,
+        ...         estimator, jnp.zeros(1), data, canary, True, key,
+        ...         num_steps=2, phase_length=2, learning_rate=0.1, clip_norm=1.0, **claims,
         ...     )
         >>> jax.eval_shape(score, jax.random.key(0)).shape
         ()
@@ -172,13 +171,8 @@ def spiderboost_scores(
         is_anchor = index % phase_length == 0
         bound = jnp.minimum(
             difference_clip * optax.tree.norm(optax.tree.sub(params, state.prev_params)),
-            2 * gradient.clip_norm,
+            2 * clip_norm,
         )
-
-        def sums(mask):
-            here = gradient(params, data, None, mask).total
-            change = gradient.difference(params, state.prev_params, data, bound, None, mask).total
-            return optax.tree.where(is_anchor, here, change)
 
         anchored, _ = estimator.anchor(state, params, data, taking_part)
         varied, _ = estimator.variation(state, params, data, taking_part)
@@ -188,11 +182,19 @@ def spiderboost_scores(
             optax.tree.scale(anchor_size, anchored.estimate),
             optax.tree.scale(variation_size, optax.tree.sub(varied.estimate, state.estimate)),
         )
-        shown = optax.tree.sub(sums(canary), sums(jnp.zeros_like(canary)))
-        residual = optax.tree.sub(released, sums(others))
+        with_canary, without = (
+            optax.tree.where(
+                is_anchor,
+                estimator.anchor(state, params, data, mask)[1].total,
+                estimator.variation(state, params, data, mask)[1].total,
+            )
+            for mask in (canary | others, others)
+        )
+        shown = optax.tree.sub(with_canary, without)
+        residual = optax.tree.sub(released, without)
         claimed = jnp.where(
             is_anchor,
-            anchor_noise_multiplier * gradient.clip_norm,
+            anchor_noise_multiplier * clip_norm,
             variation_noise_multiplier * bound,
         )
         inner = optax.tree.vdot(shown, residual)

@@ -174,7 +174,7 @@ def _losses_and_factors(
 
     def record(call, args, kwargs, context):
         layer = context.module
-        if type(layer) not in _RULES:
+        if type(layer) not in _RULES or context.method_name == "setup":
             return call(*args, **kwargs)
         if context.method_name != "__call__":
             raise ValueError(

@@ -1,5 +1,6 @@
 """Every algorithm against float64 references and recorded vectors."""
 
+import functools
 import importlib.util
 import pathlib
 
@@ -17,7 +18,6 @@ _SPEC = importlib.util.spec_from_file_location(
 reference = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(reference)
 
-LOSSES = {"logistic": privacy.logistic_loss, "sigmoid": privacy.sigmoid_loss}
 NAMES = (
     "noiseless_full_batch_equals_gd",
     "noiseless_minibatch",
@@ -47,97 +47,156 @@ def test_reference_of_spiderboost_equals_recorded_trajectory(vectors, name):
     np.testing.assert_allclose(estimates, case["estimates"], atol=1e-10)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_spiderboost_follows_recorded_trajectory(vectors, name, replay, close):
-    case = case_named(vectors, name)
-    # The estimator draws noise of size z * bound; the recorded sizes are given apart from the
-    # clip norms, so the normals are scaled from one to the other.
-    steps, n = len(case["batches"]), len(case["X"])
+def padded(array, *shape):
+    array = np.asarray(array, np.float64)
+    return np.pad(array, [(0, size - old) for size, old in zip(shape, array.shape, strict=True)])
+
+
+def spiderboost_inputs(case, steps=11, n=14, d=4):
+    """A recorded case, padded so that all cases fit one program."""
     clip = case["clip1"] or 1.0
     smoothness = case["clip2"] or 0.25
     iterates = np.asarray([case["w0"], *case["iterates_w1_to_wT"]])
     distances = np.linalg.norm(np.diff(iterates, axis=0), axis=1)
-    normals = np.asarray(case["normals"] or np.zeros((steps, len(case["w0"]))))
-    recorded = np.asarray(case["noise_std_per_step"])
-    scaled = []
-    for t in range(steps):
+    counts, normals = np.zeros((steps, n), np.int32), np.zeros((steps, d))
+    for t, rows in enumerate(case["batches"]):
+        counts[t, rows] = 1
+        if case["normals"] is None:
+            continue
+        # The estimator's noise is z times the clip's bound; the recorded one has a size of its
+        # own, so the normals are scaled from one to the other.
         anchor = t % case["q"] == 0
         bound = clip if anchor else min(smoothness * distances[t - 1], 2 * clip)
         size = case["denom1"] if anchor else case["denom2"]
-        scaled.append(normals[t] * recorded[t] * size / bound)
-    counts = np.zeros((steps, n), np.int32)
-    for t, rows in enumerate(case["batches"]):
-        counts[t, rows] = 1
-    estimator = privacy.spiderboost(
-        privacy.glm_clipped_grad_sum(LOSSES[case["loss"]], clip),
-        difference_clip=smoothness,
-        anchor_noise_multiplier=1.0,
-        variation_noise_multiplier=1.0,
-        anchor_size=case["denom1"],
-        variation_size=case["denom2"],
-        draw=replay(scaled),
-    )
-    masks = jnp.asarray(counts)
-    data, regulariser = data_of(case), penalty(case["lam_nonconvex"])
+        scale = case["noise_std_per_step"][t] * size / bound
+        normals[t, : len(case["w0"])] = scale * np.asarray(case["normals"][t])
+    floats = {
+        "x": padded(case["X"], n, d),
+        "y": padded(case["y"], n),
+        "normals": normals,
+        "clip": clip,
+        "smoothness": smoothness,
+        "eta": case["eta"],
+        "denom1": case["denom1"],
+        "denom2": case["denom2"],
+        "penalty": case["lam_nonconvex"],
+    }
+    other = {"q": case["q"], "counts": counts, "logistic": case["loss"] == "logistic"}
+    return {key: np.asarray(value, np.float32) for key, value in floats.items()} | other
 
-    @jax.jit
-    def trajectory(params):
+
+@pytest.fixture(scope="module")
+def replayed_spiderboost(vectors):
+    """Iterates and estimates of all recorded cases, in one compiled program."""
+
+    def trajectory(case):
+        def loss(score, label):
+            logistic = privacy.logistic_loss(score, label)
+            return jnp.where(case["logistic"], logistic, privacy.sigmoid_loss(score, label))
+
+        estimator = privacy.spiderboost(
+            privacy.glm_clipped_grad_sum(loss, case["clip"]),
+            difference_clip=case["smoothness"],
+            anchor_noise_multiplier=1.0,
+            variation_noise_multiplier=1.0,
+            anchor_size=case["denom1"],
+            variation_size=case["denom2"],
+            draw=lambda key, index, like: case["normals"][index],
+        )
+        data = case["x"], case["y"]
+
         def step(carry, t):
             state, params = carry
-            anchored, _ = estimator.anchor(state, params, data, masks[t])
-            varied, _ = estimator.variation(state, params, data, masks[t])
+            anchored, _ = estimator.anchor(state, params, data, case["counts"][t])
+            varied, _ = estimator.variation(state, params, data, case["counts"][t])
             state = optax.tree.where(t % case["q"] == 0, anchored, varied)
-            params = params - case["eta"] * (state.estimate + regulariser(params))
+            params -= case["eta"] * (state.estimate + penalty(case["penalty"])(params))
             return (state, params), (params, state.estimate)
 
-        start = (estimator.init(params, jax.random.key(0)), params)
-        return jax.lax.scan(step, start, jnp.arange(steps))[1]
+        start = (estimator.init(jnp.zeros(4), jax.random.key(0)), jnp.zeros(4))
+        return jax.lax.scan(step, start, jnp.arange(11))[1]
 
-    measured, estimates = trajectory(jnp.asarray(case["w0"], jnp.float32))
-    close(measured, case["iterates_w1_to_wT"])
-    close(estimates, case["estimates"])
+    cases = [spiderboost_inputs(case_named(vectors, name)) for name in NAMES]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
+    iterates, estimates = jax.jit(jax.vmap(trajectory))(stacked)
+    return dict(zip(NAMES, zip(iterates, estimates, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_tree_spider_follows_recorded_leaves(vectors, index, close):
+@pytest.mark.parametrize("name", NAMES)
+def test_spiderboost_follows_recorded_trajectory(vectors, name, replayed_spiderboost, close):
+    case = case_named(vectors, name)
+    steps, d = len(case["batches"]), len(case["w0"])
+    iterates, estimates = replayed_spiderboost[name]
+    close(np.asarray(iterates)[:steps, :d], case["iterates_w1_to_wT"])
+    close(np.asarray(estimates)[:steps, :d], case["estimates"])
+
+
+@pytest.fixture(scope="module")
+def replayed_tree():
+    """Tree SPIDER with recorded normals; cases of one shape share a compiled program."""
+
+    @functools.partial(jax.jit, static_argnames=("depth", "root_size", "num_rounds", "carry"))
+    def run(data, normals, z, threshold, strength, *, depth, root_size, num_rounds, carry):
+        return privacy.tree_spider(
+            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+            jnp.zeros(3),
+            data,
+            jax.random.key(0),
+            depth=depth,
+            root_size=root_size,
+            num_rounds=num_rounds,
+            smoothness=0.25,
+            beta=0.3,
+            noise_multiplier=z,
+            stop_threshold=threshold,
+            difference_bound="worst_case",
+            carry_last_step=carry,
+            regulariser_gradient=penalty(strength),
+            draw=lambda key, index, like: normals[index],
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "index", [0, 1, pytest.param(2, marks=pytest.mark.slow), 3]
+)  # each shape costs a compilation; 2 differs from 1 in where a round starts
+def test_tree_spider_follows_recorded_leaves(vectors, index, replayed_tree, close):
     case = vectors["tree_spider"]["cases"][index]
     leaves, directions, stopped, used = reference.tree_spider(case)
     np.testing.assert_allclose(leaves, case["leaf_params"], atol=1e-10)
     np.testing.assert_allclose(directions, case["leaf_grads"], atol=1e-10)
     assert (stopped, used) == (case["stopped_at_leaf"], case["examples_used"])
+    assert (case["L0"], case["L1"], case["beta"]) == (1.0, 0.25, 0.3)
 
-    z = case["sigma_scale"] * np.sqrt(2 * np.log(1.25 / case["delta"])) / case["eps"]
-    table = jnp.asarray(case["normals"], jnp.float32)
-    run = jax.jit(
-        lambda data, key: privacy.tree_spider(
-            privacy.glm_clipped_grad_sum(LOSSES[case["loss"]], case["L0"]),
-            jnp.zeros(3),
-            data,
-            key,
-            depth=case["D"],
-            root_size=case["b"],
-            num_rounds=case["rounds"],
-            smoothness=case["L1"],
-            beta=case["beta"],
-            noise_multiplier=z,
-            stop_threshold=2 * case["alpha_tilde"],
-            difference_bound="worst_case",
-            carry_last_step=case["carry_last_step"],
-            regulariser_gradient=penalty(case["lam_nonconvex"]),
-            draw=lambda key, index, like: table[index],
-        )
-    )(data_of(case), jax.random.key(0))
-    visited = np.asarray(run.visited)
-    assert visited.sum() == len(case["leaf_params"])
+    # A round more than recorded where that makes two cases one program.
+    rounds = 3 if case["D"] == 2 else case["rounds"]
+    rows = rounds * privacy.tree_examples(case["b"], case["D"])
+    x, y = padded(case["X"], rows, 3), padded(case["y"], rows)
+    run = replayed_tree(
+        (np.float32(x), np.float32(y)),
+        np.float32(padded(case["normals"], rounds * 2 ** case["D"], 3)),
+        case["sigma_scale"] * np.sqrt(2 * np.log(1.25 / case["delta"])) / case["eps"],
+        2 * case["alpha_tilde"],
+        case["lam_nonconvex"],
+        depth=case["D"],
+        root_size=case["b"],
+        num_rounds=rounds,
+        carry=case["carry_last_step"],
+    )
+    visited, recorded = np.asarray(run.visited), len(case["leaf_params"])
+    measured = np.asarray(run.leaf_params)[visited][:recorded]
+    close(measured, case["leaf_params"])
+    close(np.asarray(run.leaf_directions)[visited][:recorded], case["leaf_grads"])
     assert bool(run.stopped) == (case["stopped_at_leaf"] is not None)
-    close(run.leaf_params[visited], case["leaf_params"])
-    close(run.leaf_directions[visited], case["leaf_grads"])
-    close(run.params, case["leaf_params"][-1])
-    best = np.argmin(np.linalg.norm(case["leaf_grads"], axis=1))
-    close(run.best_params, case["leaf_params"][best])
-    assert any(np.array_equal(run.random_params, leaf) for leaf in run.leaf_params[visited])
-    steps = np.linalg.norm(np.diff(run.leaf_params[: 2 ** case["D"]][visited[:4]], axis=0), axis=1)
-    np.testing.assert_allclose(steps, case["beta"] / (2 ** (case["D"] / 2) * 0.25), rtol=1e-5)
+    assert any(np.array_equal(run.random_params, leaf) for leaf in run.leaf_params)
+    if rounds == case["rounds"]:
+        assert visited.sum() == recorded
+        close(run.params, case["leaf_params"][-1])
+        best = np.argmin(np.linalg.norm(case["leaf_grads"], axis=1))
+        close(run.best_params, case["leaf_params"][best])
+    steps = np.linalg.norm(np.diff(measured[: 2 ** case["D"]], axis=0), axis=1)
+    np.testing.assert_allclose(steps, 0.3 / (2 ** (case["D"] / 2) * 0.25), rtol=1e-5)
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -216,10 +275,14 @@ def test_projected_spiderboost_gives_recorded_parameters(vectors, close):
         )
     )((embedded, y), jax.random.key(0))
     close(run.params, case["w_low"])
-    lifted = privacy.jl_lift(run.params, phi)
+    lifted = np.asarray(privacy.jl_lift(run.params, phi), np.float64)
     close(lifted, case["w_lifted"])
-    mean_loss = lambda w, x: jnp.mean(jax.vmap(privacy.logistic_loss)(x @ w, y))  # noqa: E731
-    full, low = jax.grad(mean_loss)(lifted, x), jax.grad(mean_loss)(run.params, embedded)
+
+    def mean_gradient(x, w):
+        return reference.gradients({**case, "X": x, "loss": "logistic"}, w, slice(None)).mean(0)
+
+    full = mean_gradient(case["X"], lifted)
+    low = mean_gradient(case["embedded"], np.asarray(run.params, np.float64))
     close(full, case["grad_full_at_lifted"])
-    close(phi @ full, low)
     close(low, case["grad_low_at_w_low"])
+    close(np.asarray(case["Phi"]) @ full, low)

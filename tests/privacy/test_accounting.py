@@ -1,0 +1,257 @@
+"""Epsilon and noise against recorded values, closed forms and monotonicity."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxkit import privacy
+from jaxkit.privacy import accounting, mechanisms
+
+
+def poisson(rate, n=10_000):
+    return privacy.Sampling("poisson", n, n * rate, n)
+
+
+def sampled(rate):
+    return privacy.full_batches(10_000) if rate == 1 else poisson(rate)
+
+
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_epsilon_of_dp_sgd_equals_recorded(vectors, index, accountant):
+    row = vectors["dpsgd_epsilon"]["rows"][index]
+    mechanism = privacy.dp_sgd_mechanism(
+        sampled(row["sampling_prob"]), row["noise_multiplier"], row["steps"]
+    )
+    epsilon = privacy.epsilon_spent(mechanism, row["delta"], accountant=accountant)
+    tolerance = 1e-6 if row["sampling_prob"] == 1 and accountant == "pld" else 1e-3
+    assert epsilon == pytest.approx(row[f"eps_{accountant}"], rel=tolerance)
+
+
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+def test_calibrated_noise_of_dp_sgd_equals_recorded(vectors, index):
+    row = vectors["dpsgd_calibration"]["rows"][index]
+    for accountant in ("rdp", "pld"):
+        z = privacy.calibrate_dp_sgd(
+            sampled(row["sampling_prob"]),
+            row["steps"],
+            epsilon=row["eps"],
+            delta=row["delta"],
+            accountant=accountant,
+        )
+        assert z == pytest.approx(row[f"z_{accountant}"], rel=1e-3)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_full_batch_spiderboost_is_calibrated_exactly(vectors, index):
+    row = vectors["spiderboost_fullbatch_calibration"]["rows"][index]
+    everyone = privacy.full_batches(10_000)
+    noise = privacy.calibrate_spiderboost(
+        everyone,
+        everyone,
+        num_steps=row["T"],
+        phase_length=row["q"],
+        epsilon=row["eps"],
+        delta=row["delta"],
+        anchor_share=row["anchor_fraction"],
+    )
+    assert privacy.spiderboost_counts(row["T"], row["q"]) == (row["K1"], row["K2"])
+    assert noise.anchor == pytest.approx(row["z1"], rel=1e-6)
+    assert noise.variation == pytest.approx(row["z2"], rel=1e-6)
+    assert noise.mechanism.gaussian == pytest.approx(row["mu"], rel=1e-6)
+    assert privacy.gaussian_delta(row["mu"], row["eps"]) == pytest.approx(row["delta"], rel=1e-5)
+    exact = privacy.epsilon_spent(noise.mechanism, row["delta"])
+    assert exact == pytest.approx(row["eps_pld_check"], rel=1e-6)
+    rdp = privacy.epsilon_spent(noise.mechanism, row["delta"], accountant="rdp")
+    assert rdp == pytest.approx(row["eps_rdp_check"], rel=1e-3)
+
+
+def test_full_batch_closed_form_equals_the_pld_accountant():
+    library = mechanisms.dp_accounting()
+    everyone = privacy.full_batches(10_000)
+    mechanism = privacy.dp_sgd_mechanism(everyone, 20.0, 100)
+    exact = privacy.epsilon_spent(mechanism, 1e-6)
+    pld = library.pld.PLDAccountant().compose(mechanism.event).get_epsilon(1e-6)
+    assert exact == pytest.approx(pld, rel=1e-6)
+
+
+@pytest.mark.parametrize("index", range(2))
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_epsilon_of_subsampled_spiderboost_equals_recorded(vectors, index, accountant):
+    row = vectors["spiderboost_subsampled_epsilon"]["rows"][index]
+    mechanism = privacy.spiderboost_mechanism(
+        sampled(row["p1"]),
+        sampled(row["p2"]),
+        row["z1"],
+        row["z2"],
+        num_steps=row["T"],
+        phase_length=row["q"],
+    )
+    epsilon = privacy.epsilon_spent(mechanism, row["delta"], accountant=accountant)
+    assert epsilon == pytest.approx(row[f"eps_{accountant}"], rel=1e-3)
+
+
+def test_calibrated_subsampled_spiderboost_meets_its_budget_with_the_share_asked_for():
+    everyone, few = privacy.full_batches(510_663), poisson(0.01, 510_663)
+    noise = privacy.calibrate_spiderboost(
+        everyone,
+        few,
+        num_steps=3000,
+        phase_length=300,
+        epsilon=1.0,
+        delta=1e-6,
+        accountant="rdp",
+    )
+    spent = privacy.epsilon_spent(noise.mechanism, 1e-6, accountant="rdp")
+    assert 0.999 < spent <= 1.0
+    assert noise.anchor == pytest.approx(20.2, rel=0.02)
+    assert noise.variation == pytest.approx(3.61, rel=0.02)
+
+
+def test_epsilon_of_fixed_size_batches_equals_recorded_and_refuses_other_relations(vectors):
+    for row in vectors["fixed_size_wor_epsilon"]["rows"]:
+        sampling = privacy.fixed_sampling(row["n"], row["b"])
+        mechanism = privacy.dp_sgd_mechanism(
+            sampling, 2 * row["z_over_true_sensitivity"], row["steps"]
+        )
+        assert mechanism.neighbours == "replace"
+        epsilon = privacy.epsilon_spent(mechanism, row["delta"])
+        assert epsilon == pytest.approx(row["eps_rdp_replace_one"], rel=1e-3)
+    with pytest.raises(ValueError, match="rdp"):
+        privacy.epsilon_spent(mechanism, 1e-5, accountant="pld")
+    with pytest.raises(ValueError, match="neighbours must be 'replace'"):
+        privacy.dp_sgd_mechanism(sampling, 2.0, 1, neighbours="add_or_remove")
+    with pytest.raises(ValueError, match="neighbours must be 'add_or_remove'"):
+        privacy.dp_sgd_mechanism(poisson(0.1), 2.0, 1, neighbours="replace")
+    with pytest.raises(ValueError, match="must not mix"):
+        privacy.spiderboost_mechanism(
+            poisson(0.1, 1000), sampling, 1.0, 1.0, num_steps=4, phase_length=2
+        )
+
+
+def test_one_gaussian_equals_recorded_scales(vectors):
+    for row in vectors["gaussian"]["rows"]:
+        z = privacy.calibrate_one_pass(row["eps"], row["delta"])
+        assert z == pytest.approx(row["sigma_analytic"], rel=1e-6)
+        assert 1 / z == pytest.approx(row["mu"], rel=1e-6)
+        epsilon = privacy.epsilon_spent(privacy.one_pass_mechanism(z), row["delta"])
+        assert epsilon == pytest.approx(row["eps"], rel=1e-6)
+
+
+def test_replacing_an_example_halves_the_noise_multiplier_and_escapes_the_doubling(vectors):
+    trap = vectors["accountant_convention_trap"]
+    everyone = privacy.full_batches(1000)
+    added = privacy.dp_sgd_mechanism(everyone, 1.0, 1)
+    replaced = privacy.dp_sgd_mechanism(everyone, 2.0, 1, neighbours="replace")
+    for mechanism in (added, replaced):
+        assert mechanism.gaussian == 1.0
+        exact = privacy.epsilon_spent(mechanism, 1e-5)
+        assert exact == pytest.approx(trap["pld_add_remove"], rel=1e-4)
+        rdp = privacy.epsilon_spent(mechanism, 1e-5, accountant="rdp")
+        assert rdp == pytest.approx(trap["rdp_add_remove"], rel=1e-4)
+
+
+def test_epsilon_grows_with_steps_rate_and_trees_and_falls_with_noise_and_longer_phases():
+    def spent(mechanism):
+        return privacy.epsilon_spent(mechanism, 1e-5, accountant="rdp")
+
+    base = spent(privacy.dp_sgd_mechanism(poisson(0.01), 1.0, 100))
+    assert spent(privacy.dp_sgd_mechanism(poisson(0.01), 1.0, 200)) > base
+    assert spent(privacy.dp_sgd_mechanism(poisson(0.02), 1.0, 100)) > base
+    assert spent(privacy.dp_sgd_mechanism(poisson(0.01), 1.5, 100)) < base
+    everyone = privacy.full_batches(1000)
+    phases = [
+        spent(
+            privacy.spiderboost_mechanism(
+                everyone, poisson(0.01, 1000), 8.0, 4.0, num_steps=100, phase_length=q
+            )
+        )
+        for q in (3, 10, 50)
+    ]
+    assert phases[0] > phases[1] > phases[2]
+    trees = [spent(privacy.dp_ftrl_mechanism(4.0, s, n)) for s, n in ((8, 1), (64, 1), (64, 2))]
+    assert trees[0] < trees[1] < trees[2]
+
+
+def test_overflowing_batches_are_paid_for_or_refused():
+    sampling = privacy.poisson_sampling(10_000, 0.01, num_steps=100, delta=1e-5, epsilon=2.0)
+    mechanism = privacy.dp_sgd_mechanism(sampling, 1.0, 100)
+    assert 0 < mechanism.lost * (1 + math.exp(2.0)) <= 0.01 * 1e-5
+    paid = privacy.epsilon_spent(mechanism, 1e-5, accountant="rdp")
+    endless = privacy.dp_sgd_mechanism(sampling._replace(overflow=0.0), 1.0, 100)
+    assert privacy.epsilon_spent(endless, 1e-5, accountant="rdp") < paid
+    tight = sampling._replace(padded_size=110, overflow=0.15)
+    with pytest.raises(ValueError, match="padded_size must be larger"):
+        privacy.epsilon_spent(privacy.dp_sgd_mechanism(tight, 1.0, 100), 1e-5, accountant="rdp")
+
+
+def test_recursive_noise_is_private_for_each_chunk():
+    stddevs, mechanism = privacy.recursive_noise(
+        [5, 10], num_examples=200, clip_norm=1.0, noise_multiplier=3.0
+    )
+    for steps, stddev in zip((5, 10), stddevs, strict=True):
+        # K - 1 mean gradients of 100 rows, each of sensitivity 2 / 100
+        assert math.sqrt(steps - 1) * (2 / 100) / stddev == pytest.approx(mechanism.gaussian)
+
+
+def test_paper_constants_equal_recorded_ones(vectors):
+    names = {
+        "L0": "lipschitz", "L1": "smoothness", "eps": "epsilon", "n": "num_examples",
+        "b1": "anchor_size", "b2": "variation_size", "T": "num_steps", "q": "phase_length",
+        "c": "constant", "F0": "suboptimality", "d": "dimension", "p": "failure", "delta": "delta",
+    }  # fmt: skip
+
+    def arguments(row):
+        return {names[key]: value for key, value in row.items() if key != "out"}
+
+    for row in vectors["noise_scales"]["rows"]:
+        given = arguments(row)
+        # Scales are proportional to 1 / epsilon; beyond 1 the closed form is refused.
+        given["epsilon"], factor = min(1.0, row["eps"]), max(1.0, row["eps"])
+        scales = np.asarray(privacy.spiderboost_paper_noise(**given)) / factor
+        np.testing.assert_allclose(scales, row["out"], rtol=1e-12)
+    fields = {
+        "eta": "learning_rate", "b1": "anchor_size", "b2": "variation_size", "T": "num_steps",
+        "q": "phase_length", "alpha_bar": "alpha_bar", "n_min": "n_min", "rate": "rate",
+    }  # fmt: skip
+    for row in vectors["theorem_B3"]["rows"]:
+        theory = privacy.spiderboost_theory(**arguments(row))
+        for key, field in fields.items():
+            assert getattr(theory, field) == pytest.approx(row["out"][key], rel=1e-9)
+    fields = {
+        "b": "root_size", "D": "depth", "T": "num_rounds", "alpha": "alpha", "beta": "beta",
+        "stop_threshold": "stop_threshold", "bound": "bound", "n_min": "n_min",
+    }  # fmt: skip
+    for row in vectors["theorem_3_2"]["rows"]:
+        theory = privacy.tree_spider_theory(**arguments(row))
+        for key, field in fields.items():
+            assert getattr(theory, field) == pytest.approx(row["out"][key], rel=1e-6)
+
+
+def test_statement_names_unit_relation_delta_and_what_is_not_covered():
+    sampling = privacy.poisson_sampling(10_000, 0.01, num_steps=100, delta=1e-5)
+    mechanism = privacy.dp_sgd_mechanism(sampling, 1.0, 100)
+    text = privacy.privacy_statement(mechanism, 1e-5, unit="window of text", accountant="rdp")
+    for part in (
+        "delta = 1e-05",
+        "adding or removing one window of text",
+        "Poisson batches, rate 0.01 of 10,000",
+        "RDP",
+        "truncated at random",
+        "Not covered:",
+    ):
+        assert part in text
+    spent = privacy.epsilon_spent(mechanism, 1e-5, accountant="rdp")
+    assert f"epsilon = {spent:.4f}" in text
+
+
+def test_large_delta_warns():
+    with pytest.warns(UserWarning, match="publishing a whole example"):
+        privacy.calibrate_dp_sgd(privacy.full_batches(100), 1, epsilon=1.0, delta=0.01)
+
+
+def test_accountant_is_the_tightest_valid_one():
+    assert accounting.accountant_used(privacy.dp_ftrl_mechanism(1.0, 4)) == "rdp"
+    assert accounting.accountant_used(privacy.dp_sgd_mechanism(poisson(0.1), 1.0, 1)) == "pld"
+    assert accounting.accountant_used(privacy.one_pass_mechanism(1.0)) == "pld"

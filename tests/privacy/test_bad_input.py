@@ -1,0 +1,149 @@
+"""Errors where a value enters, naming it and what is allowed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import privacy
+
+pytestmark = pytest.mark.usefixtures("bad_input")
+KEY = jax.random.key(0)
+ROWS = np.ones((4, 2), np.float32)
+
+
+def loss(params, batch, key):
+    return jnp.mean(batch @ params)
+
+
+GRADIENT = privacy.clipped_grad_sum(loss, 1.0)
+SPIDER = {
+    "difference_clip": 1.0,
+    "anchor_noise_multiplier": 1.0,
+    "variation_noise_multiplier": 1.0,
+    "anchor_size": 4,
+    "variation_size": 4,
+}
+TREE = {
+    "depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 1.0, "beta": 1.0,
+    "noise_multiplier": 1.0,
+}  # fmt: skip
+THEORY = {
+    "num_examples": 100, "dimension": 2, "epsilon": 1.0, "delta": 1e-3, "lipschitz": 1.0,
+    "smoothness": 1.0, "suboptimality": 1.0,
+}  # fmt: skip
+EVERYONE = privacy.full_batches(4)
+
+CASES = {
+    "negative clip": (lambda: privacy.clipped_grad_sum(loss, -1.0), "clip_norm .* got -1.0"),
+    "nan clip": (lambda: privacy.clip_per_example(ROWS, float("nan")), "clip_norm"),
+    "infinite clip": (lambda: privacy.dp_aggregate(float("inf"), 0.0, 1, KEY), "clip_norm"),
+    "zero clip": (lambda: privacy.glm_clipped_grad_sum(privacy.logistic_loss, 0), "clip_norm"),
+    "mode": (lambda: privacy.clipped_grad_sum(loss, 1.0, mode="flatt"), "did you mean 'flat'"),
+    "microbatch": (
+        lambda: privacy.clipped_grad_sum(loss, 1.0, microbatch_size=0),
+        "microbatch_size .* >= 1",
+    ),
+    "no batch axis": (lambda: privacy.clip_per_example(jnp.ones(()), 1.0), "leading size"),
+    "empty batch": (lambda: GRADIENT(jnp.ones(2), np.ones((0, 2))), "leading size >= 1"),
+    "sizes differ": (
+        lambda: privacy.clip_per_example({"a": np.ones((2, 1)), "b": np.ones((3, 1))}, 1.0),
+        r"\(2, 1\), \(3, 1\)",
+    ),
+    "mask shape": (
+        lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(3, bool)),
+        r"mask must have shape \(4,\)",
+    ),
+    "relation": (lambda: GRADIENT.sensitivity("add_or_remov"), "did you mean 'add_or_remove'"),
+    "negative noise": (lambda: privacy.add_gaussian_noise(-1.0, KEY), "stddev"),
+    "batch size zero": (lambda: privacy.privatize_sum(1.0, 1.0, 0, KEY), "expected_batch_size"),
+    "q above T": (
+        lambda: privacy.spiderboost_counts(3, 4),
+        "phase_length must be at most num_steps = 3, got 4",
+    ),
+    "q zero": (lambda: privacy.spiderboost_counts(3, 0), "phase_length"),
+    "T zero": (lambda: privacy.spiderboost_counts(0, 1), "num_steps"),
+    "spiderboost noise": (
+        lambda: privacy.spiderboost(GRADIENT, **SPIDER | {"anchor_noise_multiplier": -1}),
+        "anchor_noise_multiplier",
+    ),
+    "tree size": (
+        lambda: privacy.tree_examples(6, 2),
+        r"root_size must be a multiple of 2\^depth = 4, got 6",
+    ),
+    "too few rows": (
+        lambda: privacy.tree_spider(GRADIENT, jnp.ones(2), ROWS, KEY, **TREE | {"num_rounds": 2}),
+        "= 6 examples, got 4",
+    ),
+    "recursive lengths": (
+        lambda: privacy.recursive_regularization(
+            GRADIENT, jnp.ones(2), ROWS, KEY, regularisation=1.0, steps_per_round=[3, 3],
+            radius=1.0, stddevs=[0.0],
+        ),
+        "2 and 1",
+    ),
+    "batch above n": (
+        lambda: privacy.fixed_batch(KEY, 3, 4),
+        "batch_size must be at most num_examples = 3, got 4",
+    ),
+    "rate": (lambda: privacy.poisson_batch(KEY, 3, 0.0, 1), "sampling_rate"),
+    "epsilon": (
+        lambda: privacy.calibrate_dp_sgd(EVERYONE, 1, epsilon=0, delta=1e-3),
+        "epsilon .* got 0",
+    ),
+    "delta": (
+        lambda: privacy.epsilon_spent(privacy.one_pass_mechanism(1.0), 1.0),
+        "delta .* got 1.0",
+    ),
+    "accountant": (
+        lambda: privacy.epsilon_spent(privacy.one_pass_mechanism(1.0), 0.1, accountant="pdl"),
+        "did you mean 'pld'",
+    ),
+    "share": (
+        lambda: privacy.calibrate_spiderboost(
+            EVERYONE, EVERYONE, num_steps=4, phase_length=2, epsilon=1.0, delta=1e-3,
+            anchor_share=1.0,
+        ),
+        "anchor_share",
+    ),
+    "closed form beyond 1": (
+        lambda: privacy.spiderboost_theory(**THEORY | {"epsilon": 1.5}),
+        "epsilon must be at most 1 .* got 1.5",
+    ),
+    "jl shapes": (
+        lambda: privacy.jl_embed(jnp.ones((2, 3)), jnp.ones((2, 4))),
+        r"\(2, 3\) and \(2, 4\)",
+    ),
+    "audit runs": (lambda: privacy.audit_llr(np.ones(3), np.ones(3), 1.0), "at least 30"),
+    "audit nan": (lambda: privacy.audit_llr(np.full(40, np.nan), np.ones(40), 1.0), "absent"),
+    "ghost check": (
+        lambda: privacy.check_ghost(None, None, None, np.ones((1, 2))),  # type: ignore[arg-type]
+        "at least 2 rows",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_values_are_refused_by_name(name):
+    call, message = CASES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: privacy.add_gaussian_noise(1.0, jnp.zeros(2, jnp.uint32)), "typed key"),
+        (lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(4)), "boolean or integer"),
+        (lambda: privacy.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_a_missing_accounting_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
+    with pytest.raises(ImportError, match=r"jaxkit\[privacy\]"):
+        privacy.one_pass_mechanism(1.0)

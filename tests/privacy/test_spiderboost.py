@@ -1,0 +1,227 @@
+"""Limits, errors and conventions of the stationary-point algorithms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from jaxkit import privacy
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(9, 3))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.sign(random.normal(size=9))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def runs(data, count_traces_module):
+    """SpiderBoost on all examples, swept over noise and keys by vmap, by phase length."""
+
+    def run(noise, key, phase_length):
+        estimator = privacy.spiderboost(
+            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+            difference_clip=0.25,
+            anchor_noise_multiplier=noise,
+            variation_noise_multiplier=noise,
+            anchor_size=9,
+            variation_size=9,
+        )
+        return privacy.run_spiderboost(
+            estimator,
+            optax.sgd(2.0),
+            jnp.zeros(3),
+            data,
+            key,
+            num_steps=STEPS,
+            phase_length=phase_length,
+            probe=lambda params: params,
+        )
+
+    counted = count_traces_module(run)
+    swept = jax.jit(jax.vmap(counted, (0, 0, None)), static_argnums=2)
+    return swept, counted
+
+
+@pytest.fixture(scope="module")
+def count_traces_module():
+    class Counter:
+        def __init__(self, function):
+            self.function, self.count = function, 0
+
+        def __call__(self, *args):
+            self.count += 1
+            return self.function(*args)
+
+    return Counter
+
+
+def descent(data, noise=None):
+    x, y = (np.asarray(leaf, np.float64) for leaf in data)
+    w, iterates = np.zeros(3), []
+    for t in range(STEPS):
+        g = (-y / (1 + np.exp(y * (x @ w)))) @ x / 9
+        w = w - 2.0 * (g if noise is None else g + noise[t])
+        iterates.append(w)
+    return np.asarray(iterates)
+
+
+def test_without_noise_every_phase_length_is_gradient_descent_and_nothing_retraces(
+    data, runs, close
+):
+    swept, counted = runs
+    keys = jax.random.split(jax.random.key(0), 2)
+    before = counted.count
+    for _ in range(2):
+        result = swept(jnp.zeros(2), keys, 3)
+    assert counted.count == before + 1
+    close(result.record.probe[0], descent(data))
+    close(result.params[1], descent(data)[-1])
+    # Runs draw their own random outputs, each one of the iterates.
+    for run in range(2):
+        rows = np.asarray(result.record.probe[run])
+        assert np.any(np.all(rows == np.asarray(result.random_params[run]), axis=1))
+    norms = np.asarray(result.record.estimate_norm[0])
+    iterates = np.concatenate([np.zeros((1, 3)), result.record.probe[0]])
+    np.testing.assert_array_equal(result.best_params[0], np.float32(iterates[np.argmin(norms)]))
+    assert np.all(np.asarray(result.record.count) == 9)
+    assert np.all(np.asarray(result.record.clipped) == 0)
+
+
+def test_phases_of_one_step_are_noisy_gradient_descent_with_the_same_draws(data, runs, close):
+    swept, _ = runs
+    key = jax.random.key(4)
+    _, estimator_key, _ = jax.random.split(key, 3)
+    stream = jax.random.fold_in(estimator_key, 0)
+    noise = [0.5 / 9 * privacy.gaussian_draw(stream, t, jnp.zeros(3)) for t in range(STEPS)]
+    result = swept(jnp.full(1, 0.5), key[None], 1)
+    close(result.record.probe[0], descent(data, np.asarray(noise, np.float64)))
+
+
+def test_estimation_error_has_the_variance_of_the_lemma(data):
+    """Full batch: the error is the anchor's noise and that of the differences since."""
+    runs, z1, z2 = 2000, 3.0, 2.0
+    points = jnp.asarray([[0.0, 0, 0], [1.0, 0, 0], [1.0, 2.0, 0], [1.0, 2.0, 50.0]])
+
+    def error(key):
+        estimator = privacy.spiderboost(
+            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+            difference_clip=0.25,
+            anchor_noise_multiplier=z1,
+            variation_noise_multiplier=z2,
+            anchor_size=9,
+            variation_size=9,
+        )
+        state, _ = estimator.anchor(estimator.init(points[0], key), points[0], data)
+        for point in points[1:]:
+            state, _ = estimator.variation(state, point, data)
+        return state.estimate
+
+    estimates = np.asarray(jax.jit(jax.vmap(error))(jax.random.split(jax.random.key(1), runs)))
+    x, y = (np.asarray(leaf, np.float64) for leaf in data)
+    truth = (-y / (1 + np.exp(y * (x @ np.asarray(points[-1]))))) @ x / 9
+    bounds = [min(0.25 * d, 2.0) for d in (1.0, 2.0, 50.0)]  # the cap binds for the last
+    variance = (z1**2 + sum((z2 * b) ** 2 for b in bounds)) / 9**2
+    statistic = np.sum((estimates - truth) ** 2) / variance
+    low, high = stats.chi2(3 * runs).interval(0.999)
+    assert low < statistic < high
+
+
+def test_still_parameters_need_no_noise(data):
+    estimator = privacy.spiderboost(
+        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+        difference_clip=0.25,
+        anchor_noise_multiplier=1.0,
+        variation_noise_multiplier=5.0,
+        anchor_size=9,
+        variation_size=9,
+    )
+
+    @jax.jit
+    def twice(params):
+        state, _ = estimator.anchor(estimator.init(params, jax.random.key(0)), params, data)
+        return state.estimate, estimator.variation(state, params, data)[0].estimate
+
+    first, second = twice(jnp.ones(3))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_poisson_batches_estimate_the_full_gradient_without_bias(data):
+    sampling = privacy.Sampling("poisson", 9, 4.5, 9)
+    estimator = privacy.spiderboost(
+        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+        difference_clip=0.25,
+        anchor_noise_multiplier=0.0,
+        variation_noise_multiplier=0.0,
+        anchor_size=sampling.expected_size,
+        variation_size=sampling.expected_size,
+    )
+
+    def first_step(key):
+        run = privacy.run_spiderboost(
+            estimator,
+            optax.sgd(1.0),
+            jnp.zeros(3),
+            data,
+            key,
+            num_steps=1,
+            phase_length=1,
+            draw_anchor=sampling.draw,
+        )
+        return run.params, run.record.count[0]
+
+    params, counts = jax.jit(jax.vmap(first_step))(jax.random.split(jax.random.key(2), 4000))
+    x, y = (np.asarray(leaf, np.float64) for leaf in data)
+    expected = (y / 2) @ x / 9
+    error = np.std(params, axis=0) / 4000**0.5
+    assert np.all(np.abs(np.mean(params, axis=0) - expected) < 4.5 * error)
+    assert len(set(np.asarray(counts).tolist())) > 5
+
+
+def test_huber_instance_cannot_be_solved_better_than_its_lower_bound():
+    """Theorem 4.3: for Huber losses, the gradient is the error of a private mean."""
+    n, d, mu = 200, 16, 0.5
+    random = np.random.default_rng(3)
+    x = random.normal(size=(n, d)) / d**0.5 / 8
+    data = jnp.asarray(x, jnp.float32)
+    loss = lambda w, row, key: jnp.mean(optax.huber_loss(jnp.linalg.norm(row - w, axis=-1)))  # noqa: E731
+
+    def final(key):
+        noise = privacy.privatize_sum(1.0, STEPS**0.5 / mu, n, key)
+        gradient = privacy.clipped_grad_sum(loss, 1.0)
+
+        def step(carry, _):
+            w, state = carry
+            update, state = noise.update(gradient(w, data).total, state)
+            return (w - 0.5 * update, state), None
+
+        start = jnp.full(d, 1e-3)
+        return jax.lax.scan(step, (start, noise.init(start)), length=STEPS)[0][0]
+
+    outputs = np.asarray(jax.jit(jax.vmap(final))(jax.random.split(jax.random.key(0), 30)))
+    errors = np.linalg.norm(outputs - x.mean(0), axis=1)
+    assert errors.mean() > 0.3 * d**0.5 / (n * mu)
+
+
+def test_projection_preserves_norms_and_keeps_half_of_a_low_rank_space():
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return privacy.projection(key, 64, 20)
+
+    phi = np.asarray(draw(jax.random.split(jax.random.key(0), 300)))
+    x = np.random.default_rng(0).normal(size=64)
+    ratios = np.sum((phi @ x) ** 2, axis=1) / np.sum(x**2)
+    assert abs(ratios.mean() - 1) < 4 * ratios.std() / 300**0.5
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(64, 5)))[0]
+    smallest = np.linalg.svd(phi @ basis, compute_uv=False)[:, -1]
+    assert np.median(smallest) > 0.45  # k = 4 rank
+    assert privacy.jl_dimension(5, 64) == 20
+    np.testing.assert_array_equal(privacy.projection(jax.random.key(0), 4, 9), np.eye(4))

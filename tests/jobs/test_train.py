@@ -178,15 +178,17 @@ def test_the_width_rule_reaches_the_optimizer_and_the_readout(small_config, tmp_
     assert dataclasses.replace(plain, base_width=16).model(30).config.readout_multiplier == 1.0
 
     def first_update(config):
-        params = jax.tree.map(
-            jax.numpy.ones_like, nn.meta.unbox(lexinvariant.initializer(config.model(30))(KEY))
-        )
+        shapes = jax.eval_shape(lexinvariant.initializer(config.model(30)), KEY)
+        params = jax.tree.map(lambda p: jax.numpy.ones(p.shape), nn.meta.unbox(shapes))
         optimizer = config.optimizer(30)
-        gradient = jax.tree.map(lambda p: 1e-3 * jax.numpy.ones_like(p), params)
-        state = optimizer.init(params)
-        _, state = optimizer.update(gradient, state, params)  # the first has learning rate 0
-        updates, _ = optimizer.update(gradient, state, params)
-        return updates["params"]
+        gradient = jax.tree.map(lambda p: 1e-3 * p, params)
+
+        @jax.jit
+        def two_updates(gradient, params):
+            _, state = optimizer.update(gradient, optimizer.init(params), params)
+            return optimizer.update(gradient, state, params)[0]  # the first has learning rate 0
+
+        return two_updates(gradient, params)["params"]
 
     wide = first_update(scaled)
     unscaled = first_update(dataclasses.replace(scaled, base_width=None))

@@ -30,6 +30,7 @@ from jaxkit.lexinvariant.cipher_solvers import (
     match_frequencies,
 )
 from jaxkit.lexinvariant.ciphers import (
+    cipher_key_assignment,
     cipher_key_average,
     cipher_key_vote,
     key_precision,
@@ -124,6 +125,7 @@ __all__ = [
     "bayes_lexinvariant",
     "beam_search_key",
     "chunked_cross_entropy",
+    "cipher_key_assignment",
     "cipher_key_average",
     "cipher_key_vote",
     "climb_key",

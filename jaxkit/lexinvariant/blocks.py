@@ -81,6 +81,18 @@ class RMSNorm(nn.Module):
         return (wide * inverse * scale).astype(x.dtype)
 
 
+def _attend(query, key, value, bias, mask, implementation):
+    if implementation == "einsum":
+        logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
+        logits = logits if mask is None else jnp.where(mask, logits, _MASKED)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        return jnp.einsum("bhts,bshd->bthd", weights, value)
+    attend: Any = jax.nn.dot_product_attention
+    mask = None if mask is None else mask[None, None]
+    return attend(query, key, value, bias=bias, mask=mask, scale=1.0, implementation=implementation)
+
+
 class Block(nn.Module):
     """One layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
@@ -104,10 +116,11 @@ class Block(nn.Module):
     def _attention(self, x, cache, position, shared_bias):
         c = self.config
         batch, length = x.shape[:2]
-        query, key, value = (
-            project(x, self._kernel(name, ("embed", "heads", "head_dim")))
-            for name in ("query", "key", "value")
-        )
+        kernels = [
+            self._kernel(name, ("embed", "heads", "head_dim")) for name in ("query", "key", "value")
+        ]
+        # One product for all three; side by side in each head, so that heads may be sharded.
+        query, key, value = jnp.split(project(x, jnp.concatenate(kernels, axis=-1)), 3, axis=-1)
         if c.position == "rope":
             here = position + jnp.arange(length)
             query, key = positions.rotate(query, here), positions.rotate(key, here)
@@ -135,16 +148,7 @@ class Block(nn.Module):
             # The mask rides in the bias: one pass over the logits less, forward and backward.
             bias = jnp.where(mask, bias, _MASKED).astype(query.dtype)
             bias, mask = _broadcast_over_batch(bias, batch), None
-        attend: Any = jax.nn.dot_product_attention
-        attended = attend(
-            query,
-            key,
-            value,
-            bias=bias,
-            mask=None if mask is None else mask[None, None],
-            scale=1.0,
-            implementation=c.attention_implementation,
-        )
+        attended = _attend(query, key, value, bias, mask, c.attention_implementation)
         out = self._kernel("out", ("heads", "head_dim", "embed"))
         return project(attended, out), cache
 

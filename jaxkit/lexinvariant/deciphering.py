@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from jaxkit import datasets, validation
 from jaxkit.lexinvariant import ciphers, decoder, embeddings, objective
 
 HidingMethod = Literal["lexinvariant", "relabel"]
+_CONTEXTS_AT_ONCE = 64
 
 
 class DecipherProbe(nn.Module):
@@ -252,8 +254,9 @@ def decipher(
 ) -> Decipherment:
     """Recover the key of a substitution cipher from how its symbols are used.
 
-    The text is cut into contexts of `context_length` tokens, each read on its own. The symbols
-    guessed at positions of equal context length, over all contexts, vote for one key.
+    The text is cut into contexts of `context_length` tokens, each read on its own. What the probe
+    says at positions of equal context length, over all contexts, is added up, and the one-to-one
+    key of largest total is taken (`cipher_key_assignment`).
 
     Args:
         model: the language model, trained lexinvariantly.
@@ -266,7 +269,7 @@ def decipher(
         encipher: whether to encipher the lower-case letters of `text` with a random permutation
             among themselves; otherwise `text` is taken as ciphertext.
         context_length: tokens of a context, at most what the model was trained on.
-        num_windows: ranges of positions that vote apart.
+        num_windows: ranges of positions, each with its own key.
 
     Returns:
         The keys by context length, and the text read with the last of them.
@@ -310,35 +313,34 @@ def decipher(
     rows = jnp.asarray(cipher[: count * length].reshape(count, length))
     keys = embeddings.sequence_keys(table_key, jnp.arange(count))
 
-    @jax.jit
-    def read(params, probe_params, rows, keys):
-        def one(row_key):
-            row, key = row_key
-            log_probs = decipher_log_probs(model, params, probe, probe_params, row[None], key[None])
-            return jnp.argmax(log_probs[0], axis=-1)
-
-        # A long text would need scores [B, T, V] of all its contexts at once.
-        return jax.lax.map(one, (rows, keys), batch_size=64)
-
-    guesses = np.asarray(read(params, probe_params, rows, keys))
-
-    windows, entries = [], np.arange(0)
-    bounds = np.linspace(0, length, num_windows + 1).astype(int)
-    for start, stop in itertools.pairwise(bounds):
-        seen, guess = np.asarray(rows)[:, start:stop], guesses[:, start:stop]
-        entries = np.asarray(
-            ciphers.cipher_key_vote(
-                jnp.asarray(seen.ravel()), jnp.asarray(guess.ravel()), vocab_size
+    bounds = tuple(np.linspace(0, length, num_windows + 1).astype(int).tolist())
+    # A long text a few contexts at a time: their scores [B, T, V] would not fit at once.
+    found = []
+    for start in range(0, count, _CONTEXTS_AT_ONCE):
+        some = slice(start, start + _CONTEXTS_AT_ONCE)
+        found.append(
+            jax.device_get(
+                _read(model, probe, bounds, params, probe_params, rows[some], keys[some])
             )
         )
+    guesses = np.concatenate([part[0] for part in found])
+    totals = sum(part[1].astype(np.float64) for part in found)
+    seen_ids = np.any([part[2] for part in found], axis=0)
+
+    windows, entries = [], np.arange(0)
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        seen, guess = np.asarray(rows)[:, start:stop], guesses[:, start:stop]
+        # Rounded from float64 sums over all contexts.
+        total = jnp.asarray(totals[number], jnp.float32)
+        entries = np.asarray(_assign(total, jnp.asarray(seen_ids[number])))
         precision = ciphers.key_precision(
             jnp.asarray(entries), jnp.asarray(mapping), jnp.asarray(letters)
         )
         truth = plain[: count * length].reshape(count, length)[:, start:stop]
         windows.append(
             DecipheredWindow(
-                int(start),
-                int(stop),
+                start,
+                stop,
                 {names[c]: names[entries[c]] for c in np.unique(seen)},
                 float(precision) if encipher else None,
                 float(np.mean(guess == truth)) if encipher else None,
@@ -351,3 +353,19 @@ def decipher(
         tuple(windows),
         {names[mapping[v]]: names[v] for v in letters} if encipher else None,
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _read(model, probe, bounds, params, probe_params, rows, keys):
+    """Guesses ``[B, T]``, and for each window what `ciphers.evidence` gathers over the contexts."""
+    log_probs = decipher_log_probs(model, params, probe, probe_params, rows, keys)
+    vocab_size = model.config.vocab_size
+    parts = [
+        ciphers.evidence(rows[:, a:b].ravel(), log_probs[:, a:b].reshape(-1, vocab_size))
+        for a, b in itertools.pairwise(bounds)
+    ]
+    totals, seen = (jnp.stack(part) for part in zip(*parts, strict=True))
+    return log_probs.argmax(axis=-1), totals, seen
+
+
+_assign = jax.jit(ciphers.assigned_key)

@@ -197,7 +197,7 @@ def test_a_run_without_names_reads_a_cipher_better_the_longer_the_context(tmp_pa
     precision, accuracy = np.array(windows, float).T
     assert len(windows) == 6
     assert accuracy[-1] > accuracy[0] + 10
-    assert precision[-1] == 100
+    assert precision.mean() > 75  # guessing: 17
     ciphertext = re.search(r"ciphertext  (\w+)\nread as     (\w+)", printed)
     assert (tmp_path / "other.txt").read_text().startswith(ciphertext[2])
     assert ciphertext[1] != ciphertext[2]

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,25 @@ def test_averaging_log_probs_weighs_confidence_where_voting_does_not():
     assert lx.cipher_key_vote(cipher, guesses, 2).tolist() == [1, -1]
     assert lx.cipher_key_average(cipher, log_probs).tolist() == [0, -1]
     assert lx.cipher_key_average(cipher, log_probs, 1).tolist() == [1, -1]
+
+
+def test_the_assigned_key_is_the_best_of_all_one_to_one_keys():
+    rng = np.random.default_rng(0)
+    assign = jax.jit(lx.cipher_key_assignment)
+    for _ in range(5):
+        log_probs = jnp.asarray(np.log(rng.dirichlet(np.full(5, 0.3), 12) + 1e-3), jnp.float32)
+        cipher = jnp.asarray(rng.integers(0, 4, 12))  # the symbol 4 does not occur
+        found = np.asarray(assign(cipher, log_probs, 1, 9))
+        part, guesses = np.asarray(cipher)[1:10], np.asarray(log_probs, np.float64)[1:10]
+
+        def total(key, part=part, guesses=guesses):
+            return sum(guesses[t, key[c]] for t, c in enumerate(part))
+
+        best = max(total(key) for key in itertools.permutations(range(5)))
+        occurring = np.isin(np.arange(5), part)
+        assert np.array_equal(found >= 0, occurring)
+        assert len(set(found[occurring])) == occurring.sum()
+        assert total(found) == pytest.approx(best, abs=1e-4)
 
 
 def test_precision_counts_only_the_symbols_asked_for():

@@ -9,7 +9,7 @@ KEY = jax.random.key(3)
 draw = jax.jit(lx.draw_embedding, static_argnums=(1, 2, 3, 4))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("kind", ["gaussian", pytest.param("rademacher", marks=pytest.mark.slow)])
 def test_single_rows_are_bitwise_those_of_the_whole_table(kind):
     keys = lx.sequence_keys(KEY, jnp.arange(4))
     tokens = jnp.array([[5, 0, 5], [1, 2, 3], [0, 0, 0], [8, 7, 6]])
@@ -20,8 +20,8 @@ def test_single_rows_are_bitwise_those_of_the_whole_table(kind):
 
 def test_a_sequence_draws_the_same_table_in_any_batch_and_under_vmap():
     whole = draw(lx.sequence_keys(KEY, jnp.arange(6)), 5, 8)
-    part = draw(lx.sequence_keys(KEY, jnp.array([4, 1])), 5, 8)
-    assert np.array_equal(whole[jnp.array([4, 1])], part)
+    order = jnp.array([4, 1, 1, 0, 5, 4])
+    assert np.array_equal(whole[order], draw(lx.sequence_keys(KEY, order), 5, 8))
     single = jax.jit(jax.vmap(lambda k: lx.draw_embedding(k[None], 5, 8)[0]))(
         lx.sequence_keys(KEY, jnp.arange(6))
     )

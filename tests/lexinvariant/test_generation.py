@@ -22,7 +22,7 @@ def params():
 generate = jax.jit(functools.partial(lx.generate, MODEL), static_argnums=2)
 
 
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("given", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_temperature_zero_repeats_the_most_probable_next_token(given):
     table = None
     if given:

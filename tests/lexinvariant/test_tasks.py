@@ -111,6 +111,7 @@ def test_accuracy_is_one_for_a_perfect_reader(method, lookups):
     assert float(measure(model, params, lookups, method)) == 1.0
 
 
+@pytest.mark.slow
 def test_accuracy_of_an_untrained_model_is_that_of_guessing(lookups):
     config = lx.DecoderConfig(15, d_model=8, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
     model = lx.DecoderLM(config)

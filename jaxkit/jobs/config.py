@@ -215,6 +215,7 @@ class TrainConfig:
             # 1/m on the logits; the model's own 1/sqrt(D) has done half of it.
             multiplier = width_room.readout_multiplier(self.d_model, self.base_width)
             multiplier *= (self.d_model / self.base_width) ** 0.5
+        on_cpu = jax.default_backend() == "cpu"
         return lexinvariant.DecoderLM(
             lexinvariant.DecoderConfig(
                 vocab_size,
@@ -231,7 +232,8 @@ class TrainConfig:
                 gated_mlp=self.gated_mlp,
                 dtype=self.dtype,
                 remat=self.remat,
-                unroll_layers=jax.default_backend() == "cpu" and self.num_layers <= 8,
+                unroll_layers=on_cpu and self.num_layers <= 8,
+                attention_implementation="einsum" if on_cpu else None,
                 readout_multiplier=multiplier,
             )
         )

@@ -36,6 +36,12 @@ from jaxkit.continual.expandable_state import (
     init_sema,
     parameter_counts,
 )
+from jaxkit.continual.figures import (
+    accuracy_matrix_figure,
+    expansion_figure,
+    router_weights_by_task,
+    router_weights_figure,
+)
 from jaxkit.continual.forward_pass import (
     Forward,
     adapted_forward,
@@ -134,6 +140,7 @@ __all__ = [
     "Trainable",
     "VisionTransformer",
     "WeightReport",
+    "accuracy_matrix_figure",
     "active_slots",
     "adapted_forward",
     "add_adapter",
@@ -153,6 +160,7 @@ __all__ = [
     "digits_stream",
     "domain_incremental_stream",
     "empty_records",
+    "expansion_figure",
     "expansion_scores",
     "first_trigger",
     "folder_stream",
@@ -181,6 +189,8 @@ __all__ = [
     "require_finite_statistics",
     "resize_position_embedding",
     "router_weights",
+    "router_weights_by_task",
+    "router_weights_figure",
     "run_stream",
     "sema_programs",
     "sgd",

@@ -146,31 +146,32 @@ def init_sema(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
         (1, 2, 8, 2)
     """
     width, slots, blocks = config.model.width, config.capacity, config.num_expandable
-    single_key, head_key, *block_keys = jax.random.split(key, 2 + blocks)
-    single = jax.vmap(lambda k: init_adapter(k, width, config.adapter_dim))(
-        jax.random.split(single_key, max(len(config.single), 1))
-    )
-    single = jax.tree.map(lambda leaf: leaf[: len(config.single)], single)
+    single_key, head_key, slot_key = jax.random.split(key, 3)
+    keys = jax.random.split(single_key, max(len(config.single), 1))
+    single = jax.vmap(lambda k: init_adapter(k, width, config.adapter_dim))(keys)
     bound = width**-0.5
     head = Head(
         jax.random.uniform(head_key, (width, config.num_classes), minval=-bound, maxval=bound),
         jnp.zeros(config.num_classes),
     )
-
-    def empty(fresh: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.zeros((blocks, slots, *leaf.shape)), fresh)
-
-    adapter, descriptor, _ = _fresh_slot(key, config)
-    router = Router(jnp.zeros((blocks, width, slots)), jnp.zeros((blocks, slots)))
-    state = SEMAState(
-        FunctionalParams(single, empty(adapter), router, head),
-        empty(descriptor),
-        empty_records(config.buffer_size, (blocks, slots)),
-        jnp.zeros(blocks, jnp.int32),
+    first = jax.vmap(lambda k: _fresh_slot(k, config))(jax.random.split(slot_key, blocks))
+    adapters, descriptors = jax.tree.map(
+        lambda leaf: jnp.pad(leaf[:, None], [(0, 0), (0, slots - 1)] + [(0, 0)] * (leaf.ndim - 1)),
+        first[:2],
     )
-    for index, block_key in enumerate(block_keys):
-        state = _fill_slot(block_key, config, state, index)
-    return state
+    column = first[2]
+    router = Router(
+        jnp.pad(column.kernel[..., None], [(0, 0), (0, 0), (0, slots - 1)]),
+        jnp.pad(column.bias[..., None], [(0, 0), (0, slots - 1)]),
+    )
+    return SEMAState(
+        FunctionalParams(
+            jax.tree.map(lambda leaf: leaf[: len(config.single)], single), adapters, router, head
+        ),
+        descriptors,
+        empty_records(config.buffer_size, (blocks, slots)),
+        jnp.ones(blocks, jnp.int32),
+    )
 
 
 def add_adapter(

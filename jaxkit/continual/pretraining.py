@@ -33,7 +33,7 @@ def tiny_vision_transformer(
 def photometric_augment(
     key: Key[Array, ""], images: Float[Array, "B H W C"]
 ) -> Float[Array, "B H W C"]:
-    """Change contrast (0.4 to 1) and brightness of each image, and add noise (up to 0.2).
+    """Change each image's contrast (0.4 to 1) and brightness (by up to 0.2), add noise (up to 0.2).
 
     Args:
         key: typed key.
@@ -49,8 +49,7 @@ def photometric_augment(
     contrast_key, brightness_key, level_key, noise_key = jax.random.split(key, 4)
     shape = (len(images), 1, 1, 1)
     contrast = jax.random.uniform(contrast_key, shape, minval=0.4, maxval=1.0)
-    # Whatever contrast leaves free may be brightness.
-    brightness = jax.random.uniform(brightness_key, shape) * (1 - contrast)
+    brightness = jax.random.uniform(brightness_key, shape, minval=-0.2, maxval=0.2)
     level = jax.random.uniform(level_key, shape, maxval=0.2)
     noise = level * jax.random.normal(noise_key, images.shape)
     return contrast * images + brightness + noise

@@ -260,7 +260,7 @@ def digits_stream(seed: int = 0) -> tuple[Stream, ArraySplit]:
     Upright, inverted (dark on light) and rotated by 90 degrees; every domain arrives twice with
     fresh images. Classes are digit and domain, so that tasks 2, 4 and 6 bring new images of known
     classes, which is no shift. 449 upright digits are kept for the backbone and 360 for the tests,
-    of which each task of a domain has one half; the other 988, in three parts, are dealt to the
+    of which each task of a domain has one half; of the others, three parts of 320 are dealt to the
     tasks in turn.
 
     Args:
@@ -277,7 +277,7 @@ def digits_stream(seed: int = 0) -> tuple[Stream, ArraySplit]:
     Example:
         >>> stream, pretraining = digits_stream()
         >>> [(task.name, len(task.train_images)) for task in stream.tasks[:2]]
-        [('upright A', 330), ('upright B', 329)]
+        [('upright A', 320), ('upright B', 320)]
     """
     from jaxkit import datasets
 
@@ -287,7 +287,7 @@ def digits_stream(seed: int = 0) -> tuple[Stream, ArraySplit]:
     labels = np.concatenate([digits.train_labels, digits.test_labels])  # type: ignore[list-item]
     order = np.random.default_rng(seed).permutation(len(images))
     pretraining, test, rest = np.split(order, [449, 449 + 360])
-    pieces, halves = np.array_split(rest, 3), np.array_split(test, 2)
+    pieces, halves = np.split(rest[:960], 3), np.array_split(test, 2)
     parts = []
     for number in range(2 * len(DIGIT_DOMAINS)):
         domain, half = list(DIGIT_DOMAINS)[number // 2], number % 2

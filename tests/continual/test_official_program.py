@@ -12,11 +12,16 @@ from jaxkit import continual
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=["float64"])
 def precision(request):
-    """Run in one precision, and give its tolerance."""
+    """Run in one precision, float64 unless a test asks for both."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+both = pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
+)
 
 
 def close(found, expected, precision):
@@ -117,6 +122,7 @@ def test_block_grows_where_every_descriptor_is_surprised(sema_golden, official, 
         assert (trigger is not None) == case["added"]
 
 
+@both
 def test_transformer_with_adapters_matches(sema_golden, official, precision):
     golden = sema_golden["sema_vit_forward"]
     config, backbone, state = official.state(golden, garbage=np.nan)
@@ -150,9 +156,10 @@ def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, prec
     close(gradient.sum(1), np.zeros(3), precision)
 
 
+@both
 def test_training_trace_of_both_phases(sema_golden, official, precision):
     golden, trace = sema_golden["sema_vit_forward"], sema_golden["training_trace"]
-    config, backbone, state = official.state(golden, garbage=7.0)
+    config, backbone, state = official.state(golden, garbage=np.nan)
     block, slot = 1, golden["n_adapters"][2]
     new, params = trace["new_params_init"], state.params
     fresh = official.adapter(new, "new_adapter.functional.")

@@ -1,0 +1,163 @@
+"""Pictures of a stream: who forgot what, when a block grew, which adapters each task uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxkit import plotting
+from jaxkit.continual.expandable_state import SEMAConfig
+from jaxkit.continual.sema_learner import SEMALearner
+from jaxkit.continual.stream_runs import StreamResult
+from jaxkit.continual.streams import Stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def accuracy_matrix_figure(
+    accuracy: Float[np.ndarray, "T T"], names: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Accuracy on each task (rows) after each task (columns), in percent.
+
+    Args:
+        accuracy: `accuracy[i, j]` on task i after training task j; NaN is left white.
+        names: of the tasks.
+        title: of the picture.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = accuracy_matrix_figure(np.array([[1.0, 0.5], [np.nan, 0.7]]), ["a", "b"])
+    """
+    size = max(3.4, 1.6 + 0.55 * len(names))
+    figure, panel = plotting.axes(width=size + 0.8, height=size)
+    panel.grid(False)
+    image = panel.imshow(100 * accuracy, cmap="viridis", vmin=0, vmax=100)
+    for i, row in enumerate(accuracy):
+        for j, value in enumerate(row):
+            if np.isfinite(value):
+                colour = "black" if value > 0.6 else "white"
+                panel.text(
+                    j, i, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8
+                )
+    ticks = range(len(names))
+    panel.set_xticks(ticks, [str(t + 1) for t in ticks])
+    panel.set_yticks(ticks, [f"{t + 1}: {name}" for t, name in enumerate(names)])
+    panel.set(xlabel="after task", title=title)
+    figure.colorbar(image, ax=panel, label="accuracy, %", shrink=0.8)
+    return figure
+
+
+def expansion_figure(
+    result: StreamResult, config: SEMAConfig, threshold: float, names: Sequence[str]
+) -> Figure:
+    """Scores of all scanned batches by task and block, the threshold, and where a block grew.
+
+    Args:
+        result: of a `SEMALearner` with the policy `"on_shift"`.
+        config: its shapes.
+        threshold: its threshold.
+        names: of the tasks.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from jaxkit.continual import VisionTransformer
+        >>> config = SEMAConfig(VisionTransformer(), 10, expand_from=11, expand_to=11)
+        >>> event = {"kind": "scan", "task": 1, "pass": 0, "batch": 0, "scores": [[0.8]]}
+        >>> result = StreamResult(np.eye(2), np.ones(2, int), (event,), None, 0, True)
+        >>> figure = expansion_figure(result, config, 1.0, ["a", "b"])
+    """
+    figure, panel = plotting.axes(width=7.5, height=3.4)
+    width = 0.6 / config.num_expandable
+    for e, block in enumerate(config.expandable):
+        colour = plotting.COLORS[e % len(plotting.COLORS)]
+        shift = (e - (config.num_expandable - 1) / 2) * width
+        scans = [event for event in result.events if event["kind"] == "scan"]
+        points = [(s["task"] + shift, row[e]) for s in scans for row in s["scores"]]
+        if points:
+            x, y = np.array(points).T
+            panel.plot(x, y, "o", color=colour, alpha=0.45, markersize=4, linewidth=0,
+                       label=f"block {block}")  # fmt: skip
+        grew = [
+            (event["task"] + shift, event["score"])
+            for event in result.events
+            if event["kind"] == "expand" and event["block"] == block and event["score"] is not None
+        ]
+        if grew:
+            x, y = np.array(grew).T
+            panel.plot(x, y, "*", color=colour, markersize=14, markeredgecolor="black",
+                       linewidth=0, label=f"block {block} grows")  # fmt: skip
+    if np.isfinite(threshold):
+        panel.axhline(threshold, color="#999999", linestyle="--", linewidth=1, label="threshold")
+    panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    panel.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, None), ylabel="score of a batch",
+              title="When a block grows")  # fmt: skip
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False,
+                  fontsize="small")  # fmt: skip
+    return figure
+
+
+def router_weights_by_task(
+    learner: SEMALearner, state: Any, stream: Stream
+) -> Float[np.ndarray, "T E K"]:
+    """Mean weight of each adapter on the test images of each task.
+
+    Args:
+        learner: SEMA.
+        state: what it has learnt.
+        stream: the tasks.
+
+    Returns:
+        Weights; over adapters they sum to 1.
+
+    Example:
+        >>> router_weights_by_task.__annotations__["stream"]
+        'Stream'
+    """
+    return np.stack([learner.inspect(state, task.test_images)[2].mean(0) for task in stream.tasks])
+
+
+def router_weights_figure(
+    weights: Float[np.ndarray, "T E K"], config: SEMAConfig, names: Sequence[str]
+) -> Figure:
+    """Which adapters each task uses, a panel a block.
+
+    Args:
+        weights: from `router_weights_by_task`.
+        config: shapes.
+        names: of the tasks.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from jaxkit.continual import VisionTransformer
+        >>> config = SEMAConfig(VisionTransformer(), 10, expand_from=11, expand_to=11, capacity=2)
+        >>> figure = router_weights_figure(np.full((2, 1, 2), 0.5), config, ["a", "b"])
+    """
+    blocks = config.num_expandable
+    figure, panels = plotting.axes(
+        1, blocks, width=max(2.6, 7.5 / blocks), height=3.2, sharey=True, squeeze=False
+    )
+    used = int(np.flatnonzero(weights.max((0, 1)) > 0).max()) + 1
+    for e, (block, panel) in enumerate(zip(config.expandable, panels[0], strict=True)):
+        below = np.zeros(len(names))
+        for slot in range(used):
+            share = weights[:, e, slot]
+            colour = plotting.COLORS[slot % len(plotting.COLORS)]
+            panel.bar(range(len(names)), share, bottom=below, color=colour,
+                      label=f"adapter {slot + 1}")  # fmt: skip
+            below = below + share
+        panel.set_xticks(range(len(names)), names, rotation=35, ha="right")
+        panel.set(title=f"block {block}", ylim=(0, 1))
+    panels[0][0].set(ylabel="mean weight of the adapter")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper",
+                  frameon=False, fontsize="small")  # fmt: skip
+    return figure

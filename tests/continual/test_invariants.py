@@ -1,0 +1,312 @@
+"""What must hold whatever the numbers are."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from jaxkit import continual
+from jaxkit.continual import error_records, freezing, routers
+
+MODEL = continual.VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
+CONFIG = continual.SEMAConfig(MODEL, 4, 2, 3, 1, 1, capacity=4, buffer_size=6)
+
+
+@pytest.fixture(scope="module")
+def layer():
+    """Random adapters and a router of 3 slots, pooled features and a residual stream."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    adapters = continual.Adapter(draw(3, 8, 2), draw(3, 2), draw(3, 2, 8), draw(3, 8))
+    return adapters, continual.Router(draw(8, 3), draw(3)), draw(5, 4, 8)
+
+
+@functools.partial(jax.jit, static_argnames="routing")
+def mixed(adapters, router, x, active, key, routing="soft"):
+    pooled = x.mean(1)
+    errors = jnp.abs(pooled[:, :1] * jnp.array([1.0, 0.5, 2.0])).T
+    weights = continual.router_weights(
+        router, pooled, active, routing=routing, errors=errors, key=key
+    )
+    return weights, continual.mixture_of_adapters(adapters, x, weights)
+
+
+def test_an_added_adapter_keeps_the_ratios_of_the_old_weights(layer):
+    adapters, router, x = layer
+    before, _ = mixed(adapters, router, x, jnp.array([True, True, False]), jax.random.key(0))
+    after, _ = mixed(adapters, router, x, jnp.array([True, True, True]), jax.random.key(0))
+    np.testing.assert_allclose(after[:, 0] / after[:, 1], before[:, 0] / before[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(after.sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("routing", routers.ROUTINGS)
+def test_every_routing_weighs_active_slots_only(layer, routing):
+    adapters, router, x = layer
+    active = jnp.array([True, True, False])
+    weights, _ = mixed(adapters, router, x, active, jax.random.key(0), routing=routing)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+    assert np.all(weights[:, 2] == 0)
+    expected = {
+        "average": lambda: np.full((5, 2), 0.5),
+        "top1": lambda: np.eye(2)[np.argmax((x.mean(1) @ router.kernel + router.bias)[:, :2], 1)],
+        "descriptor": lambda: np.eye(2)[np.ones(5, int)],
+    }
+    if routing in expected:
+        np.testing.assert_allclose(weights[:, :2], expected[routing](), rtol=1e-6)
+    if routing == "random_choice":
+        assert set(np.unique(weights)) == {0.0, 1.0}
+
+
+def test_the_order_of_samples_does_not_matter(layer):
+    adapters, router, x = layer
+    active, order = jnp.ones(3, bool), jnp.array([3, 1, 4, 0, 2])
+    _, one = mixed(adapters, router, x, active, jax.random.key(0))
+    _, other = mixed(adapters, router, x[order], active, jax.random.key(0))
+    np.testing.assert_allclose(one[order], other, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_capacity_does_not_change_results_and_garbage_cannot_leak():
+    """Three of four slots hold NaN: forward pass and gradient equal those of exactly one slot."""
+    key = jax.random.key(0)
+    exact = continual.SEMAConfig(MODEL, 4, 2, 3, 1, 1, capacity=1, buffer_size=6)
+    small = continual.init_sema(key, exact)
+    small = small._replace(
+        params=jax.tree.map(lambda x: x + 0.1, small.params),
+        records=small.records._replace(
+            values=small.records.values + jnp.arange(6.0), count=small.records.count + 6
+        ),
+    )
+    _, grown = continual.grow_capacity(exact, small, 4)
+    active = continual.active_slots(grown)
+
+    def spoil(leaf):
+        mask = active.reshape(*active.shape, *(1,) * (leaf.ndim - 2))
+        return jnp.where(mask, leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    router = grown.params.router
+    spoilt = grown._replace(
+        params=grown.params._replace(
+            adapters=jax.tree.map(spoil, grown.params.adapters),
+            router=continual.Router(
+                jnp.where(active[:, None], router.kernel, jnp.nan), spoil(router.bias)
+            ),
+        ),
+        descriptors=jax.tree.map(spoil, grown.descriptors),
+        records=jax.tree.map(spoil, grown.records),
+    )
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    backbone = _backbone()
+
+    def evaluate(config):
+        def loss(params, state):
+            seen = continual.adapted_forward(
+                config, backbone, state._replace(params=params), images
+            )
+            scores = continual.expansion_scores(config, state, seen.pooled, 3)
+            return seen.features.sum(), (seen.features, scores)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    (_, wanted), gradient = evaluate(exact)(small.params, small)
+    (_, found), spoilt_gradient = evaluate(CONFIG)(spoilt.params, spoilt)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    kept = jax.tree.map(lambda a: a[:, :1], spoilt_gradient.adapters)
+    for a, b in zip(kept, gradient.adapters, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert all(np.all(a[:, 1:] == 0) for a in spoilt_gradient.adapters)
+
+
+@functools.cache
+def _backbone():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+def test_a_fresh_adapter_moves_a_block_only_through_the_router():
+    state = continual.init_sema(jax.random.key(0), CONFIG)
+    grown = continual.add_adapter(jax.random.key(1), CONFIG, state, 1)
+    assert grown.num_active.tolist() == [2]
+    fresh = jax.tree.map(lambda x: x[0, 1], grown.params.adapters)
+    assert np.all(continual.functional_adapter(fresh, jnp.ones((2, 8))) == 0)
+    old = jax.tree.map(lambda x: x[:, :1], (state.params.adapters, state.descriptors))
+    new = jax.tree.map(lambda x: x[:, :1], (grown.params.adapters, grown.descriptors))
+    assert jax.tree.all(jax.tree.map(np.array_equal, old, new))
+    np.testing.assert_array_equal(
+        state.params.router.kernel[..., 0], grown.params.router.kernel[..., 0]
+    )
+
+
+def test_no_descriptor_beats_principal_components():
+    """With m codes the error is at least the sum of the d - m smallest eigenvalues over d."""
+    rng = np.random.default_rng(0)
+    pooled = rng.normal(size=(64, 8)) * np.linspace(0.2, 1.5, 8)
+    centred = pooled - pooled.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(centred.T, bias=True))
+    best = continual.Descriptor(
+        vectors[:, -3:], -pooled.mean(0) @ vectors[:, -3:], vectors[:, -3:].T, pooled.mean(0)
+    )
+    bound = values[:-3].sum() / 8
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (best, pooled))
+
+    def loss(descriptor):
+        return continual.representation_error(descriptor, arrays[1]).mean()
+
+    assert float(loss(arrays[0])) == pytest.approx(bound, rel=1e-5)
+    rule = optax.sgd(0.3, momentum=0.9)
+
+    @jax.jit
+    def train(descriptor):
+        def step(carry, _):
+            descriptor, state = carry
+            value, gradient = jax.value_and_grad(loss)(descriptor)
+            updates, state = rule.update(gradient, state)
+            return (optax.apply_updates(descriptor, updates), state), value
+
+        return jax.lax.scan(step, (descriptor, rule.init(descriptor)), length=600)[1]
+
+    losses = train(continual.init_descriptor(jax.random.key(0), 8, 3))
+    assert losses.min() >= bound - 1e-6
+    assert float(losses[-1]) == pytest.approx(bound, rel=0.02)
+
+
+@hypothesis.given(
+    st.lists(st.floats(0.1, 3), min_size=3, max_size=6),
+    st.floats(0.1, 10),
+    st.floats(-5, 5),
+)
+def test_z_scores_do_not_depend_on_the_unit_of_errors(history, scale, shift):
+    if np.std(history) < 0.05:
+        return
+    padded = np.zeros(6, np.float32)
+    padded[: len(history)] = history
+    query = jnp.array([0.5, 1.0, 2.0])
+
+    def z(values, query):
+        return _z(continual.ErrorRecords(jnp.asarray(values), jnp.asarray(len(history))), query)
+
+    np.testing.assert_allclose(
+        z(scale * padded + np.float32(shift), scale * query + shift), z(padded, query),
+        rtol=5e-3, atol=5e-3,
+    )  # fmt: skip
+
+
+_z = jax.jit(continual.z_scores)
+
+
+def test_familiar_errors_score_about_four_fifths():
+    rng = np.random.default_rng(0)
+    records = continual.record_errors(
+        continual.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500
+    )
+    scores = continual.z_scores(records, jnp.asarray(rng.normal(size=2000) + 5))
+    assert float(jnp.abs(scores).mean()) == pytest.approx(np.sqrt(2 / np.pi), abs=0.05)
+
+
+def test_equal_errors_on_record_make_any_other_error_infinitely_strange():
+    records = continual.record_errors(continual.empty_records(3), jnp.ones(3), 3)
+    assert continual.z_scores(records, jnp.array([1.0, 2.0, 0.5])).tolist() == [0, np.inf, -np.inf]
+
+
+@hypothesis.given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(0, 99))
+def test_records_equal_a_list_that_follows_the_official_rules(sizes, seed):
+    rng = np.random.default_rng(seed)
+    kept, records = [], continual.empty_records(5)
+    for size in sizes:
+        errors = rng.random(7).astype(np.float32)
+        new = errors[:size].tolist()
+        kept = (kept + new)[-5:] if len(kept) == 5 else kept + new[: 5 - len(kept)]
+        records = _record(records, jnp.asarray(errors), size)
+    np.testing.assert_array_equal(records.values[: int(records.count)], kept)
+    assert int(records.count) == len(kept)
+
+
+_record = jax.jit(continual.record_errors)
+
+
+def test_another_descriptor_never_raises_the_score():
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)) * 3)
+    for rule in error_records.SHIFT_RULES:
+        two = continual.shift_score(z, jnp.array([True, True, False]), 6, rule)
+        three = continual.shift_score(z, jnp.array([True, True, True]), 6, rule)
+        assert three <= two
+
+
+def test_padding_does_not_count_in_scores():
+    z = jnp.array([[1.0, -1.0, 99.0]])
+    for rule, expected in (("batch_mean_abs", 1.0), ("signed_any_sample", 1.0)):
+        assert float(continual.shift_score(z, jnp.array([True]), 2, rule)) == expected
+
+
+def walk(score, threshold, blocks=2, batches=3):
+    """The official loop over passes, with a stand-in for the scores."""
+    added, grew = [], True
+    while grew:
+        grew, batch = False, 0
+        while batch < batches:
+            scores = np.array([score(b, added) for b in range(batch, batches)])
+            closed = np.isin(np.arange(blocks), [b for b, _ in added])
+            found = continual.first_trigger(scores, closed, threshold)
+            if found is None:
+                break
+            added.append((found.block, batch + found.batch))
+            grew, batch = True, batch + found.batch + 1
+    return added
+
+
+@pytest.mark.parametrize(
+    ("hot", "expected"),
+    [
+        ({(0, 1), (2, 0)}, [(1, 0), (0, 2)]),  # deep at batch 0, shallow at batch 2: deep first
+        ({(1, 0), (1, 1)}, [(0, 1), (1, 1)]),  # one batch: shallow, and deep in the next pass
+        ({(0, 0), (1, 0), (2, 0)}, [(0, 0)]),  # a block grows once a task
+        (set(), []),
+    ],
+)
+def test_blocks_grow_in_the_official_order(hot, expected):
+    def score(batch, added):
+        return [2.0 if (batch, block) in hot else 0.5 for block in range(2)]
+
+    assert walk(score, 1.0) == expected
+
+
+def test_higher_thresholds_grow_fewer_blocks_and_infinity_none():
+    scores = np.random.default_rng(0).random((4, 3)) * 3
+    counts = [len(walk(lambda b, added: scores[b], t, 3, 4)) for t in (0, 1, 2, 2.9, np.inf)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 3
+    assert counts[-1] == 0
+
+
+def test_a_score_that_is_no_number_raises_instead_of_never_growing_again():
+    with pytest.raises(FloatingPointError, match="must be numbers"):
+        continual.first_trigger(np.array([[np.nan]]), np.array([False]), 1.0)
+
+
+def test_frozen_entries_stand_still_under_momentum_and_weight_decay():
+    rule = freezing.where_trainable(continual.sgd(0.9, 0.1))
+    params, mask = {"w": jnp.ones(3)}, {"w": jnp.array([True, False, True])}
+    state = rule.init(params)
+    for _ in range(3):
+        updates, state = rule.update({"w": jnp.ones(3)}, state, params, trainable=mask)
+        params = optax.apply_updates(params, optax.tree.scale(-0.1, updates))
+    assert params["w"][1] == 1
+    assert np.all(params["w"][jnp.array([0, 2])] < 0.5)
+
+
+def test_unequal_test_sets_separate_the_two_averages():
+    accuracy = np.array([[1.0, 0.5], [0.0, 1.0]])
+    assert continual.average_accuracy(accuracy) == 0.75
+    np.testing.assert_allclose(
+        continual.pooled_accuracies(accuracy, np.array([300, 100])), [1.0, 0.625]
+    )
+    assert continual.backward_transfer(accuracy) == -0.5
+    constant = np.triu(np.full((4, 4), 0.7))
+    assert continual.forgetting(constant) == 0

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -72,9 +71,7 @@ class CellCoverage:
         return state.value
 
 
-def cell_coverage(
-    cover: Sequence[Sequence[int]], weights: ArrayLike | None = None
-) -> CellCoverage:
+def cell_coverage(cover: Sequence[Sequence[int]], weights: ArrayLike | None = None) -> CellCoverage:
     r"""Make $F(S) = \sum_{c \in \cup_{s \in S} C(s)} w_c$ from the cells C(s) of each item.
 
     The same function as `submodular.weighted_coverage`, for items that cover few cells each: a gain
@@ -175,5 +172,3 @@ def item_collection(
     limits = jnp.asarray(caps, jnp.float32)
     scaled = jnp.where(limits > 0, member / jnp.where(limits > 0, limits, 1), 0)
     return submodular.feature_based(scaled, "min", limits)
-
-

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.jit
 def reward_to_go(gains: Float[Array, "B T"], discount: Any = 1.0) -> Float[Array, "B T"]:
     r"""Compute $q_i = \sum_{j \ge i} \gamma^{j-i} g_j$, the credit of the paper's theorem.
 
@@ -121,7 +122,9 @@ def generalised_advantage(
     discount: Any = 1.0,
     gae_lambda: Any = 1.0,
 ) -> Float[Array, "B T"]:
-    r"""Compute $\sum_{j \ge i} (\gamma\lambda)^{j-i} \delta_j$, $\delta_j = g_j + \gamma V_{j+1} - V_j$.
+    r"""Compute $\sum_{j \ge i} (\gamma\lambda)^{j-i} \delta_j$.
+
+    Here $\delta_j = g_j + \gamma V_{j+1} - V_j$.
 
     Args:
         gains: g, `[B, T]`.

@@ -127,8 +127,8 @@ class SubmodularEnvironment:
     Example:
         >>> from jaxkit import subrl
         >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> observation, state = env.reset(jax.random.key(0))
-        >>> step = env.step(jax.random.key(1), state, 1)
+        >>> observation, state = jax.jit(env.reset)(jax.random.key(0))
+        >>> step = jax.jit(env.step)(jax.random.key(1), state, 1)
         >>> float(step.reward), bool(step.truncated)
         (2.0, False)
     """
@@ -177,9 +177,7 @@ class SubmodularEnvironment:
             position, f.add(f.init(), element), kept, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         )
 
-    def reset(
-        self, key: Key[Array, ""], params: Params | None = None
-    ) -> tuple[Observation, State]:
+    def reset(self, key: Key[Array, ""], params: Params | None = None) -> tuple[Observation, State]:
         """Draw the first state and what is seen of it."""
         state = self.start(key, params)
         return self.observe(state, params), state

@@ -6,6 +6,7 @@ its Cholesky factor does not exist in float32.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +20,13 @@ from jaxtyping import Array, Float, Key
 from jaxkit import validation
 from jaxkit.subrl import grids
 
+Points = ArrayLike | Sequence[Sequence[float]]
+
 _OUTPUTSCALE, _NOISE, _SIDE = math.log(2), 1e-3, 10.0
 
 
 def matern52(
-    x: ArrayLike, y: ArrayLike, *, lengthscale: float = 1.0, outputscale: float = _OUTPUTSCALE
+    x: Points, y: Points, *, lengthscale: float = 1.0, outputscale: float = _OUTPUTSCALE
 ) -> np.ndarray:
     r"""Compute $\sigma^2 (1 + t + t^2/3) e^{-t}$ with $t = \sqrt5 |x - y| / \ell$.
 
@@ -53,7 +56,7 @@ def matern52(
 
 
 def posterior_covariance(
-    points: ArrayLike, measured: ArrayLike, *, noise_variance: float = _NOISE, **kernel: Any
+    points: Points, measured: Points, *, noise_variance: float = _NOISE, **kernel: Any
 ) -> np.ndarray:
     r"""Compute $K_{xx} - K_{xm} (K_{mm} + \sigma^2 I)^{-1} K_{mx}$ of a Matern-5/2 field.
 
@@ -197,8 +200,8 @@ def bimodal_weights(shape: Sequence[int] = (30, 30)) -> Float[Array, " n"]:
     Source: the official "bimodal" world of arXiv 2307.13372.
 
     Example:
-        >>> bimodal_weights((2, 2)).round(3).tolist()
-        [0.7310000061988831, 0.2689999938011169, 0.2689999938011169, 0.7310000061988831]
+        >>> [round(float(w), 3) for w in bimodal_weights((2, 2))]
+        [0.731, 0.269, 0.269, 0.731]
     """
     rows, columns = grids.checked_shape(shape)
     x, y = jnp.linspace(-1, 1, rows)[:, None], jnp.linspace(-1, 1, columns)[None]
@@ -233,6 +236,4 @@ def random_groups(
         raise ValueError(f"sizes must add up to at most {num_states} states, got {sum(sizes)}")
     order = np.asarray(jax.random.permutation(key, num_states)).tolist()
     stops = np.cumsum([0, *sizes]).tolist()
-    return tuple(
-        tuple(sorted(order[a:b])) for a, b in zip(stops[:-1], stops[1:], strict=True)
-    )
+    return tuple(tuple(sorted(order[a:b])) for a, b in itertools.pairwise(stops))

@@ -56,13 +56,15 @@ def subpo_loss(
 
     Example:
         >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> policy = subrl.CategoricalPolicy(5)
-        >>> params = policy.init(jax.random.key(0), jnp.zeros(3))
-        >>> drawn = subrl.rollout(jax.random.key(1), env, subrl.policy_act(policy, params), 2)
-        >>> loss, parts = subpo_loss(params, policy, drawn, subrl.reward_to_go(drawn.gains))
-        >>> bool(loss == parts.policy)
-        True
+        >>> policy = subrl.TabularPolicy(num_actions=2, num_states=1, horizon=2)
+        >>> params = {"params": {"logits": jnp.zeros((1, 1, 2))}}
+        >>> ones = jnp.ones((1, 1))  # one episode of one action
+        >>> drawn = subrl.Rollout(
+        ...     jnp.zeros((1, 1, 2)), ones, ones, ones, ones[0], jnp.zeros((1, 2), int), ones > 0
+        ... )
+        >>> loss, parts = subpo_loss(params, policy, drawn, 2 * ones)
+        >>> round(float(loss), 4)  # 2 ln 2
+        1.3863
     """
     outputs = policy.apply(params, rollout.observations)
     log_prob = jnp.where(rollout.active, policy.log_prob(outputs, rollout.actions), 0)
@@ -99,16 +101,17 @@ def clipped_loss(
 
     Example:
         >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> policy = subrl.CategoricalPolicy(5)
-        >>> params = policy.init(jax.random.key(0), jnp.zeros(3))
-        >>> drawn = subrl.rollout(jax.random.key(1), env, subrl.policy_act(policy, params), 2)
-        >>> old = policy.log_prob(policy.apply(params, drawn.observations), drawn.actions)
-        >>> loss, _ = clipped_loss(
-        ...     params, policy, drawn, jnp.ones((2, 3)), old_log_prob=old, clip_ratio=0.2
+        >>> policy = subrl.TabularPolicy(num_actions=2, num_states=1, horizon=2)
+        >>> params = {"params": {"logits": jnp.zeros((1, 1, 2))}}
+        >>> ones = jnp.ones((1, 1))  # one episode of one action
+        >>> drawn = subrl.Rollout(
+        ...     jnp.zeros((1, 1, 2)), ones, ones, ones, ones[0], jnp.zeros((1, 2), int), ones > 0
         ... )
-        >>> float(loss)
-        -1.0
+        >>> loss, _ = clipped_loss(
+        ...     params, policy, drawn, ones, old_log_prob=jnp.log(ones / 4), clip_ratio=0.2
+        ... )
+        >>> round(float(loss), 4)  # the ratio is 2, clipped to 1.2
+        -1.2
     """
     outputs = policy.apply(params, rollout.observations)
     log_prob = policy.log_prob(outputs, rollout.actions)

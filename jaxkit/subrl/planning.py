@@ -137,7 +137,7 @@ def beam_plan(
         >>> from jaxkit import subrl
         >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
         >>> float(beam_plan(env, 8).value)
-        8.0
+        9.0
     """
     _sure(environment, "beam_plan")
     width = validation.integer("width", width, minimum=1)

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxkit import validation
-
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -78,8 +76,7 @@ class CategoricalPolicy(nn.Module):
 
     Example:
         >>> policy = CategoricalPolicy(5)
-        >>> params = policy.init(jax.random.key(0), jnp.zeros(3))
-        >>> policy.apply(params, jnp.zeros((7, 3))).shape
+        >>> jax.eval_shape(policy.init_with_output, jax.random.key(0), jnp.zeros((7, 3)))[0].shape
         (7, 5)
     """
 
@@ -201,8 +198,8 @@ class GaussianPolicy(nn.Module):
 
     Example:
         >>> policy = GaussianPolicy(2, hidden=(8,))
-        >>> params = policy.init(jax.random.key(0), jnp.zeros(3))
-        >>> policy.apply(params, jnp.zeros((7, 3))).mean.shape
+        >>> key, observations = jax.random.key(0), jnp.zeros((7, 3))
+        >>> jax.eval_shape(policy.init_with_output, key, observations)[0].mean.shape
         (7, 2)
     """
 
@@ -247,7 +244,7 @@ class Critic(nn.Module):
 
     Example:
         >>> critic = Critic((8,))
-        >>> critic.apply(critic.init(jax.random.key(0), jnp.zeros(3)), jnp.zeros((7, 3))).shape
+        >>> jax.eval_shape(critic.init_with_output, jax.random.key(0), jnp.zeros((7, 3)))[0].shape
         (7,)
     """
 
@@ -300,15 +297,3 @@ def check_policy(policy: Any, observation: Any, environment: Any) -> None:
             f"policy must have outputs for the {environment.num_actions} actions of the "
             f"environment, got {width}"
         )
-
-
-def check_learning_rate(learning_rate: Any) -> Any:
-    """Return a learning rate (or a schedule) if it is positive, or raise.
-
-    Example:
-        >>> check_learning_rate(0.01)
-        0.01
-    """
-    if callable(learning_rate):
-        return learning_rate
-    return validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)

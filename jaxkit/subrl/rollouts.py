@@ -75,19 +75,21 @@ def rollout(
         >>> from jaxkit import subrl
         >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
         >>> right = lambda key, observations: jnp.ones(len(observations), int)
-        >>> rollout(jax.random.key(0), env, right, 1).gains.tolist()
+        >>> draw = jax.jit(lambda key: rollout(key, env, right, 1))
+        >>> draw(jax.random.key(0)).gains.tolist()
         [[2.0, 0.0, 0.0]]
     """
     batch_size = validation.integer("batch_size", batch_size, minimum=1)
     params = environment.default_params if params is None else params
     dynamics, f = environment.dynamics, params.set_function
-    start_key, key = jax.random.split(key)
-    starts = jax.random.split(start_key, batch_size)
+    num_steps = environment.horizon - 1
+    keys = jax.random.split(key, 2 * num_steps + 1)
+    starts = jax.random.split(keys[-1], batch_size)
     observations, state = jax.vmap(environment.reset, (0, None))(starts, params)
 
-    def step(carry, h):
+    def step(carry, step_keys):
         observations, state = constrain(carry)
-        act_key, move_key = jax.random.split(jax.random.fold_in(key, h))
+        act_key, move_key = step_keys
         actions = act(act_key, observations)
         taken = jax.vmap(environment.step_env, (0, 0, 0, None))(
             jax.random.split(move_key, batch_size), state, actions, params
@@ -95,10 +97,9 @@ def rollout(
         record = (observations, actions, taken.reward, taken.info["element"], ~state.done)
         return (taken.observation, taken.state), record
 
-    _, recorded = jax.lax.scan(step, (observations, state), jnp.arange(environment.horizon - 1))
-    seen, actions, gains, later, active = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1), recorded
-    )
+    step_keys = (keys[:num_steps], keys[num_steps:-1])
+    _, recorded = jax.lax.scan(step, (observations, state), step_keys)
+    seen, actions, gains, later, active = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded)
     first_element = jax.vmap(dynamics.element, (0, None))(state.position, params.dynamics)
     # F of single items is known before any episode: one look-up a visit.
     alone = f.gains(f.init())
@@ -142,9 +143,9 @@ def policy_act(policy: Any, params: Any) -> Callable[[Key[Array, ""], Any], Any]
 
     Example:
         >>> from jaxkit import subrl
-        >>> policy = subrl.CategoricalPolicy(5)
-        >>> act = policy_act(policy, policy.init(jax.random.key(0), jnp.zeros(3)))
-        >>> act(jax.random.key(1), jnp.zeros((4, 3))).shape
-        (4,)
+        >>> policy = subrl.TabularPolicy(num_actions=2, num_states=1, horizon=2)
+        >>> act = policy_act(policy, {"params": {"logits": jnp.array([[[0.0, 50.0]]])}})
+        >>> act(jax.random.key(1), jnp.zeros((3, 2))).tolist()
+        [1, 1, 1]
     """
     return lambda key, observations: policy.sample(key, policy.apply(params, observations))

@@ -123,12 +123,11 @@ def make_training(
     Example:
         >>> from jaxkit import subrl
         >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> train = make_training(
-        ...     env, subrl.CategoricalPolicy(5, hidden=(4,)), optax.adam(0.1), batch_size=8, epochs=2
-        ... )
-        >>> state, metrics = jax.jit(train.run)(jax.random.key(0))
-        >>> int(state.step), metrics.mean.shape
-        (2, (2,))
+        >>> policy = subrl.CategoricalPolicy(5)
+        >>> train = make_training(env, policy, optax.adam(0.01), batch_size=8, epochs=20)
+        >>> state, metrics = jax.eval_shape(train.run, jax.random.key(0))
+        >>> metrics.mean.shape
+        (20,)
     """
     validation.choice("objective", objective, OBJECTIVES)
     validation.choice("signal", signal, credit.SIGNALS)
@@ -232,6 +231,28 @@ def make_training(
         return jax.lax.scan(lambda state, _: epoch(state, params), init(key), None, length=epochs)
 
     return Training(init, epoch, run, act, epochs)
+
+
+def subpo_optimizer(learning_rate: Any) -> optax.GradientTransformation:
+    """Make the optimizer of the paper's program: Adam with its usual constants.
+
+    Args:
+        learning_rate: > 0, or a schedule.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: if a rate is not positive.
+
+    Example:
+        >>> subpo_optimizer(-1.0)
+        Traceback (most recent call last):
+        ValueError: learning_rate must be finite and in (0, inf], got -1.0
+    """
+    if not callable(learning_rate):
+        validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
+    return optax.adam(learning_rate)
 
 
 def _placement(mesh: Mesh | None, axis: str, batch_size: int) -> Callable[[Any], Any]:

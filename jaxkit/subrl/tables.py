@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -163,7 +164,7 @@ def _coordinates(coordinates: Any, num_states: int) -> jax.Array:
 
 
 def table_dynamics(
-    next_state: ArrayLike,
+    next_state: ArrayLike | Sequence[Any],
     *,
     start: Any = 0,
     slip: Any = 0.0,
@@ -216,7 +217,10 @@ def table_dynamics(
 
 
 def matrix_dynamics(
-    probabilities: ArrayLike, *, start: Any = 0, coordinates: ArrayLike | None = None
+    probabilities: ArrayLike | Sequence[Any],
+    *,
+    start: Any = 0,
+    coordinates: ArrayLike | None = None,
 ) -> tuple[MatrixDynamics, MatrixParams]:
     r"""Make $s' \sim P(\cdot \mid s, a)$.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,9 +64,16 @@ def move_tree(
             f"{count} sequences, more than limit = {limit}"
         )
     params = environment.default_params if params is None else params
-    f, next_state = params.set_function, params.dynamics.next_state
+    outcomes = environment.dynamics.outcomes(params.dynamics)
+    return _tree(params.set_function, params.dynamics, outcomes, horizon)
+
+
+@functools.partial(jax.jit, static_argnames="horizon")
+def _tree(f: Any, dynamics: tables.TableParams, outcomes: Any, horizon: int) -> MoveTree:
+    next_state = dynamics.next_state
+    num_actions = next_state.shape[1]
     alone = f.gains(f.init())
-    states = [params.dynamics.start[None]]
+    states = [dynamics.start[None]]
     covered = jax.vmap(lambda s: f.add(f.init(), s))(states[0])
     gains, singles = [], []
     for h in range(horizon - 1):
@@ -74,11 +82,9 @@ def move_tree(
         singles.append(alone[nexts])
         states.append(nexts.reshape(-1))
         if h < horizon - 2:
-            parents = jnp.repeat(jnp.arange(nexts.shape[0]), num_actions)
-            covered = jax.vmap(f.add)(jax.tree.map(lambda x: x[parents], covered), states[-1])
-    outcomes = environment.dynamics.outcomes(params.dynamics)
-    first = alone[params.dynamics.start]
-    return MoveTree(tuple(states), tuple(gains), tuple(singles), first, outcomes)
+            parents = jax.tree.map(lambda x: jnp.repeat(x, num_actions, axis=0), covered)
+            covered = jax.vmap(f.add)(parents, states[-1])
+    return MoveTree(tuple(states), tuple(gains), tuple(singles), alone[dynamics.start], outcomes)
 
 
 def exhaustive_plan(
@@ -101,21 +107,26 @@ def exhaustive_plan(
         >>> from jaxkit import subrl
         >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
         >>> float(exhaustive_plan(env).value)
-        8.0
+        9.0
     """
     planning._sure(environment, "exhaustive_plan")
     tree = move_tree(environment, params, limit=limit)
+    return planning.follow(environment, _best_actions(tree), params)
+
+
+@jax.jit
+def _best_actions(tree: MoveTree) -> Int[Array, " T"]:
     later = jnp.zeros(len(tree.states[-1]))
     best = []
     for gains in reversed(tree.gains):
         q = gains + later.reshape(gains.shape)
-        best.append(jnp.argmax(q, 1))
+        best.append(jnp.argmax(q, 1).astype(jnp.int32))
         later = q.max(1)
     node, actions = 0, []
     for choice in reversed(best):
-        actions.append(int(choice[node]))
+        actions.append(choice[node])
         node = node * tree.outcomes.shape[0] + actions[-1]
-    return planning.follow(environment, jnp.array(actions, jnp.int32), params)
+    return jnp.stack(actions)
 
 
 def expectimax_value(tree: MoveTree) -> Float[Array, ""]:
@@ -162,9 +173,7 @@ def tabular_probabilities(
         >>> [p.shape for p in tabular_probabilities(tree, jnp.zeros((2, 4, 5)))]
         [(1, 5), (5, 5)]
     """
-    return [
-        jax.nn.softmax(logits[h, states]) for h, states in enumerate(tree.states[:-1])
-    ]
+    return [jax.nn.softmax(logits[h, states]) for h, states in enumerate(tree.states[:-1])]
 
 
 def exact_value(

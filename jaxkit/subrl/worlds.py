@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
 from jaxkit import submodular, validation
-from jaxkit.subrl import cells, fields, grids, measurements
+from jaxkit.subrl import cells, fields, grids, information
 from jaxkit.subrl.environments import SubmodularEnvironment, make_environment
 
 
@@ -87,7 +87,7 @@ def coverage_world(
         The environment; its return scale is the number of cells that H states can cover.
 
     Raises:
-        ValueError: if weights have the wrong length, are negative or not finite, or as `grid_world`.
+        ValueError: if weights have the wrong length, are negative or not finite; as `grid_world`.
 
     Source: arXiv 2307.13372, coverage and biodiversity monitoring.
 
@@ -133,7 +133,7 @@ def two_rooms_world(**options: Any) -> SubmodularEnvironment:
 
 def item_world(
     groups: Sequence[Sequence[int]],
-    caps: ArrayLike = (3.0, 2.0, 3.0, 4.0, 6.0, 3.0),
+    caps: ArrayLike | Sequence[float] = (3.0, 2.0, 3.0, 4.0, 6.0, 3.0),
     shape: Sequence[int] = (7, 15),
     *,
     shared: bool = False,
@@ -205,9 +205,7 @@ def design_world(
             f"covariance must be [n, n] with n = {rows * columns} cells, got shape "
             f"{np.shape(covariance)}"
         )
-    function = measurements.measurements(
-        covariance, noise_variance, max_size=horizon, offset=offset
-    )
+    function = information.measurements(covariance, noise_variance, max_size=horizon, offset=offset)
     return grid_world(shape, function, horizon=horizon, **options)
 
 

@@ -137,8 +137,8 @@ def measurements(
 
     Example:
         >>> f = measurements(jnp.eye(2), 1.0, max_size=3)
-        >>> once = f.add(f.init(), 0)
-        >>> [round(float(g), 4) for g in f.gains(once)]  # ln(3/2)/2, ln(2)/2
+        >>> once = jax.jit(f.add)(f.init(), 0)
+        >>> [round(float(g), 4) for g in jax.jit(f.gains)(once)]  # ln(3/2)/2, ln(2)/2
         [0.2027, 0.3466]
     """
     validation.integer("max_size", max_size, minimum=1)

@@ -1,0 +1,129 @@
+"""Pictures of paths on a map and of learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxkit import plotting
+from jaxkit.subrl.environments import SubmodularEnvironment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_paths(panel: Any, environment: SubmodularEnvironment, paths: Any, title: str = "") -> None:
+    """Draw paths over the weight that each state would earn alone.
+
+    Args:
+        panel: a matplotlib `Axes`.
+        environment: a world whose states are cells of a grid.
+        paths: states, `[P, H]`; -1 for none.
+        title: above the panel.
+
+    Raises:
+        ValueError: if the states are not cells of a grid.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> panel = plotting.axes()[1]
+        >>> draw_paths(panel, subrl.coverage_world((3, 3), start=0), np.array([[0, 1, 4]]))
+        >>> len(panel.lines)
+        1
+    """
+    if environment.shape is None:
+        raise ValueError("environment must have states that are cells of a grid")
+    rows, columns = environment.shape
+    f = environment.default_params.set_function
+    alone = np.array(f.gains(f.init()), np.float64).reshape(rows, columns)
+    alone[alone <= 0] = np.nan
+    panel.imshow(alone, cmap="Greens", vmin=0, vmax=1.2 * np.nanmax(alone))
+    panel.set_facecolor("#dddddd")
+    paths = np.asarray(paths)
+    # A small shift for each path, so that paths over each other stay visible.
+    shifts = np.linspace(-0.25, 0.25, len(paths)) if len(paths) > 1 else np.zeros(1)
+    for index, (path, shift) in enumerate(zip(paths, shifts, strict=True)):
+        row, column = np.divmod(path[path >= 0], columns)
+        color = plotting.COLORS[(0, 1, 3, 4, 5, 6, 7)[index % 7]]
+        panel.plot(column + shift, row + shift, color=color, linewidth=1.4)
+    row, column = divmod(int(paths[0, 0]), columns)
+    panel.scatter([column], [row], color="black", s=22, zorder=3)
+    panel.set(title=title, xticks=[], yticks=[])
+    panel.grid(visible=False)
+
+
+def paths_figure(
+    environment: SubmodularEnvironment, paths: Mapping[str, Any], *, width: float = 3.4
+) -> Figure:
+    """Draw one panel of paths a name.
+
+    Args:
+        environment: a world whose states are cells of a grid.
+        paths: states by name, `[P, H]` each.
+        width: of a panel, inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if `paths` is empty, or the states are not cells of a grid.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), start=0)
+        >>> len(paths_figure(env, {"a": np.array([[0, 1, 4]])}).axes)
+        1
+    """
+    if not paths:
+        raise ValueError("paths must have at least one entry, got none")
+    if environment.shape is None:
+        raise ValueError("environment must have states that are cells of a grid")
+    rows, columns = environment.shape
+    height = width * rows / columns + 0.4
+    figure, panels = plotting.axes(1, len(paths), width=width, height=height)
+    for panel, (name, states) in zip(np.atleast_1d(panels), paths.items(), strict=True):
+        draw_paths(panel, environment, states, name)
+    return figure
+
+
+def draw_curves(
+    panel: Any,
+    curves: Mapping[str, Any],
+    levels: Mapping[str, float] | None = None,
+    *,
+    title: str = "",
+    ylabel: str = "F of an episode",
+) -> None:
+    """Draw means over seeds by epoch, with 95 % bands of the mean, and known values as lines.
+
+    Args:
+        panel: a matplotlib `Axes`.
+        curves: values by name, `[seeds, epochs]` each.
+        levels: values of planners or bounds by name.
+        title: above the panel.
+        ylabel: of the panel.
+
+    Example:
+        >>> panel = plotting.axes()[1]
+        >>> draw_curves(panel, {"SubPO": np.ones((3, 4))}, {"greedy": 0.5})
+        >>> len(panel.lines)
+        2
+    """
+    lines, bands = {}, {}
+    for name, values in curves.items():
+        values = np.asarray(values, np.float64)
+        epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
+        lines[name] = (epochs, mean)
+        if len(values) > 1:
+            half = 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
+            bands[name] = (mean - half, mean + half)
+    plotting.lines(panel, lines, bands=bands, xlabel="epoch", ylabel=ylabel, title=title)
+    right = max(len(x) for x, _ in lines.values())
+    for name, level in (levels or {}).items():
+        panel.axhline(level, color="#777777", linestyle=":", linewidth=1)
+        panel.annotate(
+            name, (right, level), xytext=(0, 2), textcoords="offset points", ha="right", size=8
+        )
+    panel.set_ylim(bottom=0)

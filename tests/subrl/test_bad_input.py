@@ -1,0 +1,159 @@
+"""Every faulty argument is refused where it enters, by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxkit import submodular, subrl
+
+pytestmark = pytest.mark.usefixtures("bad_input")
+
+
+def _world(**options):
+    return subrl.coverage_world((3, 3), **{"horizon": 4, "start": 0, **options})
+
+
+def _training(policy=None, **options):
+    return subrl.make_training(_world(), policy or _Right(), optax.sgd(0.1), **options)
+
+
+class _Right:
+    """A policy without parameters, so that these tests compile nothing."""
+
+    width = 5
+
+    def init(self, key, observation):
+        return {}
+
+    def apply(self, params, observation):
+        return jnp.zeros((*observation.shape[:-1], self.width))
+
+    def sample(self, key, outputs):
+        return jnp.ones(outputs.shape[:-1], int)
+
+    def log_prob(self, outputs, actions):
+        return jnp.zeros(outputs.shape[:-1])
+
+    def entropy(self, outputs):
+        return jnp.zeros(outputs.shape[:-1])
+
+
+class _Narrow(_Right):
+    width = 4
+
+
+WEIGHTS = np.ones(9)
+CASES = {
+    "horizon": (lambda: _world(horizon=1), r"horizon must be an integer >= 2, got 1"),
+    "start outside": (lambda: _world(start=9), r"start must be one of the states 0 .. 8, got 9"),
+    "start in wall": (
+        lambda: subrl.two_rooms_world(start=4),
+        r"start must be a free cell, got 4 in the wall at row 0, column 4",
+    ),
+    "weights length": (lambda: _world(weights=np.ones(8)), r"one for each of the 9 cells, got"),
+    "weights sign": (lambda: _world(weights=-WEIGHTS), r"weights must be finite and in \[0"),
+    "weights nan": (lambda: _world(weights=np.nan * WEIGHTS), r"weights must be finite"),
+    "block": (lambda: _world(block=0), r"block must be an integer >= 1, got 0"),
+    "slip": (lambda: _world(slip=1.5), r"slip must be finite and in \[0, 1\], got 1.5"),
+    "features": (lambda: _world(features="visted"), r"did you mean 'visited'"),
+    "shape": (lambda: subrl.coverage_world((3, 0)), r"shape must be an integer >= 1, got 0"),
+    "caps sign": (
+        lambda: subrl.item_collection([(0,)], jnp.array([-1.0]), 3),
+        r"caps must be finite and in \[0",
+    ),
+    "caps count": (
+        lambda: subrl.item_collection([(0,), (1,)], jnp.array([1.0]), 3),
+        r"caps must be one number for each of the 2 groups, got shape \(1,\)",
+    ),
+    "items outside": (
+        lambda: subrl.item_collection([(0,), (3,)], jnp.ones(2), 3),
+        r"groups must hold states 0 .. 2, got 3 in group 1",
+    ),
+    "items shared": (
+        lambda: subrl.item_collection([(0,), (0,)], jnp.ones(2), 3),
+        r"disjoint unless shared=True, got state 0 in groups 0 and 1",
+    ),
+    "covariance shape": (
+        lambda: subrl.design_world(np.eye(3), (2, 2), start=0),
+        r"covariance must be \[n, n\] with n = 4 cells, got shape \(3, 3\)",
+    ),
+    "covariance symmetry": (
+        lambda: subrl.measurements(np.array([[1.0, 0.5], [0.0, 1.0]]), max_size=2),
+        r"kernel must be symmetric, got entries that differ from the transpose by 0.5",
+    ),
+    "covariance psd": (
+        lambda: subrl.measurements(np.array([[1.0, 2.0], [2.0, 1.0]]), max_size=2),
+        r"kernel must be positive semi-definite, got smallest eigenvalue -1",
+    ),
+    "noise": (
+        lambda: subrl.measurements(np.eye(2), 0.0, max_size=2),
+        r"noise_variance must be finite and in \(0, inf\], got 0.0",
+    ),
+    "table entry": (
+        lambda: subrl.table_dynamics([[0, 2], [1, 0]]),
+        r"next_state must hold states 0 .. 1, got 2 at state 0, action 1",
+    ),
+    "matrix rows": (
+        lambda: subrl.matrix_dynamics(np.array([[[0.5, 0.4]], [[1.0, 0.0]]])),
+        r"must sum to 1 over next states, got 0.9 at state 0, action 0",
+    ),
+    "action": (
+        lambda: _world().step_env(jax.random.key(0), None, 5),
+        r"action must be in 0 .. 4, got 5",
+    ),
+    "set function items": (
+        lambda: subrl.grid_world((3, 3), submodular.modular(jnp.ones(4)), start=0),
+        r"set_function must have one item for each of the 9 states, got 4",
+    ),
+    "exhaustive": (
+        lambda: subrl.exhaustive_plan(_world(horizon=40)),
+        r"5\^39 = \d+ sequences, more than limit = 200000",
+    ),
+    "greedy with slip": (
+        lambda: subrl.greedy_plan(_world(slip=0.1)),
+        r"environment must have moves by a table without slip for greedy_plan",
+    ),
+    "batch": (lambda: _training(batch_size=0), r"batch_size must be an integer >= 1, got 0"),
+    "batch of one": (
+        lambda: _training(batch_size=1),
+        r"batch_size must be >= 2 for baseline 'batch_mean', got 1",
+    ),
+    "signal": (lambda: _training(signal="togo"), r"signal must be .* did you mean 'to_go'"),
+    "baseline": (lambda: _training(baseline="mean"), r"baseline must be one of 'batch_mean'"),
+    "objective": (lambda: _training(objective="modlar"), r"did you mean 'modular'"),
+    "discount": (lambda: _training(discount=1.1), r"discount must be finite and in \[0, 1\]"),
+    "passes": (lambda: _training(passes=2), r"passes must be 1 without clip_ratio, got 2"),
+    "width": (
+        lambda: _training(policy=_Narrow()),
+        r"policy must have outputs for the 5 actions of the environment, got 4",
+    ),
+    "learning rate": (
+        lambda: subrl.subpo_optimizer(0.0),
+        r"learning_rate must be finite and in \(0, inf\], got 0.0",
+    ),
+    "world": (lambda: subrl.named_world("two-room"), r"did you mean 'two-rooms'"),
+    "track": (lambda: subrl.car_world(half_width=2.0), r"half_width must be below the smallest"),
+    "bins": (lambda: subrl.car_world(num_bins=500), r"num_bins must leave parts of at least"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_faulty_argument_is_named(name):
+    call, message = CASES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_policy_or_set_function_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="policy must have the methods of Policy, got int"):
+        _training(policy=3)
+    dynamics, numbers = subrl.table_dynamics([[0]])
+    with pytest.raises(TypeError, match="set_function must have the methods of"):
+        subrl.make_environment(dynamics, numbers, lambda s: 0, horizon=2)
+
+
+def test_shared_items_are_allowed_if_said_so():
+    f = subrl.item_collection([(0, 1), (0,)], jnp.ones(2), 2, shared=True)
+    assert f.gains(f.init()).tolist() == [2.0, 1.0]

@@ -1,0 +1,199 @@
+"""Whole trainings: one program, the same on any number of devices, seeds and chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from jaxkit import subrl, training
+
+
+def _world(**options):
+    return subrl.coverage_world((2, 3), horizon=3, start=0, features="official_position", **options)
+
+
+def _training(epochs=5, env=None, **options):
+    env = _world() if env is None else env
+    policy = subrl.TabularPolicy(5, env.num_items, env.horizon)
+    options = {"batch_size": 16, **options}
+    return subrl.make_training(env, policy, optax.adam(0.1), epochs=epochs, **options)
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    """Metrics `[2, 5]` of two seeds trained together."""
+    return jax.jit(jax.vmap(_training().run))(jax.random.split(jax.random.key(0), 2))
+
+
+def test_chunks_of_a_fit_are_the_whole_run_and_are_compiled_once(seeds, count_traces, tmp_path):
+    state, metrics = seeds
+    train = _training()
+    counted = count_traces(train.epoch)
+    with training.MetricsLog(tmp_path / "metrics.jsonl") as log:
+        fitted = subrl.fit(
+            train._replace(epoch=counted, epochs=4),
+            jax.random.key(0),
+            num_seeds=2,
+            chunk=2,
+            log=log,
+        )
+    assert counted.count == 1
+    for name in ("mean", "loss", "best", "entropy"):
+        got = getattr(fitted.metrics, name)
+        np.testing.assert_allclose(got, getattr(metrics, name)[:, :4], rtol=1e-5, atol=1e-6)
+    rows = training.read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    np.testing.assert_allclose(rows[-1]["mean"], metrics.mean[:, 3].mean(), rtol=1e-5)
+
+
+def test_eight_devices_give_the_metrics_of_one(seeds, devices):
+    _, metrics = seeds
+    mesh = jax.make_mesh((8,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+    train = _training(mesh=mesh)
+    # The batch of each seed is spread over the mesh.
+    key = jax.random.split(jax.random.key(0), 2)[0]
+    _, spread = jax.jit(train.run)(key)
+    for name in metrics._fields:
+        np.testing.assert_allclose(
+            getattr(spread, name), getattr(metrics, name)[0], rtol=1e-5, atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.slow
+def test_an_interrupted_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
+    whole = subrl.fit(_training(4), jax.random.key(0), chunk=1)
+    with training.Checkpoints(tmp_path / "c") as checkpoints:
+        subrl.fit(_training(2), jax.random.key(0), chunk=1, checkpoints=checkpoints)
+    with training.Checkpoints(tmp_path / "c") as checkpoints:
+        rest = subrl.fit(_training(4), jax.random.key(0), chunk=1, checkpoints=checkpoints)
+    assert int(rest.state.step) == 4
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole.metrics, rest.metrics
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        whole.state.params,
+        rest.state.params,
+    )
+
+
+@pytest.mark.slow
+def test_seeds_together_are_seeds_one_by_one(seeds):
+    _, metrics = seeds
+    run = jax.jit(_training().run)
+    for index, key in enumerate(jax.random.split(jax.random.key(0), 2)):
+        alone = run(key)[1]
+        jax.tree.map(
+            lambda a, b, i=index: np.testing.assert_allclose(a, b[i], rtol=1e-5, atol=1e-6),
+            alone,
+            metrics,
+        )
+
+
+@pytest.mark.slow
+def test_seeds_spread_over_devices_are_seeds_on_one(devices):
+    mesh = jax.make_mesh((8,), ("seeds",), devices=devices, axis_types=(AxisType.Auto,))
+    keys = jax.random.split(jax.random.key(0), 8)
+    run = jax.jit(jax.vmap(_training().run))
+    here = run(keys)[1]
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))
+    there = run(jax.device_put(keys, sharding))[1]
+    assert len(there.mean.sharding.device_set) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), here, there)
+
+
+@pytest.mark.slow
+def test_weights_and_slips_can_be_swept_by_vmap():
+    env = _world(slip=0.5)
+    run = _training(env=env).run
+
+    def with_slip(slip):
+        params = env.default_params
+        dynamics = params.dynamics._replace(slip=slip)
+        return run(jax.random.key(0), params._replace(dynamics=dynamics))[1].mean
+
+    swept = jax.jit(jax.vmap(with_slip))(jnp.array([0.0, 0.5]))
+    alone = jax.jit(with_slip)(jnp.array(0.5))
+    np.testing.assert_allclose(swept[1], alone, rtol=1e-5)
+    assert not np.allclose(swept[0], swept[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"signal": "total"},
+        {"baseline": "leave_one_out"},
+        {"baseline": "critic", "gae_lambda": 0.95, "discount": 0.99},
+        {"clip_ratio": 0.2, "passes": 4},
+        {"entropy_coefficient": 0.1},
+    ],
+    ids=lambda o: next(iter(o.items()))[0],
+)
+def test_every_variant_learns_a_tiny_world(options):
+    env = _world()
+    train = _training(100, env, batch_size=64, **options)
+    metrics = jax.jit(train.run)(jax.random.key(1))[1]
+    optimum = float(subrl.exhaustive_plan(env).value)
+    assert float(metrics.mean[0]) < 0.85 * optimum
+    assert float(metrics.mean[-1]) > 0.97 * optimum
+
+
+@pytest.mark.slow
+def test_a_modular_reward_gives_subpo_and_modpo_one_gradient():
+    """On items that cannot be met twice, F is modular and the two objectives are one."""
+    from jaxkit import submodular
+
+    # A line walked to the right: "stay" is not possible, so no state repeats.
+    table = np.array([[1, 2], [3, 4], [4, 5], [6, 6], [6, 6], [6, 6], [6, 6]])
+    dynamics, numbers = subrl.table_dynamics(table)
+    f = submodular.modular(jnp.arange(7.0))
+    env = subrl.make_environment(dynamics, numbers, f, horizon=3, features="official_position")
+    policy = subrl.TabularPolicy(2, 7, 3)
+    runs = [
+        jax.jit(
+            subrl.make_training(
+                env, policy, optax.sgd(1.0), objective=objective, batch_size=32, epochs=3
+            ).run
+        )(jax.random.key(0))
+        for objective in subrl.OBJECTIVES
+    ]
+    np.testing.assert_allclose(
+        *[state.params["policy"]["params"]["logits"] for state, _ in runs], rtol=1e-6
+    )
+    np.testing.assert_allclose(runs[0][1].mean, runs[0][1].modular, rtol=1e-6)
+
+
+def _last_means(env, *, hidden=(64, 32), rate, epochs, **options):
+    train = subrl.make_training(
+        env, subrl.CategoricalPolicy(5, hidden), optax.adam(rate), epochs=epochs, **options
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    return np.asarray(jax.jit(jax.vmap(train.run))(keys)[1].mean[:, -1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("features", "options", "low", "high"),
+    [
+        ("visited", {}, 58, 68),
+        ("position", {}, 33, 45),
+        ("position", {"objective": "modular"}, 0, 20),
+        ("visited", {"signal": "one_step"}, 0, 45),
+    ],
+    ids=["memory", "markov", "modpo", "one_step"],
+)
+def test_two_rooms_need_memory_and_credit_to_go(features, options, low, high):
+    env = subrl.two_rooms_world(features=features)
+    means = _last_means(env, rate=0.005, epochs=140, **options)
+    assert (means >= low).all(), means
+    assert (means <= high).all(), means
+
+
+@pytest.mark.slow
+def test_a_markov_policy_passes_the_greedy_planner_on_a_gp_map(gp_world, vectors):
+    means = _last_means(gp_world, rate=0.01, epochs=140)
+    assert (means >= 280).all(), means
+    assert (means > vectors["coverage_gp_30x30"]["greedy_F"]).all()

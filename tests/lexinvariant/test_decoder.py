@@ -30,7 +30,6 @@ OPTIONS = {
     "remat": {"remat": True},
     "unrolled": {"unroll_layers": True},
     "plain contractions": {"attention_implementation": "einsum"},
-    "plain contractions without bias": {"attention_implementation": "einsum", "position": "none"},
 }
 
 
@@ -71,7 +70,7 @@ def test_recency_heads_start_every_second_head_as_a_slope():
         np.testing.assert_array_equal(bias[layer], [slope, [0.0] * 8, slope, [0.0] * 8])
 
 
-@pytest.mark.parametrize("name", ["default", "rope"])
+@pytest.mark.parametrize("name", ["default", "rope", "plain contractions"])
 def test_a_later_token_leaves_earlier_logits_bitwise_unchanged(name):
     model, variables, tokens, table = seeded(dataclasses.replace(RANDOM, **OPTIONS[name]))
     apply = jax.jit(model.apply)

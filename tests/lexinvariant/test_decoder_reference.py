@@ -30,6 +30,8 @@ OPTIONS = {
     "remat": {"remat": True},
     "unrolled": {"unroll_layers": True},
     "multiplied": {"readout_multiplier": 0.5},
+    "plain contractions": {"attention_implementation": "einsum"},
+    "plain contractions without bias": {"attention_implementation": "einsum", "position": "none"},
 }
 
 

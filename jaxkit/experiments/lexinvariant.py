@@ -25,11 +25,7 @@ CHAIN_STEPS: dict[lexinvariant.Method, tuple[int, int]] = {
     "relabel": (1000, 500),
     "lexinvariant": (2000, 0),
 }
-TASK_STEPS: dict[lexinvariant.Method, tuple[int, int]] = {
-    "fixed": (800, 250),
-    "relabel": (800, 0),
-    "lexinvariant": (800, 250),
-}
+TASK_STEPS: dict[lexinvariant.Method, int] = {"fixed": 1500, "relabel": 1500, "lexinvariant": 3000}
 PROSE_STEPS, STANDARD_STEPS, PROBE_STEPS = 2500, 800, 400
 #: Excess over the true chain at positions 32-48 that each method may have, in nats.
 LIMITS: dict[lexinvariant.Method, float] = {"fixed": 0.01, "relabel": 0.22, "lexinvariant": 0.35}
@@ -48,7 +44,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Measure what lexinvariant models learn, and how far they stay from the optimum.
 
     Args:
-        quick: parts A and C alone, with fewer steps and one seed.
+        quick: part A alone, with fewer steps and one seed.
         seed: base of the seeds.
 
     Returns:
@@ -59,9 +55,9 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     Example:
         >>> evidence = run(quick=True)  # doctest: +SKIP
     """
-    parts = [_chain(quick, seed), _tasks(quick, seed)]
+    parts = [_chain(quick, seed)]
     if not quick:
-        parts.append(_prose(seed))
+        parts += [_tasks(seed), _prose(seed)]
     claims, tables, figures = [], [], {}
     for part_claims, part_tables, part_figures in parts:
         claims += part_claims
@@ -74,14 +70,8 @@ def _verdict(holds: Any) -> Verdict:
     return "shown" if bool(holds) else "not shown"
 
 
-def _budget(
-    steps: Mapping[lexinvariant.Method, tuple[int, int]], quick: bool
-) -> dict[lexinvariant.Method, int]:
-    return {method: pair[quick] for method, pair in steps.items() if pair[quick]}
-
-
 def _chain(quick: bool, seed: int):
-    steps = _budget(CHAIN_STEPS, quick)
+    steps = {method: pair[quick] for method, pair in CHAIN_STEPS.items() if pair[quick]}
     seeds = 1 if quick else 2
     found = symbol_chain.measure(steps, seeds, seed)
     late: dict[lexinvariant.Method, np.ndarray] = {
@@ -161,9 +151,8 @@ def _chain(quick: bool, seed: int):
     return claims, [table], {"lexinvariant_chain": figure}
 
 
-def _tasks(quick: bool, seed: int):
-    steps = _budget(TASK_STEPS, quick)
-    accuracies = symbol_tasks.measure(steps, seed)
+def _tasks(seed: int):
+    accuracies = symbol_tasks.measure(TASK_STEPS, seed)
     claims = []
     for method, found in accuracies.items():
         if method == "fixed":
@@ -171,16 +160,20 @@ def _tasks(quick: bool, seed: int):
         for task in symbol_tasks.TASKS:
             standard = accuracies["fixed"][task]["unseen"]
             value = found[task]["unseen"]
+            # Three times nothing is no achievement: a guess among the symbols of the question
+            # beats a model that never writes them.
+            above = value >= 3 * standard
+            learned = value > GUESSING[task] + 0.05
             claims.append(
                 Claim(
                     statement=f"C: {task} on symbols never seen: {NAMES[method]} at least 3 times "
-                    "the accuracy of the standard model, and better than guessing among the "
-                    "symbols of the question",
+                    "the accuracy of the standard model, and more than guessing among the symbols "
+                    "of the question",
                     paper="4 times on average over data and tasks, 48 -> 92 % and 28 -> 59 % "
                     "(Pile, characters)",
-                    measured=f"{100 * value:.1f} % against {100 * standard:.1f} % "
-                    f"({steps[method]} updates)",
-                    verdict=_verdict(value >= 3 * standard and value > GUESSING[task] + 0.05),
+                    measured=f"{100 * value:.1f} % against {100 * standard:.1f} %, guessing "
+                    f"{100 * GUESSING[task]:.1f} % ({TASK_STEPS[method]} updates)",
+                    verdict="null result" if above and not learned else _verdict(above),
                 )
             )
     rows = [
@@ -189,7 +182,7 @@ def _tasks(quick: bool, seed: int):
             task,
             *(f"{100 * accuracies[method][task][half]:.1f} %" for half in ("seen", "unseen")),
         )
-        for method in steps
+        for method in TASK_STEPS
         for task in symbol_tasks.TASKS
     ]
     columns = ("model", "task", "seen symbols", "unseen symbols")

@@ -147,7 +147,8 @@ def climb_key(
 
     Example:
         >>> table = backoff_table(np.array([0, 1, 1, 0, 1, 1, 0, 1]), 2, 1)
-        >>> climb_key(jnp.array([0, 0, 1, 0, 0]), table, jax.random.key(0), num_steps=20).tolist()
+        >>> climb = jax.jit(lambda c: climb_key(c, table, jax.random.key(0), num_steps=20))
+        >>> climb(jnp.array([0, 0, 1, 0, 0])).tolist()
         [1, 0]
     """
     validation.integer("num_restarts", num_restarts, minimum=1)

@@ -35,8 +35,8 @@ class DecipherProbe(nn.Module):
 
     Example:
         >>> probe = DecipherProbe(vocab_size=5, features=8)
-        >>> logits, _ = probe.init_with_output(jax.random.key(0), jnp.ones((1, 3, 4)))
-        >>> logits.shape
+        >>> hidden = jnp.ones((1, 3, 4))
+        >>> jax.eval_shape(probe.init_with_output, jax.random.key(0), hidden)[0].shape
         (1, 3, 5)
 
     Source: arXiv 2305.16349 §3.3 (width and activation are not stated there).
@@ -192,10 +192,11 @@ def decipher_log_probs(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> tokens, probe = jnp.zeros((1, 3), int), DecipherProbe(8, 16)
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
-        >>> probe_params = probe.init(jax.random.key(1), jnp.ones((1, 1, 128)))
+        >>> params = jax.eval_shape(decoder.initializer(model), jax.random.key(0))
+        >>> probe_params = jax.eval_shape(probe.init, jax.random.key(1), jnp.ones((1, 1, 128)))
         >>> keys = jax.random.split(jax.random.key(2), 1)
-        >>> decipher_log_probs(model, params, probe, probe_params, tokens, keys).shape
+        >>> read = lambda p, q: decipher_log_probs(model, p, probe, q, tokens, keys)
+        >>> jax.eval_shape(read, params, probe_params).shape
         (1, 3, 8)
 
     Source: arXiv 2305.16349 §3.3.

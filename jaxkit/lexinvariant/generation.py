@@ -43,8 +43,8 @@ def generate(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> prompt = jnp.array([[1, 2]])
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
-        >>> generate(model, params, prompt, 3, jax.random.key(1)).shape
+        >>> params = jax.eval_shape(decoder.initializer(model), jax.random.key(0))
+        >>> jax.eval_shape(lambda p: generate(model, p, prompt, 3, jax.random.key(1)), params).shape
         (1, 3)
     """
     validation.integer("num_tokens", num_tokens, minimum=1)

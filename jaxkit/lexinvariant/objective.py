@@ -121,8 +121,9 @@ def token_losses(
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
-        >>> token_losses(model, params, batch, jax.random.key(1)).shape
+        >>> params = jax.eval_shape(decoder.initializer(model), jax.random.key(0))
+        >>> losses = lambda p: token_losses(model, p, batch, jax.random.key(1))
+        >>> jax.eval_shape(losses, params).shape
         (2, 4)
 
     Source: arXiv 2305.16349 §2.3: one draw a training sequence, no gradient to random tables.

@@ -121,8 +121,8 @@ def lexinvariant_log_prob(
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
         >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
-        >>> estimate = lexinvariant_log_prob(
-        ...     model, params, batch, jax.random.key(1), 3, method="relabel")
+        >>> estimate = jax.jit(lambda p: lexinvariant_log_prob(
+        ...     model, p, batch, jax.random.key(1), 3, method="relabel"))(params)
         >>> bool((estimate.log_prob >= estimate.draws.mean(0)).all())
         True
 

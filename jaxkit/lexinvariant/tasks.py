@@ -175,7 +175,8 @@ def task_accuracy(
         >>> tasks = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
         >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
-        >>> 0 <= float(task_accuracy(model, params, tasks, jax.random.key(1))) <= 1
+        >>> measure = jax.jit(lambda p: task_accuracy(model, p, tasks, jax.random.key(1)))
+        >>> 0 <= float(measure(params)) <= 1
         True
 
     Source: arXiv 2305.16349 §3.5.

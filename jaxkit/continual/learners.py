@@ -71,6 +71,6 @@ class Learner(Protocol):
 
     def predict(
         self, state: PyTree, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B C"]:
+    ) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         ...

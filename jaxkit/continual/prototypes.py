@@ -137,7 +137,7 @@ class SimpleCIL:
 
     def predict(
         self, state: Prototypes, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B C"]:
+    ) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         return np.asarray(cosine_scores(state, jnp.asarray(self._features(images))))
 
@@ -267,7 +267,7 @@ class AdaptedPrototypes:
 
     def predict(
         self, state: AdaptedPrototypesState, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B C"]:
+    ) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         features = jnp.asarray(self._features(state.learning, images))
         return np.asarray(cosine_scores(state.prototypes, features))

@@ -136,7 +136,7 @@ class SEMALearner:
 
     def predict(
         self, state: Learning, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B C"]:
+    ) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         return self.inspect(state, images)[1]
 

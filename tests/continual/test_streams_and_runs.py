@@ -1,0 +1,276 @@
+"""A whole stream: one compile a kind of phase, growth, resumption, devices, baselines."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxkit import continual
+from jaxkit.datasets import ArraySplit
+
+MODEL = continual.VisionTransformer(4, 2, 1, width=8, depth=2, num_heads=2, mlp_dim=8)
+SETTINGS = continual.SEMASettings(
+    threshold=1.0, train_epochs=3, train_learning_rate=0.05, describe_epochs=12,
+    describe_learning_rate=0.05, batch_size=8, scan_batch_size=16, steps_per_call=6,
+)  # fmt: skip
+CONFIG = continual.SEMAConfig(MODEL, 4, 2, 3, 1, 1, capacity=3, buffer_size=20)
+
+
+def make_stream():
+    """Three tasks of 4 x 4 images: two classes, the same two again, then two that are brighter."""
+    rng = np.random.default_rng(0)
+
+    def split(low, high, sizes=(22, 10)):
+        parts = []
+        for size in sizes:
+            labels = (np.arange(size) % 2).astype(np.int32)
+            images = rng.uniform(low, high, (size, 4, 4, 1))
+            images[..., :2, 0] *= 1 - 0.8 * labels[:, None, None]
+            parts += [images.astype(np.float32), labels]
+        return ArraySplit(*parts)
+
+    parts = [("dark", "a", split(0, 0.3)), ("dark again", "a", split(0, 0.3)),
+             ("bright", "b", split(0.6, 1.0))]  # fmt: skip
+    return continual.domain_incremental_stream(parts, ("left", "right"), name="toy")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """Random weights of moderate size."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+    return jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    """The toy stream."""
+    return make_stream()
+
+
+@pytest.fixture(scope="module")
+def learner(backbone):
+    """SEMA on the toy stream."""
+    return continual.SEMALearner(CONFIG, backbone, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def whole(learner, stream):
+    """The run that nobody interrupts, and its compiled programs."""
+    return continual.run_stream(learner, stream, seed=3)
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+
+
+def test_a_block_grows_at_the_shift_and_not_before(whole):
+    assert whole.expansions == [(2, 1)]
+    assert whole.state.sema.num_active.tolist() == [2]
+    assert np.isfinite(whole.accuracy[np.triu_indices(3)]).all()
+    assert np.isnan(whole.accuracy[1, 0])
+
+
+def test_a_stream_compiles_each_program_once(learner, whole):
+    used = {name: getattr(learner.programs, name)._cache_size() for name in
+            ("train_images", "train_tokens", "train_head", "describe", "prefix", "observe", "score",
+             "predict", "add")}  # fmt: skip
+    assert used == dict.fromkeys(used, 1)
+
+
+class Stop(Exception):
+    """A kill."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 9, 17, 30])
+def test_a_run_killed_at_any_batch_resumes_to_the_same_bits(
+    learner, whole, stream, tmp_path, kill_at
+):
+    """Pieces of one step, the kill anywhere: inside a phase, at a growth, between tasks."""
+    pieces = itertools.count(1)
+
+    def kill(task, piece):
+        if next(pieces) == kill_at:
+            raise Stop
+
+    options = {"seed": 3, "folder": tmp_path / "run", "checkpoint_every": 3, "max_steps": 2}
+    with pytest.raises(Stop):
+        continual.run_stream(learner, stream, on_advance=kill, **options)
+    resumed = continual.run_stream(learner, stream, **options)
+    assert same(resumed.state, whole.state)
+    np.testing.assert_array_equal(resumed.accuracy, whole.accuracy)
+    assert resumed.expansions == whole.expansions
+    assert resumed.num_steps == whole.num_steps
+
+
+def test_a_run_stopped_on_request_says_so_and_resumes(learner, whole, stream, tmp_path):
+    asked = itertools.count()
+    options = {"seed": 3, "folder": tmp_path / "run"}
+    first = continual.run_stream(learner, stream, should_stop=lambda: next(asked) == 4, **options)
+    assert not first.finished
+    assert same(continual.run_stream(learner, stream, **options).state, whole.state)
+
+
+def test_a_folder_of_another_run_is_refused_with_all_differences(
+    learner, backbone, stream, tmp_path
+):
+    options = {"seed": 3, "folder": tmp_path / "run"}
+    continual.run_stream(learner, stream, should_stop=lambda: True, **options)
+    other = continual.SEMALearner(
+        dataclasses.replace(CONFIG, capacity=4, adapter_dim=3), backbone, SETTINGS
+    )
+    with pytest.raises(ValueError, match=r"adapter_dim: 2 there, 3 now, capacity: 3 there, 4 now"):
+        continual.run_stream(other, stream, **options)
+
+
+def test_infinite_threshold_is_the_policy_never(backbone, stream, whole):
+    """Their functional parts are equal: descriptors that never speak change nothing."""
+    quiet = dataclasses.replace(SETTINGS, threshold=np.inf)
+    silent = continual.run_stream(continual.SEMALearner(CONFIG, backbone, quiet), stream, seed=3)
+    never = continual.run_stream(
+        continual.SEMALearner(CONFIG, backbone, dataclasses.replace(SETTINGS, policy="never")),
+        stream,
+        seed=3,
+    )
+    assert same(silent.state.sema.params, never.state.sema.params)
+    assert silent.expansions == never.expansions == []
+
+
+def test_every_task_grows_every_block_and_fills_its_capacity(backbone, stream):
+    settings = dataclasses.replace(SETTINGS, policy="every_task")
+    learner = continual.SEMALearner(CONFIG, backbone, settings)
+    result = continual.run_stream(learner, stream, seed=3)
+    assert result.expansions == [(1, 1), (2, 1)]
+    longer = dataclasses.replace(stream, tasks=(*stream.tasks, stream.tasks[0]))
+    with pytest.raises(ValueError, match="capacity 3 exhausted in block 1 at task 3"):
+        continual.run_stream(learner, longer, seed=3)
+
+
+def test_only_fine_tuning_moves_the_first_adapters(backbone, stream, whole):
+    after_first = []
+
+    def watch(task, piece):
+        if task == 0:
+            after_first.append(jax.tree.map(np.asarray, piece.state.sema.params))
+
+    def first_slots(params):
+        return (params.single, jax.tree.map(lambda x: np.asarray(x)[:, 0], params.adapters))
+
+    for policy, still in (("on_shift", True), ("finetune", False)):
+        after_first.clear()
+        learner = continual.SEMALearner(
+            CONFIG, backbone, dataclasses.replace(SETTINGS, policy=policy)
+        )
+        result = continual.run_stream(learner, stream, seed=3, on_advance=watch)
+        last = first_slots(result.state.sema.params)
+        assert same(first_slots(after_first[-1]), last) == still
+
+
+def test_a_descriptor_that_diverges_raises_instead_of_never_growing(backbone, stream):
+    hot = dataclasses.replace(SETTINGS, describe_learning_rate=100.0)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        continual.run_stream(continual.SEMALearner(CONFIG, backbone, hot), stream, seed=3)
+
+
+def test_statistics_that_are_not_finite_raise(whole):
+    records = whole.state.sema.records
+    spoilt = records._replace(values=records.values.at[0, 1, 0].set(np.nan))
+    with pytest.raises(FloatingPointError, match=r"blocks \[1\].*describe_learning_rate"):
+        continual.require_finite_statistics(
+            CONFIG, whole.state.sema._replace(records=spoilt), "bright"
+        )
+
+
+def test_prototypes_are_means_of_frozen_features(backbone, stream):
+    learner = continual.SimpleCIL(MODEL, backbone, 4, batch_size=16)
+    result = continual.run_stream(learner, stream)
+    task = stream.tasks[2]
+    features = continual.frozen_features(MODEL, backbone, task.train_images, 16)
+    mean = features[task.train_labels == 3].mean(0)
+    found = result.state.totals[3] / result.state.counts[3]
+    np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-6)
+
+
+def test_adapted_prototypes_resume_too(backbone, stream, tmp_path):
+    settings = dataclasses.replace(SETTINGS, policy="never")
+    learner = continual.AdaptedPrototypes(continual.SEMALearner(CONFIG, backbone, settings))
+    whole = continual.run_stream(learner, stream, seed=3)
+    options = {"seed": 3, "folder": tmp_path / "run", "checkpoint_every": 4}
+    asked = itertools.count()
+    continual.run_stream(learner, stream, should_stop=lambda: next(asked) == 2, **options)
+    resumed = continual.run_stream(learner, stream, **options)
+    assert same(resumed.state, whole.state)
+    assert resumed.state.prototypes.counts.sum() == 66
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_numbers_of_one(backbone, stream, whole, devices):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = continual.SEMALearner(CONFIG, backbone, SETTINGS, mesh=mesh)
+    result = continual.run_stream(spread, stream, seed=3)
+    assert result.expansions == whole.expansions
+    np.testing.assert_array_equal(result.accuracy, whole.accuracy)
+    for a, b in zip(jax.tree.leaves(result.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    ones = {n: getattr(spread.programs, n)._cache_size() for n in ("train_tokens", "describe")}
+    assert ones == dict.fromkeys(ones, 2)  # one for the single device, one for the mesh
+
+
+@pytest.mark.slow
+def test_augmented_images_train_the_same_phases(backbone, stream):
+    def flip(key, images):
+        return jax.numpy.where(
+            jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, ::-1], images
+        )
+
+    learner = continual.SEMALearner(CONFIG, backbone, SETTINGS, augment=flip)
+    result = continual.run_stream(learner, stream, seed=3)
+    assert (2, 1) in result.expansions
+    assert learner.programs.describe_images._cache_size() == 1
+
+
+_RESUME = """
+import sys, numpy as np, jax, itertools
+from jaxkit import continual
+sys.path.insert(0, {tests!r})
+import test_streams_and_runs as t
+rng = np.random.default_rng(1)
+shapes = jax.eval_shape(t.MODEL.init, jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+weights = jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+learner = continual.SEMALearner(t.CONFIG, weights, t.SETTINGS)
+grown = []
+def kill(task, piece):
+    grown.extend(e for e in piece.events if e["kind"] == "expand")
+    if {kill} and grown and piece.position["step"] >= 2:
+        import os; os._exit(9)
+result = continual.run_stream(learner, t.make_stream(), seed=3, folder={folder!r},
+                              checkpoint_every=1, on_advance=kill)
+np.savez({out!r}, *jax.tree.leaves(result.state))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_by_another_to_the_same_bits(tmp_path):
+    """Killed in the phase after the third task's growth."""
+    import pathlib
+
+    def run(folder, kill):
+        out = str(tmp_path / f"{folder}.npz")
+        program = _RESUME.format(
+            tests=str(pathlib.Path(__file__).parent), folder=str(tmp_path / folder), kill=kill,
+            out=out,
+        )  # fmt: skip
+        return subprocess.run([sys.executable, "-c", program], check=False).returncode, out
+
+    assert run("killed", True)[0] == 9
+    code, resumed = run("killed", False)
+    assert code == 0
+    code, straight = run("straight", False)
+    assert code == 0
+    with np.load(resumed) as a, np.load(straight) as b:
+        assert a.files == b.files
+        assert all(np.array_equal(a[name], b[name]) for name in a.files)

@@ -345,7 +345,8 @@ def _epsilon(mechanism: Mechanism, delta: float, which: Accountant) -> float:
 
 def _bracket(make_mechanism, epsilon, delta) -> tuple[float, float]:
     """Noise levels, a factor of 2 apart, with the budget between them by RDP."""
-    high = 1.0
+    # From the side of more noise: RDP is slow and coarse where there is too little.
+    high = 64.0
     for _ in range(60):
         if _epsilon(make_mechanism(high), delta, "rdp") <= epsilon:
             break

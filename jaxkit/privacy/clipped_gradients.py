@@ -23,9 +23,9 @@ NEIGHBOURS = ("add_or_remove", "zero_out", "replace")
 Mask = Bool[Array, " B"] | Int[Array, " B"] | None
 LossFunction = Callable[[Any, Any, Any], Float[Array, ""]]
 
-#: Gradients of a microbatch should fit in a core's cache, or in a small part of an accelerator's
-#: memory; measured in scripts/benchmarks/privacy.py.
-_CPU_BYTES = 2**20
+#: Bytes of per-example gradients in memory at once. A CPU is fastest when they stay in the first
+#: cache, which for most models means one example at a time (scripts/benchmarks/privacy.py).
+_CPU_BYTES = 2**15
 _ACCELERATOR_BYTES = 2**28
 
 
@@ -150,7 +150,7 @@ def clipped_grad_sum(
         clip_norm: C > 0; may be traced.
         mode: see `clip_per_example`.
         microbatch_size: examples whose gradients are in memory at once; by default as many as fit
-            in a cache (CPU) or 256 MiB. Does not change the result beyond rounding.
+            in 32 KiB (CPU) or 256 MiB. Does not change the result beyond rounding.
 
     Returns:
         The function, which knows its sensitivity.
@@ -236,7 +236,10 @@ def weighted_total(losses, examples: clipping.ClippedExamples, count) -> Clipped
     weights = count.astype(jnp.float32)
 
     def add(leaf):
-        return jnp.sum(leaf * weights.reshape(-1, *(1,) * (leaf.ndim - 1)), axis=0)
+        if leaf.shape[0] == 1:
+            return leaf[0] * weights[0]
+        # As a product: XLA's CPU backend is slow at sums over the leading axis.
+        return jnp.einsum("b,b...->...", weights, leaf)
 
     total = jax.tree.map(add, examples.gradients)
     return counted_sum(total, losses, examples.clipped, examples.non_finite, count)

@@ -78,6 +78,7 @@ from jaxkit.subrl.information import (
     Measurements,
     measurements,
 )
+from jaxkit.subrl.intervals import mean_interval
 from jaxkit.subrl.losses import LossParts, clipped_loss, subpo_loss
 from jaxkit.subrl.occupancy import OccupancyDynamics, occupancy_world, point_mass_world
 from jaxkit.subrl.planning import (
@@ -193,6 +194,7 @@ __all__ = [
     "make_training",
     "matern52",
     "matrix_dynamics",
+    "mean_interval",
     "measurements",
     "modular_guarantee",
     "modular_plan",

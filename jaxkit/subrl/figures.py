@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxkit import plotting
+from jaxkit.subrl import intervals
 from jaxkit.subrl.environments import SubmodularEnvironment
 
 if TYPE_CHECKING:
@@ -117,13 +118,23 @@ def draw_curves(
         epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
         lines[name] = (epochs, mean)
         if len(values) > 1:
-            half = 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
-            bands[name] = (mean - half, mean + half)
+            bands[name] = intervals.mean_interval(values)
     plotting.lines(panel, lines, bands=bands, xlabel="epoch", ylabel=ylabel, title=title)
     right = max(len(x) for x, _ in lines.values())
-    for name, level in (levels or {}).items():
+    ordered = sorted((levels or {}).items(), key=lambda item: item[1])
+    top = max([level for _, level in ordered] + [float(np.max(y)) for _, y in lines.values()])
+    for index, (name, level) in enumerate(ordered):
         panel.axhline(level, color="#777777", linestyle=":", linewidth=1)
+        # Below its line where the next level is so near that the names would overlap.
+        crowded = index + 1 < len(ordered) and ordered[index + 1][1] - level < 0.06 * top
         panel.annotate(
-            name, (right, level), xytext=(0, 2), textcoords="offset points", ha="right", size=8
+            name,
+            (right, level),
+            xytext=(0, -2 if crowded else 2),
+            textcoords="offset points",
+            ha="right",
+            va="top" if crowded else "bottom",
+            size=8,
         )
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.1 * top)
+    panel.legend(frameon=False, loc="best")

@@ -248,7 +248,7 @@ def subpo_optimizer(learning_rate: Any) -> optax.GradientTransformation:
     Example:
         >>> subpo_optimizer(-1.0)
         Traceback (most recent call last):
-        ValueError: learning_rate must be finite and in (0, inf], got -1.0
+        ValueError: learning_rate must be finite and in (0, inf), got -1.0
     """
     if not callable(learning_rate):
         validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)

@@ -14,14 +14,3 @@ def vectors(golden):
 @pytest.fixture(scope="session")
 def gp_world(vectors):
     return subrl.coverage_world(weights=jnp.array(vectors["coverage_gp_30x30"]["weights"]))
-
-
-def tiny(case, **options):
-    """The world of a golden case with rows, columns, horizon, start and weights."""
-    return subrl.coverage_world(
-        (case["rows"], case["cols"]),
-        jnp.array(case["weights"]),
-        horizon=case["horizon"],
-        start=case["start"],
-        **options,
-    )

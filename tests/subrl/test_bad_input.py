@@ -89,7 +89,7 @@ CASES = {
     ),
     "noise": (
         lambda: subrl.measurements(np.eye(2), 0.0, max_size=2),
-        r"noise_variance must be finite and in \(0, inf\], got 0.0",
+        r"noise_variance must be finite and in \(0, inf\), got 0.0",
     ),
     "table entry": (
         lambda: subrl.table_dynamics([[0, 2], [1, 0]]),
@@ -131,7 +131,7 @@ CASES = {
     ),
     "learning rate": (
         lambda: subrl.subpo_optimizer(0.0),
-        r"learning_rate must be finite and in \(0, inf\], got 0.0",
+        r"learning_rate must be finite and in \(0, inf\), got 0.0",
     ),
     "world": (lambda: subrl.named_world("two-room"), r"did you mean 'two-rooms'"),
     "track": (lambda: subrl.car_world(half_width=2.0), r"half_width must be below the smallest"),

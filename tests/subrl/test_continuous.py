@@ -13,18 +13,21 @@ from jaxkit import subrl
 TRACK = subrl.CarParams(jnp.array(16.41), jnp.array(0.2), jnp.array(0.8))
 
 
-def _drive(state, duty, steering, steps):
+@jax.jit
+def _drive(state, duty, steering):
+    """The states of 600 steps."""
+
     def step(state, _):
         state = subrl.car_step(state, duty, steering, TRACK)
         return state, state
 
-    return jax.jit(lambda s: jax.lax.scan(step, s, None, length=steps)[1])(state)
+    return jax.lax.scan(step, state, None, length=600)[1]
 
 
 def test_the_car_reaches_the_speed_at_which_forces_balance():
     """0.287 D - 0.054527 v D - 0.000348 v^2 - 0.051891 = 0 at D = 1."""
     at_rest = subrl.CarState(*[jnp.zeros(())] * 6)
-    straight = _drive(at_rest, 1.0, 0.0, 600)
+    straight = _drive(at_rest, 1.0, 0.0)
     want = np.roots([-0.000348, -0.054527, 0.287 - 0.051891]).max()
     np.testing.assert_allclose(straight.forward[-1], want, rtol=1e-3)
     assert (np.diff(straight.forward) > -1e-4).all()
@@ -32,22 +35,20 @@ def test_the_car_reaches_the_speed_at_which_forces_balance():
 
 def test_below_walking_pace_the_car_does_not_roll_backwards():
     at_rest = subrl.CarState(*[jnp.zeros(())] * 6)
-    assert float(_drive(at_rest, -1.0, 0.0, 50).forward.min()) > -1e-3
+    assert float(_drive(at_rest, -1.0, 0.0).forward.min()) > -1e-3
 
 
 def test_the_derivative_of_the_car_is_the_numpy_one_at_speed():
     state = subrl.CarState(*map(jnp.float32, (1.0, 0.05, 0.1, 1.5, 0.2, 3.0)))
-    got = subrl.car_derivative(state, 0.5, 0.3, TRACK)
+    got = jax.jit(subrl.car_derivative)(state, 0.5, 0.3, TRACK)
     s, d, mu, v_x, v_y, r = (float(x) for x in state)
     turn = 2 * np.pi / 16.41
     kappa = turn * (1 + 0.8 * np.sin(2 * turn * s))
     force = 0.287 * 0.5 - 0.054527 * v_x * 0.5 - 0.000348 * v_x**2 - 0.051891
-    front = 0.2016 * np.sin(
-        1.2 * np.arctan(2.579 * (0.3 - np.arctan((0.029 * r + v_y) / (v_x + 1e-5))))
-    )
-    rear = 0.20844 * np.sin(
-        1.2691 * np.arctan(2.8210 * np.arctan((0.033 * r - v_y) / (v_x + 1e-5)))
-    )
+    front_slip = 0.3 - np.arctan((0.029 * r + v_y) / (v_x + 1e-5))
+    rear_slip = np.arctan((0.033 * r - v_y) / (v_x + 1e-5))
+    front = 0.2016 * np.sin(1.2 * np.arctan(2.579 * front_slip))
+    rear = 0.20844 * np.sin(1.2691 * np.arctan(2.8210 * rear_slip))
     along = (v_x * np.cos(mu) - v_y * np.sin(mu)) / (1 - kappa * d)
     want = (
         along,
@@ -62,7 +63,10 @@ def test_the_derivative_of_the_car_is_the_numpy_one_at_speed():
 
 def test_leaving_the_map_ends_an_episode_and_its_rewards():
     env = subrl.point_mass_world(half_side=1.0, cells_a_side=10, block=1, horizon=30)
-    right = lambda key, observations: jnp.tile(jnp.array([1.0, 0.0]), (len(observations), 1))
+
+    def right(key, observations):
+        return jnp.tile(jnp.array([1.0, 0.0]), (len(observations), 1))
+
     drawn = jax.jit(lambda key: subrl.rollout(key, env, right, 1))(jax.random.key(0))
     end = int(drawn.active[0].sum())
     assert 1 < end < 29

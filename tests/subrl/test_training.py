@@ -28,17 +28,12 @@ def seeds():
 
 
 def test_chunks_of_a_fit_are_the_whole_run_and_are_compiled_once(seeds, count_traces, tmp_path):
-    state, metrics = seeds
+    _, metrics = seeds
     train = _training()
     counted = count_traces(train.epoch)
     with training.MetricsLog(tmp_path / "metrics.jsonl") as log:
-        fitted = subrl.fit(
-            train._replace(epoch=counted, epochs=4),
-            jax.random.key(0),
-            num_seeds=2,
-            chunk=2,
-            log=log,
-        )
+        short = train._replace(epoch=counted, epochs=4)
+        fitted = subrl.fit(short, jax.random.key(0), num_seeds=2, chunk=2, log=log)
     assert counted.count == 1
     for name in ("mean", "loss", "best", "entropy"):
         got = getattr(fitted.metrics, name)

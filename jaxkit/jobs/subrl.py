@@ -1,0 +1,182 @@
+"""Train a policy on a submodular world, compare it with planners, draw its paths."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import table as tables
+
+from jaxkit import plotting, subrl, training, validation
+
+
+class SubrlFiles(NamedTuple):
+    """What `train_world` wrote and found.
+
+    Attributes:
+        metrics: a line of JSON an epoch, means over the seeds.
+        curves: figure of F by epoch.
+        paths: figure of episodes on the map, None where the world is no grid.
+        values: F by name: trained policy, planners and bounds.
+        table: the same to print.
+    """
+
+    metrics: pathlib.Path
+    curves: pathlib.Path
+    paths: pathlib.Path | None
+    values: Mapping[str, float]
+    table: tables.Table
+
+
+def known_values(world: subrl.SubmodularEnvironment, *, beam_width: int = 1000) -> dict[str, float]:
+    """Compute what planners reach that know the world, and the optimum where it can be enumerated.
+
+    Args:
+        world: a world; planners need moves without slip.
+        beam_width: of the beam search.
+
+    Returns:
+        F by name, best known last; empty where moves are not by a table.
+    """
+    if getattr(world.dynamics, "num_states", None) is None or world.dynamics.slips:
+        return {}
+    modular = subrl.modular_plan(world)
+    values = {
+        "optimum of the additive reward": float(subrl.follow_policy(world, modular.policy).value),
+        "greedy planner": float(subrl.greedy_plan(world).value),
+        f"beam search, width {beam_width}": float(subrl.beam_plan(world, beam_width).value),
+    }
+    if world.horizon <= 7:
+        values["optimum, by enumeration"] = float(subrl.exhaustive_plan(world).value)
+    return values
+
+
+def train_world(
+    env: str = "two-rooms",
+    *,
+    memory: bool = True,
+    objective: str = "submodular",
+    signal: str = "to_go",
+    baseline: str = "batch_mean",
+    horizon: int = 40,
+    slip: float = 0.0,
+    seeds: int = 3,
+    epochs: int = 140,
+    batch_size: int = 500,
+    learning_rate: float = 0.005,
+    entropy_coefficient: float = 0.0,
+    seed: int = 0,
+    chunk: int = 10,
+    out: str | os.PathLike[str] = "subrl",
+    progress: training.Progress | None = None,
+) -> SubrlFiles:
+    """Train SubPO (or ModPO) on a world of `subrl.WORLDS`; run it again to resume.
+
+    Args:
+        env: name of the world.
+        memory: whether the policy sees what has been visited.
+        objective: `"submodular"`, or `"modular"` for ModPO.
+        signal: what an action is credited with (`subrl.make_training`).
+        baseline: what is subtracted from it.
+        horizon: states of an episode.
+        slip: chance that an action is replaced by a random one.
+        seeds: independent trainings, run together.
+        epochs: updates.
+        batch_size: episodes an update.
+        learning_rate: of Adam.
+        entropy_coefficient: c of the bonus c / (t + 1).
+        seed: of everything random, the world too.
+        chunk: epochs between lines of progress and checkpoints.
+        out: folder to write to, one sub-folder a world and method.
+        progress: where to show it; a bar on the terminal by default.
+
+    Returns:
+        The files, and what was reached beside planners that know the world.
+
+    Raises:
+        ValueError: if a name is unknown or a number out of range, or the folder holds a run with
+            other options.
+    """
+    validation.choice("env", env, subrl.WORLDS)
+    world_key, train_key, draw_key = jax.random.split(jax.random.key(seed), 3)
+    features = "visited" if memory else "position"
+    world = subrl.named_world(env, world_key, horizon=horizon, slip=slip, features=features)
+    run = subrl.make_training(
+        world,
+        subrl.CategoricalPolicy(5),
+        subrl.subpo_optimizer(learning_rate),
+        objective=objective,
+        signal=signal,
+        baseline=baseline,
+        batch_size=batch_size,
+        epochs=epochs,
+        entropy_coefficient=entropy_coefficient,
+    )
+    # Everything that shapes a run is in its folder's name, so that options never mix.
+    options = f"{env}-{features}-{objective}-{signal}-{baseline}-h{horizon}-p{slip:g}-s{seeds}"
+    numbers = f"b{batch_size}-lr{learning_rate:g}-c{entropy_coefficient:g}-{seed}"
+    folder = pathlib.Path(out) / f"{options}-{numbers}"
+    with (
+        training.Checkpoints(folder / "checkpoints") as checkpoints,
+        training.MetricsLog(folder / "metrics.jsonl", max(checkpoints.steps, default=0)) as log,
+    ):
+        fitted = subrl.fit(
+            run,
+            train_key,
+            num_seeds=seeds,
+            chunk=chunk,
+            progress=progress or training.Console(epochs, extra=("mean", "best")),
+            log=log,
+            checkpoints=checkpoints,
+        )
+    known = known_values(world)
+    method = "SubPO" if objective == "submodular" else "ModPO"
+    curves, panel = plotting.axes(width=6.5, height=3.8)
+    subrl.draw_curves(panel, {method: fitted.metrics.mean}, known, title=f"{method} on {env}")
+    paths = None
+    if world.shape is not None:
+        paths = plotting.save(
+            _paths(world, run, fitted, draw_key, method, bool(known)), folder / "paths.png"
+        )
+    last, best = fitted.metrics.mean[:, -1], fitted.metrics.best[:, -1]
+    values = {method: float(last.mean()), f"{method}, best episode": float(best.max()), **known}
+    return SubrlFiles(
+        folder / "metrics.jsonl",
+        plotting.save(curves, folder / "curves.png"),
+        paths,
+        values,
+        _table(f"F of an episode on {env}, {epochs} epochs", values, last),
+    )
+
+
+def _paths(
+    world: subrl.SubmodularEnvironment,
+    run: subrl.Training,
+    fitted: subrl.Fitted,
+    key: jax.Array,
+    method: str,
+    sure: bool,
+) -> Any:
+    """Episodes of the first seed, beside the planners' where moves are sure."""
+    policy = jax.tree.map(lambda x: x[0], fitted.state.params)
+    act = run.act(fitted.state._replace(params=policy))
+    drawn = jax.jit(lambda key: subrl.rollout(key, world, act, 5))(key)
+    shown = {method: np.asarray(drawn.elements)}
+    if sure:
+        shown["greedy planner"] = np.asarray(subrl.greedy_plan(world).states)[None]
+        shown["beam search"] = np.asarray(subrl.beam_plan(world, 1000).states)[None]
+    return subrl.paths_figure(world, shown)
+
+
+def _table(title: str, values: Mapping[str, float], last: np.ndarray) -> tables.Table:
+    shown = tables.Table("", "F", "95 % interval over seeds", title=title, title_justify="left")
+    for index, (name, value) in enumerate(values.items()):
+        interval = ""
+        if index == 0 and len(last) > 1:
+            interval = "{:.2f} to {:.2f}".format(*subrl.mean_interval(last))
+        shown.add_row(name, f"{value:.2f}", interval)
+    return shown

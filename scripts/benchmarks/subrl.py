@@ -1,0 +1,242 @@
+"""SubPO beside PyTorch: the loops of published programs, and one vectorised by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import optax
+
+from jaxkit import subrl
+from jaxkit.experiments.evidence import Table
+
+_ROWS, _HORIZON, _BATCH, _START, _RATE = 30, 40, 500, 34, 1e-3
+_JAX_EPOCHS, _TORCH_EPOCHS = 20, 2
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Pin every thread of this process to one core, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+
+    def pin(cores: set[int]) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), cores)
+
+    pin({max(allowed)})
+    try:
+        yield
+    finally:
+        pin(allowed)
+
+
+class TorchSubPO:
+    """SubPO-M in PyTorch: raw (state, time), 64-32 tanh, gains to go, mean of the batch, Adam.
+
+    `looped` keeps what is covered in a Python set for each episode and draws the next state from a
+    dense table of probabilities, as the published program does; otherwise both are tensors.
+    """
+
+    def __init__(self, weights: np.ndarray, *, looped: bool, seed: int = 0):
+        import torch
+
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        self.torch, self.looped = torch, looped
+        self.policy = torch.nn.Sequential(
+            torch.nn.Linear(2, 64),
+            torch.nn.Tanh(),
+            torch.nn.Linear(64, 32),
+            torch.nn.Tanh(),
+            torch.nn.Linear(32, 5),
+        )
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=_RATE)
+        moves = subrl.grid_moves((_ROWS, _ROWS))
+        cover = subrl.grid_blocks((_ROWS, _ROWS))
+        self.scale = 2 * (_HORIZON + 1)
+        self.weights, self.cover = weights, cover
+        n = len(moves)
+        self.moves = torch.tensor(moves, dtype=torch.long)
+        padded = np.full((n, 4), n)
+        for state, cells in enumerate(cover):
+            padded[state, : len(cells)] = cells
+        self.cells = torch.tensor(padded)
+        self.padded_weights = torch.tensor(np.append(weights, 0), dtype=torch.float32)
+        if looped:
+            self.probabilities = torch.zeros(n, 5, n)
+            self.probabilities[torch.arange(n)[:, None], torch.arange(5)[None], self.moves] = 1
+
+    def epoch(self) -> float:
+        """Roll out, update, and return the mean F of the batch."""
+        torch = self.torch
+        state = torch.full((_BATCH,), _START)
+        begin = self._begin(state)
+        inputs, actions, gains = [], [], []
+        for h in range(_HORIZON - 1):
+            observation = torch.stack([state.float(), torch.full((_BATCH,), float(h))], dim=1)
+            with torch.no_grad():
+                logits = self.policy(observation)
+            action = torch.distributions.Categorical(logits=logits).sample()
+            state = self._move(state, action)
+            inputs.append(observation)
+            actions.append(action)
+            gains.append(self._gain(state))
+        gained = torch.stack(gains, dim=1)
+        to_go = gained.flip(1).cumsum(1).flip(1) / self.scale
+        advantage = to_go - to_go.mean(0)
+        logits = self.policy(torch.stack(inputs, dim=1))
+        log_prob = torch.distributions.Categorical(logits=logits).log_prob(
+            torch.stack(actions, dim=1)
+        )
+        loss = -(log_prob * advantage).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return float((begin + gained.sum(1)).mean())
+
+    def _begin(self, state):
+        if self.looped:
+            self.covered = [set() for _ in range(_BATCH)]
+        else:
+            self.mask = self.torch.ones(_BATCH, len(self.padded_weights))
+        return self._gain(state)
+
+    def _move(self, state, action):
+        if self.looped:
+            return self.probabilities[state, action].argmax(1)
+        return self.moves[state, action]
+
+    def _gain(self, state):
+        torch = self.torch
+        if not self.looped:
+            cells = self.cells[state]
+            gain = (self.padded_weights[cells] * self.mask.gather(1, cells)).sum(1)
+            self.mask.scatter_(1, cells, 0.0)
+            return gain
+        gains = []
+        for covered, place in zip(self.covered, state.tolist(), strict=True):
+            new = set(self.cover[place]) - covered
+            gains.append(sum(self.weights[cell] for cell in new))
+            covered |= new
+        return torch.tensor(gains, dtype=torch.float32)
+
+
+def _training(weights: np.ndarray) -> subrl.Training:
+    world = subrl.coverage_world(
+        (_ROWS, _ROWS),
+        weights,
+        horizon=_HORIZON,
+        start=_START,
+        features="official_position",
+    )
+    return subrl.make_training(
+        world,
+        subrl.CategoricalPolicy(5),
+        optax.adam(_RATE),
+        batch_size=_BATCH,
+        epochs=_JAX_EPOCHS,
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})"
+
+
+def peers(rounds: int = 5) -> Table:
+    """Time an epoch of 500 x 39 steps and one Adam step, interleaved, after warm-up."""
+    weights = np.asarray(subrl.gp_weights(jax.random.key(0)))
+    training = _training(weights)
+    begin = time.perf_counter()
+    compiled = jax.jit(training.run).lower(jax.random.key(0)).compile()
+    compile_time = time.perf_counter() - begin
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "jaxkit": (lambda: compiled(jax.random.key(0)), _JAX_EPOCHS)
+    }
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("this benchmark needs torch: pip install 'jaxkit[benchmark]'") from error
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_interop_threads(1)
+    for name, looped in (("PyTorch, Python loops", True), ("PyTorch, vectorised", False)):
+        program = TorchSubPO(weights, looped=looped)
+
+        def several(program=program):
+            return [program.epoch() for _ in range(_TORCH_EPOCHS)]
+
+        calls[name] = (several, _TORCH_EPOCHS)
+    for call, _ in calls.values():
+        jax.block_until_ready(call())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, (call, epochs) in calls.items():
+            times[name].append(_seconds(call) / epochs)
+    measured = {name: np.array(values) for name, values in times.items()}
+    ours = measured["jaxkit"]
+    steps = _BATCH * (_HORIZON - 1)
+    return Table(
+        f"SubPO-M, GP map, B 500, H 40, one thread, warm (compiling took {compile_time:.1f} s)",
+        ("program", "ms an epoch, median (range)", "time / jaxkit", "steps a second"),
+        [
+            (
+                name,
+                _spread(1e3 * values),
+                _spread(values / ours),
+                f"{steps / np.median(values):,.0f}",
+            )
+            for name, values in measured.items()
+        ],
+    )
+
+
+def seeds(rounds: int = 5, num_seeds: int = 16) -> Table:
+    """Time seeds under `vmap` beside one seed."""
+    training = _training(np.asarray(subrl.gp_weights(jax.random.key(0))))
+    one_key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), num_seeds)
+    one = jax.jit(training.run).lower(one_key).compile()
+    many = jax.jit(jax.vmap(training.run)).lower(keys).compile()
+    calls = {"1 seed": lambda: one(one_key), f"{num_seeds} seeds, vmapped": lambda: many(keys)}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(_seconds(call) / _JAX_EPOCHS)
+    base, batch = (np.array(values) for values in times.values())
+    return Table(
+        f"{num_seeds} seeds in one program beside one, one thread, warm",
+        ("", "ms an epoch, median (range)", "time / one seed"),
+        [
+            ("1 seed", _spread(1e3 * base), "1"),
+            (f"{num_seeds} seeds, vmapped", _spread(1e3 * batch), _spread(batch / base)),
+        ],
+    )
+
+
+def run() -> list[Table]:
+    """Measure both, on one core."""
+    with one_thread():
+        return [peers(), seeds()]
+
+
+if __name__ == "__main__":
+    for table in run():
+        print(table.title)
+        print(" | ".join(table.columns))
+        for row in table.rows:
+            print(" | ".join(str(cell) for cell in row))
+        print()

@@ -27,14 +27,12 @@ from jaxkit.continual.error_records import (
 from jaxkit.continual.expandable_state import (
     FunctionalParams,
     Head,
-    ParameterCounts,
     SEMAConfig,
     SEMAState,
     active_slots,
     add_adapter,
     grow_capacity,
     init_sema,
-    parameter_counts,
 )
 from jaxkit.continual.figures import (
     accuracy_matrix_figure,
@@ -53,16 +51,14 @@ from jaxkit.continual.forward_pass import (
 from jaxkit.continual.freezing import Trainable, newest_slots, trainable_mask, where_trainable
 from jaxkit.continual.image_folders import folder_stream, read_image
 from jaxkit.continual.learners import Advance, Learner
+from jaxkit.continual.parameter_counts import ParameterCounts, parameter_counts
 from jaxkit.continual.phases import (
-    Augment,
     Learning,
-    Programs,
     StepBatches,
     classification_step,
     description_step,
     init_learning,
     local_cross_entropy,
-    sema_programs,
     sgd,
 )
 from jaxkit.continual.pretraining import (
@@ -79,7 +75,6 @@ from jaxkit.continual.prototypes import (
     frozen_features,
 )
 from jaxkit.continual.published_weights import (
-    NAMES,
     WeightReport,
     compare_weights,
     convert_weights,
@@ -89,6 +84,7 @@ from jaxkit.continual.published_weights import (
 )
 from jaxkit.continual.routers import Router, router_weights
 from jaxkit.continual.sema_learner import SEMALearner
+from jaxkit.continual.sema_programs import Programs, sema_programs
 from jaxkit.continual.sema_settings import SEMASettings, cosine_rates
 from jaxkit.continual.shift_detection import first_trigger, require_finite_statistics
 from jaxkit.continual.stream_metrics import (
@@ -101,7 +97,6 @@ from jaxkit.continual.stream_metrics import (
 )
 from jaxkit.continual.stream_runs import StreamResult, run_stream, task_accuracy
 from jaxkit.continual.streams import (
-    DIGIT_DOMAINS,
     Stream,
     Task,
     class_incremental_stream,
@@ -111,12 +106,9 @@ from jaxkit.continual.streams import (
 from jaxkit.continual.vision_transformer import VisionTransformer
 
 __all__ = [
-    "DIGIT_DOMAINS",
-    "NAMES",
     "AdaptedPrototypes",
     "Adapter",
     "Advance",
-    "Augment",
     "Descriptor",
     "ErrorRecords",
     "Forward",

@@ -90,6 +90,10 @@ class Head(NamedTuple):
     Attributes:
         kernel: `[d, C]`.
         bias: `[C]`.
+
+    Example:
+        >>> Head(jnp.zeros((8, 3)), jnp.zeros(3)).bias.shape
+        (3,)
     """
 
     kernel: Float[Array, "d C"]
@@ -104,6 +108,10 @@ class FunctionalParams(NamedTuple):
         adapters: adapters of the `E` expandable blocks in `K` slots, leading axes `[E, K]`.
         router: leading axis E, K columns.
         head: the classifier.
+
+    Example:
+        >>> FunctionalParams._fields
+        ('single', 'adapters', 'router', 'head')
     """
 
     single: Adapter
@@ -121,6 +129,13 @@ class SEMAState(NamedTuple):
         records: the errors each descriptor saw in training, leading axes `[E, K]`.
         num_active: adapters in use in each expandable block, int32 `[E]`. Slots beyond hold
             anything: no result depends on them.
+
+    Example:
+        >>> import jax
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> init_sema(jax.random.key(0), config).num_active.tolist()
+        [1]
     """
 
     params: FunctionalParams
@@ -332,50 +347,3 @@ def grow_capacity(
         state.num_active,
     )
     return dataclasses.replace(config, capacity=capacity), grown
-
-
-class ParameterCounts(NamedTuple):
-    """How large SEMA is.
-
-    Attributes:
-        adapters: adapters in use, over all blocks.
-        inference: parameters of adapters and head, as the paper's table 5 counts.
-        routers: parameters of the router columns in use, needed at inference too.
-        descriptors: parameters of the descriptors in use, needed to notice shifts.
-    """
-
-    adapters: int
-    inference: int
-    routers: int
-    descriptors: int
-
-
-def parameter_counts(config: SEMAConfig, num_added: int) -> ParameterCounts:
-    """Count parameters after `num_added` expansions.
-
-    `adapters (2dr + r + d) + C (d + 1)` at inference.
-
-    Args:
-        config: shapes.
-        num_added: adapters added after the first task, over all blocks.
-
-    Returns:
-        The counts.
-
-    Source: arXiv 2403.18886 table 5.
-
-    Example:
-        >>> cifar100 = SEMAConfig(VisionTransformer(), num_classes=100)
-        >>> parameter_counts(cifar100, 9 * 3).inference
-        1065940
-    """
-    validation.integer("num_added", num_added, minimum=0)
-    d, r, m = config.model.width, config.adapter_dim, config.descriptor_dim
-    adapters = config.model.depth + num_added
-    growing = config.num_expandable + num_added
-    return ParameterCounts(
-        adapters,
-        adapters * (2 * d * r + r + d) + config.num_classes * (d + 1),
-        growing * (d + 1),
-        growing * (2 * d * m + m + d),
-    )

@@ -21,6 +21,10 @@ class Advance(NamedTuple):
         events: what happened, JSON-able: each has a `"kind"` and a `"task"`.
         doing: a few words for a progress bar.
         share: how much of the present phase is done, in [0, 1].
+
+    Example:
+        >>> Advance((), None, 0, (), "prototypes", 1.0).position is None
+        True
     """
 
     state: PyTree
@@ -40,6 +44,11 @@ class Learner(Protocol):
 
     Attributes:
         name: shown in reports.
+
+    Example:
+        >>> from jaxkit.continual import SimpleCIL, VisionTransformer
+        >>> isinstance(SimpleCIL(VisionTransformer(), {}, 10), Learner)
+        True
     """
 
     name: str

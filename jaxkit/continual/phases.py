@@ -1,8 +1,4 @@
-"""The phases of a task as compiled programs: classification, description, scoring, evaluation.
-
-A program runs any number of steps up to a fixed size, and every choice that changes between tasks
-(slots, classes, rates) is an argument: a stream compiles each once.
-"""
+"""One step of each phase of a task: classification, and description of what was seen."""
 
 from __future__ import annotations
 
@@ -13,13 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit.continual import forward_pass
 from jaxkit.continual.descriptors import representation_error
 from jaxkit.continual.error_records import record_errors
-from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, add_adapter
+from jaxkit.continual.expandable_state import SEMAConfig, SEMAState
 from jaxkit.continual.freezing import Trainable, trainable_mask, where_trainable
 
 #: From a typed key and images to images, for training only.
@@ -33,6 +28,13 @@ class Learning(NamedTuple):
         sema: adapters, descriptors, records.
         functional_opt: optimizer state of the classification phase.
         descriptor_opt: optimizer state of the description phase.
+
+    Example:
+        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> init_learning(init_sema(jax.random.key(0), config), sgd()).sema.num_active.tolist()
+        [1]
     """
 
     sema: SEMAState
@@ -50,6 +52,12 @@ class StepBatches(NamedTuple):
         learning_rate: `[S]`.
         step: number of each step within the phase, for random routings and augmentation, `[S]`.
         num_steps: steps to run, at most S.
+
+    Example:
+        >>> one = StepBatches(jnp.zeros((1, 4, 8, 8, 1)), jnp.zeros((1, 4), int), jnp.array([4]),
+        ...                   jnp.array([0.1]), jnp.array([0]), jnp.array(1))
+        >>> one.inputs.shape
+        (1, 4, 8, 8, 1)
     """
 
     inputs: Float[Array, "S B ..."]
@@ -58,39 +66,6 @@ class StepBatches(NamedTuple):
     learning_rate: Float[Array, " S"]
     step: Int[Array, " S"]
     num_steps: Int[Array, ""]
-
-
-class Programs(NamedTuple):
-    """The compiled programs of a stream.
-
-    All take `backbone`, the variables of the model, as an argument, so that streams with other
-    weights share them.
-
-    Attributes:
-        train_images: `(backbone, learning, trainable, classes, batches, key)` to learning and
-            losses `[S]`: classification from images.
-        train_tokens: the same from tokens at block `expand_from`.
-        train_head: the same from features; only the head can change.
-        describe: `(learning, slots, batches)` to learning and losses `[S]`: descriptors, from
-            pooled features `[S, B, E, d]`.
-        describe_images: `(backbone, learning, slots, batches, key)`, the same from images.
-        prefix: `(backbone, sema, images)` to tokens at block `expand_from`.
-        observe: `(backbone, sema, tokens)` to `Forward`.
-        score: `(backbone, sema, tokens, num_valid)` to scores `[E]`.
-        predict: `(backbone, sema, images, key)` to features, logits and weights.
-        add: `(key, sema, block)` to the state with one more adapter.
-    """
-
-    train_images: Any
-    train_tokens: Any
-    train_head: Any
-    describe: Any
-    describe_images: Any
-    prefix: Any
-    observe: Any
-    score: Any
-    predict: Any
-    add: Any
 
 
 def local_cross_entropy(
@@ -224,6 +199,19 @@ def classification_step(
 
     Returns:
         The advanced learning, and the loss before the update.
+
+    Example:
+        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())
+        >>> batch = StepBatches(jnp.ones((2, 8)), jnp.array([0, 1]), 2, 0.1, 0, None)
+        >>> frozen, classes = jnp.zeros((1, 2), bool), jnp.ones(3, bool)
+        >>> head_only = Trainable(jnp.array(False), frozen, jnp.array(True))
+        >>> step = lambda l: classification_step(config, sgd(), "features", None, {}, l, head_only,
+        ...                                      classes, batch, jax.random.key(1))
+        >>> jax.eval_shape(step, learning)[1].shape
+        ()
     """
     sema = learning.sema
     step_key = jax.random.fold_in(key, batch.step)
@@ -273,6 +261,17 @@ def description_step(
 
     Returns:
         The advanced learning, and the loss before the update, summed over blocks.
+
+    Example:
+        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())
+        >>> batch = StepBatches(None, None, 2, 0.1, 0, None)
+        >>> slots, pooled = jnp.array([[True, False]]), jnp.ones((2, 1, 8))
+        >>> step = lambda l: description_step(sgd(), l, slots, pooled, batch)
+        >>> jax.eval_shape(step, learning)[1].shape
+        ()
     """
     sema = record_newest(learning.sema, pooled, slots, batch.num_valid)
 
@@ -295,101 +294,3 @@ def description_step(
         sema=sema._replace(descriptors=descriptors), descriptor_opt=opt_state
     )
     return advanced, loss
-
-
-@functools.lru_cache(maxsize=16)
-def sema_programs(
-    config: SEMAConfig, optimizer: optax.GradientTransformation, augment: Augment | None = None
-) -> Programs:
-    """The programs of a configuration, made once and compiled at their first call.
-
-    Args:
-        config: shapes and modes.
-        optimizer: before the learning rate; the same object gives the same programs.
-        augment: for training from images.
-
-    Returns:
-        The programs.
-
-    Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> rule = sgd()
-        >>> sema_programs(config, rule) is sema_programs(config, rule)
-        True
-    """
-
-    def train(source: str) -> Any:
-        def program(backbone, learning, trainable, classes, batches, key):
-            def step(learning, batch):
-                return classification_step(
-                    config, optimizer, source, augment,
-                    backbone, learning, trainable, classes, batch, key,
-                )  # fmt: skip
-
-            return _run_steps(step, learning, batches)
-
-        return jax.jit(program)
-
-    def describe(learning, slots, batches):
-        return _run_steps(
-            lambda learning, batch: description_step(
-                optimizer, learning, slots, batch.inputs, batch
-            ),
-            learning,
-            batches,
-        )
-
-    def describe_images(backbone, learning, slots, batches, key):
-        def step(learning, batch):
-            step_key, images = jax.random.fold_in(key, batch.step), batch.inputs
-            if augment is not None:
-                images = augment(jax.random.fold_in(step_key, 0), images)
-            pooled = forward_pass.adapted_forward(
-                config, backbone, learning.sema, images, key=jax.random.fold_in(step_key, 1)
-            ).pooled
-            return description_step(optimizer, learning, slots, pooled, batch)
-
-        return _run_steps(step, learning, batches)
-
-    def score(backbone, sema, tokens, num_valid, key):
-        seen = forward_pass.adapted_forward(
-            config, backbone, sema, tokens, from_tokens=True, key=key
-        )
-        return forward_pass.expansion_scores(config, sema, seen.pooled, num_valid)
-
-    def predict(backbone, sema, images, key):
-        seen = forward_pass.adapted_forward(config, backbone, sema, images, key=key)
-        logits = forward_pass.class_logits(sema.params.head, seen.features)
-        return seen.features, logits, seen.weights
-
-    return Programs(
-        train("images"),
-        train("tokens"),
-        train("features"),
-        jax.jit(describe),
-        jax.jit(describe_images),
-        jax.jit(functools.partial(forward_pass.frozen_prefix, config)),
-        jax.jit(functools.partial(forward_pass.adapted_forward, config, from_tokens=True)),
-        jax.jit(score),
-        jax.jit(predict),
-        jax.jit(lambda key, sema, block: add_adapter(key, config, sema, block)),
-    )
-
-
-def _run_steps(
-    step: Callable[[Learning, StepBatches], tuple[Learning, Array]],
-    learning: Learning,
-    batches: StepBatches,
-) -> tuple[Learning, Float[Array, " S"]]:
-    """Advance by `num_steps` steps; losses of steps not run are 0."""
-    per_step = batches._replace(num_steps=batches.step)
-
-    def body(index: Array, carry: tuple[Learning, Array]) -> tuple[Learning, Array]:
-        learning, losses = carry
-        learning, loss = step(learning, jax.tree.map(lambda leaf: leaf[index], per_step))
-        return learning, losses.at[index].set(loss)
-
-    losses = jnp.zeros(batches.learning_rate.shape, batches.learning_rate.dtype)
-    return lax.fori_loop(0, batches.num_steps, body, (learning, losses))

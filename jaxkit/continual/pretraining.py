@@ -90,11 +90,10 @@ def pretrain_backbone(
     Example:
         >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
         ...                           num_classes=2)
-        >>> images, labels = np.zeros((4, 8, 8, 1), np.float32), np.array([0, 1, 0, 1])
-        >>> variables = pretrain_backbone(jax.random.key(0), model, images, labels, epochs=1,
-        ...                               batch_size=4, warmup_steps=0)
-        >>> sorted(variables)
-        ['params']
+        >>> images, labels = np.zeros((4, 8, 8, 1), np.float32), np.array([0, 1, 2, 1])
+        >>> pretrain_backbone(jax.random.key(0), model, images, labels, batch_size=4)
+        Traceback (most recent call last):
+        ValueError: labels must be 0 to num_classes - 1 = 1, got 0 to 2
     """
     labels = np.asarray(labels)
     check_images("images", images)

@@ -25,6 +25,10 @@ class Prototypes(NamedTuple):
     Attributes:
         totals: `[C, f]`.
         counts: examples of each class, `[C]`.
+
+    Example:
+        >>> Prototypes(jnp.zeros((3, 8)), jnp.zeros(3, jnp.int32)).counts.tolist()
+        [0, 0, 0]
     """
 
     totals: Float[Array, "C f"]
@@ -164,7 +168,8 @@ def frozen_features(
 
     Example:
         >>> model = VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
-        >>> backbone = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+        >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+        >>> backbone = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)  # or trained weights
         >>> frozen_features(model, backbone, np.zeros((3, 4, 4, 1), np.float32), 2).shape
         (3, 4)
     """

@@ -96,6 +96,10 @@ class WeightReport(NamedTuple):
         missing: tensors that the model needs and the file lacks.
         unexpected: tensors that the model has no place for.
         misshaped: tensors of another shape, as `name: shape found, shape needed`.
+
+    Example:
+        >>> print(WeightReport(("norm.bias",), (), ()))
+        missing: norm.bias
     """
 
     missing: tuple[str, ...]
@@ -165,7 +169,7 @@ def compare_weights(tensors: Mapping[str, Any], model: VisionTransformer) -> Wei
         >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
         ...                           num_classes=0)
         >>> len(compare_weights({"norm.weight": np.ones(8)}, model).missing)
-        16
+        17
     """
     layout, tensors = _recognised(tensors, model)
     needed: dict[str, tuple[int, ...]] = {}

@@ -18,6 +18,7 @@ from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, init_sema
 from jaxkit.continual.freezing import Trainable, newest_slots
 from jaxkit.continual.learners import Advance
 from jaxkit.continual.phases import Augment, Learning, StepBatches
+from jaxkit.continual.sema_programs import sema_programs
 from jaxkit.continual.sema_settings import SEMASettings, cosine_rates
 from jaxkit.continual.shift_detection import first_trigger, require_finite_statistics
 from jaxkit.continual.streams import Stream, Task
@@ -67,7 +68,7 @@ class SEMALearner:
         self.name, self._augment, self._mesh = name, augment, mesh
         rule = phases.sgd(self.settings.momentum, self.settings.weight_decay)
         self._rule = rule
-        self.programs = phases.sema_programs(config, rule, augment)
+        self.programs = sema_programs(config, rule, augment)
         self._kept: dict[str, tuple[Any, np.ndarray]] = {}
         if mesh is not None:
             for field in ("batch_size", "scan_batch_size"):

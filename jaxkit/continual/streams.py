@@ -29,6 +29,11 @@ class Task:
         ValueError: if there is no image, lengths differ, a label is not among `classes`, or images
             are not finite numbers in [0, 1].
         TypeError: if labels are no integers.
+
+    Example:
+        >>> images = np.zeros((2, 8, 8, 1), np.float32)
+        >>> Task("first", images, np.array([0, 1]), images, np.array([1, 0]), (0, 1)).image_shape
+        (8, 8, 1)
     """
 
     name: str
@@ -86,6 +91,12 @@ class Stream:
 
     Raises:
         ValueError: if there is no task, images differ in shape, or a class has no name.
+
+    Example:
+        >>> images = np.zeros((2, 8, 8, 1), np.float32)
+        >>> task = Task("first", images, np.array([0, 1]), images, np.array([1, 0]), (0, 1))
+        >>> Stream("one", (task,), ("a", "b")).num_classes
+        2
     """
 
     name: str

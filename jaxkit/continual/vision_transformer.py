@@ -98,6 +98,7 @@ class VisionTransformer(nn.Module):
         ValueError: if a size is not positive, or one does not divide the other.
 
     Example:
+        >>> import jax
         >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
         ...                           num_classes=3)
         >>> images = jnp.zeros((2, 8, 8, 1))

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 #: Tasks (from 0) that bring a new domain.
 SHIFTED = (2, 4)
 THRESHOLD = 2.0
-THRESHOLDS = (0.5, 1.2, 1.6, 2.0, 3.0, 5.0)
+THRESHOLDS = (0.5, 1.2, 2.0, 4.0)
 POLICIES = {
     "SEMA": "on_shift",
     "no expansion": "never",
     "expand every task": "every_task",
     "sequential fine-tuning": "finetune",
 }
-ROUTINGS = ("average", "random_weights", "top1", "random_choice", "descriptor")
+ROUTINGS = ("average", "top1", "descriptor")
 _METHODS = (*POLICIES, "adapter + prototypes", "SimpleCIL")
 
 
@@ -54,15 +54,16 @@ def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
     """Measure the paper's claims on digits that are upright, inverted, then rotated.
 
     Args:
-        quick: one seed and no sweeps; otherwise three seeds, a sweep of the threshold and the
-            ablations of routing.
+        quick: one seed, five methods and no sweeps; otherwise three seeds, a sweep of the
+            threshold and the ablations of routing.
         seed: the first.
 
     Returns:
         The evidence.
     """
     problems = [make_problem(s) for s in range(seed, seed + (1 if quick else 3))]
-    results = {name: [learn(name, problem) for problem in problems] for name in _METHODS}
+    methods = (*POLICIES, "SimpleCIL") if quick else _METHODS
+    results = {name: [learn(name, problem) for problem in problems] for name in methods}
     claims = [
         _pattern_claim(results["SEMA"], problems[0].config),
         _gain_claim(results),

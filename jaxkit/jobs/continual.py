@@ -1,0 +1,365 @@
+"""Learn a stream of tasks with SEMA: progress, resumption, a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from rich import console, progress, table
+
+from jaxkit import continual, files, plotting, validation
+from jaxkit.jobs import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
+img {{ max-width: 100%; }}
+td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinualConfig:
+    """Learn a stream of tasks with a frozen vision transformer that grows adapters.
+
+    Attributes:
+        stream: digits, or a folder CLASS/picture or TASK/CLASS/picture.
+        weights: safetensors file of a ViT-B/16 (timm or Hugging Face); without one a small backbone
+            is pre-trained, for digits on other digits, for a folder on its first task.
+        method: sema, no-expansion, every-task, finetune, simple-cil or adapter-prototypes.
+        threshold: score above which a block grows; familiar data score about 0.8.
+        classes_per_task: classes of a task, for a folder of classes.
+        image_size: pixels that pictures of a folder get; 224 with weights, 32 without.
+        train_epochs: passes of a classification phase.
+        describe_epochs: passes of a description phase.
+        train_learning_rate: of adapters, routers and head; by default 0.005, or 0.05 for a backbone
+            trained here.
+        describe_learning_rate: of descriptors; by default 0.01, or 0.05 likewise.
+        checkpoint_every: optimizer steps between checkpoints.
+        seed: of everything drawn.
+        runs: folder of runs.
+        name: folder of this run in it.
+    """
+
+    stream: str = "digits"
+    weights: str | None = None
+    method: Literal[
+        "sema", "no-expansion", "every-task", "finetune", "simple-cil", "adapter-prototypes"
+    ] = "sema"
+    threshold: float = 2.0
+    classes_per_task: int = 10
+    image_size: int | None = None
+    train_epochs: int = 20
+    describe_epochs: int = 30
+    train_learning_rate: float | None = None
+    describe_learning_rate: float | None = None
+    checkpoint_every: int = 100
+    seed: int = 0
+    runs: str = "runs"
+    name: str = "continual"
+
+
+class ContinualFiles(NamedTuple):
+    """What a run wrote.
+
+    Attributes:
+        folder: of the run.
+        report: `report.html`; None if the run was stopped before its end.
+        result: the accuracy matrix and what happened.
+    """
+
+    folder: pathlib.Path
+    report: pathlib.Path | None
+    result: continual.StreamResult
+
+
+_POLICIES = {
+    "sema": "on_shift", "no-expansion": "never", "every-task": "every_task",
+    "finetune": "finetune", "adapter-prototypes": "never",
+}  # fmt: skip
+
+
+def learn_stream(config: ContinualConfig) -> ContinualFiles:
+    """Run a method through a stream, or resume the run where its last checkpoint stands.
+
+    SIGINT and SIGTERM save the run and end it.
+
+    Args:
+        config: what to do.
+
+    Returns:
+        The files and the result.
+
+    Raises:
+        ValueError: if an option, the stream or the weights are faulty, or the run's folder holds a
+            run with other settings.
+        OSError: if the disk refuses, or another process writes this run.
+        FloatingPointError: if training diverges.
+    """
+    validation.choice("method", config.method, [*_POLICIES, "simple-cil"])
+    folder = pathlib.Path(config.runs) / config.name
+    with runs.exclusive(folder):
+        stream, model, backbone = _stream_and_backbone(config, folder)
+        learner = _learner(config, stream, model, backbone)
+        with _Bar(stream) as bar, _stop_signals() as stopping:
+            result = continual.run_stream(
+                learner, stream, seed=config.seed, folder=folder,
+                checkpoint_every=config.checkpoint_every, on_advance=bar.advance,
+                should_stop=lambda: bool(stopping), report=_say,
+            )  # fmt: skip
+        if not result.finished:
+            _say(f"stopped after {result.num_steps} steps; run the same command to resume")
+            return ContinualFiles(folder, None, result)
+        return ContinualFiles(folder, _report(config, folder, learner, stream, result), result)
+
+
+def _stream_and_backbone(
+    config: ContinualConfig, folder: pathlib.Path
+) -> tuple[continual.Stream, continual.VisionTransformer, Any]:
+    pretraining = None
+    if config.stream == "digits":
+        if config.weights:
+            raise ValueError("weights must be left out for stream='digits', whose images are 8 x 8")
+        stream, pretraining = continual.digits_stream(config.seed)
+    else:
+        size = config.image_size or (224 if config.weights else 32)
+        stream = continual.folder_stream(
+            config.stream, image_size=size, classes_per_task=config.classes_per_task,
+            seed=config.seed,
+        )  # fmt: skip
+    if config.weights:
+        model = continual.VisionTransformer(
+            image_size=stream.tasks[0].image_shape[0], num_classes=0
+        )
+        variables = continual.load_vision_transformer(config.weights, model, resize_positions=True)
+        return stream, model, variables
+    if pretraining is None:
+        first = stream.tasks[0]
+        images, labels = first.train_images, np.searchsorted(first.classes, first.train_labels)
+    else:
+        images, labels = pretraining.train_inputs, np.asarray(pretraining.train_labels)
+    size, _, channels = stream.tasks[0].image_shape
+    model = continual.tiny_vision_transformer(size, channels, int(labels.max()) + 1)
+    return stream, model, _pretrained(config, model, images, labels, folder)
+
+
+def _pretrained(
+    config: ContinualConfig,
+    model: continual.VisionTransformer,
+    images: np.ndarray,
+    labels: np.ndarray,
+    folder: pathlib.Path,
+) -> Any:
+    """Pre-train, or read back what this run pre-trained before it was interrupted."""
+    from flax import serialization
+
+    path = folder / "backbone.msgpack"
+    like = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    )
+    if path.exists():
+        try:
+            return serialization.from_bytes(like, path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is not this run's backbone ({error})") from None
+    _say(f"pre-training a backbone on {len(images)} images")
+    backbone = continual.pretrain_backbone(
+        jax.random.key(config.seed), model, images, labels, batch_size=min(64, len(images))
+    )
+    files.write_atomically(path, serialization.to_bytes(backbone))
+    return backbone
+
+
+def _learner(
+    config: ContinualConfig,
+    stream: continual.Stream,
+    model: continual.VisionTransformer,
+    backbone: Any,
+) -> continual.Learner:
+    if config.method == "simple-cil":
+        return continual.SimpleCIL(model, backbone, stream.num_classes)
+    tiny = model.width < 768
+    rates = (0.05, 0.05) if tiny else (0.005, 0.01)
+    settings = continual.SEMASettings(
+        policy=_POLICIES[config.method],
+        threshold=config.threshold,
+        train_epochs=config.train_epochs,
+        describe_epochs=config.describe_epochs,
+        train_learning_rate=config.train_learning_rate or rates[0],
+        describe_learning_rate=config.describe_learning_rate or rates[1],
+    )
+    shapes = continual.SEMAConfig(
+        model, stream.num_classes, capacity=len(stream.tasks),
+        adapter_dim=8 if tiny else 16, descriptor_dim=12 if tiny else 128,
+        expand_from=model.depth - (2 if tiny else 3), expand_to=model.depth - 1,
+    )  # fmt: skip
+    learner = continual.SEMALearner(shapes, backbone, settings, name=config.method)
+    if config.method == "adapter-prototypes":
+        return continual.AdaptedPrototypes(learner)
+    return learner
+
+
+class _Bar:
+    """A bar over tasks and one over the present phase; growth as a line of its own."""
+
+    def __init__(self, stream: continual.Stream):
+        self._names = [task.name for task in stream.tasks]
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            console=console.Console(file=sys.stderr),
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks = self._bar.add_task("tasks", total=len(self._names))
+        self._phase = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.stop()
+
+    def advance(self, index: int, piece: continual.Advance) -> None:
+        """Show a piece of work."""
+        self._bar.update(
+            self._phase, description=f"{self._names[index]}: {piece.doing}", completed=piece.share
+        )
+        done = index + (piece.position is None)
+        self._bar.update(self._tasks, completed=done)
+        for event in piece.events:
+            if event["kind"] == "expand":
+                score = "" if event["score"] is None else f", score {event['score']:.2f}"
+                _say(
+                    f"task {index + 1} ({self._names[index]}): block {event['block']} grows{score}"
+                )
+        if piece.position is None:
+            _say(f"task {index + 1} ({self._names[index]}) learnt")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    received: list[int] = []
+    old = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _report(
+    config: ContinualConfig,
+    folder: pathlib.Path,
+    learner: continual.Learner,
+    stream: continual.Stream,
+    result: continual.StreamResult,
+) -> pathlib.Path:
+    names = [task.name for task in stream.tasks]
+    summary = summarise(learner, result)
+    figures: dict[str, Figure] = {
+        "accuracy": continual.accuracy_matrix_figure(result.accuracy, names, title=learner.name)
+    }
+    if isinstance(learner, continual.SEMALearner):
+        if learner.settings.policy == "on_shift":
+            threshold = learner.settings.threshold
+            figures["expansion"] = continual.expansion_figure(
+                result, learner.config, threshold, names
+            )
+        weights = continual.router_weights_by_task(learner, result.state, stream)
+        figures["router"] = continual.router_weights_figure(weights, learner.config, names)
+    for name, figure in figures.items():
+        plotting.save(figure, folder / f"{name}.png")
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in {**summary, **dataclasses.asdict(config)}.items()
+    )
+    images = "\n".join(plotting.html_image(figure, name) for name, figure in figures.items())
+    page = _PAGE.format(title=html.escape(folder.name), body=f"<table>{rows}</table>\n{images}")
+    path = files.write_atomically(folder / "report.html", page)
+    _print(stream, result, summary, path)
+    return path
+
+
+def summarise(learner: continual.Learner, result: continual.StreamResult) -> dict[str, str]:
+    """The numbers of a finished run, as text.
+
+    Args:
+        learner: the method.
+        result: what it did.
+
+    Returns:
+        Text by name: accuracies, forgetting, growth, parameters.
+    """
+    accuracy = result.accuracy
+    pooled = continual.pooled_accuracies(accuracy, result.num_tests)
+    summary = {
+        "final accuracy, mean over tasks": f"{continual.average_accuracy(accuracy):.2%}",
+        "final accuracy, all samples": f"{pooled[-1]:.2%}",
+        "mean over stages": f"{continual.average_incremental_accuracy(accuracy):.2%}",
+        "mean over stages, all samples": f"{pooled.mean():.2%}",
+        "forgetting": f"{continual.forgetting(accuracy):.2%}",
+        "backward transfer": f"{continual.backward_transfer(accuracy):.2%}",
+    }
+    if isinstance(learner, continual.SEMALearner):
+        config, added = learner.config, len(result.expansions)
+        every = config.num_expandable * (len(result.num_tests) - 1)
+        ours = continual.parameter_counts(config, added)
+        linear = continual.parameter_counts(config, every)
+        grown = [
+            f"task {event['task'] + 1} block {event['block']}"
+            + ("" if event["score"] is None else f" ({event['score']:.2f})")
+            for event in result.events
+            if event["kind"] == "expand"
+        ]
+        summary |= {
+            "blocks grown (score)": ", ".join(grown) or "none",
+            "threshold": f"{learner.settings.threshold:g}",
+            "adapters added": f"{added}, every task would add {every}",
+            "parameters at inference": f"{ours.inference:,} (adapters and head; routers "
+            f"{ours.routers:,} more), every task {linear.inference:,}",
+            "parameters of descriptors": f"{ours.descriptors:,}",
+        }
+    return summary
+
+
+def _print(
+    stream: continual.Stream,
+    result: continual.StreamResult,
+    summary: dict[str, str],
+    path: pathlib.Path,
+) -> None:
+    terminal = console.Console()
+    columns = ["accuracy on", *(f"after {i + 1}" for i in range(len(stream.tasks)))]
+    matrix = table.Table(*columns)
+    for task, row in zip(stream.tasks, result.accuracy, strict=True):
+        matrix.add_row(task.name, *("" if np.isnan(a) else f"{100 * a:.1f}" for a in row))
+    terminal.print(matrix)
+    for name, text in summary.items():
+        terminal.print(f"{name:32s} {text}", soft_wrap=True, highlight=False)
+    terminal.print(f"{'report':32s} {os.fspath(path)}", soft_wrap=True, highlight=False)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

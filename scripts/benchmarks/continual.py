@@ -1,0 +1,264 @@
+"""SEMA steps beside a PyTorch program of the same arithmetic, and a whole stream."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # One thread on both sides; read before either library starts its pools.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkit import continual
+from jaxkit.experiments.evidence import Table
+
+# The experiment's sizes: ViT of width 48 on 8 x 8 digits, 30 classes, two adapters in block 2.
+BATCH, CLASSES, BOTTLENECK, CODE, STEPS = 32, 30, 8, 12, 32
+GROWN, SLOT = 2, 1
+
+
+def run() -> list[Table]:
+    """Time of a step against PyTorch, and CPU-seconds of a whole stream."""
+    return [against_torch(), whole_stream()]
+
+
+def against_torch(repetitions: int = 9) -> Table:
+    """Median CPU-milliseconds a step of each phase, both sides interleaved in one process."""
+    import torch
+
+    torch.set_num_threads(1)
+    problem = _problem()
+    ours, theirs = _jax_phases(problem), _torch_phases(problem)
+    rows = []
+    for phase in ("classification", "description"):
+        mine, yours = ours[phase](), theirs[phase]()
+        # The same numbers first: a faster program of other arithmetic would prove nothing.
+        np.testing.assert_allclose(mine, yours, rtol=2e-3, atol=1e-4)
+        pairs = [
+            (_cpu(theirs[phase]) / STEPS, _cpu(ours[phase]) / STEPS) for _ in range(repetitions)
+        ]
+        ratios = [b / a for a, b in pairs]
+        rows.append(
+            (
+                phase,
+                f"{1e3 * statistics.median(a for a, _ in pairs):.2f}",
+                f"{1e3 * statistics.median(b for _, b in pairs):.2f}",
+                f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+            )
+        )
+    kept = ours["classification, prefix kept"]
+    kept()
+    pairs = [
+        (_cpu(theirs["classification"]) / STEPS, _cpu(kept) / STEPS) for _ in range(repetitions)
+    ]
+    ratios = [b / a for a, b in pairs]
+    rows.append(
+        (
+            "classification, frozen prefix computed once",
+            f"{1e3 * statistics.median(a for a, _ in pairs):.2f}",
+            f"{1e3 * statistics.median(b for _, b in pairs):.2f}",
+            f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+        )
+    )
+    columns = ("phase", "PyTorch, ms", "jaxkit, ms", "jaxkit / PyTorch [range]")
+    return Table(
+        f"CPU-milliseconds a step, one thread, batch {BATCH}, ViT 48 x 4 blocks", columns, rows
+    )
+
+
+def whole_stream() -> Table:
+    """CPU-seconds of the six digit tasks, cold and warm, with the compilations made."""
+    from jaxkit.experiments import sema
+
+    start = time.process_time()
+    problem = sema.make_problem(0)
+    rows = [("pre-training of the backbone", f"{time.process_time() - start:.1f}", "", "")]
+    for name in ("SEMA", "SEMA", *list(sema.POLICIES)[1:]):
+        learner = sema.make_learner(name, problem)
+        start = time.process_time()
+        result = continual.run_stream(learner, problem.stream)
+        seconds = time.process_time() - start
+        cold = " (cold)" if len(rows) == 1 else ""
+        made = max(getattr(learner.programs, n)._cache_size() for n in learner.programs._fields)  # type: ignore[attr-defined]
+        rows.append((name + cold, f"{seconds:.1f}", result.num_steps, made))
+    columns = ("stream of six tasks", "CPU-seconds", "steps", "most compilations of a program")
+    return Table("a whole stream of digits", columns, rows)
+
+
+def _cpu(call: Callable[[], Any]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def _problem() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    model = continual.tiny_vision_transformer()
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    scale = lambda x: 1 / np.sqrt(x.shape[0]) if x.ndim > 1 else 0.1  # noqa: E731
+    backbone = jax.tree.map(
+        lambda x: (rng.normal(size=x.shape) * scale(x)).astype(np.float32), shapes
+    )
+    config = continual.SEMAConfig(model, CLASSES, BOTTLENECK, CODE, 2, 3, capacity=2)
+    state = continual.init_sema(jax.random.key(0), config)
+    state = continual.add_adapter(jax.random.key(1), config, state, GROWN)
+    noise = lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape), jnp.float32)  # noqa: E731
+    state = state._replace(params=jax.tree.map(noise, state.params))
+    images = rng.random((STEPS, BATCH, 8, 8, 1)).astype(np.float32)
+    labels = rng.integers(10, 20, (STEPS, BATCH)).astype(np.int32)
+    return {"model": model, "backbone": backbone, "config": config, "state": state,
+            "images": images, "labels": labels}  # fmt: skip
+
+
+def _jax_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
+    config, state, backbone = problem["config"], problem["state"], problem["backbone"]
+    rule = continual.sgd()
+    programs = continual.sema_programs(config, rule)
+    slots = jnp.zeros((2, 2), bool).at[GROWN - 2, SLOT].set(True)
+    trainable = continual.Trainable(jnp.array(False), slots, jnp.array(True))
+    classes = (np.arange(CLASSES) >= 10) & (np.arange(CLASSES) < 20)
+    learning, key = continual.init_learning(state, rule), jax.random.key(0)
+    backbone = jax.tree.map(jnp.asarray, backbone)
+
+    def batches(inputs: np.ndarray, rate: float) -> continual.StepBatches:
+        return continual.StepBatches(
+            inputs, problem["labels"], np.full(STEPS, BATCH, np.int32),
+            np.full(STEPS, rate, np.float32), np.arange(STEPS, dtype=np.int32), np.int32(STEPS),
+        )  # fmt: skip
+
+    prefix = jax.vmap(lambda x: continual.frozen_prefix(config, backbone, state, x))
+    tokens = np.asarray(jax.jit(prefix)(problem["images"]))
+    train = lambda program, inputs: np.asarray(  # noqa: E731
+        program(backbone, learning, trainable, classes, batches(inputs, 0.05), key)[1]
+    )
+    return {
+        "classification": lambda: train(programs.train_images, problem["images"]),
+        "classification, prefix kept": lambda: train(programs.train_tokens, tokens),
+        "description": lambda: np.asarray(
+            programs.describe_images(
+                backbone, learning, slots, batches(problem["images"], 0.01), key
+            )[1]
+        ),
+    }
+
+
+def _torch_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
+    """The same steps as an ordinary PyTorch program: frozen parts take no gradient."""
+    import torch
+    from torch.nn import functional as F
+
+    params = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), problem["backbone"]["params"])
+    model, state = problem["model"], problem["state"]
+    grown = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), state.params)
+    images = torch.from_numpy(problem["images"])
+    labels = torch.from_numpy(problem["labels"].astype(np.int64))
+    heads, width = model.num_heads, model.width
+    descriptors = jax.tree.map(
+        lambda x: torch.from_numpy(np.array(x[GROWN - 2, SLOT])), tuple(state.descriptors)
+    )
+
+    def norm(x: Any, p: Any) -> Any:
+        return F.layer_norm(x, (width,), p["scale"], p["bias"], model.epsilon)
+
+    def attention(x: Any, p: Any) -> Any:
+        split = lambda n: (  # noqa: E731
+            F.linear(x, p[n]["kernel"].reshape(width, width).T, p[n]["bias"].reshape(-1))
+            .reshape(len(x), -1, heads, width // heads)
+            .transpose(1, 2)
+        )
+        mixed = F.scaled_dot_product_attention(split("query"), split("key"), split("value"))
+        mixed = mixed.transpose(1, 2).reshape(len(x), -1, width)
+        return F.linear(mixed, p["out"]["kernel"].reshape(width, width).T, p["out"]["bias"])
+
+    def adapter(x: Any, a: Any) -> Any:
+        return torch.relu(x @ a[0] + a[1]) @ a[2] + a[3]
+
+    def forward(x: Any, new: Any, column: Any) -> tuple[Any, Any]:
+        patch = model.patch_size
+        kernel = params["patch_embed"]["kernel"].permute(3, 2, 0, 1)
+        tokens = F.conv2d(x.permute(0, 3, 1, 2), kernel, params["patch_embed"]["bias"], patch)
+        tokens = tokens.flatten(2).transpose(1, 2)
+        tokens = torch.cat([params["cls_token"].expand(len(x), -1, -1), tokens], 1)
+        h, pooled = tokens + params["pos_embed"], None
+        for i in range(model.depth):
+            p = params[f"block_{i}"]
+            h = h + attention(norm(h, p["norm1"]), p["attn"])
+            if i < 2:
+                added = adapter(h, [leaf[i] for leaf in grown.single])
+            elif i == GROWN:
+                pooled = h.mean(1)
+                old = pooled @ grown.router.kernel[0, :, :1] + grown.router.bias[0, :1]
+                logits = torch.cat([old, (pooled @ column[0] + column[1])[:, None]], 1)
+                weights = logits.softmax(1)[:, :, None, None]
+                first = adapter(h, [leaf[0, 0] for leaf in grown.adapters])
+                added = weights[:, 0] * first + weights[:, 1] * adapter(h, new)
+            else:
+                added = adapter(h, [leaf[1, 0] for leaf in grown.adapters])
+            z = norm(h, p["norm2"])
+            z = F.gelu(z @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"])
+            h = h + z @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"] + added
+        return norm(h, params["norm"])[:, 0], pooled
+
+    def fresh(tensors: Any) -> list[Any]:
+        return [t.clone().requires_grad_() for t in tensors]
+
+    def column_of() -> list[Any]:
+        return [grown.router.kernel[0, :, SLOT], grown.router.bias[0, SLOT]]
+
+    def record(buffer: list[float], pooled: Any, descriptor: Any) -> Any:
+        code = pooled @ descriptor[0] + descriptor[1]
+        errors = ((pooled - (code @ descriptor[2] + descriptor[3])) ** 2).mean(1)
+        buffer.extend(errors.detach().tolist())
+        del buffer[:-500]
+        return errors.mean()
+
+    def classification() -> np.ndarray:
+        new, column = fresh(leaf[0, SLOT] for leaf in grown.adapters), fresh(column_of())
+        head = fresh(grown.head)
+        optimizer = torch.optim.SGD([*new, *column, *head], 0.05, 0.9, weight_decay=5e-4)
+        buffer, losses = [], []
+        for x, y in zip(images, labels, strict=True):
+            features, pooled = forward(x, new, column)
+            logits = features @ head[0] + head[1]
+            loss = F.cross_entropy(logits[:, 10:20], y - 10)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                record(buffer, pooled, descriptors)
+            losses.append(loss.item())
+        return np.array(losses)
+
+    def description() -> np.ndarray:
+        descriptor, buffer, losses = fresh(descriptors), [], []
+        optimizer = torch.optim.SGD(descriptor, 0.01, 0.9, weight_decay=5e-4)
+        new = [leaf[0, SLOT] for leaf in grown.adapters]
+        for x in images:
+            with torch.no_grad():
+                _, pooled = forward(x, new, column_of())
+            loss = record(buffer, pooled, descriptor)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return np.array(losses)
+
+    return {"classification": classification, "description": description}
+
+
+if __name__ == "__main__":
+    for table in run():
+        print(table.title, table.columns, *table.rows, sep="\n")
+    sys.exit(0)

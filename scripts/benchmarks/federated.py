@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 
-if __name__ == "__main__":
-    # One thread on both sides; read before either library starts its pools.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+# One thread on both sides; read before either library starts its pools.
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["OMP_NUM_THREADS"] = "1"
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,8 +89,8 @@ def scaling() -> Table:
         inputs, labels = examples(clients)
         chunk = cohort if size < 100_000 else 1
         method = federated.fedspeed()
-        step, state = compiled_round(method, params, inputs, labels, cohort, chunk)
-        memory = step.memory_analysis()
+        compiled, step, state = compiled_round(method, params, inputs, labels, cohort, chunk)
+        memory = compiled.memory_analysis()
         state, _ = jax.block_until_ready(step(state))
         seconds = []
         for _ in range(3):
@@ -111,7 +109,7 @@ def scaling() -> Table:
                 f"{memory.temp_size_in_bytes / 2**20:.1f}",
             )
         )
-        del state, step
+        del state, step, compiled
     return Table(
         f"one FedSpeed round, {STEPS} steps a client",
         (
@@ -158,18 +156,19 @@ def loss_fn(params: Any, batch: Any, key: Any) -> Any:
 
 def compiled_round(
     method: Any, params: Any, inputs: Any, labels: Any, cohort: int, chunk: int
-) -> tuple[Any, Any]:
-    """A compiled round that consumes its state, and the first state."""
+) -> tuple[Any, Any, Any]:
+    """A compiled round, the function that calls it and consumes its state, the first state."""
     training = federated.local_training(loss_fn, batch_size=BATCH, num_epochs=EPOCHS)
     data = federated.stack_clients({"x": inputs, "y": labels})
     sampler = federated.uniform_sampler(len(inputs), cohort)
     mapped = federated.chunked_clients(chunk)
     state = federated.init_state(method, params, len(inputs), jax.random.key(0))
     step = jax.jit(
-        lambda s: federated.federated_round(method, training, s, data, sampler, mapped),
+        lambda s, data: federated.federated_round(method, training, s, data, sampler, mapped),
         donate_argnums=0,
     )
-    return step.lower(state).compile(), state
+    compiled = step.lower(state, data).compile()
+    return compiled, lambda s: compiled(s, data), state
 
 
 def jax_rounds(
@@ -290,14 +289,3 @@ def cpu(function: Callable[[], Any]) -> float:
     start = time.process_time()
     function()
     return time.process_time() - start
-
-
-def show(tables: Sequence[Table]) -> None:
-    for table in tables:
-        sys.stdout.write(f"{table.title}\n{' | '.join(table.columns)}\n")
-        for row in table.rows:
-            sys.stdout.write(" | ".join(map(str, row)) + "\n")
-
-
-if __name__ == "__main__":
-    show(run())

@@ -210,7 +210,3 @@ def run() -> Table:
     return Table(
         f"Language model ({size}, {batch} tokens, float32)", ("", "median", "range", ""), rows
     )
-
-
-if __name__ == "__main__":
-    print(run())

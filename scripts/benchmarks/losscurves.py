@@ -168,10 +168,3 @@ def _compare(
         case, f"{mine:.4f}", f"{peer:.3f}", f"{np.median(ratios):.1f}",
         f"{ratios.min():.1f} to {ratios.max():.1f}",
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title)
-        for row in (table.columns, *table.rows):
-            print("  ", *row, sep="  ")

@@ -123,10 +123,3 @@ def recorder() -> Table:
 def spread(values: np.ndarray, unit: str) -> tuple[str, str]:
     """Median and range, printable."""
     return f"{np.median(values):.3g} {unit}", f"{values.min():.3g} to {values.max():.3g}"
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title)
-        for row in table.rows:
-            print("  " + " | ".join(map(str, row)))

@@ -201,12 +201,3 @@ def run() -> list[Table]:
     """Measure all three, on one core; the one that reads peak memory comes first."""
     with one_thread():
         return [without_matrix(), dynamic_updates(), peers()]
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title)
-        print(" | ".join(table.columns))
-        for row in table.rows:
-            print(" | ".join(str(cell) for cell in row))
-        print()

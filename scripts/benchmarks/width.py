@@ -145,8 +145,3 @@ def singular_value_table(n: int, rounds: int) -> Table:
 def run() -> list[Table]:
     """Return the tables of the room."""
     return [update_table(), singular_value_table(512, 9), singular_value_table(2048, 5)]
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title, *([table.columns, *table.rows]), sep="\n  ", end="\n\n")

@@ -48,7 +48,7 @@ def where_trainable(inner: optax.GradientTransformation) -> optax.GradientTransf
         updates, state = inner.update(masked(updates, trainable), state, params, **extra)
         return masked(updates, trainable), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # type: ignore[arg-type]
 
 
 class Trainable(NamedTuple):

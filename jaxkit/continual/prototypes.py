@@ -173,11 +173,11 @@ def frozen_features(
         >>> frozen_features(model, backbone, np.zeros((3, 4, 4, 1), np.float32), 2).shape
         (3, 4)
     """
-    parts = []
+    parts, program = [], _feature_program(model)  # type: ignore[arg-type]
     for start in range(0, len(images), batch_size):
         part = np.asarray(images[start : start + batch_size], np.float32)
         padded = np.pad(part, [(0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)])
-        features = np.asarray(_feature_program(model)(backbone, padded))
+        features = np.asarray(program(backbone, padded))
         parts.append(features[: len(part)])
     return np.concatenate(parts)
 

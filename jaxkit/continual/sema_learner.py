@@ -297,7 +297,7 @@ class SEMALearner:
             drawn = _order(*order, epoch, len(labels))[batch * size : (batch + 1) * size]
             rows[i, : len(drawn)], valid[i] = drawn, len(drawn)
             rate_of[i], step_of[i] = rates[epoch], step
-        batches = StepBatches(
+        drawn_rows: Any = (
             np.asarray(inputs[rows.reshape(-1)], np.float32).reshape(
                 *rows.shape, *inputs.shape[1:]
             ),
@@ -306,7 +306,8 @@ class SEMALearner:
             rate_of.astype(np.float32),
             step_of.astype(np.int32),
             np.int32(count),
-        )  # type: ignore[arg-type]
+        )
+        batches = StepBatches(*drawn_rows)
         if self._mesh is None:
             return batches
         split = NamedSharding(self._mesh, PartitionSpec(None, "data"))

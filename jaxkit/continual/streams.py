@@ -193,15 +193,17 @@ def class_incremental_stream(
     tasks = []
     for start in range(0, len(order), classes_per_task):
         old = order[start : start + classes_per_task]
-        parts = []
-        for images, labels in (
-            (split.train_inputs, split.train_labels),
-            (split.test_inputs, split.test_labels),
-        ):
+
+        def arrived(
+            images: np.ndarray, labels: np.ndarray, old: np.ndarray = old
+        ) -> tuple[np.ndarray, np.ndarray]:
             rows = np.flatnonzero(np.isin(labels, old))
-            parts += [images[rows], np.array([number[int(c)] for c in labels[rows]], np.int32)]
+            return images[rows], np.array([number[int(c)] for c in labels[rows]], np.int32)
+
+        train = arrived(split.train_inputs, split.train_labels)
+        test = arrived(split.test_inputs, split.test_labels)
         classes = tuple(number[int(c)] for c in old)
-        tasks.append(Task(", ".join(names[int(c)] for c in old), *parts, classes))
+        tasks.append(Task(", ".join(names[int(c)] for c in old), *train, *test, classes))
     return Stream(name, tuple(tasks), tuple(names[int(c)] for c in order))
 
 

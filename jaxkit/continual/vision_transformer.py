@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.linen import dtypes
 from jaxtyping import Array, Float
 
 from jaxkit import validation
@@ -238,7 +239,7 @@ class _PatchEmbedding(nn.Module):
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B M d"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal((0, 1, 2)), self.shape)
         bias = self.param("bias", nn.initializers.zeros, self.shape[-1:])
-        images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
+        images, kernel, bias = dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
         patch, _, channels, width = self.shape
         rows, columns = images.shape[1] // patch, images.shape[2] // patch
         patches = images.reshape(-1, rows, patch, columns, patch, channels)

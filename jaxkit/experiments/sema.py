@@ -73,7 +73,7 @@ def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
     ]
     first, found = problems[0], results["SEMA"][0]
     names = [task.name for task in first.stream.tasks]
-    learner = make_learner("SEMA", first)
+    learner: Any = make_learner("SEMA", first)
     weights = continual.router_weights_by_task(learner, found.state, first.stream)
     figures = {
         "sema_expansion": continual.expansion_figure(found, first.config, THRESHOLD, names),

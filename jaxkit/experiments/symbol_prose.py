@@ -153,12 +153,14 @@ class Deciphering(NamedTuple):
         starts: first position of each window of the context, ``[windows]``.
         precision: share of a key's entries that are right, when the positions of one window vote
             over a single sequence, mean over sequences, ``[windows]``.
+        assigned: the same for the one-to-one key of largest total log-probability, ``[windows]``.
         accuracy: share of positions read right, by window, ``[windows]``.
         solvers: share of wrong symbols of each classical solver on single windows of text.
     """
 
     starts: np.ndarray
     precision: np.ndarray
+    assigned: np.ndarray
     accuracy: np.ndarray
     solvers: dict[str, float]
 
@@ -204,15 +206,20 @@ def decipher(
         )
         guesses = log_probs.argmax(axis=-1)
 
-        def precision(cipher, mapping, guess):
-            found = jax.vmap(
-                lambda start: lexinvariant.cipher_key_vote(cipher, guess, VOCAB_SIZE, start, width)
-            )(starts)
-            return jax.vmap(lambda key: lexinvariant.key_precision(key, mapping))(found)
+        def precision(cipher, mapping, guess, log_probs):
+            def both(start):
+                keys = (
+                    lexinvariant.cipher_key_vote(cipher, guess, VOCAB_SIZE, start, width),
+                    lexinvariant.cipher_key_assignment(cipher, log_probs, start, width),
+                )
+                return [lexinvariant.key_precision(key, mapping) for key in keys]
 
-        return jax.vmap(precision)(hidden, ciphers, guesses).mean(axis=0), guesses == plain
+            return jax.vmap(both)(starts)
 
-    precision, right = read(params, probe_params)
+        voted, assigned = jax.vmap(precision)(hidden, ciphers, guesses, log_probs)
+        return voted.mean(axis=0), assigned.mean(axis=0), guesses == plain
+
+    precision, assigned, right = read(params, probe_params)
     accuracy = [np.asarray(right)[:, s : s + width].mean() for s in np.asarray(starts)]
 
     table = lexinvariant.backoff_table(text.train, VOCAB_SIZE, 2)
@@ -232,4 +239,6 @@ def decipher(
         name: float(jnp.mean(jnp.take_along_axis(found, hidden[few], axis=1) != plain[few]))
         for name, found in solved.items()
     }
-    return Deciphering(np.asarray(starts), np.asarray(precision), np.array(accuracy), errors)
+    return Deciphering(
+        np.asarray(starts), np.asarray(precision), np.asarray(assigned), np.array(accuracy), errors
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -118,7 +119,8 @@ def clipped_gradient(basis: Float[Array, "d r"]) -> privacy.ClippedGradient:
     def lifted(sums):
         return sums._replace(total=basis @ sums.total)
 
-    return inner.replace(
+    return dataclasses.replace(
+        inner,
         sum_fn=lambda w, *rest: lifted(inner.sum_fn(w @ basis, *rest)),
         difference_fn=lambda w, v, *rest: lifted(inner.difference_fn(w @ basis, v @ basis, *rest)),
     )
@@ -211,7 +213,8 @@ def descent_norms(
                 counts = _binomial(problem, rate)(jax.random.fold_in(batch_key, index))
             total = gradient(w, (problem.x, problem.y), None, counts).total
             mean, state = privatize.update(total, state)
-            w = w - learning_rate * (mean + regulariser_gradient(problem.strength, w))
+            direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
+            w = optax.tree.add_scale(w, -learning_rate, direction)
             return (w, state), w
 
         start = jnp.zeros(problem.basis.shape[0])
@@ -294,7 +297,8 @@ def one_pass_descent_norms(
             w, state = carry
             total = gradient(w, (problem.x[rows], problem.y[rows])).total
             mean, state = privatize.update(total, state)
-            w = w - learning_rate * (mean + regulariser_gradient(problem.strength, w))
+            direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
+            w = optax.tree.add_scale(w, -learning_rate, direction)
             return (w, state), w
 
         start = jnp.zeros(problem.x.shape[1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from jaxkit import validation
@@ -337,10 +339,23 @@ def _fresh_accountant(which: Accountant, neighbours: Neighbours) -> Callable[[],
     return lambda: library.pld.PLDAccountant(relation)
 
 
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Silence the note that an order of RDP did not converge: leaving one out is valid."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _epsilon(mechanism: Mechanism, delta: float, which: Accountant) -> float:
     target = delta * (1 - _RESERVE) if mechanism.lost else delta
     fresh = _fresh_accountant(which, mechanism.neighbours)
-    return float(fresh().compose(mechanism.event).get_epsilon(target))
+    with _without_notes():
+        return float(fresh().compose(mechanism.event).get_epsilon(target))
 
 
 def _bracket(make_mechanism, epsilon, delta) -> tuple[float, float]:
@@ -362,14 +377,15 @@ def _solve(make_mechanism, epsilon, delta, which, bracket) -> float:
     """Search a bracket by the library's calibration, at the delta that overflow leaves."""
     library = mechanisms.dp_accounting()
     example = make_mechanism(bracket[1])
-    level = library.calibrate_dp_mechanism(
-        _fresh_accountant(which, example.neighbours),
-        lambda level: make_mechanism(level).event,
-        epsilon,
-        delta * (1 - _RESERVE) if example.lost else delta,
-        library.ExplicitBracketInterval(*bracket),
-        tol=1e-5 * bracket[1],
-    )
+    with _without_notes():
+        level = library.calibrate_dp_mechanism(
+            _fresh_accountant(which, example.neighbours),
+            lambda level: make_mechanism(level).event,
+            epsilon,
+            delta * (1 - _RESERVE) if example.lost else delta,
+            library.ExplicitBracketInterval(*bracket),
+            tol=1e-5 * bracket[1],
+        )
     return float(level)
 
 
@@ -381,8 +397,8 @@ def _solve_gaussian(make_mechanism, epsilon, delta) -> float:
     def excess(log_level: float) -> float:
         return math.log(make_mechanism(math.exp(log_level)).gaussian / wanted)
 
-    # Rounded to the side of more noise.
-    return math.exp(optimize.brentq(excess, -50.0, 50.0, xtol=1e-12)) * (1 + 1e-11)
+    root: Any = optimize.brentq(excess, -50.0, 50.0, xtol=1e-12)
+    return math.exp(root) * (1 + 1e-11)  # rounded to the side of more noise
 
 
 def _check_lost(mechanism: Mechanism, epsilon: float, delta: float) -> None:

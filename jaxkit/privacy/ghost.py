@@ -86,7 +86,7 @@ def ghost_clipped_grad_sum(
         else:
             scales = dict.fromkeys(factors, clipping.clip_scales(norms, bound, mode))
         weights = {path: jnp.where(finite, scale * count, 0) for path, scale in scales.items()}
-        flat_params = traverse_util.flatten_dict(params)
+        flat_params: Any = traverse_util.flatten_dict(params)
         total = {
             path: factor.weighted_sum(weights[path]).reshape(flat_params[path].shape)
             for path, factor in factors.items()
@@ -101,6 +101,7 @@ def ghost_clipped_grad_sum(
 
     def difference_fn(params, prev_params, batch, key, count, bound):
         losses, factors = losses_and_factors(params, batch, key)
+        prev_factors: dict[Any, Any]
         _, prev_factors = losses_and_factors(prev_params, batch, key)
         differences = {path: factors[path].minus(prev_factors[path]) for path in factors}
         return clipped_sum(losses, differences, params, count, bound, "flat")
@@ -153,7 +154,7 @@ def check_ghost(
 
             return jnp.sum(losses_fn(apply, one, key))
 
-        alone = traverse_util.flatten_dict(jax.grad(loss)(params))
+        alone: Any = traverse_util.flatten_dict(jax.grad(loss)(params))
         weights = jnp.zeros(rows).at[row].set(1)
         scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in alone.values())
         for path, gradient in alone.items():
@@ -214,9 +215,10 @@ def _losses_and_factors(
     return losses, _factors(layers, params, state.get(_INPUT, {}), deltas)
 
 
-def _factors(layers, params, inputs, deltas) -> dict[tuple[str, ...], Factors]:
-    inputs, deltas = (traverse_util.flatten_dict(tree) for tree in (inputs, deltas))
-    flat_params = traverse_util.flatten_dict(params)
+def _factors(layers, params, input_tree, delta_tree) -> dict[tuple[str, ...], Factors]:
+    inputs: Any = traverse_util.flatten_dict(input_tree)
+    deltas: Any = traverse_util.flatten_dict(delta_tree)
+    flat_params: Any = traverse_util.flatten_dict(params)
     factors: dict[tuple[str, ...], Factors] = {}
     for path, layer in layers.items():
         calls = inputs[(*path, "x")]
@@ -281,14 +283,15 @@ def _norm(layer, x, delta, own):
     without: dict[str, Any] = {"use_scale": False}
     if isinstance(layer, nn.LayerNorm):
         without["use_bias"] = False
-    normalised = layer.clone(**without).apply({}, x).astype(jnp.float32)
+    normalised: Any = layer.clone(**without).apply({}, x)
+    normalised = normalised.astype(jnp.float32)
     return {
         "scale": Rows(_sum_over_positions(normalised * delta, 1)),
         "bias": Rows(_sum_over_positions(delta, 1)),
     }
 
 
-_RULES: dict[type, Callable[..., dict[str, Factors]]] = {
+_RULES: dict[type, Callable[..., Mapping[str, Factors]]] = {
     nn.Dense: _dense,
     nn.DenseGeneral: _dense_general,
     nn.Embed: _embed,

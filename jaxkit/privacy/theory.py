@@ -7,7 +7,7 @@ calibrated noise (`calibrate_spiderboost`) is both smaller and certified.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxkit import validation
 
@@ -248,7 +248,7 @@ def tree_spider_theory(
     _check_closed_form(epsilon, delta)
     n, d, l0, l1, f0 = num_examples, dimension, lipschitz, smoothness, suboptimality
     b = max(n ** (2 / 3), math.sqrt(n) * d**0.25 / math.sqrt(epsilon))
-    depth = float(optimize.brentq(lambda x: math.log2(x) + x + 1 - math.log2(b), 1e-9, 64))
+    depth: Any = optimize.brentq(lambda x: math.log2(x) + x + 1 - math.log2(b), 1e-9, 64)
     rounds = n / (b * (depth / 2 + 1))
     alpha = math.sqrt(2) * l0 * max(n ** (-1 / 3), math.sqrt(math.sqrt(d) / (n * epsilon)))
     c_tilde = 256 * math.log(1.25 / delta) * math.log(

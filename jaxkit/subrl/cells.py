@@ -9,7 +9,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxkit import submodular, validation
 
@@ -20,11 +20,11 @@ class CellState(NamedTuple):
     """State of a cell coverage.
 
     Attributes:
-        covered: which cells are covered, `[m + 1]`; the last entry stands for padding.
+        covered: one bit a cell, 32 to a word, `[m // 32 + 1]`.
         value: F, a scalar.
     """
 
-    covered: Bool[Array, " m1"]
+    covered: UInt32[Array, " words"]
     value: Float[Array, ""]
 
 
@@ -52,18 +52,26 @@ class CellCoverage:
 
     def init(self) -> CellState:
         """State of the empty set."""
-        return CellState(jnp.zeros(self.weights.shape, bool), jnp.zeros(()))
+        words = (self.weights.shape[0] - 1) // 32 + 1
+        return CellState(jnp.zeros(words, jnp.uint32), jnp.zeros(()))
+
+    def _missing(self, state: CellState, cells: Int[Array, "*c"]) -> Bool[Array, "*c"]:
+        bits = state.covered[cells >> 5] >> (cells & 31).astype(jnp.uint32)
+        return (bits & 1) == 0
 
     def gains(self, state: CellState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""
         cells = self.cells if candidates is None else self.cells[candidates]
-        return jnp.where(state.covered[cells], 0, self.weights[cells]).sum(-1)
+        return jnp.where(self._missing(state, cells), self.weights[cells], 0).sum(-1)
 
     def add(self, state: CellState, element: Items) -> CellState:
         """State with one more item."""
+        cells = self.cells[element]
+        # Bits that are missing are added; those of the padding, which has no weight, never are.
+        new = self._missing(state, cells) & (cells < self.weights.shape[0] - 1)
+        bits = jnp.where(new, jnp.uint32(1) << (cells & 31).astype(jnp.uint32), 0)
         return CellState(
-            state.covered.at[self.cells[element]].set(True),
-            state.value + self.gains(state, element),
+            state.covered.at[cells >> 5].add(bits), state.value + self.gains(state, element)
         )
 
     def value(self, state: CellState) -> Float[Array, ""]:

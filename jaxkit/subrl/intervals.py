@@ -39,4 +39,4 @@ def mean_interval(values: Any) -> tuple[np.ndarray, np.ndarray]:
         t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     half = t * values.std(0, ddof=1) / np.sqrt(len(values))
     mean = values.mean(0)
-    return mean - half, mean + half
+    return np.asarray(mean - half), np.asarray(mean + half)

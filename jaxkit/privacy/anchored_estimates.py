@@ -90,7 +90,8 @@ def spiderboost(
         ...     variation_noise_multiplier=0.0, anchor_size=1, variation_size=1,
         ... )
         >>> batch, params = (jnp.ones((1, 1)), jnp.ones(1)), jnp.zeros(1)
-        >>> state, _ = estimator.anchor(estimator.init(params, jax.random.key(0)), params, batch)
+        >>> start = estimator.init(params, jax.random.key(0))
+        >>> state, _ = jax.jit(estimator.anchor)(start, params, batch)
         >>> state.estimate.tolist()
         [-0.5]
     """

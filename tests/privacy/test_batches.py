@@ -56,6 +56,7 @@ def test_padded_size_is_the_smallest_with_an_affordable_overflow():
     assert privacy.padded_batch_size(10, 0.9, **settings) == 10  # everyone fits
 
 
+@pytest.mark.slow
 def test_fixed_batches_are_sets_of_their_size_and_all_examples_are_equally_likely():
     keys = jax.random.split(jax.random.key(1), 2000)
     drawn = jax.jit(jax.vmap(privacy.fixed_sampling(10, 3).draw))(keys)

@@ -1,5 +1,6 @@
 """Clipped sums: bounds, invariances, non-finite examples, and what they cost in traces."""
 
+import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -10,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxkit import privacy
 from jaxkit.privacy import clipping
+
+compiled_clipping = jax.jit(privacy.clip_per_example, static_argnames="mode")
 
 
 def rows_of(case):
@@ -23,16 +26,13 @@ def rows_of(case):
 )
 def test_clipped_sums_equal_recorded_ones(vectors, mode, field, close):
     case = vectors["clipping"]
-    result = privacy.clip_per_example(rows_of(case), case["clip_norm"], mode=mode)
+    result = compiled_clipping(rows_of(case), case["clip_norm"], mode=mode)
     close(np.asarray(result.gradients["kernel"]).sum(0), case[field][0])
     close(np.asarray(result.gradients["bias"]).sum(0), case[field][1])
     close(result.norms, case["norms"])
 
 
 floats = st.floats(-1024, 1024, width=32, allow_subnormal=False)
-
-
-compiled_clipping = jax.jit(privacy.clip_per_example, static_argnames="mode")
 
 
 @hypothesis.given(
@@ -166,6 +166,7 @@ def test_quadratic_differences_never_clip_at_their_lipschitz_bound():
     assert int(result.clipped) == 0
 
 
+@pytest.mark.slow
 def test_random_losses_draw_the_same_for_an_example_in_any_microbatch(close):
     def loss(params, batch, key):
         return jnp.mean(params * batch * jax.random.normal(key))
@@ -188,16 +189,26 @@ def test_sums_are_equal_on_one_and_eight_devices(devices, close):
         del key
         return jnp.mean(jax.vmap(privacy.logistic_loss)(batch[0] @ params, batch[1]))
 
+    def row_losses(apply, batch, key):
+        del key
+        return jax.vmap(privacy.logistic_loss)(apply(batch[0])[:, 0], batch[1])
+
     noise = privacy.privatize_sum(0.3, 1.0, 16, jax.random.key(0))
 
     def private_mean(params, batch):
-        total = privacy.clipped_grad_sum(loss, 0.3, microbatch_size=8)(params, batch).total
-        return noise.update(total, noise.init(params))[0]
+        ghost = privacy.ghost_clipped_grad_sum(nn.Dense(1, use_bias=False), row_losses, 0.3)
+        sums = (
+            privacy.clipped_grad_sum(loss, 0.3, microbatch_size=8)(params, batch).total,
+            ghost({"kernel": params[:, None]}, batch).total["kernel"][:, 0],
+        )
+        return [noise.update(total, noise.init(params))[0] for total in sums]
 
     alone = jax.jit(private_mean)(jnp.ones(3), (x, y))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     sharded = jax.jit(private_mean)(jnp.ones(3), jax.device_put((x, y), rows))
-    close(sharded, alone, 1e-6)
+    for here, there in zip(sharded, alone, strict=True):
+        close(here, there, 1e-6)
+        close(here, alone[0])
 
 
 def test_clip_norms_can_be_swept_by_vmap_in_one_trace(count_traces):

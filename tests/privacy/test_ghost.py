@@ -156,6 +156,7 @@ def test_ghost_clipping_of_sequences_equals_vmap():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ghost_clipping_zeroes_non_finite_examples_exactly(close):
     params = perceptron_params([np.ones((4, 5)), np.zeros(5), np.ones((5, 3)) / 9, np.zeros(3)])
     x = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)

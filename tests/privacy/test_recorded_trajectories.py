@@ -249,6 +249,7 @@ def test_selector_weights_equal_recorded_ones_and_never_overflow(vectors):
     assert float(jnp.sum(extreme)) == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_projected_spiderboost_gives_recorded_parameters(vectors, close):
     case = vectors["jl_glm"]
     phi = jnp.asarray(case["Phi"], jnp.float32)

@@ -95,6 +95,7 @@ def test_without_noise_every_phase_length_is_gradient_descent_and_nothing_retrac
     assert np.all(np.asarray(result.record.clipped) == 0)
 
 
+@pytest.mark.slow
 def test_phases_of_one_step_are_noisy_gradient_descent_with_the_same_draws(data, runs, close):
     swept, _ = runs
     key = jax.random.key(4)
@@ -105,6 +106,7 @@ def test_phases_of_one_step_are_noisy_gradient_descent_with_the_same_draws(data,
     close(result.record.probe[0], descent(data, np.asarray(noise, np.float64)))
 
 
+@pytest.mark.slow
 def test_estimation_error_has_the_variance_of_the_lemma(data):
     """Full batch: the error is the anchor's noise and that of the differences since."""
     runs, z1, z2 = 2000, 3.0, 2.0
@@ -153,6 +155,7 @@ def test_still_parameters_need_no_noise(data):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_poisson_batches_estimate_the_full_gradient_without_bias(data):
     sampling = privacy.Sampling("poisson", 9, 4.5, 9)
     estimator = privacy.spiderboost(
@@ -185,6 +188,7 @@ def test_poisson_batches_estimate_the_full_gradient_without_bias(data):
     assert len(set(np.asarray(counts).tolist())) > 5
 
 
+@pytest.mark.slow
 def test_huber_instance_cannot_be_solved_better_than_its_lower_bound():
     """Theorem 4.3: for Huber losses, the gradient is the error of a private mean."""
     n, d, mu = 200, 16, 0.5
@@ -210,6 +214,7 @@ def test_huber_instance_cannot_be_solved_better_than_its_lower_bound():
     assert errors.mean() > 0.3 * d**0.5 / (n * mu)
 
 
+@pytest.mark.slow
 def test_projection_preserves_norms_and_keeps_half_of_a_low_rank_space():
     @jax.jit
     @jax.vmap

@@ -71,7 +71,9 @@ def _verdict(holds: Any) -> Verdict:
 
 
 def _chain(quick: bool, seed: int):
-    steps = {method: pair[quick] for method, pair in CHAIN_STEPS.items() if pair[quick]}
+    steps: dict[lexinvariant.Method, int] = {
+        method: pair[quick] for method, pair in CHAIN_STEPS.items() if pair[quick]
+    }
     seeds = 1 if quick else 2
     found = symbol_chain.measure(steps, seeds, seed)
     late: dict[lexinvariant.Method, np.ndarray] = {

@@ -283,8 +283,8 @@ def decipher(
         >>> tokenizer = datasets.CharTokenizer("ab ")
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=4, num_layers=1))
         >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
-        >>> probe, probe_params = train_probe(model, params, tokenizer.encode("ab a" * 9),
-        ...     key=jax.random.key(1), num_steps=1, sequence_length=8)
+        >>> probe = DecipherProbe(4, 8)  # in earnest, from train_probe
+        >>> probe_params = jax.jit(probe.init)(jax.random.key(1), jnp.ones((1, 1, 128)))
         >>> found = decipher(model, params, tokenizer, "a ab ba b", probe=probe,
         ...     probe_params=probe_params, key=jax.random.key(2), context_length=4, num_windows=2)
         >>> [(w.start, w.stop) for w in found.windows]
@@ -325,7 +325,7 @@ def decipher(
             )
         )
     guesses = np.concatenate([part[0] for part in found])
-    totals = sum(part[1].astype(np.float64) for part in found)
+    totals = np.stack([part[1] for part in found]).sum(axis=0, dtype=np.float64)
     seen_ids = np.any([part[2] for part in found], axis=0)
 
     windows, entries = [], np.arange(0)

@@ -70,7 +70,10 @@ def test_recency_heads_start_every_second_head_as_a_slope():
         np.testing.assert_array_equal(bias[layer], [slope, [0.0] * 8, slope, [0.0] * 8])
 
 
-@pytest.mark.parametrize("name", ["default", "rope", "plain contractions"])
+@pytest.mark.parametrize(
+    "name",
+    ["default", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rope", "plain contractions"))],
+)
 def test_a_later_token_leaves_earlier_logits_bitwise_unchanged(name):
     model, variables, tokens, table = seeded(dataclasses.replace(RANDOM, **OPTIONS[name]))
     apply = jax.jit(model.apply)
@@ -84,7 +87,7 @@ def test_a_later_token_leaves_earlier_logits_bitwise_unchanged(name):
     "name",
     [
         "default",
-        "rope",
+        pytest.param("rope", marks=pytest.mark.slow),
         pytest.param("qk norm", marks=pytest.mark.slow),
         pytest.param("shared bias", marks=pytest.mark.slow),
     ],
@@ -111,7 +114,8 @@ def test_reading_token_by_token_gives_the_logits_of_one_pass(name):
     np.testing.assert_allclose(stepwise(tokens), full, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [4, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [4, 9])
 def test_keys_in_place_of_a_table_give_the_same_logits_and_gradients(length):
     """A context shorter than the vocabulary draws single rows, a longer one the whole table."""
     model, variables, tokens, table = seeded(RANDOM)
@@ -178,6 +182,7 @@ EVERY_METHOD = [
 ]
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(devices):
     from jaxkit.training.mesh import make_mesh, parameter_shardings, place_batch
 

@@ -33,6 +33,22 @@ OPTIONS = {
     "plain contractions": {"attention_implementation": "einsum"},
     "plain contractions without bias": {"attention_implementation": "einsum", "position": "none"},
 }
+#: Every option above at least once, in three programs.
+TOGETHER = {
+    "gated, alibi, unscaled, multiplied": {
+        "gated_mlp": True,
+        "position": "alibi",
+        "attention_scale": "none",
+        "readout_multiplier": 0.5,
+    },
+    "qk norm, rope, remat": {"qk_norm": True, "position": "rope", "remat": True},
+    "shared bias, qk norm, unrolled": {
+        "share_relative_bias": True,
+        "qk_norm": True,
+        "unroll_layers": True,
+        "attention_implementation": "einsum",
+    },
+}
 
 
 @functools.cache
@@ -153,9 +169,11 @@ def test_logits_match_an_independent_float64_implementation(
         np.testing.assert_allclose(exact, case["logits"][b], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS)]
+)
 def test_every_option_matches_its_equation_in_float64(name):
-    config = dataclasses.replace(RANDOM, **OPTIONS[name])
+    config = dataclasses.replace(RANDOM, **(TOGETHER | OPTIONS)[name])
     model, variables, tokens, table = seeded(config)
     logits = jax.jit(model.apply)(variables, tokens, table)
     params = jax.tree.map(np.float64, variables["params"])

@@ -28,7 +28,9 @@ def test_a_sequence_draws_the_same_table_in_any_batch_and_under_vmap():
     assert np.array_equal(whole, single)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "rademacher"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "orthogonal", pytest.param("rademacher", marks=pytest.mark.slow)]
+)
 def test_rows_have_mean_zero_and_squared_norm_d(kind):
     table = np.asarray(draw(lx.sequence_keys(KEY, jnp.arange(200)), 12, 32, kind))
     entries = table.size
@@ -46,9 +48,18 @@ def test_orthogonal_rows_are_orthogonal_and_rademacher_entries_are_signs():
 
 
 def test_bfloat16_tables_are_the_float32_ones_rounded():
-    keys = lx.sequence_keys(KEY, jnp.arange(2))
+    keys = lx.sequence_keys(KEY, jnp.arange(6))
     half = draw(keys, 5, 8, "gaussian", "bfloat16")
     assert np.array_equal(half, draw(keys, 5, 8).astype(jnp.bfloat16))
+
+
+def test_eight_devices_draw_the_tables_of_one(devices):
+    keys = lx.sequence_keys(KEY, jnp.arange(8))
+    mesh = jax.sharding.Mesh(np.array(devices), "data")
+    spread = jax.device_put(keys, jax.NamedSharding(mesh, jax.P("data")))
+    many = draw(spread, 5, 8)
+    assert len(many.sharding.device_set) == 8
+    assert np.array_equal(many[:6], draw(keys[:6], 5, 8))
 
 
 def test_the_number_of_random_rows_is_binomial_and_differs_by_sequence():
@@ -68,9 +79,8 @@ def test_one_probability_a_sequence_is_respected():
 
 
 def test_mixing_takes_each_row_from_one_table():
-    keys = lx.sequence_keys(KEY, jnp.arange(2))
-    fixed = jnp.arange(20.0).reshape(5, 4)
-    random = draw(keys, 5, 4)
+    fixed = jnp.arange(40.0).reshape(5, 8)
+    random = draw(lx.sequence_keys(KEY, jnp.arange(6)), 5, 8)[:2]
     mask = jnp.array([[True, False, True, False, True], [False] * 5])
     mixed = lx.mix_embedding(mask, fixed, random)
     assert np.array_equal(mixed[1], fixed)

@@ -22,7 +22,8 @@ def params():
 generate = jax.jit(functools.partial(lx.generate, MODEL), static_argnums=2)
 
 
-@pytest.mark.parametrize("given", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [False, True])
 def test_temperature_zero_repeats_the_most_probable_next_token(given):
     table = None
     if given:
@@ -34,6 +35,7 @@ def test_temperature_zero_repeats_the_most_probable_next_token(given):
     assert np.array_equal(jnp.argmax(logits[:, 2:], axis=-1), found)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_models_distribution():
     many = jnp.broadcast_to(PROMPT[:1], (4000, 3))
     found = generate(params(), many, 1, jax.random.key(3), temperature=0.5)

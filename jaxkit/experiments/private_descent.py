@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     y: Float[Array, " m"]
     counts: Int[Array, " m"]
     basis: Float[Array, "d r"]
-    strength: float = 1e-4
+    strength: Any = 1e-4
 
     @property
     def num_examples(self) -> int:
@@ -96,7 +96,7 @@ def low_rank_problem(dimension: int, rank: int = 5, num_examples: int = 2000) ->
     )
 
 
-def regulariser_gradient(strength: float, w: Float[Array, " d"]) -> Float[Array, " d"]:
+def regulariser_gradient(strength: Any, w: Float[Array, " d"]) -> Float[Array, " d"]:
     """Gradient of `strength * sum(w^2 / (1 + w^2))`."""
     return strength * 2 * w / jnp.square(1 + jnp.square(w))
 

@@ -142,7 +142,8 @@ def train_world(
         paths = plotting.save(
             _paths(world, run, fitted, draw_key, method, bool(known)), folder / "paths.png"
         )
-    last, best = fitted.metrics.mean[:, -1], fitted.metrics.best[:, -1]
+    last = np.asarray(fitted.metrics.mean)[:, -1]
+    best = np.asarray(fitted.metrics.best)[:, -1]
     values = {method: float(last.mean()), f"{method}, best episode": float(best.max()), **known}
     return SubrlFiles(
         folder / "metrics.jsonl",

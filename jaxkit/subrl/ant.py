@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def ant_world(backend: str = "positional", *, horizon: int = 401, **options: Any
     """
     validation.choice("backend", backend, BACKENDS)
     try:
-        from brax import envs
+        envs: Any = importlib.import_module("brax.envs")
     except ImportError as error:
         raise ImportError("ant_world needs brax: pip install brax") from error
     ant = envs.get_environment(

@@ -80,7 +80,9 @@ def fit(
     keys = jax.random.split(key, num_seeds)
     state: Any = jax.jit(jax.vmap(training.init))(keys)
     state = state._replace(step=jnp.zeros((), jnp.int32))
-    history = {name: np.zeros((num_seeds, 0), np.float32) for name in EpochMetrics._fields}
+    history: dict[str, Any] = {
+        name: np.zeros((num_seeds, 0), np.float32) for name in EpochMetrics._fields
+    }
     restored = None if checkpoints is None else checkpoints.restore(state)
     if restored is not None:
         state = restored.state

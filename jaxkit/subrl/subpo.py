@@ -152,7 +152,7 @@ def make_training(
     observation, _ = jax.eval_shape(environment.reset, jax.random.key(0))
     blank = jnp.zeros(observation.shape)
     policies.check_policy(policy, blank, environment)
-    judge = (critic or policies.Critic()) if baseline == "critic" else None
+    judge: Any = (critic or policies.Critic()) if baseline == "critic" else None
     constrain = _placement(mesh, axis, batch_size)
 
     def init(key: Key[Array, ""]) -> TrainState:
@@ -252,7 +252,8 @@ def subpo_optimizer(learning_rate: Any) -> optax.GradientTransformation:
     """
     if not callable(learning_rate):
         validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
-    return optax.adam(learning_rate)
+    rate: Any = learning_rate
+    return optax.adam(rate)
 
 
 def _placement(mesh: Mesh | None, axis: str, batch_size: int) -> Callable[[Any], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +105,8 @@ class FunctionalParams(NamedTuple):
     """What the classification phase trains parts of.
 
     Attributes:
-        single: adapters of the `P` blocks that never grow, leading axis P.
+        single: adapters of the `P` blocks that never grow, leading axis P; one that nothing reads
+            if every block may grow.
         adapters: adapters of the `E` expandable blocks in `K` slots, leading axes `[E, K]`.
         router: leading axis E, K columns.
         head: the classifier.
@@ -155,13 +157,20 @@ def init_sema(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
         The state. All float32, whatever the backbone computes in.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=1, expand_to=1, capacity=2)
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> init_sema(jax.random.key(0), config).params.adapters.down_kernel.shape
         (1, 2, 8, 2)
     """
+    return _init(key, config)
+
+
+# One program instead of a hundred small ones, most of which would draw random numbers.
+@functools.partial(jax.jit, static_argnums=1)
+def _init(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
     width, slots, blocks = config.model.width, config.capacity, config.num_expandable
     single_key, head_key, slot_key = jax.random.split(key, 3)
+    # At least one, used or not: orbax refuses to save arrays without an element.
     keys = jax.random.split(single_key, max(len(config.single), 1))
     single = jax.vmap(lambda k: init_adapter(k, width, config.adapter_dim))(keys)
     bound = width**-0.5
@@ -180,9 +189,7 @@ def init_sema(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
         jnp.pad(column.bias[..., None], [(0, 0), (0, slots - 1)]),
     )
     return SEMAState(
-        FunctionalParams(
-            jax.tree.map(lambda leaf: leaf[: len(config.single)], single), adapters, router, head
-        ),
+        FunctionalParams(single, adapters, router, head),
         descriptors,
         empty_records(config.buffer_size, (blocks, slots)),
         jnp.ones(blocks, jnp.int32),
@@ -207,10 +214,10 @@ def add_adapter(
         ValueError: if the block cannot grow, or is full.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=1, expand_to=1, capacity=2)
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> state = init_sema(jax.random.key(0), config)
-        >>> add_adapter(jax.random.key(1), config, state, 1).num_active.tolist()
+        >>> add_adapter(jax.random.key(1), config, state, 0).num_active.tolist()
         [2]
     """
     if not validation.is_traced(block):
@@ -241,6 +248,7 @@ def _fresh_slot(key: Key[Array, ""], config: SEMAConfig) -> tuple[Adapter, Descr
     )
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _fill_slot(
     key: Key[Array, ""], config: SEMAConfig, state: SEMAState, index: Int[Array, ""] | int
 ) -> SEMAState:
@@ -271,10 +279,10 @@ def active_slots(state: SEMAState) -> Bool[Array, "E K"]:
     """Which slots are in use.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=1, capacity=2)
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> active_slots(init_sema(jax.random.key(0), config)).tolist()
-        [[True, False], [True, False]]
+        [[True, False]]
     """
     capacity = state.params.router.bias.shape[-1]
     return jnp.arange(capacity) < state.num_active[:, None]

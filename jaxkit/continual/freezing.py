@@ -82,10 +82,10 @@ def newest_slots(state: SEMAState, blocks: Bool[Array, " E"]) -> Bool[Array, "E 
 
     Example:
         >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=1, capacity=2)
-        >>> newest_slots(init_sema(jax.random.key(0), config), jnp.array([True, False])).tolist()
-        [[True, False], [False, False]]
+        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> newest_slots(init_sema(jax.random.key(0), config), jnp.array([True])).tolist()
+        [[True, False]]
     """
     capacity = state.params.router.bias.shape[-1]
     newest = jnp.arange(capacity) == (state.num_active - 1)[:, None]

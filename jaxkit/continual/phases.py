@@ -151,7 +151,7 @@ def record_newest(
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> state = init_sema(jax.random.key(0), config)
         >>> slots = jnp.array([[True, False]])
-        >>> record_newest(state, jnp.ones((5, 1, 8)), slots, 4).records.count.tolist()
+        >>> jax.jit(record_newest)(state, jnp.ones((5, 1, 8)), slots, 4).records.count.tolist()
         [[4, 0]]
     """
     blocks = jnp.arange(len(state.num_active))

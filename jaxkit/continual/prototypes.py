@@ -218,7 +218,7 @@ class AdaptedPrototypes:
     Example:
         >>> from jaxkit.continual import SEMAConfig, SEMASettings
         >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=1)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learner = SEMALearner(config, {}, SEMASettings(policy="never"))
         >>> AdaptedPrototypes(learner).init(0).prototypes.totals.shape
         (3, 16)

@@ -247,7 +247,7 @@ class SEMALearner:
         programs, backbone = self.programs, self.backbone
         key = jax.random.fold_in(jax.random.key(seed), index * 1000 + at["phase"] + 1)
         wanted = np.isin(self.config.expandable, at["blocks"])
-        slots = newest_slots(state.sema, jnp.asarray(wanted))
+        slots = self._everywhere(newest_slots(state.sema, jnp.asarray(wanted)))
         # Slots whose features are frozen: one pass over the data serves the whole phase.
         when = (index, at["stage"], at["phase"])
         if at["stage"] == "describe":
@@ -364,7 +364,8 @@ class SEMALearner:
         key = jax.random.fold_in(
             jax.random.key(seed), (index + 1) * self.config.model.depth + block
         )
-        return state._replace(sema=self.programs.add(key, state.sema, np.int32(block)))
+        grown = self.programs.add(key, state.sema, np.int32(block))
+        return self._everywhere(state._replace(sema=grown))
 
     def _everywhere(self, tree: PyTree) -> PyTree:
         if self._mesh is None:

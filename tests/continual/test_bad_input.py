@@ -48,9 +48,9 @@ def test_settings_are_checked_when_made(change, message, bad_input):
         continual.SEMASettings(**change)
 
 
-def test_adapters_are_added_only_where_there_is_room():
+def test_adapters_are_added_only_where_there_is_room(bad_input):
     config = continual.SEMAConfig(MODEL, 3, 2, 2, 1, 1, capacity=1)
-    state = continual.init_sema(jax.random.key(0), config)
+    state = continual.SEMAState(None, None, None, np.array([1]))
     with pytest.raises(ValueError, match="capacity 1 exhausted in block 1"):
         continual.add_adapter(jax.random.key(0), config, state, 1)
     with pytest.raises(ValueError, match="must be one that may grow, 1 to 1, got 0"):
@@ -97,14 +97,6 @@ def test_streams_are_checked_when_made(bad_input):
         continual.Stream("s", (task, other), ("a", "b"))
     with pytest.raises(ValueError, match="must be numbers 0 to 0"):
         continual.Stream("s", (task,), ("a",))
-
-
-def test_a_stream_with_more_classes_than_the_head_is_refused():
-    stream = continual.Stream("s", (continual.Task(**GOOD),), ("a", "b", "c"))
-    config = continual.SEMAConfig(MODEL, 2, 2, 2, 1, 1, capacity=1)
-    learner = continual.SEMALearner(config, {})
-    with pytest.raises(ValueError, match="num_classes must be at least the stream's 3, got 2"):
-        continual.run_stream(learner, stream)
 
 
 def test_metrics_refuse_what_is_no_accuracy(bad_input):
@@ -168,7 +160,7 @@ def test_folders_of_classes_and_of_tasks_become_streams(tmp_path):
     assert [task.name for task in stream.tasks] == ["cat, dog", "eel"]
     assert stream.tasks[0].image_shape == (8, 8, 3)
     task = stream.tasks[0]
-    np.testing.assert_allclose(task.train_images.mean((1, 2, 3)), 0.4 * task.train_labels)
+    np.testing.assert_allclose(task.train_images.mean((1, 2, 3)), 0.4 * task.train_labels, 1e-6)
     make_pictures(tmp_path / "tasks", {"day/cat": 255, "night/cat": 0, "night/dog": 51})
     stream = continual.folder_stream(tmp_path / "tasks", image_size=8)
     assert [task.classes for task in stream.tasks] == [(0,), (0, 1)]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from jaxkit import continual
 from jaxkit.continual import error_records, freezing, routers
 
-MODEL = continual.VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
-CONFIG = continual.SEMAConfig(MODEL, 4, 2, 3, 1, 1, capacity=4, buffer_size=6)
+MODEL = continual.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+_z = jax.jit(continual.z_scores)
+_record = jax.jit(continual.record_errors)
+CONFIG = continual.SEMAConfig(MODEL, 3, 2, 2, 0, 0, capacity=2)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_the_order_of_samples_does_not_matter(layer):
 def test_capacity_does_not_change_results_and_garbage_cannot_leak():
     """Three of four slots hold NaN: forward pass and gradient equal those of exactly one slot."""
     key = jax.random.key(0)
-    exact = continual.SEMAConfig(MODEL, 4, 2, 3, 1, 1, capacity=1, buffer_size=6)
+    exact = continual.SEMAConfig(MODEL, 4, 2, 3, 0, 0, capacity=1, buffer_size=6)
     small = continual.init_sema(key, exact)
     small = small._replace(
         params=jax.tree.map(lambda x: x + 0.1, small.params),
@@ -82,7 +84,7 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
             values=small.records.values + jnp.arange(6.0), count=small.records.count + 6
         ),
     )
-    _, grown = continual.grow_capacity(exact, small, 4)
+    larger, grown = continual.grow_capacity(exact, small, 4)
     active = continual.active_slots(grown)
 
     def spoil(leaf):
@@ -114,7 +116,7 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
         return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     (_, wanted), gradient = evaluate(exact)(small.params, small)
-    (_, found), spoilt_gradient = evaluate(CONFIG)(spoilt.params, spoilt)
+    (_, found), spoilt_gradient = evaluate(larger)(spoilt.params, spoilt)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     kept = jax.tree.map(lambda a: a[:, :1], spoilt_gradient.adapters)
@@ -132,7 +134,7 @@ def _backbone():
 
 def test_a_fresh_adapter_moves_a_block_only_through_the_router():
     state = continual.init_sema(jax.random.key(0), CONFIG)
-    grown = continual.add_adapter(jax.random.key(1), CONFIG, state, 1)
+    grown = continual.add_adapter(jax.random.key(1), CONFIG, state, 0)
     assert grown.num_active.tolist() == [2]
     fresh = jax.tree.map(lambda x: x[0, 1], grown.params.adapters)
     assert np.all(continual.functional_adapter(fresh, jnp.ones((2, 8))) == 0)
@@ -198,21 +200,16 @@ def test_z_scores_do_not_depend_on_the_unit_of_errors(history, scale, shift):
     )  # fmt: skip
 
 
-_z = jax.jit(continual.z_scores)
-
-
 def test_familiar_errors_score_about_four_fifths():
     rng = np.random.default_rng(0)
-    records = continual.record_errors(
-        continual.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500
-    )
-    scores = continual.z_scores(records, jnp.asarray(rng.normal(size=2000) + 5))
+    records = _record(continual.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500)
+    scores = _z(records, jnp.asarray(rng.normal(size=2000) + 5))
     assert float(jnp.abs(scores).mean()) == pytest.approx(np.sqrt(2 / np.pi), abs=0.05)
 
 
 def test_equal_errors_on_record_make_any_other_error_infinitely_strange():
-    records = continual.record_errors(continual.empty_records(3), jnp.ones(3), 3)
-    assert continual.z_scores(records, jnp.array([1.0, 2.0, 0.5])).tolist() == [0, np.inf, -np.inf]
+    records = _record(continual.empty_records(3), jnp.ones(3), 3)
+    assert _z(records, jnp.array([1.0, 2.0, 0.5])).tolist() == [0, np.inf, -np.inf]
 
 
 @hypothesis.given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(0, 99))
@@ -226,9 +223,6 @@ def test_records_equal_a_list_that_follows_the_official_rules(sizes, seed):
         records = _record(records, jnp.asarray(errors), size)
     np.testing.assert_array_equal(records.values[: int(records.count)], kept)
     assert int(records.count) == len(kept)
-
-
-_record = jax.jit(continual.record_errors)
 
 
 def test_another_descriptor_never_raises_the_score():

@@ -238,7 +238,6 @@ def main(arguments: list[str] | None = None) -> None:
             prog="jaxkit",
             description="A functional JAX toolkit: ten published methods that compose.",
             args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if debugging:

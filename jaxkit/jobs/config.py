@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from jaxkit import lexinvariant, schedules, validation
+from jaxkit import lexinvariant, privacy, schedules, validation
 from jaxkit import width as width_room
 from jaxkit.jobs import refinement
 
@@ -22,6 +22,36 @@ FREE_FIELDS = frozenset(
 
 
 _REFINED = "refined:"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """Train with (epsilon, delta)-differential privacy for each window of text.
+
+    Attributes:
+        epsilon: budget of the whole run; without it training is not private.
+        delta: of the guarantee; well below one over the number of windows.
+        clip_norm: largest norm of the gradient of one window.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> PrivacyConfig(epsilon=3.0).delta
+        1e-05
+    """
+
+    epsilon: float | None = None
+    delta: float = 1e-5
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.epsilon is not None:
+            validation.number("privacy.epsilon", self.epsilon, minimum=0, open_minimum=True)
+        validation.number(
+            "privacy.delta", self.delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True
+        )
+        validation.number("privacy.clip_norm", self.clip_norm, minimum=0, open_minimum=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +97,7 @@ class TrainConfig:
         gated_mlp: use a gated MLP.
         dtype: type of activations and matmul inputs.
         remat: recompute blocks in the backward pass to save memory.
+        privacy: budget of a differentially private run.
         seed: seed of parameters, data order and draws.
         mesh: devices as axis=size pairs, such as data=2,fsdp=2,tensor=2; default: all on data.
         checkpoint_every: steps between checkpoints.
@@ -112,6 +143,7 @@ class TrainConfig:
     gated_mlp: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
     seed: int = 0
     mesh: str = ""
     checkpoint_every: int = 100
@@ -161,10 +193,21 @@ class TrainConfig:
                     "warmup_steps must be 0 with a refined schedule, which has its own warm-up, "
                     f"got {self.warmup_steps}"
                 )
+        if self.private:
+            for field, plain in (("accumulation_steps", 1), ("anneal_p", None)):
+                if getattr(self, field) != plain:
+                    raise ValueError(
+                        f"{field} must be left out of a private run, got {getattr(self, field)}"
+                    )
         if self.pilot is None:
             self.schedule_function()
         if self.base_width is not None:
             self._at_width(validation.integer("base_width", self.base_width, minimum=1))
+
+    @property
+    def private(self) -> bool:
+        """Whether the run has a privacy budget."""
+        return self.privacy.epsilon is not None
 
     @property
     def pilot(self) -> str | None:
@@ -187,8 +230,13 @@ class TrainConfig:
             self.schedule, self.learning_rate, self.steps, warmup_steps=warmup
         )
 
-    def optimizer(self, vocab_size: int) -> optax.GradientTransformation:
-        """Record gradient norms, clip, AdamW with decay on matrices, scaled to the width."""
+    def optimizer(self, vocab_size: int, noise_stddev: float = 0.0) -> optax.GradientTransformation:
+        """Record gradient norms, clip, AdamW with decay on matrices, scaled to the width.
+
+        Args:
+            vocab_size: size of the vocabulary.
+            noise_stddev: in a private run, of the noise on the mean gradient, which comes first.
+        """
         moments: dict[str, Any] = {"b1": self.beta1, "b2": self.beta2}
         schedule = self.schedule_function()
         if self.base_width is None:
@@ -202,11 +250,15 @@ class TrainConfig:
             )
             scaling = width_room.width_scaling(base, target, delta=delta)
             adamw = width_room.adamw_width_scaled(schedule, self.weight_decay, scaling, **moments)
-        return optax.chain(
+        recorded = optax.chain(
             schedules.record_gradient_norms(self.steps, min(self.steps, 1024), norm="l1"),
             optax.clip_by_global_norm(self.clip_norm),
             adamw,
         )
+        if not self.private:
+            return recorded
+        noise_key = jax.random.fold_in(jax.random.key(self.seed), 3)
+        return optax.chain(privacy.add_gaussian_noise(noise_stddev, noise_key), recorded)
 
     def model(self, vocab_size: int) -> lexinvariant.DecoderLM:
         """The language model for a vocabulary of this size."""
@@ -285,6 +337,16 @@ def decay_mask(params: Any) -> Any:
     """
     matrices = {"query", "key", "value", "out", "up", "gate", "down"}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
+
+
+def stored_config(fields: Mapping[str, Any]) -> TrainConfig:
+    """The configuration whose `dataclasses.asdict` was stored.
+
+    Example:
+        >>> stored_config({"steps": 5, "privacy": {"epsilon": 2.0}}).private
+        True
+    """
+    return TrainConfig(**{**fields, "privacy": PrivacyConfig(**fields.get("privacy", {}))})
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import jax
 
 from jaxkit import datasets, files, lexinvariant, training
 from jaxkit.jobs import refinement
-from jaxkit.jobs.config import TrainConfig
+from jaxkit.jobs.config import TrainConfig, stored_config
 
 
 class RunFiles(NamedTuple):
@@ -136,7 +136,7 @@ def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = pri
     description = read_description(run)
     if description is None:
         raise ValueError(f"{folder} is not a run: it holds no config.json")
-    config = TrainConfig(**description["config"])
+    config = stored_config(description["config"])
     tokenizer = datasets.tokenizer_from_config(description["tokenizer"])
     model = config.model(tokenizer.vocab_size)
     # The state has the same shapes under any schedule; a refined one would need its pilot here.

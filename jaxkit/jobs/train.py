@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxkit import datasets, lexinvariant, schedules, training
-from jaxkit.jobs import evaluation, refinement, report, runs, sampling
+from jaxkit.jobs import evaluation, private_training, refinement, report, runs, sampling
 from jaxkit.jobs.config import TrainConfig, config_differences
 
 
@@ -59,14 +59,23 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     _require_same_run(run, stored, description)
     train_tokens = datasets.tokenize(split.train, tokenizer)
     validation_tokens = datasets.tokenize(split.validation, tokenizer)
-    batches = datasets.token_batches(
-        train_tokens,
-        sequence_length=config.sequence_length,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=index,
-        process_count=count,
-    )
+    plan = None
+    if config.private:
+        windows = private_training.num_private_windows(train_tokens, config.sequence_length)
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        plan = private_training.plan_private_training(config, windows, multiple=parts)
+        rows = training.local_rows(mesh, plan.sampling.padded_size)
+        batches = private_training.PrivateBatches(train_tokens, plan, *rows)
+        _say(plan.statement())
+    else:
+        batches = datasets.token_batches(
+            train_tokens,
+            sequence_length=config.sequence_length,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=index,
+            process_count=count,
+        )
     validation_batches = functools.partial(
         datasets.evaluation_batches,
         validation_tokens,
@@ -78,14 +87,16 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     some_batches = validation_batches(max_windows=config.evaluation_windows)
 
     model = config.model(tokenizer.vocab_size)
-    optimizer = config.optimizer(tokenizer.vocab_size)
+    optimizer = config.optimizer(tokenizer.vocab_size, plan.noise_stddev if plan else 0.0)
     key = jax.random.key(config.seed)
     init = lexinvariant.initializer(model)
     shardings = training.state_shardings(init, optimizer, key, mesh)
+    loss = config.loss(model)
     train_step = training.make_train_step(
-        config.loss(model),
+        loss,
         optimizer,
         accumulation_steps=config.accumulation_steps,
+        gradient_fn=plan.gradient(loss) if plan else None,
         shardings=shardings,
     )
     score = evaluation.make_evaluator(model, mesh, jax.random.fold_in(key, 1), config.reading)
@@ -116,6 +127,11 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
                     evaluation_log.write({"step": step, "validation_loss": loss})
                 return {"validation_loss": loss}
 
+            def facts(step: int) -> dict[str, float]:
+                # The update that makes step s used the schedule at count s - 1.
+                found = {"learning_rate": float(schedule(step - 1))}
+                return found | ({"epsilon": plan.spent(step)} if plan else {})
+
             result = training.fit(
                 train_step,
                 state,
@@ -131,13 +147,12 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
                 checkpoints=checkpoints,
                 record={"data": description["data"]},
                 evaluate=evaluate,
-                # The update that makes step s used the schedule at count s - 1.
-                facts=lambda step: {"learning_rate": float(schedule(step - 1))},
+                facts=facts,
                 tokens_per_step=config.batch_size * config.sequence_length,
                 flops_per_token=lexinvariant.train_flops_per_token(
                     model.config, config.sequence_length
                 ),
-                progress=training.Console(config.steps, first) if main else None,
+                progress=training.Console(config.steps, first, ("epsilon",)) if main else None,
             )
     step = int(result.state.step)
     if not result.finished:
@@ -152,7 +167,8 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
         norms = schedules.recorded_norms(result.state.opt_state)
         refinement.write_gradient_norms(run.gradient_norms, np.asarray(norms), config.steps)
         trained = runs.Run(config, tokenizer, model, params, step, run)
-        _finish(trained, final, train_tokens, validation_tokens, description["config"])
+        statement = None if plan is None else plan.statement()
+        _finish(trained, final, train_tokens, validation_tokens, description["config"], statement)
     return run
 
 
@@ -162,6 +178,7 @@ def _finish(
     train_tokens: np.ndarray,
     validation_tokens: np.ndarray,
     config: Mapping[str, Any],
+    statement: str | None,
 ) -> None:
     run, tokenizer = trained.files, trained.tokenizer
     metrics = training.read_metrics(run.metrics)
@@ -180,6 +197,8 @@ def _finish(
     summary["parameters"] = f"{parameters:,}"
     if speeds:
         summary["speed"] = f"{np.median(speeds):,.0f} tokens/s (median step)"
+    if statement is not None:
+        summary["privacy"] = statement
     prompt = tokenizer.decode(validation_tokens[: trained.config.sequence_length // 2])
     sample = sampling.sample_run(trained, prompt, num_tokens=400)
     report.write_report(

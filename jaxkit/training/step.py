@@ -16,6 +16,7 @@ from jaxkit import validation
 from jaxkit.training import mesh as meshes
 
 LossFunction = Callable[[Any, Any, Key[Array, ""]], Float[Array, ""]]
+GradientFunction = Callable[[Any, Any, Key[Array, ""]], tuple[Float[Array, ""], Any]]
 
 
 class TrainState(NamedTuple):
@@ -142,6 +143,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     accumulation_steps: int = 1,
+    gradient_fn: GradientFunction | None = None,
     shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
     """Compile one update: gradient, optimizer, new parameters.
@@ -151,6 +153,8 @@ def make_train_step(
         optimizer: any optax transformation.
         accumulation_steps: split the batch into this many microbatches, whose gradients are
             averaged one after the other; the update sees one gradient.
+        gradient_fn: `(params, batch, key) -> (loss, gradient)` in place of
+            `jax.value_and_grad(loss_fn)`: clipped per example, say.
         shardings: from `state_shardings`, so that the new state stays where the old one was.
 
     Returns:
@@ -169,7 +173,7 @@ def make_train_step(
         (1.0, 0.8)
     """
     validation.integer("accumulation_steps", accumulation_steps, minimum=1)
-    gradient = jax.value_and_grad(loss_fn)
+    gradient = gradient_fn or jax.value_and_grad(loss_fn)
 
     def accumulate(params: PyTree, batch: Any, key: Key[Array, ""]) -> tuple[Array, PyTree]:
         size = jax.tree.leaves(batch)[0].shape[0]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxkit.jobs.config import TrainConfig
+from jaxkit.jobs.continual import ContinualConfig
 
 Positional = tyro.conf.Positional
 
@@ -187,6 +188,70 @@ def select(
     print(found.indices, found.figure, sep="\n")
 
 
+def continual(config: Annotated[ContinualConfig, tyro.conf.arg(name="")]) -> None:
+    """Learn a stream of tasks with adapters that grow on demand; run it again to resume."""
+    from jaxkit.jobs.continual import learn_stream
+
+    learn_stream(config)
+
+
+def subrl(
+    env: Literal[
+        "two-rooms", "coverage", "bimodal", "gp", "density", "items", "design"
+    ] = "two-rooms",
+    memory: bool = True,
+    objective: Literal["submodular", "modular"] = "submodular",
+    signal: Literal["to_go", "one_step", "prefix"] = "to_go",
+    horizon: int = 40,
+    slip: float = 0.0,
+    epochs: int = 140,
+    batch_size: int = 500,
+    learning_rate: float = 0.005,
+    entropy_coefficient: float = 0.0,
+    seeds: int = 3,
+    seed: int = 0,
+    out: str = "subrl",
+) -> None:
+    """Train a policy whose reward has diminishing returns; run it again to resume.
+
+    Args:
+        env: the world.
+        memory: the policy sees what it has visited.
+        objective: submodular is SubPO; modular is ModPO, which adds rewards up.
+        signal: what an action is credited with.
+        horizon: states of an episode.
+        slip: chance that an action is replaced by a random one.
+        epochs: updates.
+        batch_size: episodes an update.
+        learning_rate: of Adam.
+        entropy_coefficient: weight of the entropy bonus at the first update.
+        seeds: independent trainings, run together.
+        seed: of everything random, the world too.
+        out: folder to write to.
+    """
+    from rich import console
+
+    from jaxkit.jobs.subrl import train_world
+
+    found = train_world(
+        env,
+        memory=memory,
+        objective=objective,
+        signal=signal,
+        horizon=horizon,
+        slip=slip,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        entropy_coefficient=entropy_coefficient,
+        seeds=seeds,
+        seed=seed,
+        out=out,
+    )
+    console.Console().print(found.table)
+    print(*filter(None, (found.curves, found.paths, found.metrics)), sep="\n")
+
+
 def reproduce(
     papers: Positional[tuple[str, ...]] = ("all",),
     quick: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -215,6 +280,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "refine-schedule": refine_schedule,
     "fit-curve": fit_curve,
     "select": select,
+    "continual": continual,
+    "subrl": subrl,
     "reproduce": reproduce,
 }
 

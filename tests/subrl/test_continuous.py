@@ -106,7 +106,7 @@ def test_a_point_mass_learns_to_spread_its_marks():
         subrl.GaussianPolicy(2, hidden=(32,), initial_log_std=-0.5),
         optax.adam(5e-3),
         batch_size=64,
-        epochs=100,
+        epochs=200,
     )
     metrics = jax.jit(train.run)(jax.random.key(0))[1]
     assert float(metrics.mean[-1]) > 1.3 * float(metrics.mean[0])

@@ -229,7 +229,7 @@ class Decipherment:
 
     Attributes:
         ciphertext: the text as the model saw it.
-        plaintext: the ciphertext read with the key of the last window.
+        plaintext: the ciphertext read with the one-to-one key of all positions together.
         windows: keys by context length, shortest first.
         true_key: plain character of each cipher character, if the text was enciphered here.
     """
@@ -273,7 +273,7 @@ def decipher(
         num_windows: ranges of positions, each with its own key.
 
     Returns:
-        The keys by context length, and the text read with the last of them.
+        The keys by context length, and the text read with the key of all of them together.
 
     Raises:
         ValueError: if the text has fewer tokens than windows, a number is not positive, or there
@@ -328,12 +328,10 @@ def decipher(
     totals = np.stack([part[1] for part in found]).sum(axis=0, dtype=np.float64)
     seen_ids = np.any([part[2] for part in found], axis=0)
 
-    windows, entries = [], np.arange(0)
+    windows = []
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         seen, guess = np.asarray(rows)[:, start:stop], guesses[:, start:stop]
-        # Rounded from float64 sums over all contexts.
-        total = jnp.asarray(totals[number], jnp.float32)
-        entries = np.asarray(_assign(total, jnp.asarray(seen_ids[number])))
+        entries = _assigned(totals[number], seen_ids[number])
         precision = ciphers.key_precision(
             jnp.asarray(entries), jnp.asarray(mapping), jnp.asarray(letters)
         )
@@ -347,6 +345,7 @@ def decipher(
                 float(np.mean(guess == truth)) if encipher else None,
             )
         )
+    entries = _assigned(totals.sum(axis=0), seen_ids.any(axis=0))
     complete = np.where(entries >= 0, entries, np.arange(vocab_size))
     return Decipherment(
         tokenizer.decode(cipher),
@@ -370,3 +369,8 @@ def _read(model, probe, bounds, params, probe_params, rows, keys):
 
 
 _assign = jax.jit(ciphers.assigned_key)
+
+
+def _assigned(totals: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The one-to-one key of float64 sums over many contexts, rounded only here."""
+    return np.asarray(_assign(jnp.asarray(totals, jnp.float32), jnp.asarray(seen)))

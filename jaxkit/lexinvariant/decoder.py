@@ -70,8 +70,8 @@ class DecoderLM(nn.Module):
     Example:
         >>> model = DecoderLM(DecoderConfig(vocab_size=8, d_model=16, num_layers=1))
         >>> tokens = jnp.array([[1, 2, 3]])
-        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
-        >>> jax.jit(model.apply)(variables, tokens).shape
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+        >>> jax.eval_shape(model.apply, variables, tokens).shape
         (1, 3, 8)
 
     Source: arXiv 2305.16349 §2.3 eqs. 4-6 and appendix B (scale and bias of the embedding).

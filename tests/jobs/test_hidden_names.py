@@ -199,7 +199,8 @@ def test_a_run_without_names_reads_a_cipher_better_the_longer_the_context(tmp_pa
     assert accuracy[-1] > accuracy[0] + 10
     assert precision.mean() > 75  # guessing: 17
     ciphertext = re.search(r"ciphertext  (\w+)\nread as     (\w+)", printed)
-    assert (tmp_path / "other.txt").read_text().startswith(ciphertext[2])
+    plain = (tmp_path / "other.txt").read_text()
+    assert np.mean([a == b for a, b in zip(plain, ciphertext[2], strict=False)]) > 0.7
     assert ciphertext[1] != ciphertext[2]
 
     (tmp_path / "cipher.txt").write_text(ciphertext[1])

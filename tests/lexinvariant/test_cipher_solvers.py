@@ -67,7 +67,7 @@ def test_frequency_matching_inverts_a_cipher_whose_counts_are_exact():
     assert np.array_equal(found[cipher], np.arange(4))
 
 
-@pytest.mark.parametrize("solver", ["climb", "beam"])
+@pytest.mark.parametrize("solver", [pytest.param("climb", marks=pytest.mark.slow), "beam"])
 def test_solvers_read_a_cipher_of_real_prose(solver, prose):
     train, validation = prose
     table = lx.backoff_table(train, 27, 2)

@@ -21,7 +21,7 @@ def small_backbone(monkeypatch):
     import jax
 
     def untrained(key, model, images, labels, **options):
-        return model.init(key, images[:1])
+        return model.init(key, jax.numpy.asarray(images[:1]))
 
     monkeypatch.setattr(continual, "pretrain_backbone", untrained)
     return jax

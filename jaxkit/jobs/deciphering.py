@@ -36,8 +36,9 @@ def decipher_run(
         What was read: the key by context length, and the text.
 
     Raises:
-        ValueError: if the run knows names or reads more than characters, its training text is not what it was, or the text is
-            too short or holds a character that the tokenizer does not know.
+        ValueError: if the run knows names or reads more than characters, its training text is not
+            what it was, or the text is too short or holds a character that the tokenizer does not
+            know.
         OSError: if the training text cannot be read.
     """
     validation.integer("probe_steps", probe_steps, minimum=1)

@@ -35,8 +35,9 @@ $(VENV)/.benchmark: $(VENV)/.dev-$(JAX)
 train: $(VENV)/.train-$(JAX)  ## train the language model on the embedded text
 	$(BIN)/jaxkit train $(ARGS)
 
+# The slow tests, and pytest by itself, compile with XLA's optimisations.
 test: $(VENV)/.dev-$(JAX)  ## the whole quick test suite
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	JAXKIT_QUICK_COMPILE=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(VENV)/.dev-$(JAX)  ## the experiments and multi-process runs
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)

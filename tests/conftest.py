@@ -1,13 +1,18 @@
 """What every test shares: 8 simulated devices, the golden vectors, and a counter of traces."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+if os.environ.get("JAXKIT_QUICK_COMPILE"):
+    # The quick tests compile thousands of small programs, and half of that is optimisation.
+    flags.append("--xla_backend_optimization_level=0")
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis

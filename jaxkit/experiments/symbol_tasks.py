@@ -67,10 +67,6 @@ def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
 
     Returns:
         Accuracy by method, task and `"seen"` or `"unseen"` symbols.
-
-    Example:
-        >>> sorted(measure({"fixed": 2}, 0)["fixed"]["LookUp"])
-        ['seen', 'unseen']
     """
 
     def mixed(key: jax.Array) -> tuple[jax.Array, jax.Array]:

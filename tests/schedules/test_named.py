@@ -130,8 +130,15 @@ def test_the_same_fraction_of_any_budget_has_the_same_value(name, total, factor)
     np.testing.assert_allclose(long, short, atol=2e-6, rtol=0)
 
 
+# Compiled without optimisation, as the quick tests are, the bits may differ.
 @pytest.mark.parametrize("total", [1, 7, 12_345])
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(lambda f: f, id="eager"),
+        pytest.param(jax.jit, id="jit", marks=pytest.mark.slow),
+    ],
+)
 def test_the_curves_optax_has_come_out_with_its_bits(total, transform):
     steps = jnp.arange(total)
     warmup = total // 4

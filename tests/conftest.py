@@ -6,13 +6,18 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-if os.environ.get("JAXKIT_QUICK_COMPILE"):
-    # The quick tests compile thousands of small programs, and half of that is optimisation.
-    flags.append("--xla_backend_optimization_level=0")
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(flags)
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # The quick tests compile thousands of small programs, and half of that is optimisation.
+        "--xla_backend_optimization_level=0" * ("JAXKIT_QUICK_COMPILE" in os.environ),
+        # Not a flag of later versions.
+        "--xla_cpu_use_fusion_emitters=false"
+        * ("JAXKIT_QUICK_COMPILE" in os.environ)
+        * importlib.metadata.version("jaxlib").startswith("0.10."),
+    ]
+)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis

@@ -70,8 +70,15 @@ def test_ghost_sums_equal_recorded_torch_gradients(vectors, close):
     for measured, leaves in zip((clipped, difference), recorded, strict=True):
         expected = perceptron_params(leaves)
         jax.tree.map(close, measured.total, expected)
-    assert int(clipped.clipped) == np.sum(np.asarray(case["grad_norms"]) > case["clip1"])
-    assert int(difference.clipped) == np.sum(np.asarray(case["diff_norms"]) > bound)
+    for found, norms, limit in (
+        (clipped, case["grad_norms"], case["clip1"]),
+        (difference, case["diff_norms"], bound),
+    ):
+        # The recorded limit is one example's own norm: rounding decides about that one.
+        near = np.isclose(norms, limit, rtol=1e-5)
+        certain = np.sum((np.asarray(norms) > limit) & ~near)
+        assert certain <= int(found.clipped) <= certain + near.sum()
+        assert near.sum() <= 1
     # A sum of one row at a vanishing clip norm has that norm: ghost norms are the recorded ones.
     rows = jnp.eye(6, dtype=jnp.int32)
 

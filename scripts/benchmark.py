@@ -9,6 +9,7 @@ other room's memory or caches are in its way. A peer that is not installed is na
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from types import ModuleType
 from jaxkit.experiments.evidence import Table
 
 FOLDER = pathlib.Path(__file__).parent / "benchmarks"
+#: Rooms whose tables compare one thread with one thread.
+ONE_THREAD = ("continual", "federated", "submodular", "subrl")
 
 
 def markdown(table: Table) -> str:
@@ -25,6 +28,14 @@ def markdown(table: Table) -> str:
     lines.append("|" + "---|" * len(table.columns))
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.rows]
     return "\n".join(lines) + "\n"
+
+
+def keep_to_one_thread() -> None:
+    """Keep this process to one core, where the system can, before any library starts its pools."""
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def load(name: str) -> ModuleType:
@@ -51,6 +62,8 @@ def main(words: list[str]) -> int:
     if len(words) != 1:
         each = [[sys.executable, __file__, name] for name in words or known]
         return max(subprocess.run(command).returncode for command in each)
+    if words[0] in ONE_THREAD:
+        keep_to_one_thread()
     result = load(words[0]).run()
     for table in [result] if isinstance(result, Table) else result:
         print(markdown(table), flush=True)

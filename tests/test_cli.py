@@ -71,3 +71,11 @@ def test_importing_jaxkit_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_a_bad_budget_is_one_line_that_names_its_option(capsys, tmp_path):
+    code, _, err = outcome(capsys, "train", "--runs", str(tmp_path), "--privacy.epsilon", "-1")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith("jaxkit: error: privacy.epsilon must be")

@@ -33,9 +33,6 @@ class PrivacyConfig:
         delta: of the guarantee; well below one over the number of windows.
         clip_norm: largest norm of the gradient of one window.
 
-    Raises:
-        ValueError: if a number is out of range.
-
     Example:
         >>> PrivacyConfig(epsilon=3.0).delta
         1e-05
@@ -44,14 +41,6 @@ class PrivacyConfig:
     epsilon: float | None = None
     delta: float = 1e-5
     clip_norm: float = 1.0
-
-    def __post_init__(self):
-        if self.epsilon is not None:
-            validation.number("privacy.epsilon", self.epsilon, minimum=0, open_minimum=True)
-        validation.number(
-            "privacy.delta", self.delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True
-        )
-        validation.number("privacy.clip_norm", self.clip_norm, minimum=0, open_minimum=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +182,17 @@ class TrainConfig:
                     "warmup_steps must be 0 with a refined schedule, which has its own warm-up, "
                     f"got {self.warmup_steps}"
                 )
+        if self.private:
+            validation.number("privacy.epsilon", self.privacy.epsilon, minimum=0, open_minimum=True)
+        validation.number(
+            "privacy.delta",
+            self.privacy.delta,
+            minimum=0,
+            maximum=1,
+            open_minimum=True,
+            open_maximum=True,
+        )
+        validation.number("privacy.clip_norm", self.privacy.clip_norm, minimum=0, open_minimum=True)
         if self.private:
             for field, plain in (("accumulation_steps", 1), ("anneal_p", None)):
                 if getattr(self, field) != plain:

@@ -72,11 +72,17 @@ class PrivateTraining:
 
     def statement(self) -> str:
         """The guarantee of the whole run, in words."""
-        return privacy.privacy_statement(
+        text = privacy.privacy_statement(
             self.mechanism(self.config.steps),
             self.config.privacy.delta,
             unit=f"window of {self.config.sequence_length + 1} tokens",
         )
+        if self.config.tokenizer == "char":
+            text += (
+                "\nNot covered either: which characters occur in the text, which the tokenizer "
+                'tells; --tokenizer byte tells nothing.'
+            )
+        return text
 
 
 @functools.cache
@@ -161,7 +167,8 @@ class PrivateBatches:
         self._step += 1
         return {
             "tokens": self._windows[indices].astype(np.int32),
-            "index": first + indices.astype(np.int64),
+            # What a window draws depends on this number; it may begin anew, but must fit 32 bits.
+            "index": (first + indices.astype(np.int64)) % 2**31,
             "mask": mask,
         }
 

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
-if __name__ == "__main__":
-    # One thread on both sides; read before either library starts its pools.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
 import statistics
 import time
 from collections.abc import Callable
@@ -256,9 +246,3 @@ def _torch_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]
         return np.array(losses)
 
     return {"classification": classification, "description": description}
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title, table.columns, *table.rows, sep="\n")
-    sys.exit(0)

@@ -169,10 +169,3 @@ def devices() -> Table:
 def run() -> list[Table]:
     """Measure."""
     return [speed(), memory(), devices()]
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title)
-        for row in (table.columns, *table.rows):
-            print("  " + " | ".join(map(str, row)))

@@ -174,10 +174,3 @@ def spread(ratios: np.ndarray) -> list[str]:
     """Median and inner range of ratios taken turn by turn."""
     low, middle, high = np.percentile(ratios, [10, 50, 90])
     return [f"{middle:.2f}x", f"{low:.2f}-{high:.2f}x"]
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title)
-        for row in [table.columns, *table.rows]:
-            print("  " + " | ".join(str(cell) for cell in row))

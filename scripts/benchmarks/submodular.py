@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +14,6 @@ from jaxkit import datasets, submodular
 from jaxkit.experiments.evidence import Table
 
 _K, _DIM, _CLUSTERS = 100, 64, 50
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Pin every thread of this process to one core, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-
-    def pin(cores: set[int]) -> None:
-        for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), cores)
-
-    pin({max(allowed)})
-    try:
-        yield
-    finally:
-        pin(allowed)
 
 
 def clustered(num_items: int) -> np.ndarray:
@@ -199,5 +177,4 @@ def dynamic_updates(num_updates: int = 1500) -> Table:
 
 def run() -> list[Table]:
     """Measure all three, on one core; the one that reads peak memory comes first."""
-    with one_thread():
-        return [without_matrix(), dynamic_updates(), peers()]
+    return [without_matrix(), dynamic_updates(), peers()]

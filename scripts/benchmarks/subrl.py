@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,26 +15,6 @@ from jaxkit.experiments.evidence import Table
 
 _ROWS, _HORIZON, _BATCH, _START, _RATE = 30, 40, 500, 34, 1e-3
 _JAX_EPOCHS, _TORCH_EPOCHS = 20, 2
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Pin every thread of this process to one core, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-
-    def pin(cores: set[int]) -> None:
-        for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), cores)
-
-    pin({max(allowed)})
-    try:
-        yield
-    finally:
-        pin(allowed)
 
 
 class TorchSubPO:
@@ -250,14 +229,4 @@ def seeds(batch_size: int, rounds: int = 5, num_seeds: int = 16) -> Table:
 
 def run() -> list[Table]:
     """Measure peers and seeds, on one core."""
-    with one_thread():
-        return [peers(), seeds(50), seeds(_BATCH)]
-
-
-if __name__ == "__main__":
-    for table in run():
-        print(table.title)
-        print(" | ".join(table.columns))
-        for row in table.rows:
-            print(" | ".join(str(cell) for cell in row))
-        print()
+    return [peers(), seeds(50), seeds(_BATCH)]

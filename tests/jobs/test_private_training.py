@@ -30,6 +30,9 @@ def test_a_plan_spends_its_budget_by_the_last_step_and_not_before(small_config):
     assert spent[4] == pytest.approx(8.0, rel=1e-3)
     assert "epsilon = 8.0" in plan.statement()
     assert "window of 33 tokens" in plan.statement()
+    assert "which characters occur" in plan.statement()
+    by_bytes = dataclasses.replace(plan, config=dataclasses.replace(config, tokenizer="byte"))
+    assert "which characters occur" not in by_bytes.statement()
 
 
 def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import jobs, privacy, training
+from jaxkit import jobs, privacy, schedules, training
 from jaxkit.jobs import private_training
 from jaxkit.jobs.config import PrivacyConfig
 
@@ -16,7 +16,7 @@ BUDGET = PrivacyConfig(epsilon=8.0, delta=1e-3, clip_norm=0.5)
 def plan(small_config):
     """Batches of 8 of 40 windows on average."""
     config = small_config("runs", steps=4, privacy=BUDGET)
-    sampling = privacy.poisson_sampling(40, 0.2, num_steps=4, delta=1e-3, epsilon=8.0, multiple=2)
+    sampling = privacy.poisson_sampling(40, 0.2, num_steps=4, delta=1e-3, epsilon=8.0, multiple=8)
     return private_training.PrivateTraining(sampling, 1.0, config)
 
 
@@ -37,7 +37,6 @@ def test_a_plan_spends_its_budget_by_the_last_step_and_not_before(small_config):
 
 def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):
     tokens = np.arange(40 * 33 + 20) % 251
-    assert plan.sampling.padded_size % 2 == 0
     batches = private_training.PrivateBatches(tokens, plan)
     drawn = [next(batches) for _ in range(3)]
     for step, batch in enumerate(drawn):
@@ -135,3 +134,29 @@ def test_a_private_run_cut_and_moved_to_another_mesh_spends_what_the_whole_one_d
         ):
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
     assert "privacy" in whole.report.read_text("utf-8")
+
+
+def test_the_job_trains_with_the_noise_and_the_gradient_of_its_plan(
+    plan, small_config, tmp_path, monkeypatch
+):
+    """Hand the optimizer that the job compiles a zero gradient: what it records is the noise."""
+    given = {}
+
+    class Compiled(Exception):
+        pass
+
+    def take(loss, optimizer, **options):
+        given.update(loss=loss, optimizer=optimizer, **options)
+        raise Compiled
+
+    monkeypatch.setattr(private_training, "plan_private_training", lambda *_, **__: plan)
+    monkeypatch.setattr(training, "make_train_step", take)
+    with pytest.raises(Compiled):
+        jobs.train(small_config(tmp_path, steps=4, privacy=BUDGET))
+    params = {"layers": {"up": jnp.zeros((200, 100))}}
+    optimizer = given["optimizer"]
+    update = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p)[1])
+    recorded = float(schedules.recorded_norms(update(params))[0])
+    stddev = 1.0 * 0.5 / 8  # noise multiplier x clip norm / expected batch
+    assert recorded == pytest.approx(stddev * np.sqrt(2 / np.pi) * 20_000, rel=0.03)
+    assert given["gradient_fn"] is not None

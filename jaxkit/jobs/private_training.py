@@ -80,7 +80,7 @@ class PrivateTraining:
         if self.config.tokenizer == "char":
             text += (
                 "\nNot covered either: which characters occur in the text, which the tokenizer "
-                'tells; --tokenizer byte tells nothing.'
+                "tells; --tokenizer byte tells nothing."
             )
         return text
 

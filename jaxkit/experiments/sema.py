@@ -53,6 +53,10 @@ Results = Mapping[str, Sequence[continual.StreamResult]]
 def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
     """Measure the paper's claims on digits that are upright, inverted, then rotated.
 
+    Brightness, images a task and threshold were chosen while looking at seeds 0 to 3. On seeds 10
+    to 12, which had no part in it, growth, gain over no expansion and forgetting show too; the
+    distance to expanding at every task does not: 2.9 points below on average.
+
     Args:
         quick: one seed, five methods and no sweeps; otherwise three seeds, a sweep of the
             threshold and the ablations of routing.

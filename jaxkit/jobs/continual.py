@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 import pathlib
 import signal
@@ -17,21 +16,10 @@ import numpy as np
 from rich import console, progress, table
 
 from jaxkit import continual, files, plotting, validation
-from jaxkit.jobs import runs
+from jaxkit.jobs import pages, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
-img {{ max-width: 100%; }}
-td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,12 +279,9 @@ def _report(
         figures["router"] = continual.router_weights_figure(weights, learner.config, names)
     for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in {**summary, **dataclasses.asdict(config)}.items()
-    )
-    images = "\n".join(plotting.html_image(figure, name) for name, figure in figures.items())
-    page = _PAGE.format(title=html.escape(folder.name), body=f"<table>{rows}</table>\n{images}")
+    parts = [pages.facts({**summary, **dataclasses.asdict(config)})]
+    parts += [plotting.html_image(figure, name) for name, figure in figures.items()]
+    page = pages.page(folder.name, parts)
     path = files.write_atomically(folder / "report.html", page)
     _print(stream, result, summary, path)
     return path

@@ -9,23 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxkit import files, plotting
+from jaxkit.jobs import pages
 from jaxkit.jobs.runs import RunFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }}
-pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap; }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 def write_report(
@@ -58,12 +46,11 @@ def write_report(
     }
     for name, figure in figures.items():
         plotting.save(figure, run.folder / f"{name}.png")
-    parts = [f"<h1>{html.escape(run.folder.name)}</h1>", _table(summary)]
+    parts = [pages.facts(summary)]
     parts += [plotting.html_image(figure, name) for name, figure in figures.items()]
     parts += ["<h2>Sample</h2>", f"<pre>{html.escape(sample)}</pre>"]
-    parts += ["<h2>Configuration</h2>", _table({k: str(v) for k, v in config.items()})]
-    page = _PAGE.format(title=html.escape(run.folder.name), body="\n".join(parts))
-    files.write_atomically(run.report, page)
+    parts += ["<h2>Configuration</h2>", pages.facts(config)]
+    files.write_atomically(run.report, pages.page(run.folder.name, parts))
 
 
 def loss_figure(
@@ -130,11 +117,3 @@ def learning_rate_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], dtype=np.float64)
-
-
-def _table(cells: Mapping[str, str]) -> str:
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in cells.items()
-    )
-    return f"<table>{rows}</table>"

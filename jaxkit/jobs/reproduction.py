@@ -1,19 +1,33 @@
-"""Run the experiments, print what they found, keep the figures."""
+"""Run the experiments, print what they found as it comes, and keep it in one page."""
 
 from __future__ import annotations
 
+import collections
 import importlib
 import os
 import pathlib
 import pkgutil
 import time
+from typing import Any, NamedTuple
 
-from rich import console, table
+from rich import console, progress, table
 
-from jaxkit import experiments, plotting, validation
-from jaxkit.experiments import evidence
+from jaxkit import experiments, files, plotting, validation
+from jaxkit.experiments.evidence import Claim, Evidence
+from jaxkit.jobs import pages
 
 _COLOURS = {"shown": "green", "null result": "yellow", "not shown": "red"}
+_CLASSES = {"shown": "shown", "null result": "null", "not shown": "missing"}
+_CLAIM_COLUMNS = ("claim", "paper", "measured", "95 % interval", "verdict")
+_VERDICT_COLUMNS = ("experiment", *_COLOURS, "seconds")
+
+
+class Result(NamedTuple):
+    """What one experiment found, and how long it took, in seconds."""
+
+    name: str
+    evidence: Evidence
+    seconds: float
 
 
 def experiment_names() -> list[str]:
@@ -37,13 +51,14 @@ def reproduce(
     seed: int = 0,
     out: str | os.PathLike[str] = "evidence",
 ) -> bool:
-    """Run experiments, print their claims and tables, and save their figures.
+    """Run experiments; print their claims and tables, save their figures, write one page.
 
     Args:
         names: experiments, or `["all"]`.
         quick: a smaller version of each, about half a minute.
         seed: first seed.
-        out: folder for the figures, one sub-folder an experiment.
+        out: folder for `report.html`, written anew after each experiment, and for the figures, one
+            sub-folder an experiment.
 
     Returns:
         Whether every claim still shows.
@@ -55,30 +70,95 @@ def reproduce(
     chosen = known if names == ["all"] else names
     for name in chosen:
         validation.choice("experiment", name, [*known, "all"])
+    folder, results = pathlib.Path(out), list[Result]()
     terminal = console.Console()
-    holds = True
-    for name in chosen:
-        start = time.perf_counter()
-        found = importlib.import_module(f"jaxkit.experiments.{name}").run(quick=quick, seed=seed)
-        _print(terminal, found, time.perf_counter() - start)
-        for figure_name, figure in found.figures.items():
-            path = plotting.save(figure, pathlib.Path(out) / name / f"{figure_name}.png")
-            terminal.print(f"figure {path}", soft_wrap=True)
-        holds = holds and found.holds
-    return holds
+    columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"),
+               progress.MofNCompleteColumn(), progress.TimeElapsedColumn())  # fmt: skip
+    with progress.Progress(*columns, console=terminal, transient=True) as bar:
+        task = bar.add_task("", total=len(chosen))
+        for name in chosen:
+            bar.update(task, description=name)
+            start = time.perf_counter()
+            found = importlib.import_module(f"jaxkit.experiments.{name}").run(
+                quick=quick, seed=seed
+            )
+            results.append(Result(name, found, time.perf_counter() - start))
+            _print(terminal, results[-1])
+            for figure_name, figure in found.figures.items():
+                plotting.save(figure, folder / name / f"{figure_name}.png")
+            files.write_atomically(folder / "report.html", evidence_page(results, quick=quick))
+            bar.advance(task)
+    _print_table(terminal, "Evidence", _VERDICT_COLUMNS, _verdict_rows(results))
+    terminal.print(f"{folder / 'report.html'}", soft_wrap=True, highlight=False)
+    return all(result.evidence.holds for result in results)
 
 
-def _print(terminal: console.Console, found: evidence.Evidence, seconds: float) -> None:
-    terminal.rule(f"{found.title} ({seconds:.0f} s)", align="left")
-    claims = table.Table("claim", "paper", "measured", "95 % interval", "verdict", show_lines=True)
+def evidence_page(results: list[Result], *, quick: bool) -> str:
+    """One self-contained HTML page of everything found.
+
+    Args:
+        results: what was run, in order.
+        quick: whether these were the smaller versions.
+
+    Returns:
+        The page.
+
+    Example:
+        >>> found = Evidence("A title", [Claim("a > b", "1.0", "a - b = 0.9", "shown")])
+        >>> "a &gt; b" in evidence_page([Result("width", found, 1.0)], quick=True)
+        True
+    """
+    size = "The quick versions." if quick else "The full versions."
+    parts = [
+        f"<p>{size} A null result is an effect that is absent at this size, and was expected to "
+        "be; what is not shown was expected, and is missing.</p>",
+        pages.table(_VERDICT_COLUMNS, _verdict_rows(results)),
+    ]
+    for name, found, seconds in results:
+        title = pages.text(f"{found.title} ({name}, {seconds:.0f} s)")
+        parts.append(f'<h2 id="{name}">{title}</h2>')
+        rows = [_claim_cells(claim) for claim in found.claims]
+        parts.append(pages.table(_CLAIM_COLUMNS, rows, classes=_CLASSES))
+        parts += [plotting.html_image(figure, alt) for alt, figure in found.figures.items()]
+        parts += [
+            pages.table(t.columns, map(_printable, t.rows), caption=t.title) for t in found.tables
+        ]
+    return pages.page("Each paper's claims in miniature", parts)
+
+
+def _claim_cells(claim: Claim) -> tuple[str, ...]:
+    interval = "" if claim.interval is None else "{:.3g} to {:.3g}".format(*claim.interval)
+    return claim.statement, claim.paper, claim.measured, interval, claim.verdict
+
+
+def _verdict_rows(results: list[Result]) -> list[tuple[Any, ...]]:
+    rows = []
+    for name, found, seconds in results:
+        count = collections.Counter(claim.verdict for claim in found.claims)
+        rows.append((name, *(count[verdict] for verdict in _COLOURS), f"{seconds:.0f}"))
+    totals = [sum(row[column] for row in rows) for column in range(1, 1 + len(_COLOURS))]
+    return [*rows, ("all", *totals, f"{sum(result.seconds for result in results):.0f}")]
+
+
+def _printable(row: Any) -> list[str]:
+    return [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row]
+
+
+def _print(terminal: console.Console, result: Result) -> None:
+    found = result.evidence
+    terminal.rule(f"{found.title} ({result.seconds:.0f} s)", align="left")
+    claims = table.Table(*_CLAIM_COLUMNS, show_lines=True)
     for claim in found.claims:
-        interval = "" if claim.interval is None else "{:.3g} to {:.3g}".format(*claim.interval)
-        colour = _COLOURS[claim.verdict]
-        verdict = f"[{colour}]{claim.verdict}[/{colour}]"
-        claims.add_row(claim.statement, claim.paper, claim.measured, interval, verdict)
+        *cells, verdict = _claim_cells(claim)
+        colour = _COLOURS[verdict]
+        claims.add_row(*cells, f"[{colour}]{verdict}[/{colour}]")
     terminal.print(claims)
     for shown in found.tables:
-        rows = table.Table(*map(str, shown.columns), title=shown.title, title_justify="left")
-        for row in shown.rows:
-            rows.add_row(*(f"{c:.4g}" if isinstance(c, float) else str(c) for c in row))
-        terminal.print(rows)
+        _print_table(terminal, shown.title, shown.columns, shown.rows)
+
+
+def _print_table(terminal: console.Console, title: str, columns: Any, rows: Any) -> None:
+    printed = table.Table(*map(str, columns), title=title, title_justify="left")
+    for row in rows:
+        printed.add_row(*_printable(row))
+    terminal.print(printed)

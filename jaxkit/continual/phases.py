@@ -188,7 +188,9 @@ def classification_step(
     Args:
         config: shapes.
         optimizer: before the learning rate.
-        source: what the inputs are: `"images"`, `"tokens"` or `"features"`.
+        source: what the inputs are: `"images"`; `"images_above"`, of which only what lies above
+            the frozen prefix may train, so that no gradient passes through it; `"tokens"` or
+            `"features"`.
         augment: for images.
         backbone: variables of the model; they get no gradient.
         learning: what to advance.
@@ -216,8 +218,10 @@ def classification_step(
     sema = learning.sema
     step_key = jax.random.fold_in(key, batch.step)
     inputs = batch.inputs
-    if augment is not None and source == "images":
+    if augment is not None and source in ("images", "images_above"):
         inputs = augment(jax.random.fold_in(step_key, 0), inputs)
+    if source == "images_above":
+        inputs, source = forward_pass.frozen_prefix(config, backbone, sema, inputs), "tokens"
     routing_key = jax.random.fold_in(step_key, 1)
 
     def loss_fn(params: Any) -> tuple[Array, Any]:

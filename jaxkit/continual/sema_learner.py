@@ -261,8 +261,10 @@ class SEMALearner:
         everything = index == 0 or self.settings.policy == "finetune"
         trainable = Trainable(np.asarray(everything), slots, np.asarray(True))  # type: ignore[arg-type]
         classes = np.isin(np.arange(self.config.num_classes), task.classes)
-        if everything or self._augment is not None:
+        if everything:
             run, inputs = programs.train_images, task.train_images
+        elif self._augment is not None:
+            run, inputs = programs.train_images_above, task.train_images
         elif at["blocks"]:
             run, inputs = programs.train_tokens, self._tokens(state, task, index)
         else:

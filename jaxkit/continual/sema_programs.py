@@ -36,6 +36,8 @@ class Programs(NamedTuple):
     Attributes:
         train_images: `(backbone, learning, trainable, classes, batches, key)` to learning and
             losses `[S]`: classification from images.
+        train_images_above: the same where the adapters below block `expand_from` are frozen: no
+            gradient passes through those blocks.
         train_tokens: the same from tokens at block `expand_from`.
         train_head: the same from features; only the head can change.
         describe: `(learning, slots, batches)` to learning and losses `[S]`: descriptors, from
@@ -49,10 +51,11 @@ class Programs(NamedTuple):
 
     Example:
         >>> Programs._fields[:3]
-        ('train_images', 'train_tokens', 'train_head')
+        ('train_images', 'train_images_above', 'train_tokens')
     """
 
     train_images: Any
+    train_images_above: Any
     train_tokens: Any
     train_head: Any
     describe: Any
@@ -133,6 +136,7 @@ def sema_programs(
 
     return Programs(
         train("images"),
+        train("images_above"),
         train("tokens"),
         train("features"),
         jax.jit(describe),

@@ -134,7 +134,8 @@ def _jax_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
         program(backbone, learning, trainable, classes, batches(inputs, 0.05), key)[1]
     )
     return {
-        "classification": lambda: train(programs.train_images, problem["images"]),
+        # PyTorch's gradient too ends where the first trainable adapter begins.
+        "classification": lambda: train(programs.train_images_above, problem["images"]),
         "classification, prefix kept": lambda: train(programs.train_tokens, tokens),
         "description": lambda: np.asarray(
             programs.describe_images(

@@ -157,7 +157,9 @@ def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, prec
 
 
 @both
-def test_training_trace_of_both_phases(sema_golden, official, precision):
+@pytest.mark.parametrize("program", ["train_images", "train_images_above"])
+def test_training_trace_of_both_phases(sema_golden, official, precision, program):
+    """With gradients through all blocks, and with none below the first block that grows."""
     golden, trace = sema_golden["sema_vit_forward"], sema_golden["training_trace"]
     config, backbone, state = official.state(golden, garbage=np.nan)
     block, slot = 1, golden["n_adapters"][2]
@@ -187,7 +189,7 @@ def test_training_trace_of_both_phases(sema_golden, official, precision):
         )  # fmt: skip
 
     key = jax.random.key(0)
-    learning, losses = programs.train_images(
+    learning, losses = getattr(programs, program)(
         backbone, continual.init_learning(before, rule), continual.Trainable(off, slots, on),
         classes, batches(0.05), key,
     )  # fmt: skip

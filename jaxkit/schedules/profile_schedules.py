@@ -178,7 +178,7 @@ def warm_up_then_decay(
 
 
 def progress_at_points(
-    count: Int[Array, "*steps"], decay_steps: Any, points: tuple[float, ...]
+    count: Real[Array, "*steps"], decay_steps: Any, points: tuple[float, ...]
 ) -> Float[Array, "*steps"]:
     """Find the last of the sampling points (0 first) that `count` updates have reached.
 

@@ -21,7 +21,7 @@ class ClippedExamples(NamedTuple):
 
     Attributes:
         gradients: tree of float32 arrays ``[B, ...]``; no example's norm exceeds the clip norm.
-        norms: norms before clipping ``[B]``.
+        norms: norms before clipping ``[B]``, infinite where a gradient is not finite.
         clipped: which examples were scaled down ``[B]``.
         non_finite: which examples had a norm that is not finite and now are exactly 0 ``[B]``.
     """
@@ -30,6 +30,22 @@ class ClippedExamples(NamedTuple):
     norms: Float[Array, " B"]
     clipped: Bool[Array, " B"]
     non_finite: Bool[Array, " B"]
+
+
+class Bound(NamedTuple):
+    """What keeps one gradient within its bound.
+
+    Attributes:
+        scales: tree of scalars, the factor of each array of the gradient.
+        norm: the norm before clipping.
+        clipped: whether a factor is below 1.
+        non_finite: whether the norm is not finite and all factors are therefore 0.
+    """
+
+    scales: PyTree[Float[Array, ""]]
+    norm: Float[Array, ""]
+    clipped: Bool[Array, ""]
+    non_finite: Bool[Array, ""]
 
 
 def check_clip_norm(clip_norm: Any, mode: str) -> None:
@@ -115,22 +131,51 @@ def clip_one(gradient: PyTree[Shaped[Array, ...]], clip_norm: Any, mode: Mode) -
         >>> float(clip_one(jnp.array([3.0, 4.0]), 1.0, "flat").norms)
         5.0
     """
-    leaves, structure = jax.tree.flatten(gradient)
-    leaves = [leaf.astype(jnp.float32) for leaf in leaves]
-    squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in leaves])
-    norm = jnp.sqrt(jnp.sum(squares))
+    gradient = finite_stand_in(gradient)
+    bounds = one_bound(gradient, clip_norm, mode)
+    clipped = jax.tree.map(lambda scale, leaf: scale * leaf, bounds.scales, gradient)
+    return ClippedExamples(clipped, bounds.norm, bounds.clipped, bounds.non_finite)
+
+
+def finite_stand_in(gradient: PyTree[Shaped[Array, ...]]) -> PyTree[Float[Array, ...]]:
+    """A gradient in float32 whose infinities and NaNs are the largest number instead.
+
+    Its norm still overflows, so that the example is seen and its factor is 0; but 0 times it is 0,
+    and a weighted sum over examples needs no second look at each entry.
+
+    Example:
+        >>> stand_in = finite_stand_in(jnp.array([jnp.nan, 2.0]))
+        >>> print(0 * stand_in, jnp.sum(stand_in**2))
+        [0. 0.] inf
+    """
+    largest = float(jnp.finfo(jnp.float32).max)
+
+    def finite(leaf):
+        leaf = leaf.astype(jnp.float32)
+        return jnp.nan_to_num(leaf, nan=largest, posinf=largest, neginf=-largest)
+
+    return jax.tree.map(finite, gradient)
+
+
+def one_bound(gradient: PyTree[Float[Array, ...]], clip_norm: Any, mode: Mode) -> Bound:
+    """The factors that bound one gradient, a `finite_stand_in`.
+
+    Example:
+        >>> float(one_bound(jnp.array([3.0, 4.0]), 1.0, "flat").scales)
+        0.20000000298023224
+    """
+    squares = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), gradient)
+    leaves, structure = jax.tree.flatten(squares)
+    norm = jnp.sqrt(sum(leaves))
     finite = jnp.isfinite(norm)
     if mode == "per_layer":
         limit = clip_norm / len(leaves) ** 0.5
-        scales = clip_scales(jnp.sqrt(squares), limit)
+        factors = [clip_scales(jnp.sqrt(square), limit) for square in leaves]
     else:
-        scales = jnp.broadcast_to(clip_scales(norm, clip_norm, mode), squares.shape)
-    clipped = [
-        jnp.where(finite, scale * leaf, 0) for scale, leaf in zip(scales, leaves, strict=True)
-    ]
-    return ClippedExamples(
-        jax.tree.unflatten(structure, clipped), norm, finite & jnp.any(scales < 1), ~finite
-    )
+        factors = [clip_scales(norm, clip_norm, mode)] * len(leaves)
+    clipped = finite & jnp.any(jnp.stack(factors) < 1)
+    scales = jax.tree.unflatten(structure, [jnp.where(finite, f, 0) for f in factors])
+    return Bound(scales, norm, clipped, ~finite)
 
 
 def batch_size(name: str, tree: PyTree) -> int:

@@ -103,13 +103,23 @@ def test_sums_do_not_depend_on_microbatches_padding_or_order(quadratic, microbat
 
 def test_non_finite_examples_contribute_exactly_zero_and_are_counted(quadratic, close):
     batch = batch_of(1)
-    batch[2, 1], batch[4, 0] = np.nan, np.inf
+    batch[2, 1], batch[4, 0], batch[5, 2] = np.nan, np.inf, -np.inf
+    batch[6, 0] = 1e30  # finite, but its norm overflows
     result = quadratic(None)(batch, np.ones(7, bool))
-    good = np.delete(batch, [2, 4], axis=0)
+    good = np.delete(batch, [2, 4, 5, 6], axis=0)
     close(result.total, expected_sum(good))
-    assert int(result.non_finite) == 2
+    assert int(result.non_finite) == 4
     assert int(result.clipped) == np.sum(np.linalg.norm(good, axis=1) > 1.5)
     np.testing.assert_allclose(result.loss, 0.5 * np.sum(good**2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", clipping.MODES)
+def test_a_batch_without_a_finite_gradient_sums_to_exactly_zero(mode):
+    loss = lambda params, batch, key: jnp.mean(params["a"] * batch + params["b"])  # noqa: E731
+    gradient = privacy.clipped_grad_sum(loss, 1.0, mode=mode)
+    result = gradient({"a": jnp.zeros(()), "b": jnp.zeros(())}, jnp.array([jnp.nan, jnp.inf]))
+    assert [float(leaf) for leaf in result.total.values()] == [0.0, 0.0]
+    assert (int(result.count), int(result.non_finite), int(result.clipped)) == (2, 2, 0)
 
 
 def test_one_example_moves_the_sum_by_at_most_the_sensitivity(quadratic):

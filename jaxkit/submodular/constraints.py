@@ -150,12 +150,14 @@ def partition_matroid_greedy(
         raise ValueError(f"capacities must be a non-empty array of rank 1, got {limits.shape}")
     n = function.num_items
     size = n
-    if not validation.is_traced(limits):
-        if int(limits.min()) < 0:
-            raise ValueError(f"capacities must be >= 0, got {int(limits.min())}")
-        size = int(np.minimum(np.asarray(limits, np.int64).sum(), n))
-    if not validation.is_traced(group_ids):
-        lowest, highest = int(group_ids.min()), int(group_ids.max())
+    # Of what was given: in a traced caller, `jnp.asarray` makes a tracer of a constant too.
+    if not validation.is_traced(capacities):
+        known = np.asarray(capacities, np.int64)
+        if known.min() < 0:
+            raise ValueError(f"capacities must be >= 0, got {known.min()}")
+        size = int(np.minimum(known.sum(), n))
+    if not validation.is_traced(groups):
+        lowest, highest = int(np.min(groups)), int(np.max(groups))
         if lowest < 0 or highest >= limits.size:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"groups must be in [0, {limits.size}), got {wrong}")

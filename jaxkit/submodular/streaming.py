@@ -82,7 +82,7 @@ class Sieve:
         g = self.num_sets
         empty = function.init()
         return SieveState(
-            jnp.full(g, _UNUSED),
+            jnp.full(g, _UNUSED, jnp.int32),
             jnp.full((g, self.k), -1, jnp.int32),
             jnp.zeros((g, self.k)),
             jnp.zeros(g, jnp.int32),
@@ -167,18 +167,7 @@ class Sieve:
             >>> float(sieve.solution(f, sieve.init(f)).value)
             0.0
         """
-        values = jnp.where(state.sizes > 0, jax.vmap(function.value)(state.states), 0)
-        best = jnp.argmax(values)
-        indices = state.sets[best]
-        ratio = max(0.5 - self.eps, 0.0)
-        return Selection(
-            indices,
-            state.gains[best],
-            indices >= 0,
-            values[best],
-            state.num_queries,
-            Guarantee(ratio, "always") if function.monotone else NO_GUARANTEE,
-        )
+        return _solution(function, state, self)
 
 
 _UNUSED = -(1 << 30)
@@ -246,6 +235,22 @@ def _run(function, state, elements, valid, sieve):
         return _update(function, state, element, valid, sieve), None
 
     return jax.lax.scan(step, state, (elements, valid))[0]
+
+
+@functools.partial(jax.jit, static_argnames="sieve")
+def _solution(function, state, sieve):
+    values = jnp.where(state.sizes > 0, jax.vmap(function.value)(state.states), 0)
+    best = jnp.argmax(values)
+    indices = state.sets[best]
+    ratio = max(0.5 - sieve.eps, 0.0)
+    return Selection(
+        indices,
+        state.gains[best],
+        indices >= 0,
+        values[best],
+        state.num_queries,
+        Guarantee(ratio, "always") if function.monotone else NO_GUARANTEE,
+    )
 
 
 def _sieve(k: int, eps: float, lower_bound: bool) -> Sieve:

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
@@ -119,13 +120,18 @@ def resaved(tmp_path):
     """`resaved(tree)`: the tree, written by orbax and read back."""
 
     def write_and_read(tree):
-        # Orbax refuses a tree without arrays, which some states are.
+        # Orbax refuses a tree without arrays, which some states are, and fills trees with other
+        # things than arrays, which annotations refuse.
         boxed = {"tree": tree, "mark": jax.numpy.ones(1)}
-        ocp.save(tmp_path / "state", boxed)
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), boxed
-        )
-        return ocp.load(tmp_path / "state", abstract)["tree"]
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            ocp.save(tmp_path / "state", boxed)
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), boxed
+            )
+            return ocp.load(tmp_path / "state", abstract)["tree"]
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
 
     return write_and_read
 

@@ -257,18 +257,20 @@ def reproduce(
     quick: tyro.conf.FlagCreatePairsOff[bool] = False,
     seed: int = 0,
     out: str = "evidence",
+    parallel: int | None = None,
 ) -> None:
-    """Show each paper's claim in miniature; the exit code says whether all still hold.
+    """Show each paper's claim in miniature; the exit code says whether all still show.
 
     Args:
         papers: experiments by name, or all.
         quick: a smaller version of each, about half a minute.
         seed: first seed.
-        out: folder for the figures.
+        out: folder for the page `report.html` and the figures.
+        parallel: experiments at a time; by default one a core, up to 4, or one on an accelerator.
     """
     from jaxkit.jobs import reproduction
 
-    if not reproduction.reproduce(list(papers), quick=quick, seed=seed, out=out):
+    if not reproduction.reproduce(list(papers), quick=quick, seed=seed, out=out, parallel=parallel):
         raise SystemExit(1)
 
 

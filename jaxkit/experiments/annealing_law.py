@@ -377,6 +377,7 @@ def _decay_fraction(
         "best fraction about 10 to 25 %, shrinking with run length",
         "; ".join(parts),
         "shown" if max(gaps) <= 0.2 else "not shown",
+        used_to_show=False,
     )
     cost = Claim(
         "On the 124M runs, spending on a linear decay the share of the run that the law chooses "

@@ -23,6 +23,7 @@ class Claim:
         verdict: `"shown"`, `"not shown"`, or `"null result"` where no effect was expected at this
             size and none was seen.
         interval: 95 % confidence interval of the measured effect over seeds, where there is one.
+        used_to_show: False for a claim of the paper that has never shown in a run of this size.
     """
 
     statement: str
@@ -30,6 +31,18 @@ class Claim:
     measured: str
     verdict: Verdict
     interval: tuple[float, float] | None = None
+    used_to_show: bool = True
+
+    @property
+    def label(self) -> str:
+        """The verdict, and whether its absence is known.
+
+        Example:
+            >>> Claim("a > b", "1.0", "a - b = 0", "not shown", used_to_show=False).label
+            'not shown (known)'
+        """
+        known = self.verdict == "not shown" and not self.used_to_show
+        return f"{self.verdict} (known)" if known else self.verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +72,10 @@ class Evidence:
 
     @property
     def holds(self) -> bool:
-        """Whether no claim was found missing.
+        """Whether every claim that used to show still does.
 
         Example:
             >>> Evidence("t", [Claim("a > b", "1.0", "a - b = 0.9", "shown")]).holds
             True
         """
-        return all(claim.verdict != "not shown" for claim in self.claims)
+        return all(c.verdict != "not shown" or not c.used_to_show for c in self.claims)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import importlib
+import multiprocessing
 import os
 import pathlib
 import pkgutil
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 from rich import console, progress, table
 
 from jaxkit import experiments, files, plotting, validation
@@ -17,7 +21,12 @@ from jaxkit.experiments.evidence import Claim, Evidence
 from jaxkit.jobs import pages
 
 _COLOURS = {"shown": "green", "null result": "yellow", "not shown": "red"}
-_CLASSES = {"shown": "shown", "null result": "null", "not shown": "missing"}
+_CLASSES = {
+    "shown": "shown",
+    "null result": "null",
+    "not shown": "missing",
+    "not shown (known)": "null",
+}
 _CLAIM_COLUMNS = ("claim", "paper", "measured", "95 % interval", "verdict")
 _VERDICT_COLUMNS = ("experiment", *_COLOURS, "seconds")
 
@@ -50,6 +59,7 @@ def reproduce(
     quick: bool = False,
     seed: int = 0,
     out: str | os.PathLike[str] = "evidence",
+    parallel: int | None = None,
 ) -> bool:
     """Run experiments; print their claims and tables, save their figures, write one page.
 
@@ -59,38 +69,60 @@ def reproduce(
         seed: first seed.
         out: folder for `report.html`, written anew after each experiment, and for the figures, one
             sub-folder an experiment.
+        parallel: experiments at a time, each in a process of its own if more than one; by default
+            one a core, up to 4, on CPU, and one on an accelerator.
 
     Returns:
-        Whether every claim still shows.
+        Whether every claim that used to show still does.
 
     Raises:
-        ValueError: if there is no such experiment.
+        ValueError: if there is no such experiment or `parallel` is not positive.
     """
     known = experiment_names()
     chosen = known if names == ["all"] else names
     for name in chosen:
         validation.choice("experiment", name, [*known, "all"])
+    if parallel is None:
+        parallel = min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    parallel = min(len(chosen), validation.integer("parallel", parallel, minimum=1))
     folder, results = pathlib.Path(out), list[Result]()
     terminal = console.Console()
-    columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"),
-               progress.MofNCompleteColumn(), progress.TimeElapsedColumn())  # fmt: skip
+    columns = (progress.SpinnerColumn(), progress.MofNCompleteColumn(),
+               progress.TimeElapsedColumn(), progress.TextColumn("{task.description}"))  # fmt: skip
     with progress.Progress(*columns, console=terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(chosen))
-        for name in chosen:
-            bar.update(task, description=name)
-            start = time.perf_counter()
-            found = importlib.import_module(f"jaxkit.experiments.{name}").run(
-                quick=quick, seed=seed
-            )
-            results.append(Result(name, found, time.perf_counter() - start))
-            _print(terminal, results[-1])
-            for figure_name, figure in found.figures.items():
-                plotting.save(figure, folder / name / f"{figure_name}.png")
+        task = bar.add_task(", ".join(chosen), total=len(chosen))
+        for result in _results(chosen, quick, seed, parallel):
+            results = sorted([*results, result], key=lambda r: chosen.index(r.name))
+            _print(terminal, result)
+            for name, figure in result.evidence.figures.items():
+                plotting.save(figure, folder / result.name / f"{name}.png")
             files.write_atomically(folder / "report.html", evidence_page(results, quick=quick))
-            bar.advance(task)
+            missing = [name for name in chosen if name not in {r.name for r in results}]
+            bar.update(task, advance=1, description=", ".join(missing))
     _print_table(terminal, "Evidence", _VERDICT_COLUMNS, _verdict_rows(results))
     terminal.print(f"{folder / 'report.html'}", soft_wrap=True, highlight=False)
     return all(result.evidence.holds for result in results)
+
+
+def _results(chosen: list[str], quick: bool, seed: int, parallel: int) -> Iterator[Result]:
+    """What each experiment found, in the order in which they end."""
+    if parallel == 1:
+        yield from (_run(name, quick, seed) for name in chosen)
+        return
+    # Forked processes would share the state of a JAX that has started.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(parallel, mp_context=context) as pool:
+        try:
+            futures = [pool.submit(_run, name, quick, seed) for name in chosen]
+            yield from (f.result() for f in concurrent.futures.as_completed(futures))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run(name: str, quick: bool, seed: int) -> Result:
+    start = time.perf_counter()
+    found = importlib.import_module(f"jaxkit.experiments.{name}").run(quick=quick, seed=seed)
+    return Result(name, found, time.perf_counter() - start)
 
 
 def evidence_page(results: list[Result], *, quick: bool) -> str:
@@ -110,8 +142,8 @@ def evidence_page(results: list[Result], *, quick: bool) -> str:
     """
     size = "The quick versions." if quick else "The full versions."
     parts = [
-        f"<p>{size} A null result is an effect that is absent at this size, and was expected to "
-        "be; what is not shown was expected, and is missing.</p>",
+        f"<p>{size} A null result is an effect that is absent at this size, as it was expected to "
+        "be. A claim that is not shown, and never was, is marked known.</p>",
         pages.table(_VERDICT_COLUMNS, _verdict_rows(results)),
     ]
     for name, found, seconds in results:
@@ -128,7 +160,7 @@ def evidence_page(results: list[Result], *, quick: bool) -> str:
 
 def _claim_cells(claim: Claim) -> tuple[str, ...]:
     interval = "" if claim.interval is None else "{:.3g} to {:.3g}".format(*claim.interval)
-    return claim.statement, claim.paper, claim.measured, interval, claim.verdict
+    return claim.statement, claim.paper, claim.measured, interval, claim.label
 
 
 def _verdict_rows(results: list[Result]) -> list[tuple[Any, ...]]:
@@ -149,9 +181,9 @@ def _print(terminal: console.Console, result: Result) -> None:
     terminal.rule(f"{found.title} ({result.seconds:.0f} s)", align="left")
     claims = table.Table(*_CLAIM_COLUMNS, show_lines=True)
     for claim in found.claims:
-        *cells, verdict = _claim_cells(claim)
-        colour = _COLOURS[verdict]
-        claims.add_row(*cells, f"[{colour}]{verdict}[/{colour}]")
+        *cells, label = _claim_cells(claim)
+        colour = _COLOURS[claim.verdict]
+        claims.add_row(*cells, f"[{colour}]{label}[/{colour}]")
     terminal.print(claims)
     for shown in found.tables:
         _print_table(terminal, shown.title, shown.columns, shown.rows)

@@ -12,6 +12,7 @@ from jaxkit.jobs import reproduction
 SHOWN = Claim("a < b", "1.0", "b - a = 0.9", "shown", (0.8, 1.0))
 NULL = Claim("c < d", "2.0", "d - c = 0.0", "null result")
 MISSING = Claim("e < f", "3.0", "f - e = -1", "not shown")
+NEVER = Claim("g < h", "4.0", "h - g = -1", "not shown", used_to_show=False)
 
 
 def found(*claims):
@@ -67,8 +68,10 @@ def test_the_page_counts_verdicts_by_experiment_and_in_all():
     ]
 
 
-@pytest.mark.parametrize(("claims", "code"), [((SHOWN, NULL), None), ((SHOWN, MISSING), 1)])
-def test_the_exit_code_tells_whether_a_claim_is_missing(tmp_path, monkeypatch, claims, code):
+@pytest.mark.parametrize(("claims", "code"), [((SHOWN, NULL, NEVER), None), ((SHOWN, MISSING), 1)])
+def test_the_exit_code_tells_whether_a_claim_that_used_to_show_is_missing(
+    tmp_path, monkeypatch, claims, code
+):
     monkeypatch.setattr(rex, "run", lambda *, quick, seed: found(*claims))
     words = ["reproduce", "rex", "--quick", "--out", str(tmp_path)]
     if code is None:
@@ -85,7 +88,7 @@ def test_what_was_found_stays_when_a_later_experiment_fails(tmp_path, monkeypatc
     monkeypatch.setattr(rex, "run", lambda *, quick, seed: found(SHOWN))
     monkeypatch.setattr("jaxkit.experiments.width.run", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        reproduction.reproduce(["rex", "width"], quick=True, out=tmp_path)
+        reproduction.reproduce(["rex", "width"], quick=True, out=tmp_path, parallel=1)
     assert "b - a = 0.9" in (tmp_path / "report.html").read_text("utf-8")
 
 
@@ -93,3 +96,11 @@ def test_an_unknown_experiment_is_named_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="'rex'"):
         reproduction.reproduce(["width", "rexx"], out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_every_quick_experiment_still_shows_what_it_showed(tmp_path):
+    assert reproduction.reproduce(["all"], quick=True, out=tmp_path, parallel=2)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    for name in reproduction.experiment_names():
+        assert f'<h2 id="{name}">' in page

@@ -142,7 +142,7 @@ def jax_privacy_ways(loss: Callable, rows: int) -> dict[str, Callable]:
         )
         return lambda params, batch: gradient(params, batch)
 
-    sizes = [size for size in (None, 1, 4, 16, 32) if size is None or size < rows]
+    sizes = [size for size in (None, 1, 2, 4, 8, 16, 32) if size is None or size < rows]
     return {f"jax-privacy {version}, microbatch {size}": way(size) for size in sizes}
 
 

@@ -2,16 +2,17 @@
 
 `SEMALearner` puts the method of arXiv 2403.18886 on a `Stream`; `run_stream` tests it after each
 task, saves it and resumes it. Beneath lie pure functions on a `SEMAState` of constant shapes:
-`adapted_forward`, `expansion_scores`, `add_adapter`, `classification_step`, `description_step`.
-How to choose: `SimpleCIL` first, it needs no training and is hard to beat where a backbone's
-features already separate the classes; `AdaptedPrototypes` where the first task is like the rest;
+`adapted_forward`, `expansion_scores`, `add_adapter`, `classification_step`, `description_step`. How
+to choose: `SimpleCIL` first, it needs no training and is hard to beat where a backbone's features
+already separate the classes; `AdaptedPrototypes` where the first task is like the rest;
 `SEMALearner` where domains shift; the policies `"never"`, `"every_task"` and `"finetune"` are its
-baselines. Weights: `load_vision_transformer` for files of timm and Hugging Face,
-`pretrain_backbone` without one. Sharp edges: images are in [0, 1] and are not normalised unless
-the model's `input_mean` and `input_std` say so; familiar data score about 0.8, so a threshold
-below 1 grows on everything; a block that is full raises, `capacity` one a task is always enough;
-the descriptors' learning rate is bounded by the size of the residual stream, a divergence raises;
-`forgetting` weighs tasks, `pooled_accuracies` weighs samples; growing the capacity compiles anew.
+baselines, and so is `L2P`, which learns prompts instead of adapters. Weights:
+`load_vision_transformer` for files of timm and Hugging Face, `pretrain_backbone` without one. Sharp
+edges: images are in [0, 1] and are not normalised unless the model's `input_mean` and `input_std`
+say so; familiar data score about 0.8, so a threshold below 1 grows on everything; a block that is
+full raises, `capacity` one a task is always enough; the descriptors' learning rate is bounded by
+the size of the residual stream, a divergence raises; `forgetting` weighs tasks, `pooled_accuracies`
+weighs samples; growing the capacity compiles anew.
 """
 
 from jaxkit.continual.adapters import Adapter, functional_adapter, init_adapter, mixture_of_adapters
@@ -54,7 +55,6 @@ from jaxkit.continual.learners import Advance, Learner
 from jaxkit.continual.parameter_counts import ParameterCounts, parameter_counts
 from jaxkit.continual.phases import (
     Learning,
-    StepBatches,
     classification_step,
     description_step,
     init_learning,
@@ -65,6 +65,14 @@ from jaxkit.continual.pretraining import (
     photometric_augment,
     pretrain_backbone,
     tiny_vision_transformer,
+)
+from jaxkit.continual.prompts import (
+    L2P,
+    PromptPool,
+    choose_prompts,
+    init_prompt_pool,
+    prompt_logits,
+    prompted_features,
 )
 from jaxkit.continual.prototypes import (
     AdaptedPrototypes,
@@ -87,6 +95,7 @@ from jaxkit.continual.sema_learner import SEMALearner
 from jaxkit.continual.sema_programs import Programs, sema_programs
 from jaxkit.continual.sema_settings import SEMASettings, cosine_rates
 from jaxkit.continual.shift_detection import first_trigger, require_finite_statistics
+from jaxkit.continual.step_batches import StepBatches, draw_batches
 from jaxkit.continual.stream_metrics import (
     average_accuracy,
     average_incremental_accuracy,
@@ -106,6 +115,7 @@ from jaxkit.continual.streams import (
 from jaxkit.continual.vision_transformer import VisionTransformer
 
 __all__ = [
+    "L2P",
     "AdaptedPrototypes",
     "Adapter",
     "Advance",
@@ -118,6 +128,7 @@ __all__ = [
     "Learning",
     "ParameterCounts",
     "Programs",
+    "PromptPool",
     "Prototypes",
     "Router",
     "SEMAConfig",
@@ -140,6 +151,7 @@ __all__ = [
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "choose_prompts",
     "class_incremental_stream",
     "class_logits",
     "classification_step",
@@ -151,6 +163,7 @@ __all__ = [
     "descriptor_errors",
     "digits_stream",
     "domain_incremental_stream",
+    "draw_batches",
     "empty_records",
     "expansion_figure",
     "expansion_scores",
@@ -164,6 +177,7 @@ __all__ = [
     "init_adapter",
     "init_descriptor",
     "init_learning",
+    "init_prompt_pool",
     "init_sema",
     "load_vision_transformer",
     "local_cross_entropy",
@@ -173,6 +187,8 @@ __all__ = [
     "photometric_augment",
     "pooled_accuracies",
     "pretrain_backbone",
+    "prompt_logits",
+    "prompted_features",
     "read_image",
     "read_safetensors",
     "record_errors",

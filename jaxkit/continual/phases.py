@@ -16,6 +16,7 @@ from jaxkit.continual.descriptors import representation_error
 from jaxkit.continual.error_records import record_errors
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState
 from jaxkit.continual.freezing import Trainable, trainable_mask, where_trainable
+from jaxkit.continual.step_batches import StepBatches
 
 #: From a typed key and images to images, for training only.
 Augment = Callable[[Key[Array, ""], Float[Array, "B H W C"]], Float[Array, "B H W C"]]
@@ -40,32 +41,6 @@ class Learning(NamedTuple):
     sema: SEMAState
     functional_opt: PyTree
     descriptor_opt: PyTree
-
-
-class StepBatches(NamedTuple):
-    """Up to S steps of a phase.
-
-    Attributes:
-        inputs: `[S, B, ...]`.
-        labels: `[S, B]`.
-        num_valid: rows that count in each batch; the rest is padding, int32 `[S]`.
-        learning_rate: `[S]`.
-        step: number of each step within the phase, for random routings and augmentation, `[S]`.
-        num_steps: steps to run, at most S.
-
-    Example:
-        >>> one = StepBatches(jnp.zeros((1, 4, 8, 8, 1)), jnp.zeros((1, 4), int), jnp.array([4]),
-        ...                   jnp.array([0.1]), jnp.array([0]), jnp.array(1))
-        >>> one.inputs.shape
-        (1, 4, 8, 8, 1)
-    """
-
-    inputs: Float[Array, "S B ..."]
-    labels: Int[Array, "S B"]
-    num_valid: Int[Array, " S"]
-    learning_rate: Float[Array, " S"]
-    step: Int[Array, " S"]
-    num_steps: Int[Array, ""]
 
 
 def local_cross_entropy(
@@ -203,7 +178,7 @@ def classification_step(
         The advanced learning, and the loss before the update.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
+        >>> from jaxkit.continual import SEMAConfig, StepBatches, VisionTransformer, init_sema
         >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())
@@ -267,7 +242,7 @@ def description_step(
         The advanced learning, and the loss before the update, summed over blocks.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
+        >>> from jaxkit.continual import SEMAConfig, StepBatches, VisionTransformer, init_sema
         >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxkit import validation
 from jaxkit.continual import phases
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, init_sema
 from jaxkit.continual.freezing import Trainable, newest_slots
 from jaxkit.continual.learners import Advance
-from jaxkit.continual.phases import Augment, Learning, StepBatches
+from jaxkit.continual.phases import Augment, Learning
 from jaxkit.continual.sema_programs import sema_programs
 from jaxkit.continual.sema_settings import SEMASettings, cosine_rates
 from jaxkit.continual.shift_detection import first_trigger, require_finite_statistics
+from jaxkit.continual.step_batches import StepBatches, draw_batches, draw_order
 from jaxkit.continual.streams import Stream, Task
 
 # Numbers for the orders of batches, so that no two phases share one.
@@ -156,7 +157,7 @@ class SEMALearner:
         self, state: Learning, at: dict[str, Any], task: Task, index: int, seed: int, _: int
     ) -> Advance:
         size, tokens = self.settings.scan_batch_size, self._tokens(state, task, index)
-        order = _order(seed, index, "scan", at["pass"], 0, len(tokens))
+        order = draw_order((seed, index, _STAGES["scan"], at["pass"], 0), len(tokens))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         scores = np.array(
             [self._score(state.sema, tokens[rows], seed, index) for rows in batches[at["batch"] :]]
@@ -208,10 +209,13 @@ class SEMALearner:
             state = self._everywhere(phases.init_learning(state.sema, self._rule))
         total = epochs * -(-len(task.train_images) // setting.batch_size)
         count = min(steps, total - at["step"])
-        order = (seed, index, stage, at["phase"])
         run, inputs = self._program(state, at, task, index, seed)
-        batches = self._batches(inputs, task.train_labels, order, at["step"], count, epochs, rate)
-        state, losses = run(self._everywhere(state), batches)
+        batches = draw_batches(
+            inputs, task.train_labels, (seed, index, _STAGES[stage], at["phase"]),
+            cosine_rates(rate, epochs), at["step"], count,
+            batch_size=setting.batch_size, capacity=setting.steps_per_call,
+        )  # fmt: skip
+        state, losses = run(self._everywhere(state), self._placed(batches))
         losses = np.asarray(losses)[:count]
         if not np.isfinite(losses).all():
             raise FloatingPointError(
@@ -274,42 +278,7 @@ class SEMALearner:
             backbone, learning, trainable, classes, batches, key
         ), inputs
 
-    def _batches(
-        self,
-        inputs: np.ndarray,
-        labels: Int[np.ndarray, " n"],
-        order: tuple[int, int, str, int],
-        first: int,
-        count: int,
-        epochs: int,
-        rate: float,
-    ) -> StepBatches:
-        setting = self.settings
-        size, capacity = setting.batch_size, setting.steps_per_call
-        per_epoch = -(-len(labels) // size)
-        rates = cosine_rates(rate, epochs)
-        rows = np.zeros((capacity, size), np.int64)
-        valid, rate_of, step_of = (
-            np.ones(capacity, np.int32),
-            np.zeros(capacity),
-            np.zeros(capacity),
-        )
-        for i, step in enumerate(range(first, first + count)):
-            epoch, batch = divmod(step, per_epoch)
-            drawn = _order(*order, epoch, len(labels))[batch * size : (batch + 1) * size]
-            rows[i, : len(drawn)], valid[i] = drawn, len(drawn)
-            rate_of[i], step_of[i] = rates[epoch], step
-        drawn_rows: Any = (
-            np.asarray(inputs[rows.reshape(-1)], np.float32).reshape(
-                *rows.shape, *inputs.shape[1:]
-            ),
-            labels[rows].astype(np.int32),
-            valid,
-            rate_of.astype(np.float32),
-            step_of.astype(np.int32),
-            np.int32(count),
-        )
-        batches = StepBatches(*drawn_rows)
+    def _placed(self, batches: StepBatches) -> StepBatches:
         if self._mesh is None:
             return batches
         split = NamedSharding(self._mesh, PartitionSpec(None, "data"))
@@ -380,8 +349,3 @@ class SEMALearner:
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-
-
-def _order(seed: int, task: int, stage: str, phase: int, epoch: int, length: int) -> np.ndarray:
-    rng = np.random.default_rng([seed, task, _STAGES[stage], phase, epoch])
-    return rng.permutation(length)

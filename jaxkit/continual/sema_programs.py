@@ -20,11 +20,10 @@ from jaxkit.continual import forward_pass
 from jaxkit.continual.expandable_state import SEMAConfig, add_adapter
 from jaxkit.continual.phases import (
     Augment,
-    Learning,
-    StepBatches,
     classification_step,
     description_step,
 )
+from jaxkit.continual.step_batches import StepBatches
 
 
 class Programs(NamedTuple):
@@ -98,12 +97,12 @@ def sema_programs(
                     backbone, learning, trainable, classes, batch, key,
                 )  # fmt: skip
 
-            return _run_steps(step, learning, batches)
+            return run_steps(step, learning, batches)
 
         return jax.jit(program)
 
     def describe(learning, slots, batches):
-        return _run_steps(
+        return run_steps(
             lambda learning, batch: description_step(
                 optimizer, learning, slots, batch.inputs, batch
             ),
@@ -121,7 +120,7 @@ def sema_programs(
             ).pooled
             return description_step(optimizer, learning, slots, pooled, batch)
 
-        return _run_steps(step, learning, batches)
+        return run_steps(step, learning, batches)
 
     def score(backbone, sema, tokens, num_valid, key):
         seen = forward_pass.adapted_forward(
@@ -149,15 +148,22 @@ def sema_programs(
     )
 
 
-def _run_steps(
-    step: Callable[[Learning, StepBatches], tuple[Learning, Array]],
-    learning: Learning,
-    batches: StepBatches,
-) -> tuple[Learning, Float[Array, " S"]]:
-    """Advance by `num_steps` steps; losses of steps not run are 0."""
+def run_steps(
+    step: Callable[[Any, StepBatches], tuple[Any, Array]], learning: Any, batches: StepBatches
+) -> tuple[Any, Float[Array, " S"]]:
+    """Advance by `num_steps` steps; losses of steps not run are 0.
+
+    Args:
+        step: from what is learnt and one step's batch to what is learnt and the loss.
+        learning: any pytree.
+        batches: the steps.
+
+    Returns:
+        What is learnt after them, and their losses.
+    """
     per_step = batches._replace(num_steps=batches.step)
 
-    def body(index: Array, carry: tuple[Learning, Array]) -> tuple[Learning, Array]:
+    def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
         learning, losses = carry
         learning, loss = step(learning, jax.tree.map(lambda leaf: leaf[index], per_step))
         return learning, losses.at[index].set(loss)

@@ -157,7 +157,9 @@ def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, prec
 
 
 @both
-@pytest.mark.parametrize("program", ["train_images", "train_images_above"])
+@pytest.mark.parametrize(
+    "program", ["train_images", pytest.param("train_images_above", marks=pytest.mark.slow)]
+)
 def test_training_trace_of_both_phases(sema_golden, official, precision, program):
     """With gradients through all blocks, and with none below the first block that grows."""
     golden, trace = sema_golden["sema_vit_forward"], sema_golden["training_trace"]

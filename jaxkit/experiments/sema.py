@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 #: Tasks (from 0) that bring a new domain.
 SHIFTED = (2, 4)
-THRESHOLD = 2.0
-THRESHOLDS = (0.5, 1.2, 2.0, 4.0)
+#: Between the largest score of a known domain, 1.1 on seeds 0 to 2, and the least of a new, 2.2.
+THRESHOLD = 1.5
+THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
 POLICIES = {
     "SEMA": "on_shift",
     "no expansion": "never",
@@ -26,7 +27,7 @@ POLICIES = {
     "sequential fine-tuning": "finetune",
 }
 ROUTINGS = ("average", "top1", "descriptor")
-_METHODS = (*POLICIES, "adapter + prototypes", "SimpleCIL")
+_METHODS = (*POLICIES, "adapter + prototypes", "L2P", "SimpleCIL")
 
 
 class Problem(NamedTuple):
@@ -53,9 +54,11 @@ Results = Mapping[str, Sequence[continual.StreamResult]]
 def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
     """Measure the paper's claims on digits that are upright, inverted, then rotated.
 
-    Brightness, images a task and threshold were chosen while looking at seeds 0 to 3. On seeds 10
-    to 12, which had no part in it, growth, gain over no expansion and forgetting show too; the
-    distance to expanding at every task does not: 2.9 points below on average.
+    Brightness and images a task were chosen while looking at seeds 0 to 3, the adapter's width (the
+    paper's 16; with 8, seeds 10 to 12 were 2.9 points below expanding at every task) on seeds 0 to
+    5, the threshold on seeds 0 to 2. Seeds 20 to 22 were looked at once, after that: growth exact
+    on all, 18.4, 8.0 and 11.9 points over no expansion, -2.8, +4.1 and -0.1 (+0.4 on average)
+    against expanding at every task.
 
     Args:
         quick: one seed, five methods and no sweeps; otherwise three seeds, a sweep of the
@@ -69,7 +72,7 @@ def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
     methods = (*POLICIES, "SimpleCIL") if quick else _METHODS
     results = {name: [learn(name, problem) for problem in problems] for name in methods}
     claims = [
-        _pattern_claim(results["SEMA"], problems[0].config),
+        _pattern_claim(results["SEMA"], problems),
         _gain_claim(results),
         _linear_claim(results),
         _forgetting_claim(results),
@@ -103,7 +106,7 @@ def make_problem(seed: int) -> Problem:
     logits = np.asarray(jax.jit(model.apply)(backbone, held.test_inputs)["logits"])  # type: ignore[index]
     upright = float(np.mean(logits.argmax(1) == held.test_labels))
     config = continual.SEMAConfig(
-        model, stream.num_classes, adapter_dim=8, descriptor_dim=12, expand_from=2, expand_to=3,
+        model, stream.num_classes, adapter_dim=16, descriptor_dim=12, expand_from=2, expand_to=3,
         capacity=len(stream.tasks),
     )  # fmt: skip
     return Problem(seed, stream, config, backbone, upright)
@@ -117,6 +120,12 @@ def make_learner(
         return continual.SimpleCIL(
             problem.config.model, problem.backbone, problem.config.num_classes
         )
+    if name == "L2P":
+        # Short prompts for images of 4 patches; of three learning rates the best on seeds 0 to 2.
+        return continual.L2P(
+            problem.config.model, problem.backbone, problem.config.num_classes, prompt_length=2,
+            learning_rate=0.03, epochs=20,
+        )  # fmt: skip
     settings = continual.SEMASettings(
         policy=POLICIES.get(name, "never"), threshold=threshold,
         train_epochs=20, train_learning_rate=0.05, describe_epochs=30, describe_learning_rate=0.05,
@@ -169,13 +178,13 @@ def _interval(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def _pattern_claim(
-    runs: Sequence[continual.StreamResult], config: continual.SEMAConfig
+    runs: Sequence[continual.StreamResult], problems: Sequence[Problem]
 ) -> evidence.Claim:
-    wanted = {(task, block) for task in SHIFTED for block in config.expandable}
+    wanted = {(task, block) for task in SHIFTED for block in problems[0].config.expandable}
     exact = [set(r.expansions) == wanted and len(r.expansions) == len(wanted) for r in runs]
     lists = "; ".join(
-        "seed " + str(i) + ": " + ", ".join(f"task {t + 1} block {b}" for t, b in r.expansions)
-        for i, r in enumerate(runs)
+        f"seed {p.seed}: " + ", ".join(f"task {t + 1} block {b}" for t, b in r.expansions)
+        for p, r in zip(problems, runs, strict=True)
     )
     return evidence.Claim(
         f"each block allowed grows at tasks {', '.join(str(t + 1) for t in SHIFTED)} "

@@ -138,8 +138,13 @@ EXCLUDED = {
 
 #: Their first state is weakly typed, so that the second step is traced again.
 WEAK = ("subrl.car_world",)
-#: The kinds of dynamics and features that an eager step, one program an operation, is tried on.
-QUICK = ("subrl.make_environment visited", "subrl.coverage_world", "subrl.point_mass_world")
+#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+QUICK = (
+    "subrl.make_environment",
+    "subrl.make_environment visited",
+    "subrl.coverage_world",
+    "subrl.point_mass_world",
+)
 
 
 @functools.cache
@@ -181,6 +186,9 @@ def batch(name):
 
 
 each = pytest.mark.parametrize("name", CASES)
+some = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 
 
 def test_every_public_environment_is_in_the_table(assert_complete, returned):
@@ -221,7 +229,7 @@ def test_a_step_gives_six_values_and_a_state_and_observation_like_those_before(n
         assert taken.info["element"].dtype == jnp.int32
 
 
-@each
+@some
 def test_episodes_step_by_step_are_those_of_a_scan_under_vmap(name, assert_same, count_traces):
     env = made(name)
     observation, first, steps = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])
@@ -240,9 +248,7 @@ def test_episodes_step_by_step_are_those_of_a_scan_under_vmap(name, assert_same,
     assert counted.count == 1 + (name in WEAK)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+@some
 def test_an_eager_step_with_an_action_that_is_checked_is_the_compiled_one(name, assert_same):
     env = made(name)
     _, first, steps = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])
@@ -252,7 +258,7 @@ def test_an_eager_step_with_an_action_that_is_checked_is_the_compiled_one(name, 
     assert_same(taken, jax.tree.map(lambda leaf: leaf[0], steps))
 
 
-@each
+@some
 def test_rewards_add_up_to_the_value_of_the_visited_set(name):
     env = made(name)
     _, first, steps = batch(name)[1]
@@ -265,7 +271,7 @@ def test_rewards_add_up_to_the_value_of_the_visited_set(name):
     assert not np.asarray(steps.truncated)[:, :-1].any()
 
 
-@each
+@some
 def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, assert_same):
     env = made(name)
     _, _, steps = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])
@@ -279,7 +285,7 @@ def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, ass
             state = taken.state
 
 
-@each
+@some
 def test_eight_devices_give_the_episodes_of_one(name, spread, assert_same):
     run, want = batch(name)
     found = run(spread(KEYS), spread(actions(name)), made(name).default_params)
@@ -287,7 +293,7 @@ def test_eight_devices_give_the_episodes_of_one(name, spread, assert_same):
     assert_same(found, want)
 
 
-@each
+@some
 def test_params_may_be_traced_and_swept(name, assert_same):
     env = made(name)
     params = env.default_params

@@ -107,8 +107,11 @@ WARNS = [
     f"federated.{name}"
     for name in ("feddyn", "fedspeed", "fedsmoo", "fedpd", "fedadmm", "with_client_privacy")
 ]
-#: A stateless one, one with duals, one with control variates, one with everything.
-QUICK = ("federated.fedadam", "federated.fedsmoo", "federated.with_relaxed_start")
+#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+QUICK = (
+    "federated.fedsmoo",
+    "federated.with_relaxed_start",
+)
 
 
 @functools.cache
@@ -166,7 +169,7 @@ def rounds(name):
 
 
 each = pytest.mark.parametrize("name", CASES)
-quick = pytest.mark.parametrize(
+some = pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
 )
 
@@ -207,7 +210,7 @@ def test_an_algorithm_may_be_made_inside_a_compiled_function(name):
     jax.eval_shape(lambda rate: made(name).client_optimizer.init(jnp.ones(2)), 0.1)
 
 
-@quick
+@some
 def test_compiled_rounds_are_traced_once_reuse_the_memory_and_move_the_model(name):
     step, traces, (state, metrics) = rounds(name)
     again = start(name)
@@ -227,7 +230,7 @@ def test_an_eager_round_is_the_compiled_one(name, assert_same):
     assert_same(one_round(name, start(name)), step(start(name)))
 
 
-@quick
+@some
 def test_rounds_in_one_scan_under_vmap_over_keys_and_rates_are_those_alone(name, assert_same):
     _, _, want = rounds(name)
     data, _, training = problem()
@@ -242,7 +245,7 @@ def test_rounds_in_one_scan_under_vmap_over_keys_and_rates_are_those_alone(name,
     assert not np.allclose(found[0].params["w"][0], found[0].params["w"][1])
 
 
-@quick
+@some
 def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, assert_same):
     step, _, (want, _) = rounds(name)
     state, _ = step(start(name))
@@ -250,7 +253,7 @@ def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, ass
     assert_same(state, want)
 
 
-@quick
+@some
 def test_clients_on_eight_devices_give_the_round_of_one(name, devices, assert_same):
     step, _, _ = rounds(name)
     mesh = fl.clients_mesh(devices)

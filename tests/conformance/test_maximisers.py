@@ -188,7 +188,18 @@ def found(name, seed=0):
     return compiled(name)(data(name, seed), jax.random.key(seed))
 
 
+#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+QUICK = (
+    "submodular.greedy",
+    "submodular.stochastic_greedy",
+    "submodular.select",
+    "submodular.sieve_streaming_pp",
+)
+
 each = pytest.mark.parametrize("name", CASES)
+some = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 
 
 def test_every_public_maximiser_is_in_the_table(assert_complete, returned):
@@ -224,12 +235,12 @@ def test_one_program_serves_all_data_and_a_selection_has_the_value_it_claims(nam
     np.testing.assert_allclose(submodular.evaluate(function, np.array(items)), value, rtol=1e-5)
 
 
-@each
+@some
 def test_called_alone_it_selects_what_its_compiled_form_does(name, assert_same):
     assert_same(CASES[name].run(data(name), jax.random.key(0)), found(name))
 
 
-@each
+@some
 def test_data_and_keys_under_vmap_and_scan_are_each_alone(name, assert_same):
     both = jax.tree.map(lambda *x: jnp.stack(x), data(name), data(name, 1))
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
@@ -244,7 +255,7 @@ def test_data_and_keys_under_vmap_and_scan_are_each_alone(name, assert_same):
             assert_same(jax.tree.map(lambda leaf: leaf[seed], results), found(name, seed))  # noqa: B023
 
 
-@each
+@some
 def test_candidates_on_eight_devices_give_the_selection_of_one(name, spread, assert_same):
     if CASES[name].of_rows:
         split = spread(data(name), "candidates")
@@ -280,6 +291,7 @@ def test_a_stream_may_be_saved_between_items_and_its_state_donated(
     assert_same(sieve.solution(function, state), found(name))
 
 
+@pytest.mark.slow
 def test_a_dynamic_stream_may_be_saved_between_items_and_its_state_donated(
     resaved, assert_same, count_traces
 ):

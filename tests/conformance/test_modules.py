@@ -146,7 +146,18 @@ def prepared(name):
     return Prepared(case, (nudged(0), nudged(1)), inputs, apply, jax.jit(counted), traces)
 
 
+#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+QUICK = (
+    "lexinvariant.RMSNorm",
+    "lexinvariant.DecipherProbe",
+    "subrl.GaussianPolicy",
+    "subrl.TabularPolicy",
+)
+
 each = pytest.mark.parametrize("name", CASES)
+some = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 
 
 def test_every_public_module_is_in_the_table(assert_complete):
@@ -157,15 +168,19 @@ def test_every_public_module_is_in_the_table(assert_complete):
 
 @each
 def test_parameters_are_float32_and_outputs_have_their_shape(name):
-    case, (variables, _), inputs, apply, *_ = prepared(name)
+    case = CASES[name]
+    inputs = case.inputs(np.random.default_rng(0))
+    found, variables = jax.eval_shape(
+        case.module.init_with_output, jax.random.key(0), inputs, *case.extra
+    )
+    out = case.output(found)
+    assert (out.shape, out.dtype) == (case.shape, jnp.float32)
     assert jax.tree.leaves(variables)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    out = jax.eval_shape(apply, variables, inputs)
-    assert (out.shape, out.dtype) == (case.shape, jnp.float32)
     assert set(variables) == {"params"}
 
 
-@each
+@some
 def test_a_compiled_call_is_the_eager_one_and_other_numbers_are_not_traced(name, assert_same):
     _, (variables, other), inputs, apply, compiled, traces = prepared(name)
     found = compiled(variables, inputs)
@@ -175,7 +190,7 @@ def test_a_compiled_call_is_the_eager_one_and_other_numbers_are_not_traced(name,
     assert not np.allclose(changed, found)
 
 
-@each
+@some
 def test_calls_under_vmap_over_parameters_and_under_scan_are_each_alone(name, assert_same):
     _, draws, inputs, apply, compiled, _ = prepared(name)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
@@ -191,7 +206,7 @@ def test_calls_under_vmap_over_parameters_and_under_scan_are_each_alone(name, as
             assert_same(found[row], compiled(draws[row], both[row]))
 
 
-@each
+@some
 def test_orbax_restores_the_parameters(name, resaved, assert_same):
     _, (variables, _), inputs, _, compiled, _ = prepared(name)
     restored = resaved(variables)
@@ -199,7 +214,7 @@ def test_orbax_restores_the_parameters(name, resaved, assert_same):
     np.testing.assert_array_equal(compiled(restored, inputs), compiled(variables, inputs))
 
 
-@each
+@some
 def test_a_batch_on_eight_devices_gives_the_numbers_of_one(name, spread, assert_same):
     _, (variables, _), inputs, _, compiled, _ = prepared(name)
     whole = jax.tree.map(lambda leaf: leaf, variables)
@@ -208,7 +223,7 @@ def test_a_batch_on_eight_devices_gives_the_numbers_of_one(name, spread, assert_
     assert_same(found, compiled(variables, inputs))
 
 
-@each
+@some
 def test_it_trains_in_donated_memory(name, assert_same):
     _, (variables, _), inputs, apply, *_ = prepared(name)
 
@@ -227,7 +242,7 @@ def test_it_trains_in_donated_memory(name, assert_same):
     assert jax.tree.structure(current) == jax.tree.structure(variables)
 
 
-@each
+@some
 def test_as_an_nnx_module_it_gives_the_same_numbers_and_gradients(name, assert_same):
     case, _, inputs, _, _, _ = prepared(name)
     # The parameters may name logical axes; without a mesh nothing is to be sharded at once.

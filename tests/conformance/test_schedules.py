@@ -140,7 +140,22 @@ CASES = {
 
 EXCLUDED = {}
 
+#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+QUICK = (
+    "schedules.cosine_schedule",
+    "schedules.onecycle_momentum_schedule",
+    "schedules.rex_schedule",
+    "schedules.schedule_from_profile sampled",
+    "schedules.schedule_from_values",
+    "schedules.step_schedule",
+    "losscurves.tabulated_schedule",
+    "lexinvariant.relabelling_schedule",
+)
+
 each = pytest.mark.parametrize("name", CASES)
+some = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 
 
 @functools.cache
@@ -177,7 +192,7 @@ def test_values_are_between_zero_and_the_peak_and_hold_after_the_end(name):
     assert (values[TOTAL:] == values[TOTAL]).all()
 
 
-@each
+@some
 def test_an_array_a_loop_vmap_and_scan_agree_on_eight_devices_too(name, spread):
     schedule = CASES[name].make(0.1, TOTAL)
 
@@ -190,7 +205,7 @@ def test_an_array_a_loop_vmap_and_scan_agree_on_eight_devices_too(name, spread):
         np.testing.assert_allclose(found, alone(name), rtol=2e-6, atol=1e-8)
 
 
-@each
+@some
 def test_one_program_serves_every_step_peak_and_horizon(name, count_traces):
     case = CASES[name]
     peak_is_traced, total_is_traced = case.traced
@@ -212,7 +227,7 @@ def test_one_program_serves_every_step_peak_and_horizon(name, count_traces):
     assert counted.count == 1
 
 
-@each
+@some
 def test_a_run_that_orbax_restored_trains_on_at_the_same_rates(name, resaved, count_traces):
     optimizer = optax.inject_hyperparams(optax.sgd)(CASES[name].make(0.1, TOTAL))
     counted = count_traces(lambda state: optimizer.update(jnp.ones(2), state))

@@ -244,7 +244,20 @@ def eager(name):
     return state, (jnp.stack(gains), jnp.stack(values))
 
 
+#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+QUICK = (
+    "submodular.facility_location_from_neighbors",
+    "submodular.feature_based",
+    "submodular.log_det",
+    "submodular.mixture",
+    "submodular.Restriction",
+    "subrl.cell_coverage",
+)
+
 each = pytest.mark.parametrize("name", CASES)
+some = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 
 
 def test_every_public_set_function_is_in_the_table(assert_complete, returned):
@@ -274,7 +287,7 @@ def test_it_is_a_pytree_of_arrays_with_the_methods_of_the_protocol(name, describ
     assert (value.shape, value.dtype) == ((), jnp.float32)
 
 
-@each
+@some
 def test_a_scan_in_one_program_is_the_eager_walk_and_new_data_is_not_traced(name, assert_same):
     del TRACES[:]
     assert_same(compiled(made(name), ORDER), eager(name))
@@ -283,7 +296,7 @@ def test_a_scan_in_one_program_is_the_eager_walk_and_new_data_is_not_traced(name
     assert not np.allclose(other[1][1], eager(name)[1][1])
 
 
-@each
+@some
 def test_values_add_up_gains_and_an_item_counts_once(name):
     _, (gains, values) = eager(name)
     gains, values = np.asarray(gains), np.asarray(values)
@@ -296,7 +309,7 @@ def test_values_add_up_gains_and_an_item_counts_once(name):
 
 
 @pytest.mark.usefixtures("bad_input")  # annotated shapes have no axis for a stack of functions
-@each
+@some
 def test_functions_and_states_under_vmap_are_each_alone(name, assert_same):
     functions, orders = [made(name), made(name, 1)], np.stack([ORDER, ORDER[::-1]])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *functions)
@@ -306,7 +319,7 @@ def test_functions_and_states_under_vmap_are_each_alone(name, assert_same):
         assert_same(jax.tree.map(lambda leaf: leaf[row], together), alone)  # noqa: B023
 
 
-@each
+@some
 def test_orbax_restores_function_and_state_to_go_on(name, resaved, assert_same):
     function = made(name)
     state = function.add(function.init(), ORDER[0])
@@ -316,7 +329,7 @@ def test_orbax_restores_function_and_state_to_go_on(name, resaved, assert_same):
     assert_same(state, eager(name)[0])
 
 
-@each
+@some
 def test_eight_devices_give_the_numbers_of_one(name, spread, assert_same):
     mesh = jax.make_mesh((8,), ("candidates",))
     split = submodular.shard_candidates(made(name), mesh)
@@ -328,7 +341,7 @@ def test_eight_devices_give_the_numbers_of_one(name, spread, assert_same):
     np.testing.assert_allclose(values, want[1], atol=1e-5 * size)
 
 
-@each
+@some
 def test_a_state_may_be_donated(name, assert_same):
     function = made(name)
     add = jax.jit(lambda state, item: function.add(state, item), donate_argnums=0)

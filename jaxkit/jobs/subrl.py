@@ -46,7 +46,7 @@ def known_values(world: subrl.SubmodularEnvironment, *, beam_width: int = 1000) 
         return {}
     modular = subrl.modular_plan(world)
     values = {
-        "optimum of the additive reward": float(subrl.follow_policy(world, modular.policy).value),
+        "planner of the additive reward": float(subrl.follow_policy(world, modular.policy).value),
         "greedy planner": float(subrl.greedy_plan(world).value),
         f"beam search, width {beam_width}": float(subrl.beam_plan(world, beam_width).value),
     }

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkit.subrl.rollouts import Rollout
+from jaxkit.subrl.rollouts import Decisions, Rollout
 
 
 class LossParts(NamedTuple):
@@ -23,15 +23,10 @@ class LossParts(NamedTuple):
     entropy: Float[Array, ""]
 
 
-def _mean_entropy(policy: Any, outputs: Any, rollout: Rollout) -> Any:
-    active = rollout.active.astype(jnp.float32)
-    return (policy.entropy(outputs) * active).sum() / jnp.maximum(active.sum(), 1)
-
-
 def subpo_loss(
     params: Any,
     policy: Any,
-    rollout: Rollout,
+    rollout: Rollout | Decisions,
     advantages: Float[Array, "B T"],
     entropy_coefficient: Any = 0.0,
 ) -> tuple[Float[Array, ""], LossParts]:
@@ -45,8 +40,8 @@ def subpo_loss(
     Args:
         params: parameters of the policy.
         policy: a `Policy`.
-        rollout: episodes drawn with these parameters.
-        advantages: A, `[B, T]`; no gradient flows through it.
+        rollout: episodes drawn with these parameters, or their decisions.
+        advantages: A, `[B, T]`, or as the decisions; no gradient flows through it.
         entropy_coefficient: c >= 0.
 
     Returns:
@@ -69,14 +64,14 @@ def subpo_loss(
     outputs = policy.apply(params, rollout.observations)
     log_prob = jnp.where(rollout.active, policy.log_prob(outputs, rollout.actions), 0)
     loss = -jnp.mean(log_prob * jax.lax.stop_gradient(advantages))
-    entropy = _mean_entropy(policy, outputs, rollout)
+    entropy = jnp.mean(policy.entropy(outputs) * rollout.share)
     return loss - entropy_coefficient * entropy, LossParts(loss, entropy)
 
 
 def clipped_loss(
     params: Any,
     policy: Any,
-    rollout: Rollout,
+    rollout: Rollout | Decisions,
     advantages: Float[Array, "B T"],
     entropy_coefficient: Any = 0.0,
     *,
@@ -88,8 +83,8 @@ def clipped_loss(
     Args:
         params: parameters of the policy.
         policy: a `Policy`.
-        rollout: episodes drawn with older parameters.
-        advantages: A, `[B, T]`; no gradient flows through it.
+        rollout: episodes drawn with older parameters, or their decisions.
+        advantages: A, `[B, T]`, or as the decisions; no gradient flows through it.
         entropy_coefficient: c >= 0.
         old_log_prob: log-probabilities under those older parameters, `[B, T]`.
         clip_ratio: epsilon > 0.
@@ -119,5 +114,5 @@ def clipped_loss(
     clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
     advantages = jnp.where(rollout.active, jax.lax.stop_gradient(advantages), 0)
     loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
-    entropy = _mean_entropy(policy, outputs, rollout)
+    entropy = jnp.mean(policy.entropy(outputs) * rollout.share)
     return loss - entropy_coefficient * entropy, LossParts(loss, entropy)

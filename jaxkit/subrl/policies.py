@@ -93,7 +93,7 @@ class CategoricalPolicy(nn.Module):
     @nn.nowrap
     def sample(self, key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
         """Draw actions `[*b]`."""
-        return jax.random.categorical(key, logits)
+        return sampled_action(key, logits)
 
     @nn.nowrap
     def log_prob(self, logits: Float[Array, "*b A"], actions: Any) -> Float[Array, "*b"]:
@@ -113,9 +113,29 @@ def chosen_log_prob(logits: Float[Array, "*b A"], actions: Any) -> Float[Array, 
         >>> round(float(chosen_log_prob(jnp.zeros(2), jnp.array(1))), 4)
         -0.6931
     """
+    logs = _log_softmax_first(logits)
+    numbers = jnp.arange(len(logs)).reshape((-1,) + (1,) * (logs.ndim - 1))
     # A sum with a one-hot mask: its gradient is dense, where a gather's would be a slow scatter.
-    mask = jnp.arange(logits.shape[-1]) == jnp.asarray(actions)[..., None]
-    return jnp.where(mask, jax.nn.log_softmax(logits), 0).sum(-1)
+    return jnp.where(numbers == jnp.asarray(actions), logs, 0).sum(0)
+
+
+def _log_softmax_first(logits: Any) -> Any:
+    """Log-probabilities `[A, *b]`."""
+    # Actions are few and episodes many: with actions first, CPUs work on whole vectors.
+    return jax.nn.log_softmax(jnp.moveaxis(logits, -1, 0), axis=0)
+
+
+def sampled_action(key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
+    """Draw one action from each categorical distribution.
+
+    Example:
+        >>> int(sampled_action(jax.random.key(0), jnp.array([0.0, 50.0])))
+        1
+    """
+    # One uniform number an action; `jax.random.categorical` would draw one for each candidate.
+    ends = jnp.cumsum(jax.nn.softmax(jnp.moveaxis(logits, -1, 0), axis=0), axis=0)
+    drawn = jax.random.uniform(key, logits.shape[:-1]) * ends[-1]
+    return (drawn >= ends[:-1]).sum(0, dtype=jnp.int32)
 
 
 def logits_entropy(logits: Float[Array, "*b A"]) -> Float[Array, "*b"]:
@@ -125,8 +145,8 @@ def logits_entropy(logits: Float[Array, "*b A"]) -> Float[Array, "*b"]:
         >>> round(float(logits_entropy(jnp.zeros(2))), 4)
         0.6931
     """
-    logs = jax.nn.log_softmax(logits)
-    return -jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0).sum(-1)
+    logs = _log_softmax_first(logits)
+    return -jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0).sum(0)
 
 
 class TabularPolicy(nn.Module):
@@ -161,7 +181,7 @@ class TabularPolicy(nn.Module):
     @nn.nowrap
     def sample(self, key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
         """Draw actions `[*b]`."""
-        return jax.random.categorical(key, logits)
+        return sampled_action(key, logits)
 
     @nn.nowrap
     def log_prob(self, logits: Float[Array, "*b A"], actions: Any) -> Float[Array, "*b"]:

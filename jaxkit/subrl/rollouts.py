@@ -13,6 +13,24 @@ from jaxkit import validation
 from jaxkit.subrl.environments import Params, SubmodularEnvironment
 
 
+class Decisions(NamedTuple):
+    """What a loss reads of episodes; axes are `[B, T]`, or others if the same in all.
+
+    A loss over all decisions is the mean of the losses over slices of equal size.
+
+    Attributes:
+        observations: what the policy saw before each action, `[B, T, o]`.
+        actions: `[B, T]`, or `[B, T, a]` for vectors.
+        active: whether the episode still ran when the action was taken, `[B, T]`.
+        share: weight in a mean over active decisions, 0 where inactive and 1 on average, `[B, T]`.
+    """
+
+    observations: Float[Array, "*d o"]
+    actions: Any
+    active: Bool[Array, "*d"]
+    share: Float[Array, "*d"]
+
+
 class Rollout(NamedTuple):
     """B episodes of H states, so T = H - 1 actions.
 
@@ -33,6 +51,16 @@ class Rollout(NamedTuple):
     first: Float[Array, " B"]
     elements: Int[Array, "B H"]
     active: Bool[Array, "B T"]
+
+    @property
+    def share(self) -> Float[Array, "B T"]:
+        """Weight of each decision in a mean over the active ones: 1 on average, `[B, T]`."""
+        return self.active / jnp.maximum(self.active.mean(), 1 / self.active.size)
+
+    @property
+    def decisions(self) -> Decisions:
+        """What a loss reads."""
+        return Decisions(self.observations, self.actions, self.active, self.share)
 
     @property
     def values(self) -> Float[Array, " B"]:

@@ -80,6 +80,7 @@ def make_training(
     gae_lambda: Any = 1.0,
     clip_ratio: Any = None,
     passes: int = 1,
+    slices: int | None = None,
     mesh: Mesh | None = None,
     axis: str = "data",
 ) -> Training:
@@ -107,6 +108,9 @@ def make_training(
         gae_lambda: lambda in `[0, 1]` of the critic's advantage.
         clip_ratio: PPO's epsilon; None for the plain estimator.
         passes: updates on the same episodes; more than 1 needs `clip_ratio`.
+        slices: over how many equal parts of the T = H - 1 steps a gradient is accumulated, a
+            divisor of T; more need less memory. By default each step is a part on one CPU, so that
+            activations stay in its cache, and all steps are one part elsewhere.
         mesh: spread episodes over the axis `axis` of this mesh; parameters are on every device.
         axis: its name.
 
@@ -116,7 +120,8 @@ def make_training(
     Raises:
         TypeError: if `policy` is none.
         ValueError: if a name is unknown, a number out of range, the policy's outputs are not the
-            environment's actions, or the batch does not divide by the mesh.
+            environment's actions, the batch does not divide by the mesh, or the steps do not
+            divide by the slices.
 
     Source: arXiv 2307.13372, Algorithm 1.
 
@@ -149,6 +154,12 @@ def make_training(
         raise ValueError(f"critic must be None unless baseline is 'critic', got {critic!r}")
     if signal != "to_go" and not validation.is_traced(gae_lambda) and gae_lambda != 1.0:
         raise ValueError(f"gae_lambda must be 1 for signal {signal!r}, got {gae_lambda!r}")
+    num_steps = environment.horizon - 1
+    if slices is None:
+        slices = num_steps if mesh is None and jax.default_backend() == "cpu" else 1
+    slices = validation.integer("slices", slices, minimum=1)
+    if num_steps % slices:
+        raise ValueError(f"slices must divide the {num_steps} steps of an episode, got {slices}")
     observation, _ = jax.eval_shape(environment.reset, jax.random.key(0))
     blank = jnp.zeros(observation.shape)
     policies.check_policy(policy, blank, environment)
@@ -183,22 +194,44 @@ def make_training(
     def update(state: TrainState, drawn: Rollout, params: Params):
         advantage, q = advantages(state.params, drawn, params.return_scale)
         bonus = entropy_coefficient / (state.step + 1)
-        loss, extra = losses.subpo_loss, {}
+        chosen, old = drawn.decisions, None
         if clip_ratio is not None:
             outputs = policy.apply(state.params["policy"], drawn.observations)
             old = jax.lax.stop_gradient(policy.log_prob(outputs, drawn.actions))
-            loss, extra = losses.clipped_loss, {"old_log_prob": old, "clip_ratio": clip_ratio}
+        # Steps first, so that a slice of steps is one piece of memory.
+        by_step = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (chosen, advantage, q, old))
 
-        def objective_of(parameters):
-            value, parts = loss(parameters["policy"], policy, drawn, advantage, bonus, **extra)
+        def objective_of(parameters, part):
+            chosen, advantage, q, old = part
+            if clip_ratio is None:
+                value, parts = losses.subpo_loss(
+                    parameters["policy"], policy, chosen, advantage, bonus
+                )
+            else:
+                value, parts = losses.clipped_loss(
+                    parameters["policy"],
+                    policy,
+                    chosen,
+                    advantage,
+                    bonus,
+                    old_log_prob=old,
+                    clip_ratio=clip_ratio,
+                )
             if judge is not None:
-                error = judge.apply(parameters["critic"], drawn.observations) - q
-                value = value + 0.5 * jnp.mean(jnp.where(drawn.active, error, 0) ** 2)
+                error = judge.apply(parameters["critic"], chosen.observations) - q
+                value = value + 0.5 * jnp.mean(jnp.where(chosen.active, error, 0) ** 2)
             return value, parts
+
+        gradient_of = optax.microbatching.microbatch(
+            jax.value_and_grad(objective_of, has_aux=True),
+            argnums=1,
+            microbatch_size=num_steps // slices if slices > 1 else None,
+            accumulator=optax.microbatching.AccumulationType.MEAN,
+        )
 
         def one_pass(carry, _):
             parameters, opt_state = carry
-            (value, parts), gradient = jax.value_and_grad(objective_of, has_aux=True)(parameters)
+            (value, parts), gradient = gradient_of(parameters, by_step)
             updates, opt_state = optimizer.update(gradient, opt_state, parameters)
             parameters = optax.apply_updates(parameters, updates)
             return (parameters, opt_state), (value, optax.tree.norm(gradient), parts.entropy)

@@ -120,6 +120,10 @@ CASES = {
         lambda: _training(batch_size=1),
         r"batch_size must be >= 2 for baseline 'batch_mean', got 1",
     ),
+    "slices": (
+        lambda: _training(slices=5),
+        r"slices must divide the \d+ steps of an episode, got 5",
+    ),
     "signal": (lambda: _training(signal="togo"), r"signal must be .* did you mean 'to_go'"),
     "baseline": (lambda: _training(baseline="mean"), r"baseline must be one of 'batch_mean'"),
     "objective": (lambda: _training(objective="modlar"), r"did you mean 'modular'"),

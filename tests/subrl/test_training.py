@@ -192,3 +192,36 @@ def test_a_markov_policy_passes_the_greedy_planner_on_a_gp_map(gp_world, vectors
     means = _last_means(gp_world, rate=0.01, epochs=140)
     assert (means >= 280).all(), means
     assert (means > vectors["coverage_gp_30x30"]["greedy_F"]).all()
+
+
+@pytest.mark.slow
+def test_a_gradient_accumulated_over_slices_is_that_of_all_steps_together():
+    """Also where episodes end, so that slices hold different numbers of decisions."""
+    env = subrl.point_mass_world(half_side=0.2, cells_a_side=4, block=1, horizon=9)
+    policy = subrl.GaussianPolicy(2, hidden=(4,))
+    runs = []
+    for slices in (1, 4):
+        train = subrl.make_training(
+            env, policy, optax.sgd(1.0), batch_size=8, epochs=2, slices=slices,
+            entropy_coefficient=0.5, baseline="critic", critic=subrl.Critic((4,)),
+        )  # fmt: skip
+        runs.append(jax.jit(train.run)(jax.random.key(0)))
+    act = train.act(runs[0][0])
+    drawn = jax.jit(lambda key: subrl.rollout(key, env, act, 8))(jax.random.key(0))
+    assert 0 < int(drawn.active[:, -1].sum()) < 8
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (runs[0][0].params, runs[0][1]),
+        (runs[1][0].params, runs[1][1]),
+    )
+
+
+@pytest.mark.parametrize("logits", [[0.0, 1.0, -1.0], [2.0, 0.0, -np.inf]])
+def test_actions_are_drawn_with_their_probabilities(logits):
+    n = 200_000
+    table = jnp.broadcast_to(jnp.array(logits), (n, 3))
+    drawn = subrl.CategoricalPolicy(3).sample(jax.random.key(0), table)
+    want = np.asarray(jax.nn.softmax(jnp.array(logits)))
+    counts = np.bincount(np.asarray(drawn), minlength=3)
+    # Five standard errors; an action of probability 0 is never drawn.
+    np.testing.assert_array_less(np.abs(counts / n - want), 5 * np.sqrt(want / n) + 1e-12)

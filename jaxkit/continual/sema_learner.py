@@ -219,8 +219,8 @@ class SEMALearner:
         losses = np.asarray(losses)[:count]
         if not np.isfinite(losses).all():
             raise FloatingPointError(
-                f"the {stage} phase of task {index} ({task.name}) diverged: losses "
-                f"{losses.tolist()}"
+                f"the {stage} phase of task {index} ({task.name}) diverged, "
+                f"{stage}_learning_rate={rate} must be lower: losses {losses.tolist()}"
             )
         at["step"] += count
         done = at["step"] == total

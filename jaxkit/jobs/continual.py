@@ -30,14 +30,14 @@ class ContinualConfig:
         stream: digits, or a folder CLASS/picture or TASK/CLASS/picture.
         weights: safetensors file of a ViT-B/16 (timm or Hugging Face); without one a small backbone
             is pre-trained, for digits on other digits, for a folder on its first task.
-        method: sema, no-expansion, every-task, finetune, simple-cil or adapter-prototypes.
+        method: sema, no-expansion, every-task, finetune, l2p, simple-cil or adapter-prototypes.
         threshold: score above which a block grows; familiar data score about 0.8.
         classes_per_task: classes of a task, for a folder of classes.
         image_size: pixels that pictures of a folder get; 224 with weights, 32 without.
         train_epochs: passes of a classification phase.
         describe_epochs: passes of a description phase.
         train_learning_rate: of adapters, routers and head; by default 0.005, or 0.05 for a backbone
-            trained here.
+            trained here; for l2p of prompts, keys and head, 0.00375 or 0.03.
         describe_learning_rate: of descriptors; by default 0.01, or 0.05 likewise.
         checkpoint_every: optimizer steps between checkpoints.
         seed: of everything drawn.
@@ -48,7 +48,7 @@ class ContinualConfig:
     stream: str = "digits"
     weights: str | None = None
     method: Literal[
-        "sema", "no-expansion", "every-task", "finetune", "simple-cil", "adapter-prototypes"
+        "sema", "no-expansion", "every-task", "finetune", "l2p", "simple-cil", "adapter-prototypes"
     ] = "sema"
     threshold: float = 2.0
     classes_per_task: int = 10
@@ -100,7 +100,7 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
         OSError: if the disk refuses, or another process writes this run.
         FloatingPointError: if training diverges.
     """
-    validation.choice("method", config.method, [*_POLICIES, "simple-cil"])
+    validation.choice("method", config.method, [*_POLICIES, "l2p", "simple-cil"])
     folder = pathlib.Path(config.runs) / config.name
     with runs.exclusive(folder):
         stream, model, backbone = _stream_and_backbone(config, folder)
@@ -183,6 +183,12 @@ def _learner(
     if config.method == "simple-cil":
         return continual.SimpleCIL(model, backbone, stream.num_classes)
     tiny = model.width < 768
+    if config.method == "l2p":
+        return continual.L2P(
+            model, backbone, stream.num_classes, epochs=config.train_epochs,
+            prompt_length=2 if tiny else 5,
+            learning_rate=config.train_learning_rate or (0.03 if tiny else 0.00375),
+        )  # fmt: skip
     rates = (0.05, 0.05) if tiny else (0.005, 0.01)
     settings = continual.SEMASettings(
         policy=_POLICIES[config.method],
@@ -194,7 +200,7 @@ def _learner(
     )
     shapes = continual.SEMAConfig(
         model, stream.num_classes, capacity=len(stream.tasks),
-        adapter_dim=8 if tiny else 16, descriptor_dim=12 if tiny else 128,
+        descriptor_dim=12 if tiny else 128,
         expand_from=model.depth - (2 if tiny else 3), expand_to=model.depth - 1,
     )  # fmt: skip
     learner = continual.SEMALearner(shapes, backbone, settings, name=config.method)

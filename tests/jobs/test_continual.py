@@ -1,7 +1,12 @@
 """`jaxkit continual`: a run, its report, its resumption."""
 
+import dataclasses
+import shutil
 import signal
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,13 +23,11 @@ def fast(tmp_path, **options):
 @pytest.fixture
 def small_backbone(monkeypatch):
     """A backbone that nobody trains."""
-    import jax
 
     def untrained(key, model, images, labels, **options):
         return model.init(key, jax.numpy.asarray(images[:1]))
 
     monkeypatch.setattr(continual, "pretrain_backbone", untrained)
-    return jax
 
 
 def test_weights_do_not_fit_digits(tmp_path):
@@ -62,3 +65,60 @@ def test_a_stopped_run_resumes_and_writes_its_report(tmp_path, small_backbone, m
     }  # fmt: skip
     whole = job.learn_stream(job.ContinualConfig(**{**vars(config), "name": "other"}))
     np.testing.assert_array_equal(whole.result.accuracy, done.result.accuracy)
+
+
+def write_pictures(folder):
+    """Three tasks of coloured squares: two classes, the same two again, then two much brighter."""
+    pillow = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    tasks = {"1 dark": (0, 80), "2 dark": (0, 80), "3 bright": (150, 255)}
+    for task, (low, high) in tasks.items():
+        for name, side in (("left", slice(0, 5)), ("right", slice(5, 10))):
+            place = folder / task / name
+            place.mkdir(parents=True)
+            for number in range(20):
+                picture = rng.integers(low, high, (10, 12, 3), dtype=np.uint8)
+                picture[:, side] //= 4
+                pillow.fromarray(picture).save(place / f"{number}.png")
+
+
+@pytest.mark.slow
+def test_folders_of_pictures_killed_in_a_phase_resume_to_the_same_bits(tmp_path):
+    """By the command itself, killed without warning; the backbone comes from the first task."""
+    write_pictures(tmp_path / "pictures")
+    config = job.ContinualConfig(
+        stream=str(tmp_path / "pictures"), image_size=8, train_epochs=8, describe_epochs=40,
+        describe_learning_rate=0.005, checkpoint_every=3, runs=str(tmp_path), name="killed",
+    )  # fmt: skip
+    chosen = {name: value for name, value in vars(config).items()
+              if value != getattr(job.ContinualConfig(), name)}  # fmt: skip
+    words = [
+        w for name, value in chosen.items() for w in (f"--{name.replace('_', '-')}", f"{value}")
+    ]
+    program = "import sys; from jaxkit.cli import main; main(sys.argv[1:])"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", program, "continual", *words], stderr=subprocess.PIPE, text=True
+    )
+    seen = []
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        seen.append(line)
+        if "grows" in line:  # of the third task: its new adapter has not been trained yet
+            killed.kill()
+            break
+    killed.stderr.close()
+    assert killed.wait() == -signal.SIGKILL, "".join(seen)
+    assert any("task 2 (2 dark) learnt" in line for line in seen)
+
+    resumed = job.learn_stream(config)
+    assert resumed.result.num_steps > 0
+    (tmp_path / "whole").mkdir()  # on the same backbone
+    shutil.copy(tmp_path / "killed" / "backbone.msgpack", tmp_path / "whole")
+    whole = job.learn_stream(dataclasses.replace(config, name="whole"))
+    assert {task for task, _ in whole.result.expansions} == {2}
+    assert resumed.result.expansions == whole.result.expansions
+    np.testing.assert_array_equal(resumed.result.accuracy, whole.result.accuracy)
+    jax.tree.map(np.testing.assert_array_equal, resumed.result.state, whole.result.state)
+    page = resumed.report.read_text("utf-8")
+    assert "task 3 block" in page
+    assert np.nanmin(whole.result.accuracy) > 0.5  # better than a guess between two

@@ -194,19 +194,44 @@ def plan_batches(
     def epoch(index):
         order_key, loss_key = jax.random.split(jax.random.fold_in(key, index))
         if training.shuffle:
-            scores = jax.random.uniform(order_key, (examples_per_client,))
-            known = jnp.arange(examples_per_client) < num_examples
-            order = jnp.argsort(jnp.where(known, scores, jnp.inf))
+            order = random_order(order_key, examples_per_client, num_examples)
         else:
             order = jnp.arange(examples_per_client)
         # An empty place holds a real example: its loss is left out, and cannot be an infinity.
         order = jnp.where(places < count, order.at[places].get(mode="clip"), order[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(loss_key, slot))(jnp.arange(slots))
         real = (places < count).reshape(slots, batch_size)
-        return Batches(order.astype(jnp.int32).reshape(slots, batch_size), real, keys)
+        return Batches(order.reshape(slots, batch_size), real, keys)
 
     planned = jax.vmap(epoch)(jnp.arange(training.num_epochs))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), planned)
+
+
+def random_order(key: Key[Array, ""], size: int, count: Any) -> Int[Array, " size"]:
+    """The first `count` of `size` examples in random order, then the others.
+
+    Args:
+        key: its scores do not depend on `size`.
+        size: n (static).
+        count: how many to shuffle; int32 scalar.
+
+    Returns:
+        A permutation of 0 .. n - 1.
+
+    Example:
+        >>> sorted(random_order(jax.random.key(0), 5, 3)[:3].tolist())
+        [0, 1, 2]
+    """
+    places = jnp.arange(size)
+    # A score is a multiple of 2^-23: what is left of 32 bits holds the place of the example, so
+    # that XLA's CPU backend sorts integers, which it does several times faster than pairs.
+    score_bits, place_bits = 23, 9
+    scores = jnp.uint32(2**score_bits * jax.random.uniform(key, (size,)))
+    scores = jnp.where(places < count, scores, 2**score_bits - 1)
+    if size > 2**place_bits:
+        return jnp.argsort(scores).astype(jnp.int32)
+    packed = (scores << place_bits) | places.astype(jnp.uint32)
+    return (jnp.sort(packed) & (2**place_bits - 1)).astype(jnp.int32)
 
 
 def train_locally(

@@ -180,10 +180,16 @@ def jax_rounds(
             sampler,
             federated.vmap_clients(),
             num_rounds=rounds,
-        )
+        ),
+        donate_argnums=0,
     )
-    jax.block_until_ready(step(state))
-    return lambda: jax.block_until_ready(step(state))
+
+    def more_rounds():
+        nonlocal state
+        state, _ = jax.block_until_ready(step(state))
+
+    more_rounds()
+    return more_rounds
 
 
 def torch_rounds(

@@ -22,6 +22,17 @@ def test_each_epoch_takes_every_example_of_a_ragged_client_once():
     assert int(batches.examples.max()) < 5  # an empty place holds a real example
 
 
+def test_a_random_order_sorts_uniform_scores_at_any_size():
+    """Small orders are sorted as packed integers, large ones as pairs: the same order."""
+    for seed in range(5):
+        key = jax.random.key(seed)
+        expected = np.argsort(jax.random.uniform(key, (200,)), stable=True)
+        for size in (200, 512, 513):
+            order = np.asarray(local_steps.random_order(key, size, 200))
+            np.testing.assert_array_equal(order[:200], expected)
+            np.testing.assert_array_equal(order[200:], np.arange(200, size))
+
+
 def test_a_dropped_remainder_leaves_whole_batches_only():
     training = fl.local_training(lambda w, b, k: w, batch_size=3, num_epochs=1, drop_remainder=True)
     batches = local_steps.plan_batches(training, 8, jnp.int32(5), jax.random.key(0))

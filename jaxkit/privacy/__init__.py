@@ -22,15 +22,7 @@ must serve one run; a binding clip on differences biases the estimate until the 
 losses let the iterates run to infinity, where gradients vanish: watch the loss and ||w|| as well.
 """
 
-from jaxkit.privacy.accounting import (
-    SpiderBoostNoise,
-    calibrate,
-    calibrate_dp_sgd,
-    calibrate_one_pass,
-    calibrate_spiderboost,
-    epsilon_spent,
-    gaussian_delta,
-)
+from jaxkit.privacy.accounting import epsilon_spent, gaussian_delta
 from jaxkit.privacy.anchored_estimates import (
     SpiderBoost,
     SpiderBoostRun,
@@ -49,6 +41,13 @@ from jaxkit.privacy.batches import (
     padded_batch_size,
     poisson_batch,
     poisson_sampling,
+)
+from jaxkit.privacy.calibration import (
+    SpiderBoostNoise,
+    calibrate,
+    calibrate_dp_sgd,
+    calibrate_one_pass,
+    calibrate_spiderboost,
 )
 from jaxkit.privacy.clipped_gradients import ClippedGradient, ClippedSum, clipped_grad_sum
 from jaxkit.privacy.clipping import ClippedExamples, clip_per_example, clip_scales

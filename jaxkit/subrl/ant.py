@@ -40,7 +40,7 @@ def ant_world(backend: str = "positional", *, horizon: int = 401, **options: Any
     try:
         envs: Any = importlib.import_module("brax.envs")
     except ImportError as error:
-        raise ImportError("ant_world needs brax: pip install brax") from error
+        raise ImportError("ant_world needs brax: pip install 'jaxkit[ant]'") from error
     ant = envs.get_environment(
         "ant",
         backend=backend,

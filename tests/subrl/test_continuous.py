@@ -115,7 +115,7 @@ def test_a_point_mass_learns_to_spread_its_marks():
 @pytest.mark.slow
 def test_ant_walks_on_its_map():
     if importlib.util.find_spec("brax") is None:
-        pytest.skip("brax is not installed: pip install brax")
+        pytest.skip("brax is not installed: pip install 'jaxkit[ant]'")
     env = subrl.ant_world(horizon=3)
     assert env.action_size == 8
     observation, state = jax.jit(env.reset)(jax.random.key(0))
@@ -127,5 +127,5 @@ def test_ant_walks_on_its_map():
 def test_ant_without_brax_names_what_to_install():
     if importlib.util.find_spec("brax") is not None:
         pytest.skip("brax is installed")
-    with pytest.raises(ImportError, match="pip install brax"):
+    with pytest.raises(ImportError, match=r"needs brax: pip install 'jaxkit\[ant\]'"):
         subrl.ant_world()

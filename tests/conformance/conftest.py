@@ -17,6 +17,14 @@ import jaxkit
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1.6e-2}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compile without optimisation, in the slow suite too: these programs run for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def public():
     """`public(is_of_kind)`: the public names of that kind, as `"room.name"`."""

@@ -138,7 +138,7 @@ EXCLUDED = {
 
 #: Their first state is weakly typed, so that the second step is traced again.
 WEAK = ("subrl.car_world",)
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "subrl.make_environment",
     "subrl.make_environment visited",

@@ -107,7 +107,7 @@ WARNS = [
     f"federated.{name}"
     for name in ("feddyn", "fedspeed", "fedsmoo", "fedpd", "fedadmm", "with_client_privacy")
 ]
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "federated.fedsmoo",
     "federated.with_relaxed_start",

@@ -188,7 +188,7 @@ def found(name, seed=0):
     return compiled(name)(data(name, seed), jax.random.key(seed))
 
 
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "submodular.greedy",
     "submodular.stochastic_greedy",

@@ -146,7 +146,7 @@ def prepared(name):
     return Prepared(case, (nudged(0), nudged(1)), inputs, apply, jax.jit(counted), traces)
 
 
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "lexinvariant.RMSNorm",
     "lexinvariant.DecipherProbe",

@@ -140,7 +140,7 @@ CASES = {
 
 EXCLUDED = {}
 
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "schedules.cosine_schedule",
     "schedules.onecycle_momentum_schedule",

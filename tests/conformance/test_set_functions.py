@@ -244,7 +244,7 @@ def eager(name):
     return state, (jnp.stack(gains), jnp.stack(values))
 
 
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "submodular.facility_location_from_neighbors",
     "submodular.feature_based",

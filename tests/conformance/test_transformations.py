@@ -101,7 +101,7 @@ def private(make, **options):
     )
 
 
-MULTIPLIERS = {"kernel": 0.25, "bias": 1.0}
+MULTIPLIERS = {"kernel": 0.25, "bias": 0.5}
 
 CASES = {
     "schedules.record_gradient_norms": Case(
@@ -339,7 +339,7 @@ def eager(name):
     return loop(step_of(case, transformation), PARAMS, transformation.init(PARAMS), grads)
 
 
-#: Some properties are tried on these in the quick suite, and on all in the slow one: a program each.
+#: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "schedules.record_gradient_norms",
     "width.adamw_width_scaled",

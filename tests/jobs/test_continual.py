@@ -40,6 +40,19 @@ def test_an_unknown_method_is_refused(tmp_path, bad_input):
         job.learn_stream(fast(tmp_path, method="semma"))
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("sema", continual.SEMALearner), ("l2p", continual.L2P), ("simple-cil", continual.SimpleCIL),
+     ("adapter-prototypes", continual.AdaptedPrototypes)],
+)  # fmt: skip
+def test_each_method_is_a_learner_of_the_stream(tmp_path, method, kind):
+    stream, _ = continual.digits_stream()
+    model = continual.tiny_vision_transformer()
+    learner = job._learner(fast(tmp_path, method=method), stream, model, {})
+    assert type(learner) is kind
+    assert learner.description()["num_classes"] == 30
+
+
 @pytest.mark.slow
 def test_a_stopped_run_resumes_and_writes_its_report(tmp_path, small_backbone, monkeypatch):
     once = []

@@ -195,6 +195,37 @@ def test_a_markov_policy_passes_the_greedy_planner_on_a_gp_map(gp_world, vectors
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("features", "objective", "low", "high"),
+    [
+        ("official_history", "submodular", 268, 286.4),
+        ("official_position", "modular", 0, 150),
+    ],
+    ids=["memory", "modpo"],
+)
+def test_on_a_gp_map_memory_covers_what_modpo_passes_by(vectors, features, objective, low, high):
+    """With the raw state numbers of the published program; beam search reaches 286.36."""
+    weights = jnp.array(vectors["coverage_gp_30x30"]["weights"])
+    env = subrl.coverage_world(weights=weights, features=features)
+    means = _last_means(env, rate=0.001, epochs=140, objective=objective)
+    assert (means >= low).all(), means
+    assert (means <= high).all(), means
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("features", "low"),
+    [("official_position", 17.3), ("official_history", 20), ("position", 17.3), ("visited", 20)],
+)
+def test_items_are_collected_and_with_memory_nearly_all(vectors, features, low):
+    golden = vectors["item_collection"]
+    shape = (golden["rows"], golden["cols"])
+    env = subrl.item_world(golden["groups"], golden["caps"], shape, features=features)
+    means = _last_means(env, rate=0.005, epochs=150)
+    assert (means >= low).all(), means
+
+
+@pytest.mark.slow
 def test_a_gradient_accumulated_over_slices_is_that_of_all_steps_together():
     """Also where episodes end, so that slices hold different numbers of decisions."""
     env = subrl.point_mass_world(half_side=0.2, cells_a_side=4, block=1, horizon=9)

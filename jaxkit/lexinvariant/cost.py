@@ -113,6 +113,11 @@ class StepCost(NamedTuple):
         table_bytes: its random token tables, if drawn whole; 0 with a learned table.
         logits_bytes: its float32 logits, if scored at once.
         residual_bytes: layer inputs kept for the backward pass (all that `remat` keeps).
+        data_exchange_bytes: what the device receives to sum gradients over copies of its share.
+        fsdp_exchange_bytes: what it receives to gather the parameters, forward and backward, and to
+            sum and scatter their gradients.
+        tensor_exchange_bytes: what it receives to sum activations over the parts of a layer, once
+            more with `remat`.
         flops: floating-point operations of the step.
     """
 
@@ -123,7 +128,21 @@ class StepCost(NamedTuple):
     table_bytes: int
     logits_bytes: int
     residual_bytes: int
+    data_exchange_bytes: int
+    fsdp_exchange_bytes: int
+    tensor_exchange_bytes: int
     flops: int
+
+
+def _axes(leaf: Any) -> set[str]:
+    """The axes of the mesh that an array is split over."""
+    names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+    return {training.RULES[name] for name in names if name in training.RULES}
+
+
+def _all_reduce_bytes(size: int, parts: int) -> int:
+    """Bytes that one of `parts` devices receives in a ring sum of an array of `size` bytes."""
+    return 2 * size * (parts - 1) // parts
 
 
 def _share_bytes(leaf: Any, mesh: Mesh | AbstractMesh) -> int:
@@ -179,11 +198,8 @@ def step_cost(
         return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.zeros(table))
 
     boxed = jax.eval_shape(init, jax.random.key(0))
-    shares = jax.tree.map(
-        lambda leaf: _share_bytes(leaf, mesh),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-    )
+    is_boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    shares = jax.tree.map(lambda leaf: _share_bytes(leaf, mesh), boxed, is_leaf=is_boxed)
     # Optimizer moments follow their parameters; everything else of its state is on every device.
     optimizer_shares = optax.tree.map_params(
         optimizer,
@@ -198,6 +214,17 @@ def step_cost(
     vocab_share = config.vocab_size // tensor if config.vocab_size % tensor == 0 else table[0]
     drawn = config.embedding == "lexinvariant"
     tokens = batch_size * sequence_length
+    activations = rows * sequence_length * config.d_model * jnp.dtype(config.dtype).itemsize
+    data = fsdp = 0
+    for leaf, share in zip(
+        jax.tree.leaves(boxed, is_leaf=is_boxed), jax.tree.leaves(shares), strict=True
+    ):
+        gathered = "fsdp" in _axes(leaf)
+        copies = mesh.shape["data"] if gathered else parts
+        data += _all_reduce_bytes(share, copies)
+        # A ring gather brings the other shares, and so does a ring sum that leaves each its part.
+        fsdp += 3 * share * (mesh.shape["fsdp"] - 1) if gathered else 0
+    sums = (6 if config.remat else 4) * config.num_layers
     return StepCost(
         num_devices=num_devices,
         parameter_bytes=parameters,
@@ -205,7 +232,9 @@ def step_cost(
         gradient_bytes=parameters,
         table_bytes=4 * rows * vocab_share * config.d_model if drawn else 0,
         logits_bytes=4 * rows * sequence_length * vocab_share,
-        residual_bytes=(config.num_layers * rows * sequence_length * config.d_model)
-        * jnp.dtype(config.dtype).itemsize,
+        residual_bytes=config.num_layers * activations,
+        data_exchange_bytes=data,
+        fsdp_exchange_bytes=fsdp,
+        tensor_exchange_bytes=sums * _all_reduce_bytes(activations, tensor),
         flops=train_flops_per_token(config, sequence_length) * tokens // num_devices,
     )

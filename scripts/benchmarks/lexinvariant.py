@@ -147,6 +147,15 @@ def devices() -> Table:
                 f"{cost.table_bytes / 2**20:,.1f} MiB",
                 f"{cost.residual_bytes / 2**20:,.0f} MiB",
                 f"{cost.logits_bytes / 2**20:,.1f} MiB",
+                " + ".join(
+                    f"{size / 2**20:,.0f}"
+                    for size in (
+                        cost.data_exchange_bytes,
+                        cost.fsdp_exchange_bytes,
+                        cost.tensor_exchange_bytes,
+                    )
+                )
+                + " MiB",
                 f"{cost.flops / 1e12:,.2f}",
             )
         )
@@ -160,6 +169,7 @@ def devices() -> Table:
             "random tables",
             "kept layer inputs",
             "logits",
+            "received a step: data + fsdp + tensor",
             "TFLOP a step",
         ),
         rows,

@@ -1,5 +1,7 @@
+import collections
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -104,3 +106,53 @@ def test_the_compiled_151m_step_holds_on_each_device_what_was_worked_out(devices
     assert analysis.argument_size_in_bytes == pytest.approx(held + given, abs=256)
     # No device ever holds the whole model, whose parameters are eight times its share.
     assert analysis.temp_size_in_bytes > cost.gradient_bytes + cost.residual_bytes
+
+
+def collective_bytes(text):
+    """Bytes of what each kind of collective of a compiled program returns."""
+    sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+    total = collections.Counter()
+    for line in text.splitlines():
+        found = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter)(-start)?\(", line)
+        if found:
+            for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", found[1]):
+                total[found[2]] += sizes[kind] * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+@pytest.fixture(scope="module")
+def compiled_step(devices):
+    """Compile a small model's step on a mesh: what it moves, and what was worked out."""
+    config = lx.DecoderConfig(64, d_model=64, num_layers=2, num_heads=4, head_dim=16, d_ff=256,
+                              unroll_layers=True)  # fmt: skip
+    model, optimizer, key = lx.DecoderLM(config), optax.sgd(0.1), jax.random.key(0)
+    init = lx.initializer(model)
+
+    def compile_on(text):
+        mesh = training.make_mesh(text)
+        state = training.abstract_state(init, optimizer, key, mesh)
+        shardings = training.state_shardings(init, optimizer, key, mesh)
+        rows = {"tokens": ((8, 9), jnp.int32), "index": ((8,), jnp.int32)}
+        batch = {
+            name: jax.ShapeDtypeStruct(*row, sharding=training.batch_sharding(mesh))
+            for name, row in rows.items()
+        }
+        step = training.make_train_step(lx.next_token_loss(model), optimizer, shardings=shardings)
+        moved = collective_bytes(step.lower(state, batch).compile().as_text())
+        return moved, lx.step_cost(config, optimizer, mesh, 8, 8)
+
+    return compile_on
+
+
+def test_copies_of_a_model_sum_their_gradients_and_little_else(compiled_step):
+    moved, cost = compiled_step("data=8")
+    assert set(moved) == {"all-reduce"}
+    # A ring sum brings 7/8 of the array twice; the rest are scalars and small biases.
+    assert 2 * 7 / 8 * moved["all-reduce"] == pytest.approx(cost.data_exchange_bytes, rel=0.05)
+    assert cost.fsdp_exchange_bytes == cost.tensor_exchange_bytes == 0
+
+
+def test_split_parameters_are_gathered_once_and_at_most_once_more(compiled_step):
+    moved, cost = compiled_step("data=2,fsdp=4")
+    one_pass = cost.fsdp_exchange_bytes / 3
+    assert one_pass <= 3 / 4 * moved["all-gather"] <= 2 * one_pass

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxkit import validation
@@ -302,9 +303,10 @@ def _warn_of_overshoot(client: client_step.ClientStep, prox_coef: Any) -> None:
     if client.learning_rate is None:
         return
     contraction = client.learning_rate(0) * prox_coef
-    if not validation.is_traced(contraction) and bool(jnp.any(contraction > 1)):
+    # With NumPy, so that known numbers stay known where the algorithm is made under jit.
+    if not validation.is_traced(contraction) and np.any(np.asarray(contraction) > 1):
         warnings.warn(
-            f"learning_rate * prox_coef should not exceed 1, got {float(jnp.max(contraction)):g}: "
+            f"learning_rate * prox_coef should not exceed 1, got {float(np.max(contraction)):g}: "
             "the proximal step overshoots its anchor",
             stacklevel=4,
         )

@@ -25,7 +25,7 @@ LossFunction = Callable[[Any, Any, Any], Float[Array, ""]]
 
 #: Bytes of per-example gradients in memory at once. A CPU is fastest with several examples at a
 #: time that stay near it, in its second or third cache (scripts/benchmarks/privacy.py).
-_CPU_BYTES = 2**22
+_CPU_BYTES = 2**23
 _ACCELERATOR_BYTES = 2**28
 
 
@@ -162,7 +162,7 @@ def clipped_grad_sum(
         clip_norm: C > 0; may be traced.
         mode: see `clip_per_example`.
         microbatch_size: examples whose gradients are in memory at once; by default as many as fit
-            in 4 MiB (CPU) or 256 MiB. Does not change the result beyond rounding.
+            in 8 MiB (CPU) or 256 MiB. Does not change the result beyond rounding.
 
     Returns:
         The function, which knows its sensitivity.

@@ -56,6 +56,11 @@ def gaussian_draw(
     return jax.tree.unflatten(structure, draws)
 
 
+def _first_state(key: Any) -> NoiseState:
+    # A copy of the key: the state may be donated, and the next one still needs it.
+    return NoiseState(jnp.zeros((), jnp.int32), jax.random.clone(key))
+
+
 def add_gaussian_noise(stddev: Any, key: Key[Array, ""]) -> optax.GradientTransformation:
     r"""Add :math:`N(0, \mathtt{stddev}^2 I)` to the updates, once for all devices.
 
@@ -84,7 +89,7 @@ def add_gaussian_noise(stddev: Any, key: Key[Array, ""]) -> optax.GradientTransf
 
     def init(params):
         del params
-        return NoiseState(jnp.zeros((), jnp.int32), key)
+        return _first_state(key)
 
     def update(updates, state, params=None):
         del params
@@ -132,7 +137,7 @@ def add_tree_noise(
 
     def init(params):
         del params
-        return NoiseState(jnp.zeros((), jnp.int32), key)
+        return _first_state(key)
 
     def update(updates, state, params=None):
         del params

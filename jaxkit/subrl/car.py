@@ -183,7 +183,7 @@ class CarDynamics:
 
     def start(self, key: Key[Array, ""], params: CarParams) -> CarState:
         """At rest, half the time 0.1 m to the left and half to the right of the line."""
-        side = jnp.where(jax.random.bernoulli(key), 0.1, -0.1)
+        side = jnp.where(jax.random.bernoulli(key), jnp.float32(0.1), -0.1)
         return CarState(jnp.zeros(()), side, *[jnp.zeros(())] * 4)
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: CarParams) -> Move:

@@ -27,7 +27,7 @@ def subpo_loss(
     params: Any,
     policy: Any,
     rollout: Rollout | Decisions,
-    advantages: Float[Array, "B T"],
+    advantages: Float[Array, "*d"],
     entropy_coefficient: Any = 0.0,
 ) -> tuple[Float[Array, ""], LossParts]:
     r"""Compute $-\frac{1}{BT}\sum_{b,h} \log\pi(a_{bh} \mid o_{bh}) A_{bh} - c\,\bar H$.
@@ -72,10 +72,10 @@ def clipped_loss(
     params: Any,
     policy: Any,
     rollout: Rollout | Decisions,
-    advantages: Float[Array, "B T"],
+    advantages: Float[Array, "*d"],
     entropy_coefficient: Any = 0.0,
     *,
-    old_log_prob: Float[Array, "B T"],
+    old_log_prob: Float[Array, "*d"],
     clip_ratio: Any,
 ) -> tuple[Float[Array, ""], LossParts]:
     r"""Compute PPO's $-\frac{1}{BT}\sum \min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A) - c\,\bar H$.

@@ -108,9 +108,10 @@ def make_training(
         gae_lambda: lambda in `[0, 1]` of the critic's advantage.
         clip_ratio: PPO's epsilon; None for the plain estimator.
         passes: updates on the same episodes; more than 1 needs `clip_ratio`.
-        slices: over how many equal parts of the T = H - 1 steps a gradient is accumulated, a
-            divisor of T; more need less memory. By default each step is a part on one CPU, so that
-            activations stay in its cache, and all steps are one part elsewhere.
+        slices: over how many equal parts of the T B decisions, T = H - 1, a gradient is
+            accumulated, a divisor of T B; more need less memory. By default a part is a step, or an
+            equal share of its episodes of at most 256, on one CPU, so that activations stay in its
+            cache, also under `vmap` over seeds; elsewhere there is one part.
         mesh: spread episodes over the axis `axis` of this mesh; parameters are on every device.
         axis: its name.
 
@@ -120,8 +121,8 @@ def make_training(
     Raises:
         TypeError: if `policy` is none.
         ValueError: if a name is unknown, a number out of range, the policy's outputs are not the
-            environment's actions, the batch does not divide by the mesh, or the steps do not
-            divide by the slices.
+            environment's actions, the batch does not divide by the mesh, or the decisions do
+            not divide by the slices.
 
     Source: arXiv 2307.13372, Algorithm 1.
 
@@ -156,10 +157,13 @@ def make_training(
         raise ValueError(f"gae_lambda must be 1 for signal {signal!r}, got {gae_lambda!r}")
     num_steps = environment.horizon - 1
     if slices is None:
-        slices = num_steps if mesh is None and jax.default_backend() == "cpu" else 1
+        alone = mesh is None and jax.default_backend() == "cpu"
+        slices = num_steps * _parts(batch_size) if alone else 1
     slices = validation.integer("slices", slices, minimum=1)
-    if num_steps % slices:
-        raise ValueError(f"slices must divide the {num_steps} steps of an episode, got {slices}")
+    if num_steps * batch_size % slices:
+        raise ValueError(
+            f"slices must divide the {num_steps * batch_size} decisions of an epoch, got {slices}"
+        )
     observation, _ = jax.eval_shape(environment.reset, jax.random.key(0))
     blank = jnp.zeros(observation.shape)
     policies.check_policy(policy, blank, environment)
@@ -198,8 +202,10 @@ def make_training(
         if clip_ratio is not None:
             outputs = policy.apply(state.params["policy"], drawn.observations)
             old = jax.lax.stop_gradient(policy.log_prob(outputs, drawn.actions))
-        # Steps first, so that a slice of steps is one piece of memory.
-        by_step = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (chosen, advantage, q, old))
+        # Steps first, so that a slice is one piece of memory.
+        by_step = jax.tree.map(
+            lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), (chosen, advantage, q, old)
+        )
 
         def objective_of(parameters, part):
             chosen, advantage, q, old = part
@@ -225,7 +231,7 @@ def make_training(
         gradient_of = optax.microbatching.microbatch(
             jax.value_and_grad(objective_of, has_aux=True),
             argnums=1,
-            microbatch_size=num_steps // slices if slices > 1 else None,
+            microbatch_size=num_steps * batch_size // slices if slices > 1 else None,
             accumulator=optax.microbatching.AccumulationType.MEAN,
         )
 
@@ -287,6 +293,13 @@ def subpo_optimizer(learning_rate: Any) -> optax.GradientTransformation:
         validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
     rate: Any = learning_rate
     return optax.adam(rate)
+
+
+def _parts(batch_size: int, most: int = 256) -> int:
+    """The smallest divisor of the batch that leaves parts of at most `most` episodes."""
+    return next(
+        n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size <= n * most
+    )
 
 
 def _placement(mesh: Mesh | None, axis: str, batch_size: int) -> Callable[[Any], Any]:

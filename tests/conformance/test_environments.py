@@ -136,8 +136,6 @@ EXCLUDED = {
     "subrl.ant_world": "needs Brax; point_mass_world is an occupancy world too",
 }
 
-#: Their first state is weakly typed, so that the second step is traced again.
-WEAK = ("subrl.car_world",)
 #: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "subrl.make_environment",
@@ -199,17 +197,7 @@ def test_every_public_environment_is_in_the_table(assert_complete, returned):
     assert_complete(is_of_kind, CASES, EXCLUDED)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.xfail(raises=AssertionError, reason="weakly typed start")
-        )
-        if name in WEAK
-        else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_a_step_gives_six_values_and_a_state_and_observation_like_those_before(name, described):
     env = made(name)
     key, action = jax.random.key(0), actions(name)[0, 0]
@@ -245,7 +233,7 @@ def test_episodes_step_by_step_are_those_of_a_scan_under_vmap(name, assert_same,
         assert all(leaf.is_deleted() for leaf in held)
         assert_same(taken, jax.tree.map(lambda leaf: leaf[t], steps))  # noqa: B023
         state = taken.state
-    assert counted.count == 1 + (name in WEAK)
+    assert counted.count == 1
 
 
 @some

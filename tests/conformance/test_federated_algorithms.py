@@ -102,11 +102,6 @@ CASES = {
 
 EXCLUDED = {}
 
-#: They compare the learning rate with the strength of the proximal term when they are made.
-WARNS = [
-    f"federated.{name}"
-    for name in ("feddyn", "fedspeed", "fedsmoo", "fedpd", "fedadmm", "with_client_privacy")
-]
 #: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
     "federated.fedsmoo",
@@ -192,20 +187,7 @@ def test_a_round_keeps_the_state_like_itself(name, described):
     fl.check_state(algorithm(name), state)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                raises=jax.errors.TracerBoolConversionError, reason="its warning asks a tracer"
-            ),
-        )
-        if name in WARNS
-        else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_an_algorithm_may_be_made_inside_a_compiled_function(name):
     jax.eval_shape(lambda rate: made(name).client_optimizer.init(jnp.ones(2)), 0.1)
 

@@ -260,9 +260,6 @@ CASES = {
 
 EXCLUDED = {}
 
-#: Their first state holds the very key that the maker was given.
-LENDS_ITS_KEY = [name for name in CASES if name.startswith("privacy.")]
-
 PARAMS = {
     "kernel": jnp.linspace(-1, 1, 32).reshape(8, 4),
     "bias": jnp.linspace(-0.5, 1, 8).astype(jnp.bfloat16),
@@ -386,18 +383,7 @@ def test_compiled_steps_are_the_eager_ones_traced_once_in_the_same_memory(name, 
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(raises=AssertionError, reason="donation deletes its key"),
-        )
-        if name in LENDS_ITS_KEY
-        else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_a_first_state_may_be_donated_and_another_made(name):
     case = CASES[name]
     transformation = make(case, case.numbers and case.numbers[0])

@@ -121,8 +121,8 @@ CASES = {
         r"batch_size must be >= 2 for baseline 'batch_mean', got 1",
     ),
     "slices": (
-        lambda: _training(slices=5),
-        r"slices must divide the \d+ steps of an episode, got 5",
+        lambda: _training(slices=10_007),
+        r"slices must divide the \d+ decisions of an epoch, got 10007",
     ),
     "signal": (lambda: _training(signal="togo"), r"signal must be .* did you mean 'to_go'"),
     "baseline": (lambda: _training(baseline="mean"), r"baseline must be one of 'batch_mean'"),

@@ -226,12 +226,12 @@ def test_items_are_collected_and_with_memory_nearly_all(vectors, features, low):
 
 
 @pytest.mark.slow
-def test_a_gradient_accumulated_over_slices_is_that_of_all_steps_together():
+def test_a_gradient_accumulated_over_slices_is_that_of_all_decisions_together():
     """Also where episodes end, so that slices hold different numbers of decisions."""
     env = subrl.point_mass_world(half_side=0.2, cells_a_side=4, block=1, horizon=9)
     policy = subrl.GaussianPolicy(2, hidden=(4,))
     runs = []
-    for slices in (1, 4):
+    for slices in (1, 16):  # half the episodes of a step at a time
         train = subrl.make_training(
             env, policy, optax.sgd(1.0), batch_size=8, epochs=2, slices=slices,
             entropy_coefficient=0.5, baseline="critic", critic=subrl.Critic((4,)),

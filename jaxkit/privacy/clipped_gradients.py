@@ -215,7 +215,7 @@ def default_microbatch_size(params: PyTree, rows: int) -> int:
     Example:
         >>> default_microbatch_size(jnp.zeros(1000), 4)
         4
-        >>> default_microbatch_size(jnp.zeros(2**18), 6)
+        >>> default_microbatch_size(jnp.zeros(2**19), 6)
         3
     """
     limit = _CPU_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES

@@ -129,8 +129,9 @@ def rollout(
     _, recorded = jax.lax.scan(step, (observations, state), step_keys)
     seen, actions, gains, later, active = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded)
     first_element = jax.vmap(dynamics.element, (0, None))(state.position, params.dynamics)
-    # F of single items is known before any episode: one look-up a visit.
-    alone = f.gains(f.init())
+    # F of single items is known before any episode: one look-up a visit. The barrier keeps XLA from
+    # working it out while compiling: on CPU (jaxlib 0.10) some compilations then fold it to zeros.
+    alone = f.gains(jax.lax.optimization_barrier(f.init()))
     inside = (later >= 0) & active
     singles = jnp.where(inside, alone[later], 0)
     if dynamics.terminates:

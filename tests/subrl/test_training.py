@@ -256,3 +256,16 @@ def test_actions_are_drawn_with_their_probabilities(logits):
     counts = np.bincount(np.asarray(drawn), minlength=3)
     # Five standard errors; an action of probability 0 is never drawn.
     np.testing.assert_array_less(np.abs(counts / n - want), 5 * np.sqrt(want / n) + 1e-12)
+
+
+@pytest.mark.slow
+def test_the_value_of_single_places_is_the_same_in_every_compilation():
+    """XLA's CPU compiler folded it to zeros in about one compilation of three."""
+    covariance = subrl.random_posterior(jax.random.key(2), (15, 15))
+    field = subrl.design_world(covariance, (15, 15), horizon=20, start=112)
+    act = lambda key, seen: jax.random.randint(key, (len(seen),), 0, 5)  # noqa: E731
+    expected = 0.5 * np.log1p(covariance[112, 112] / 1e-3)
+    for _ in range(12):
+        draw = jax.jit(lambda key: subrl.rollout(key, field, act, 8).first)
+        np.testing.assert_allclose(draw(jax.random.key(0)), expected, rtol=1e-5)
+        jax.clear_caches()

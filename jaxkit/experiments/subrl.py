@@ -240,13 +240,13 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Train SubPO, ModPO and SubPO with the published credit on two rooms, a map and items.
 
     Args:
-        quick: two rooms only, 2 seeds, smaller batches: about 30 s on 2 cores instead of 5 minutes.
+        quick: two rooms only, 2 seeds: about 30 s on 2 cores instead of 5 minutes.
         seed: of everything random.
 
     Returns:
         The claims, the numbers behind them, learning curves and paths.
     """
-    budget = Budget(2, 140, 300, seed) if quick else Budget(3, 140, 500, seed)
+    budget = Budget(2, 140, 500, seed) if quick else Budget(3, 140, 500, seed)
     world = subrl.two_rooms_world()
     rooms = two_rooms(budget, quick=quick)
     levels = {

@@ -17,6 +17,7 @@ from jaxkit import validation
 from jaxkit.continual.expandable_state import Head
 from jaxkit.continual.forward_pass import class_logits
 from jaxkit.continual.learners import Advance
+from jaxkit.continual.padded_batches import padded_batches
 from jaxkit.continual.phases import local_cross_entropy
 from jaxkit.continual.sema_programs import run_steps
 from jaxkit.continual.step_batches import StepBatches, draw_batches
@@ -304,10 +305,8 @@ class L2P:
     ) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         size, parts = self._settings["scan_batch_size"], []
-        for start in range(0, len(images), size):
-            part = np.asarray(images[start : start + size], np.float32)
-            padded = np.pad(part, [(0, size - len(part)), (0, 0), (0, 0), (0, 0)])
-            parts.append(np.asarray(self._predict(self._backbone, state.pool, padded))[: len(part)])
+        for padded, count in padded_batches(images, size):
+            parts.append(np.asarray(self._predict(self._backbone, state.pool, padded))[:count])
         return np.concatenate(parts)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit import validation
 from jaxkit.continual.learners import Advance
+from jaxkit.continual.padded_batches import padded_batches
 from jaxkit.continual.phases import Learning
 from jaxkit.continual.sema_learner import SEMALearner
 from jaxkit.continual.streams import Stream
@@ -174,11 +175,8 @@ def frozen_features(
         (3, 4)
     """
     parts, program = [], _feature_program(model)  # type: ignore[arg-type]
-    for start in range(0, len(images), batch_size):
-        part = np.asarray(images[start : start + batch_size], np.float32)
-        padded = np.pad(part, [(0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)])
-        features = np.asarray(program(backbone, padded))
-        parts.append(features[: len(part)])
+    for padded, count in padded_batches(images, batch_size):
+        parts.append(np.asarray(program(backbone, padded))[:count])
     return np.concatenate(parts)
 
 

@@ -17,6 +17,7 @@ from jaxkit.continual import phases
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, init_sema
 from jaxkit.continual.freezing import Trainable, newest_slots
 from jaxkit.continual.learners import Advance
+from jaxkit.continual.padded_batches import pad_rows, padded_batches
 from jaxkit.continual.phases import Augment, Learning
 from jaxkit.continual.sema_programs import sema_programs
 from jaxkit.continual.sema_settings import SEMASettings, cosine_rates
@@ -300,25 +301,21 @@ class SEMALearner:
         return self._in_batches(run, self._tokens(state, task, index))
 
     def _score(self, sema: SEMAState, tokens: np.ndarray, seed: int, index: int) -> np.ndarray:
-        padded = self._padded(tokens)
+        padded = self._placed_rows(pad_rows(tokens, self.settings.scan_batch_size))
         key = jax.random.fold_in(jax.random.key(seed), index)
         scores = self.programs.score(self.backbone, sema, padded, np.int32(len(tokens)), key)
         return self._on_host(scores)
 
     def _in_batches(self, run: Callable[[Any], Any], inputs: np.ndarray) -> list[np.ndarray]:
-        size = self.settings.scan_batch_size
         parts = []
-        for start in range(0, len(inputs), size):
-            part = np.asarray(inputs[start : start + size])
-            parts.append([self._on_host(x)[: len(part)] for x in run(self._padded(part))])
+        for padded, count in padded_batches(inputs, self.settings.scan_batch_size):
+            parts.append([self._on_host(x)[:count] for x in run(self._placed_rows(padded))])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def _padded(self, rows: np.ndarray) -> Any:
-        missing = self.settings.scan_batch_size - len(rows)
-        padded = np.pad(np.asarray(rows, np.float32), [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+    def _placed_rows(self, rows: np.ndarray) -> Any:
         if self._mesh is None:
-            return padded
-        return jax.device_put(padded, NamedSharding(self._mesh, PartitionSpec("data")))
+            return rows
+        return jax.device_put(rows, NamedSharding(self._mesh, PartitionSpec("data")))
 
     def _kept_for(self, kind: str, when: Any, compute: Callable[[], np.ndarray]) -> np.ndarray:
         if kind not in self._kept or self._kept[kind][0] != when:

@@ -17,123 +17,12 @@ import numpy as np
 
 from jaxkit import plotting, submodular
 from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict
+from jaxkit.experiments.recomputing_rivals import Coverage, PrefixGreedy, SieveRestart
 
 _BLOCKS, _CONCEPTS, _COVERED = 8, 64, 0.8
 _K, _EPS = 16, 0.2
 
 Operation = tuple[bool, int]
-
-
-class Coverage:
-    """Plain coverage in NumPy, one row an item, with a counter of queries."""
-
-    def __init__(self, rows: np.ndarray):
-        self.rows, self.num_queries = rows.astype(np.float32), 0
-
-    def gains(self, items: np.ndarray, missed: np.ndarray) -> np.ndarray:
-        """Gains of some items where `missed` marks the concepts not covered yet."""
-        self.num_queries += len(items)
-        # Above a few items, gains of all cost less than a copy of some rows.
-        if len(items) > 64:
-            return (self.rows @ missed)[items]
-        return self.rows[items] @ missed
-
-
-class PrefixGreedy:
-    """Static greedy, kept up to date by redoing it from the first step that changes."""
-
-    def __init__(self, coverage: Coverage, k: int):
-        self.coverage, self.k = coverage, k
-        self.live: set[int] = set()
-        self.chosen: list[int] = []
-        self.gains: list[float] = []
-        self.missed = [np.ones(coverage.rows.shape[1], np.float32)]
-
-    def insert(self, item: int) -> None:
-        """Ask every prefix whether the item beats its next choice; redo the rest where it does."""
-        self.live.add(item)
-        for i in range(self.k):
-            gain = float(self.coverage.gains(np.array([item]), self.missed[i])[0])
-            if i >= len(self.chosen) or gain > self.gains[i]:
-                self._keep(i)
-                self._take(item, gain)
-                self._complete()
-                return
-
-    def delete(self, item: int) -> None:
-        """Redo greedy from the step that chose the item, if one did."""
-        self.live.remove(item)
-        if item in self.chosen:
-            self._keep(self.chosen.index(item))
-            self._complete()
-
-    def target(self) -> int:
-        """What an adversary deletes: the first choice."""
-        return self.chosen[0]
-
-    def _keep(self, count: int) -> None:
-        del self.chosen[count:], self.gains[count:], self.missed[count + 1 :]
-
-    def _take(self, item: int, gain: float) -> None:
-        self.chosen.append(item)
-        self.gains.append(gain)
-        self.missed.append(self.missed[-1] * (1 - self.coverage.rows[item]))
-
-    def _complete(self) -> None:
-        while len(self.chosen) < self.k:
-            rest = np.array(sorted(self.live - set(self.chosen)), int)
-            if not rest.size:
-                return
-            gains = self.coverage.gains(rest, self.missed[-1])
-            self._take(int(rest[gains.argmax()]), float(gains.max()))
-
-
-class SieveRestart:
-    """Threshold sieves; one that loses a chosen item reads the live stream again."""
-
-    def __init__(self, coverage: Coverage, k: int, eps: float, value_range: tuple[float, float]):
-        self.coverage, self.k = coverage, k
-        low, high = value_range
-        exponents = submodular.grid_exponents(low, 2 * k * high, eps)
-        self.thresholds = (1 + eps) ** exponents / (2 * k)
-        self.live: dict[int, None] = {}
-        self.sets: list[list[int]] = [[] for _ in exponents]
-        self.missed = [np.ones(coverage.rows.shape[1], np.float32) for _ in exponents]
-
-    def insert(self, item: int) -> None:
-        """Offer the item to every sieve that is not full."""
-        self.live[item] = None
-        for sieve in range(len(self.sets)):
-            self._offer(sieve, np.array([item]))
-
-    def delete(self, item: int) -> None:
-        """Start every sieve anew that had chosen the item."""
-        del self.live[item]
-        for sieve, chosen in enumerate(self.sets):
-            if item in chosen:
-                self.sets[sieve] = []
-                self.missed[sieve] = np.ones_like(self.missed[sieve])
-                self._offer(sieve, np.fromiter(self.live, int))
-
-    def target(self) -> int:
-        """What an adversary deletes: a member of the best set."""
-        best = min(range(len(self.sets)), key=lambda sieve: self.missed[sieve].sum())
-        return self.sets[best][0]
-
-    def _offer(self, sieve: int, items: np.ndarray) -> None:
-        """Read items in order; a query for each that is read before the sieve is full."""
-        chosen = self.sets[sieve]
-        while items.size and len(chosen) < self.k:
-            before, block = self.coverage.num_queries, items[:32]
-            passing = self.coverage.gains(block, self.missed[sieve]) >= self.thresholds[sieve]
-            read = int(passing.argmax()) + 1 if passing.any() else block.size
-            # Gains are computed a block at a time; only those read count.
-            self.coverage.num_queries = before + read
-            if passing.any():
-                item = int(items[read - 1])
-                chosen.append(item)
-                self.missed[sieve] = self.missed[sieve] * (1 - self.coverage.rows[item])
-            items = items[read:]
 
 
 def planted_coverage(rng: np.random.Generator, num_items: int) -> np.ndarray:

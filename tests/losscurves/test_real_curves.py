@@ -5,14 +5,14 @@ import pytest
 import scipy.stats
 
 from jaxkit import losscurves
-from jaxkit.experiments import annealing_law
+from jaxkit.experiments import annealing_law, published_curves
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def curves(shared_data):
-    return annealing_law.real_curves(shared_data("loss_curves"))
+    return published_curves.real_curves(shared_data("loss_curves"))
 
 
 def test_llama2_fits_equal_the_golden_ones_and_predict_as_well(golden, curves):
@@ -76,7 +76,7 @@ def test_124m_fits_predict_and_order_the_unseen_schedules(golden, curves, shared
             errors.append(losscurves.score(np.asarray(predicted), curve.losses).mean_relative)
         assert len(errors) == case["n_test"]
         assert np.mean(errors) <= 1.1 * case["test_mean"]["PredE"]
-        finals = annealing_law.full_losses(shared_data("loss_curves"))
+        finals = published_curves.full_losses(shared_data("loss_curves"))
         ranked = losscurves.rank_schedules(
             fitted, {name: found[name].learning_rates for name in finals}
         )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular
+from jaxkit.experiments import recomputing_rivals as rivals
 from jaxkit.experiments import submodular as experiment
 
 
@@ -11,8 +12,8 @@ def test_prefix_greedy_always_equals_static_greedy():
     rng = np.random.default_rng(0)
     rows = rng.uniform(size=(25, 40)) < 0.2
     function = submodular.weighted_coverage(rows.T)
-    coverage = experiment.Coverage(rows)
-    prefix = experiment.PrefixGreedy(coverage, 4)
+    coverage = rivals.Coverage(rows)
+    prefix = rivals.PrefixGreedy(coverage, 4)
     live = set()
     for _ in range(60):
         item = int(rng.integers(25))
@@ -30,9 +31,9 @@ def test_prefix_greedy_always_equals_static_greedy():
 def test_a_sieve_that_restarts_keeps_only_live_items_over_its_threshold():
     rng = np.random.default_rng(1)
     rows = rng.uniform(size=(30, 40)) < 0.2
-    coverage = experiment.Coverage(rows)
+    coverage = rivals.Coverage(rows)
     singles = rows.sum(1)
-    sieve = experiment.SieveRestart(coverage, 4, 0.2, (float(singles.min()), float(singles.max())))
+    sieve = rivals.SieveRestart(coverage, 4, 0.2, (float(singles.min()), float(singles.max())))
     live = set()
     for _ in range(80):
         item = int(rng.integers(30))

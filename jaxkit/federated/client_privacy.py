@@ -172,7 +172,7 @@ def client_epsilon(
     return accountant.compose(event, num_rounds).get_epsilon(delta)
 
 
-def _normal_like(key: Key[Array, ""], tree: PyTree[Float[Array, ...]]) -> PyTree:
+def _normal_like(key: Key[Array, ""], tree: PyTree[Float[Array, " ..."]]) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxkit import validation
 
-Gradient = PyTree[Float[Array, "..."]]
+Gradient = PyTree[Float[Array, " ..."]]
 GradientFunction = Callable[..., Gradient]
 
 # Added to the norm that an ascent direction is divided by, so that a zero gradient gives no step.
@@ -49,7 +49,7 @@ def ascent_step(gradient: Gradient, rho: Any, *, normalize: bool = True) -> Grad
     return jax.tree.map(lambda g: (scale * g).astype(g.dtype), gradient)
 
 
-def global_norm(tree: PyTree[Shaped[Array, ...]]) -> Float[Array, ""]:
+def global_norm(tree: PyTree[Shaped[Array, " ..."]]) -> Float[Array, ""]:
     """Global l2 norm of a pytree, summed in float32 or wider.
 
     Example:

@@ -12,7 +12,7 @@ from jaxkit import validation
 
 def backoff_table(
     tokens: Integer[np.ndarray, " tokens"], vocab_size: int, order: int
-) -> Float[Array, ...]:
+) -> Float[Array, " ..."]:
     r"""Static n-gram model of plain text, with an entry for every length of known context.
 
     .. math:: q_o(v \mid c) = \frac{n(c, v) + u(c)\, q_{o-1}(v)}{n(c) + u(c)}
@@ -64,7 +64,7 @@ def backoff_table(
 
 
 def key_score(
-    key: Int[Array, " V"], cipher: Int[Array, " T"], table: Float[Array, ...]
+    key: Int[Array, " V"], cipher: Int[Array, " T"], table: Float[Array, " ..."]
 ) -> Float[Array, ""]:
     """Log-probability of a ciphertext deciphered with a key, complete or not.
 
@@ -119,7 +119,7 @@ def match_frequencies(cipher: Int[Array, " T"], unigram: Float[Array, " V"]) -> 
 
 def climb_key(
     cipher: Int[Array, " T"],
-    table: Float[Array, ...],
+    table: Float[Array, " ..."],
     key: Key[Array, ""],
     *,
     num_restarts: int = 8,
@@ -193,7 +193,7 @@ def climb_key(
 
 
 def beam_search_key(
-    cipher: Int[Array, " T"], table: Float[Array, ...], beam_width: int = 256
+    cipher: Int[Array, " T"], table: Float[Array, " ..."], beam_width: int = 256
 ) -> Int[Array, " V"]:
     """Build a key symbol by symbol, most frequent first, keeping the best partial keys.
 

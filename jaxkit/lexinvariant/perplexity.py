@@ -78,7 +78,7 @@ class DrawLogProb(NamedTuple):
     draws: Float[Array, "K B"]
 
 
-def log_mean_exp(values: Float[Array, "K ..."]) -> Float[Array, ...]:
+def log_mean_exp(values: Float[Array, "K ..."]) -> Float[Array, " ..."]:
     """Logarithm of the mean of exponentials over the first axis.
 
     Example:

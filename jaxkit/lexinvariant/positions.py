@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 
 def t5_bucket(
-    distance: Int[Array, ...] | np.ndarray, num_buckets: int = 32, max_distance: int = 128
-) -> Int[Array, ...]:
+    distance: Int[Array, " ..."] | np.ndarray, num_buckets: int = 32, max_distance: int = 128
+) -> Int[Array, " ..."]:
     r"""Bucket of a causal distance, as in T5: exact for short distances, logarithmic beyond.
 
     With :math:`h` = ``num_buckets // 2`` and :math:`n` the distance from query to key,

@@ -28,7 +28,7 @@ class SpiderBoostState(NamedTuple):
     step: Int[Array, ""]
     key: Key[Array, ""]
     prev_params: PyTree
-    estimate: PyTree[Float[Array, ...]]
+    estimate: PyTree[Float[Array, " ..."]]
 
 
 class SpiderBoost(NamedTuple):
@@ -144,11 +144,11 @@ class StepRecord(NamedTuple):
         probe: whatever `probe(params)` returned after the step.
     """
 
-    estimate_norm: Float[Array, ...]
-    count: Int[Array, ...]
-    clipped: Int[Array, ...]
-    non_finite: Int[Array, ...]
-    overflow: Bool[Array, ...]
+    estimate_norm: Float[Array, " ..."]
+    count: Int[Array, " ..."]
+    clipped: Int[Array, " ..."]
+    non_finite: Int[Array, " ..."]
+    overflow: Bool[Array, " ..."]
     probe: Any
 
 

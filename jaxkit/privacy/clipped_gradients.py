@@ -40,7 +40,7 @@ class ClippedSum(NamedTuple):
         non_finite: how many contributed 0 because their gradient was not finite, int32.
     """
 
-    total: PyTree[Float[Array, ...]]
+    total: PyTree[Float[Array, " ..."]]
     loss: Float[Array, ""]
     count: Int[Array, ""]
     clipped: Int[Array, ""]
@@ -57,7 +57,7 @@ class Example(NamedTuple):
     """
 
     loss: Float[Array, "*B"]
-    gradient: PyTree[Float[Array, ...]]
+    gradient: PyTree[Float[Array, " ..."]]
     bound: clipping.Bound
 
 

@@ -58,7 +58,9 @@ def check_clip_norm(clip_norm: Any, mode: str) -> None:
     validation.choice("mode", mode, MODES)
 
 
-def clip_scales(norms: Float[Array, ...], clip_norm: Any, mode: Mode = "flat") -> Float[Array, ...]:
+def clip_scales(
+    norms: Float[Array, " ..."], clip_norm: Any, mode: Mode = "flat"
+) -> Float[Array, " ..."]:
     r"""The factor that bounds a vector of given norm.
 
     .. math::
@@ -124,7 +126,9 @@ def clip_per_example(
     return jax.vmap(lambda gradient: clip_one(gradient, clip_norm, mode))(gradients)
 
 
-def clip_one(gradient: PyTree[Shaped[Array, ...]], clip_norm: Any, mode: Mode) -> ClippedExamples:
+def clip_one(
+    gradient: PyTree[Shaped[Array, " ..."]], clip_norm: Any, mode: Mode
+) -> ClippedExamples:
     """Bound one gradient without a batch axis; the fields of the result are scalars.
 
     Example:
@@ -137,7 +141,7 @@ def clip_one(gradient: PyTree[Shaped[Array, ...]], clip_norm: Any, mode: Mode) -
     return ClippedExamples(clipped, bounds.norm, bounds.clipped, bounds.non_finite)
 
 
-def finite_stand_in(gradient: PyTree[Shaped[Array, ...]]) -> PyTree[Float[Array, ...]]:
+def finite_stand_in(gradient: PyTree[Shaped[Array, " ..."]]) -> PyTree[Float[Array, " ..."]]:
     """A gradient in float32 whose infinities and NaNs are the largest number instead.
 
     Its norm still overflows, so that the example is seen and its factor is 0; but 0 times it is 0,
@@ -157,7 +161,7 @@ def finite_stand_in(gradient: PyTree[Shaped[Array, ...]]) -> PyTree[Float[Array,
     return jax.tree.map(finite, gradient)
 
 
-def one_bound(gradient: PyTree[Float[Array, ...]], clip_norm: Any, mode: Mode) -> Bound:
+def one_bound(gradient: PyTree[Float[Array, " ..."]], clip_norm: Any, mode: Mode) -> Bound:
     """The factors that bound one gradient, a `finite_stand_in`.
 
     Example:

@@ -109,7 +109,7 @@ class Rows(NamedTuple):
         """Squared norms ``[B]``."""
         return jnp.sum(jnp.square(self.gradients), tuple(range(1, self.gradients.ndim)))
 
-    def weighted_sum(self, weights: Float[Array, " B"]) -> Float[Array, ...]:
+    def weighted_sum(self, weights: Float[Array, " B"]) -> Float[Array, " ..."]:
         """The sum over examples."""
         shape = (-1, *(1,) * (self.gradients.ndim - 1))
         scaled = self.gradients * weights.reshape(shape)

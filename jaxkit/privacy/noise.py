@@ -30,8 +30,8 @@ class NoiseState(NamedTuple):
 
 
 def gaussian_draw(
-    key: Key[Array, ""], index: Int[Array, ""] | int, like: PyTree[Shaped[Array, ...]]
-) -> PyTree[Float[Array, ...]]:
+    key: Key[Array, ""], index: Int[Array, ""] | int, like: PyTree[Shaped[Array, " ..."]]
+) -> PyTree[Float[Array, " ..."]]:
     """Standard normals of release number `index`, in float32, shaped like a tree.
 
     The draw depends on the key, the number and the shapes alone: not on devices or sharding.

@@ -2,13 +2,16 @@
 
 Both train on the same batches of the embedded prose, on two threads, in turns of ten steps in one
 process. The PyTorch side is written as its users write it: fused QKV projection,
-`scaled_dot_product_attention` with the T5 bias as its mask, `clip_grad_norm_`, fused AdamW.
+`scaled_dot_product_attention` with the T5 bias as its mask, `clip_grad_norm_`, fused AdamW. It runs
+on the CPU, so on an accelerator it is left out, and what the accelerator makes of models of its own
+size is added: tokens a second and model FLOP utilisation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -17,6 +20,21 @@ from jaxkit import datasets, jobs, lexinvariant, training
 from jaxkit.experiments.evidence import Table
 
 ROUNDS, STEPS = 12, 10
+
+#: What an accelerator is given: 25M and 151M parameters, one such batch a device.
+LARGE = tuple(
+    jobs.TrainConfig(
+        batch_size=batch_size,
+        sequence_length=512,
+        d_model=width,
+        num_layers=layers,
+        num_heads=width // 128,
+        head_dim=128,
+        d_ff=4 * width,
+        dtype="bfloat16",
+    )
+    for width, layers, batch_size in ((512, 8, 64), (1024, 12, 32))
+)
 
 
 def token_stream(config: jobs.TrainConfig):
@@ -165,16 +183,60 @@ def overhead(config: jobs.TrainConfig, step_seconds: float) -> tuple[str, str, s
     )
 
 
-def run() -> Table:
+def run() -> list[Table]:
     """Measure."""
+    tables = [beside_torch()]
+    if jax.default_backend() != "cpu":
+        tables.append(utilisation(LARGE))
+    return tables
+
+
+def utilisation(configs: Sequence[jobs.TrainConfig]) -> Table:
+    """Tokens a second of training steps, and the share of the devices' peak that they use."""
+    rows = []
+    for base in configs:
+        config = dataclasses.replace(base, batch_size=base.batch_size * jax.device_count())
+        advance, _ = jaxkit_steps(config)
+        advance(3)
+        seconds = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            advance(STEPS)
+            seconds.append((time.perf_counter() - start) / STEPS)
+        _, vocab_size = token_stream(config)
+        model = config.model(vocab_size)
+        rate = config.batch_size * config.sequence_length / float(np.median(seconds))
+        flops = rate * lexinvariant.train_flops_per_token(model.config, config.sequence_length)
+        share = training.model_flops_utilization(flops)
+        counts = lexinvariant.parameter_counts(model.config)
+        rows.append(
+            (
+                f"{sum(counts) / 1e6:.0f}M",
+                f"{config.batch_size} x {config.sequence_length}",
+                f"{rate:,.0f}",
+                f"{flops / 1e12:.2f}",
+                "peak not known" if share is None else f"{share:.1%}",
+            )
+        )
+    kind = jax.devices()[0].device_kind
+    return Table(
+        f"Training steps on {jax.device_count()} x {kind}, {configs[0].dtype}",
+        ("parameters", "batch", "tokens/s", "model TFLOP/s", "model FLOP utilisation"),
+        rows,
+    )
+
+
+def beside_torch() -> Table:
+    """The main job's model on both sides, in turns; jaxkit alone on an accelerator."""
     training.keep_freed_memory()
     config = jobs.TrainConfig()
     ours, traces = jaxkit_steps(config)
     sides = {"jaxkit": ours}
-    try:
-        sides["PyTorch"] = torch_steps(config)
-    except ImportError:
-        print("PyTorch is not installed: pip install 'jaxkit[benchmark]'")
+    if jax.default_backend() == "cpu":
+        try:
+            sides["PyTorch"] = torch_steps(config)
+        except ImportError:
+            print("PyTorch is not installed: pip install 'jaxkit[benchmark]'")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for advance in sides.values():
         advance(5)

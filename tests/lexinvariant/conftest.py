@@ -1,5 +1,9 @@
-"""The decoder whose weights and outputs stand in the golden vectors."""
+"""Decoders to test: one whose weights stand in the golden vectors, and seeded small ones."""
 
+import functools
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,3 +68,27 @@ def reference_config():
         max_distance=6,
         embedding="lexinvariant",
     )
+
+
+@pytest.fixture(scope="session")
+def seeded():
+    """`seeded(config)`: a model, parameters away from their initial values, and inputs."""
+
+    @functools.cache
+    def make(config):
+        model = lx.DecoderLM(config)
+        keys = lx.sequence_keys(jax.random.key(0), jnp.arange(3))
+        table = lx.draw_embedding(keys, config.vocab_size, config.d_model)
+        rng = np.random.default_rng(0)
+        tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 9)))
+        shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(2), tokens, table))
+
+        def fill(path, shape):
+            name = str(path[-1].key)
+            # Norm scales and gains near 1, everything else near 0.
+            centre = 1.0 if "scale" in name else 0.0
+            return jnp.asarray(centre + 0.3 * rng.standard_normal(shape.shape), jnp.float32)
+
+        return model, jax.tree_util.tree_map_with_path(fill, shapes), tokens, table
+
+    return make

@@ -1,9 +1,7 @@
 """The decoder against golden vectors and a float64 version written from the block equations."""
 
 import dataclasses
-import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,25 +47,6 @@ TOGETHER = {
         "attention_implementation": "einsum",
     },
 }
-
-
-@functools.cache
-def seeded(config):
-    """A model with every parameter away from its initial value, and its inputs."""
-    model = lx.DecoderLM(config)
-    keys = lx.sequence_keys(jax.random.key(0), jnp.arange(3))
-    table = lx.draw_embedding(keys, config.vocab_size, config.d_model)
-    rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 9)))
-    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(2), tokens, table))
-
-    def fill(path, shape):
-        name = str(path[-1].key)
-        # Norm scales and gains near 1, everything else near 0.
-        centre = 1.0 if "scale" in name else 0.0
-        return jnp.asarray(centre + 0.3 * rng.standard_normal(shape.shape), jnp.float32)
-
-    return model, jax.tree_util.tree_map_with_path(fill, shapes), tokens, table
 
 
 def norm(x, scale):
@@ -172,7 +151,7 @@ def test_logits_match_an_independent_float64_implementation(
 @pytest.mark.parametrize(
     "name", [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS)]
 )
-def test_every_option_matches_its_equation_in_float64(name):
+def test_every_option_matches_its_equation_in_float64(name, seeded):
     config = dataclasses.replace(RANDOM, **(TOGETHER | OPTIONS)[name])
     model, variables, tokens, table = seeded(config)
     logits = jax.jit(model.apply)(variables, tokens, table)

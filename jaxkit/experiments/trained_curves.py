@@ -1,0 +1,139 @@
+"""Loss curves of a byte-level MLP trained here under eight schedules, in one compiled program."""
+
+from __future__ import annotations
+
+import functools
+import pydoc_data.topics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key
+
+from jaxkit import losscurves
+
+PEAK, WARMUP, CONTEXT, BATCH = 3e-3, 100, 8, 128
+#: Share of the run after which the re-warm-up begins. Chosen after a first run at 0.4, where the
+#: progress of training hid the rise: +0.0010 nats measured, +0.0001 predicted.
+TURN = 0.6
+
+
+def schedules(total_steps: int) -> dict[str, np.ndarray]:
+    """Rates by name, warm-up included: two to fit on, six to predict."""
+    n = total_steps - WARMUP
+    shapes = {
+        "constant": losscurves.constant_rates(n, PEAK),
+        "cosine": losscurves.cosine_rates(n, PEAK),
+        "linear": losscurves.hold_then_decay(n, PEAK, n),
+        "step": losscurves.piecewise_rates(n, PEAK, [(0.6, 0.3)]),
+        "wsd 20 %": losscurves.hold_then_decay(n, PEAK, n // 5),
+        "wsd 40 %": losscurves.hold_then_decay(n, PEAK, 2 * n // 5),
+        "wsd 1-sqrt 20 %": losscurves.hold_then_decay(n, PEAK, n // 5, shape="sqrt"),
+        "re-warm-up": np.interp(
+            np.arange(n + 1),
+            [0, TURN * n, (TURN + 0.025) * n, n],
+            [PEAK, 0.02 * PEAK, PEAK, 0.0],
+        ),
+    }
+    return {name: losscurves.with_warmup(rates, WARMUP) for name, rates in shapes.items()}
+
+
+def train(total_steps: int, seeds: list[int]) -> list[dict[str, losscurves.LossCurve]]:
+    """Train the byte-level MLP under every schedule and seed in one compiled program.
+
+    Args:
+        total_steps: updates.
+        seeds: one run of every schedule for each.
+
+    Returns:
+        For each seed, measured validation curves by schedule name.
+    """
+    named = schedules(total_steps)
+    rates = jnp.asarray(np.stack(list(named.values())), jnp.float32)
+    runs = []
+    every = total_steps // 80
+    for seed in seeds:
+        training, validation = _windows(seed)
+        losses = np.asarray(_train(jax.random.key(seed), rates, training, validation, every))
+        steps = every * np.arange(1, losses.shape[1] + 1)
+        runs.append(
+            {
+                name: losscurves.loss_curve(table, steps, row.astype(np.float64))
+                for (name, table), row in zip(named.items(), losses, strict=True)
+            }
+        )
+    return runs
+
+
+def _windows(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Windows of `CONTEXT + 1` symbols, chunks of the text split 92 : 8 at random."""
+    text = "".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    symbols = np.unique(list(text), return_inverse=True)[1].astype(np.int32)
+    chunks = symbols[: len(symbols) // 2048 * 2048].reshape(-1, 2048)
+    chunks = chunks[np.random.default_rng(seed).permutation(len(chunks))]
+    cut = round(0.92 * len(chunks))
+    training, held_out = (
+        np.lib.stride_tricks.sliding_window_view(part, CONTEXT + 1, axis=1).reshape(-1, CONTEXT + 1)
+        for part in (chunks[:cut], chunks[cut:])
+    )
+    return jnp.asarray(training), jnp.asarray(held_out[:: max(1, len(held_out) // 8192)])
+
+
+def _initial(key: Key[Array, ""], num_symbols: int) -> dict[str, Array]:
+    embed, hidden, out = jax.random.split(key, 3)
+    width = 16 * CONTEXT
+    return {
+        "embed": jax.random.normal(embed, (num_symbols, 16)) * 0.1,
+        "hidden": jax.random.normal(hidden, (width, 128)) / np.sqrt(width),
+        "hidden_bias": jnp.zeros(128),
+        "out": jax.random.normal(out, (128, num_symbols)) / np.sqrt(128),
+        "out_bias": jnp.zeros(num_symbols),
+    }
+
+
+def _loss(params: dict[str, Array], window: Array) -> Float[Array, ""]:
+    x = params["embed"][window[:, :-1]].reshape(len(window), -1)
+    x = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"])
+    logits = x @ params["out"] + params["out_bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, -1]).mean()
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _train(
+    key: Key[Array, ""],
+    rates: Float[Array, "schedules steps"],
+    training: Array,
+    held_out: Array,
+    every: int,
+) -> Float[Array, "schedules points"]:
+    """Validation losses every few updates, of one model for each schedule on the same batches."""
+    initial, batches = jax.random.split(key)
+    num_symbols = 128
+    params = _initial(initial, num_symbols)
+    direction = optax.scale_by_adam(b1=0.9, b2=0.95)
+    count = rates.shape[0]
+    many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), params)
+    state = jax.vmap(direction.init)(many)
+
+    def update(carry: Any, step: Array) -> tuple[Any, None]:
+        params, state = carry
+        drawn = jax.random.randint(
+            jax.random.fold_in(batches, step), (BATCH,), 0, training.shape[0]
+        )
+        gradients = jax.vmap(jax.grad(_loss), in_axes=(0, None))(params, training[drawn])
+        moves, state = jax.vmap(direction.update)(gradients, state)
+        # Update s uses the rate of index s; index 0 is the rate before training.
+        rate = rates[:, step + 1]
+        params = jax.tree.map(
+            lambda p, m: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * m, params, moves
+        )
+        return (params, state), None
+
+    def between(carry: Any, start: Array) -> tuple[Any, Array]:
+        carry, _ = jax.lax.scan(update, carry, start + jnp.arange(every))
+        return carry, jax.vmap(_loss, in_axes=(0, None))(carry[0], held_out)
+
+    starts = jnp.arange(0, rates.shape[1] - 1, every)
+    return jax.lax.scan(between, (many, state), starts)[1].T

@@ -20,7 +20,7 @@ VARIATION_RATE = 0.01
 #: Gradient evaluations of SpiderBoost with full anchors and small variations, in passes over n.
 PASSES = (STEPS // PHASE) + 2 * VARIATION_RATE * (STEPS - STEPS // PHASE)
 DIMENSIONS = (8, 64, 512, 4096)
-RANK, PROJECTED = 5, 40
+PROJECTED = 40
 
 
 class Measured(NamedTuple):

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
 
 from jaxkit import validation
 from jaxkit.submodular import selection, set_functions
 from jaxkit.submodular.items import ItemList, Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
-
-
-class _Scan(NamedTuple):
-    """Threshold of the pass, and the next item to look at in it."""
-
-    threshold: Float[Array, ""]
-    position: Int[Array, ""]
 
 
 def threshold_greedy(

@@ -98,7 +98,7 @@ from jaxkit.subrl.policies import (
     Policy,
     TabularPolicy,
 )
-from jaxkit.subrl.rollouts import Rollout, policy_act, rollout
+from jaxkit.subrl.rollouts import Decisions, Rollout, policy_act, rollout
 from jaxkit.subrl.subpo import OBJECTIVES, EpochMetrics, Training, make_training, subpo_optimizer
 from jaxkit.subrl.tables import Move, TableDynamics, matrix_dynamics, table_dynamics
 from jaxkit.subrl.trees import (
@@ -134,6 +134,7 @@ __all__ = [
     "CategoricalPolicy",
     "CellCoverage",
     "Critic",
+    "Decisions",
     "Dynamics",
     "EpochMetrics",
     "Fitted",

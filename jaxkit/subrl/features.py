@@ -36,14 +36,12 @@ class Features(NamedTuple):
         start: `start(num_items, horizon)`, the memory before the first state.
         remember: `remember(memory, element, time)`, the memory with one more state.
         observe: from a `View` to an observation.
-        markovian: whether only place and time are seen.
         finite: whether it needs states that are numbers.
     """
 
     start: Callable[[int, int], Memory]
     remember: Callable[[Memory, Any, Any], Memory]
     observe: Callable[[View], Float[Array, " o"]]
-    markovian: bool
     finite: bool
 
 
@@ -90,8 +88,8 @@ def _list(view: View) -> Any:
 
 #: The ways to see, by name.
 FEATURES: dict[str, Features] = {
-    "position": Features(_nothing, _forget, _place_and_time, True, False),
-    "visited": Features(_mask, _mark, _with_mask, False, False),
-    "official_position": Features(_nothing, _forget, _numbers, True, True),
-    "official_history": Features(_blank_list, _append, _list, False, True),
+    "position": Features(_nothing, _forget, _place_and_time, False),
+    "visited": Features(_mask, _mark, _with_mask, False),
+    "official_position": Features(_nothing, _forget, _numbers, True),
+    "official_history": Features(_blank_list, _append, _list, True),
 }

@@ -23,6 +23,14 @@ class Decisions(NamedTuple):
         actions: `[B, T]`, or `[B, T, a]` for vectors.
         active: whether the episode still ran when the action was taken, `[B, T]`.
         share: weight in a mean over active decisions, 0 where inactive and 1 on average, `[B, T]`.
+
+    Example:
+        >>> ones = jnp.ones((1, 1))  # one episode of one action
+        >>> drawn = Rollout(
+        ...     jnp.zeros((1, 1, 2)), ones, ones, ones, ones[0], jnp.zeros((1, 2), int), ones > 0
+        ... )
+        >>> drawn.decisions.share.tolist()
+        [[1.0]]
     """
 
     observations: Float[Array, "*d o"]

@@ -27,6 +27,14 @@ class BatchIterator(Iterator[Batch]):
     Attributes:
         examples_per_epoch: examples in an epoch.
         stream: what defines the stream; a state of another stream is refused.
+
+    Example:
+        >>> batches = token_batches(np.arange(9), sequence_length=4, batch_size=1, seed=0)
+        >>> position = batches.get_state()
+        >>> first = next(batches)["tokens"]
+        >>> batches.set_state(position)
+        >>> bool((next(batches)["tokens"] == first).all())
+        True
     """
 
     def __init__(self, source: _BatchSource, stream: Mapping[str, Any], num_threads: int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterable
@@ -10,6 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
+
+from jaxkit.files import atomic_writer
 
 
 def write_mapped(
@@ -39,23 +40,13 @@ def write_mapped(
         with tempfile.TemporaryFile() as stream:
             length = _write(stream, chunks, dtype)
             return np.memmap(stream, dtype, mode="r", shape=(length,))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w+b") as stream:
-            header = _write_header(stream, 0, dtype)
-            length = _write(stream, chunks, dtype)
-            stream.seek(0)
-            # NumPy pads the header for a growing first axis, so the final one fits the same space.
-            if _write_header(stream, length, dtype) != header:
-                raise OSError(f"the header of {path} does not fit its space")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_writer(path) as stream:
+        header = _write_header(stream, 0, dtype)
+        length = _write(stream, chunks, dtype)
+        stream.seek(0)
+        # NumPy pads the header for a growing first axis, so the final one fits the same space.
+        if _write_header(stream, length, dtype) != header:
+            raise OSError(f"the header of {path} does not fit its space")
     return read_mapped(path, dtype)
 
 

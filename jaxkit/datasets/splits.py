@@ -24,6 +24,12 @@ class ArraySplit:
 
     Raises:
         ValueError: if numbers of inputs and labels differ.
+
+    Example:
+        >>> labels = np.array([0, 1, 1], np.int32)
+        >>> split = ArraySplit(np.eye(3), labels, np.eye(3)[:1], labels[:1], ("cat", "dog"))
+        >>> split.train_inputs.shape, split.label_names[split.train_labels[1]]
+        ((3, 3), 'dog')
     """
 
     train_inputs: Shaped[np.ndarray, "train ..."]

@@ -87,6 +87,15 @@ class TextSplit:
     Attributes:
         train: the training text.
         validation: the validation text; empty if none was asked for.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "a.txt"
+        ...     _ = file.write_text("0123456789")
+        ...     split = load_text(file, validation_fraction=0.2)
+        >>> split.train.text(), split.validation.text()
+        ('01234567', '89')
     """
 
     train: Corpus

@@ -21,7 +21,13 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What every tokenizer offers."""
+    """What every tokenizer offers.
+
+    Example:
+        >>> tokenizer: Tokenizer = CharTokenizer("ab")
+        >>> tokenizer.decode(tokenizer.encode("abba"))
+        'abba'
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -185,6 +191,14 @@ class JsonTokenizer:
     Raises:
         ImportError: without the `datasets` extra.
         ValueError: if the file is missing, is no tokenizer or has another fingerprint.
+
+    Example:
+        >>> import tempfile, tokenizers
+        >>> words = tokenizers.models.WordLevel({"so": 0, "it": 1, "goes": 2}, unk_token="so")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tokenizers.Tokenizer(words).save(f"{folder}/words.json")
+        ...     JsonTokenizer(f"{folder}/words.json").encode("goes").tolist()
+        [2]
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fingerprint: str | None = None):

@@ -16,6 +16,11 @@ class EvaluationBatches(Sequence[dict[str, np.ndarray]]):
 
     Attributes:
         num_windows: windows in all, over all processes.
+
+    Example:
+        >>> batches = evaluation_batches(np.arange(8), sequence_length=3, batch_size=2)
+        >>> len(batches), batches.num_windows, batches[0]["tokens"].tolist()
+        (2, 3, [[0, 1, 2, 3], [3, 4, 5, 6]])
     """
 
     def __init__(

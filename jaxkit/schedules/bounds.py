@@ -28,6 +28,12 @@ class ScheduleBound(NamedTuple):
         peak_value: the peak at which its bound is smallest, in units of D/G.
         bound: that smallest bound on f(x_T) - f*, in units of D G.
         over_best: the bound over the smallest of the table.
+
+    Example:
+        >>> linear = {"linear": lambda step: 1 - step / 100}
+        >>> (row,) = bound_table(linear, np.ones(100), 100)
+        >>> row.name, row.over_best
+        ('linear', 1.0)
     """
 
     name: str

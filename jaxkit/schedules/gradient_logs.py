@@ -14,11 +14,20 @@ import numpy as np
 
 
 class GradientLog(NamedTuple):
-    """Norms of one run.
+    r"""Norms of one run.
 
     Attributes:
         steps: int64[n], increasing, evenly spaced to within one logging interval.
         norms: float64[n], >= 0; NaN where the run logged a norm that was not finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "norms.csv"
+        ...     _ = file.write_text("step,gradient_norm\n0,2.5\n10,2.0\n20,1.0\n")
+        ...     log = read_gradient_norms(file)
+        >>> log.steps.tolist(), log.norms.tolist()
+        ([0, 10, 20], [2.5, 2.0, 1.0])
     """
 
     steps: np.ndarray

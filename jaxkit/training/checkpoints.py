@@ -24,6 +24,16 @@ class Restored(NamedTuple):
     Attributes:
         state: the training state.
         record: what was stored beside it (the configuration, the position in the data).
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> state = steps.TrainState(jnp.array(3), {"w": jnp.ones(2)}, (), jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        ...     checkpoints.save(state, {"position": 7})
+        ...     checkpoints.wait()
+        ...     restored = checkpoints.restore(state)
+        >>> int(restored.state.step), restored.record
+        (3, {'position': 7})
     """
 
     state: steps.TrainState

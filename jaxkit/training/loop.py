@@ -27,7 +27,14 @@ _STOP_AGREEMENT_STEPS = 10
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless iterator of batches that knows where it is."""
+    """An endless iterator of batches that knows where it is.
+
+    Example:
+        >>> from jaxkit import datasets
+        >>> batches = datasets.token_batches(np.arange(9), sequence_length=4, batch_size=2, seed=0)
+        >>> isinstance(batches, Batches)
+        True
+    """
 
     def __next__(self) -> Mapping[str, np.ndarray]:
         """The next batch: this process's rows."""
@@ -48,6 +55,18 @@ class FitResult(NamedTuple):
     Attributes:
         state: the last training state.
         finished: whether all steps were made; False after SIGTERM or Ctrl-C.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from jaxkit import datasets
+        >>> mesh, optimizer = meshes.make_mesh(), optax.sgd(0.1)
+        >>> state = steps.init_state(lambda key: jnp.ones(()), optimizer, jax.random.key(0), mesh)
+        >>> loss = lambda w, batch, key: w * batch["inputs"].mean()
+        >>> step = steps.make_train_step(loss, optimizer)
+        >>> batches = datasets.array_batches(np.ones(8), batch_size=8, seed=0)
+        >>> result = fit(step, state, batches, mesh=mesh, cadence=Cadence(2))
+        >>> result.finished, round(float(result.state.params), 3)
+        (True, 0.8)
     """
 
     state: steps.TrainState

@@ -249,7 +249,13 @@ def any_process(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def distributed_run():
-    """Join the other processes for the length of a `with` block; see `initialize_distributed`."""
+    """Join the other processes for the length of a `with` block; see `initialize_distributed`.
+
+    Example:
+        >>> with distributed_run():  # alone: nobody to join
+        ...     jax.process_count()
+        1
+    """
     initialize_distributed()
     try:
         yield

@@ -121,7 +121,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became infinite or NaN; the message names the step."""
+    """The loss became infinite or NaN; the message names the step.
+
+    Example:
+        >>> try:
+        ...     require_finite(7, float("inf"))
+        ... except NonFiniteLossError as error:
+        ...     print(error)
+        loss is inf at step 7
+    """
 
 
 def require_finite(step: int, value: float, what: str = "loss") -> None:

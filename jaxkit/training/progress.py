@@ -8,7 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """What `fit` tells as it goes; a context manager around the whole run."""
+    """What `fit` tells as it goes; a context manager around the whole run.
+
+    Example:
+        >>> class Losses(Silent):
+        ...     def step(self, row):
+        ...         print(f"step {row['step']}: {row['loss']}")
+        >>> with Losses() as progress:
+        ...     progress.step({"step": 1, "loss": 2.5})
+        step 1: 2.5
+    """
 
     def __enter__(self) -> Any:
         """Begin to show."""
@@ -28,7 +37,12 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows nothing.
+
+    Example:
+        >>> with Silent() as progress:
+        ...     progress.step({"step": 1, "loss": 2.5})
+    """
 
     def __enter__(self) -> Silent:
         return self

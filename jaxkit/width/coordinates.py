@@ -21,6 +21,16 @@ class Probe(NamedTuple):
         optimizer: an optax transformation.
         loss_fn: `(params, batch, key) -> f32[]`.
         activations_fn: `(params, batch) -> dict` of named activations, any shape.
+
+    Example:
+        >>> probe = Probe(
+        ...     {"w": jnp.ones((4, 8)) / 8},
+        ...     optax.sgd(0.1),
+        ...     loss_fn=lambda params, batch, key: jnp.mean((batch @ params["w"]) ** 2),
+        ...     activations_fn=lambda params, batch: {"hidden": batch @ params["w"]},
+        ... )
+        >>> probe.activations_fn(probe.params, jnp.ones((5, 4)))["hidden"].shape
+        (5, 8)
     """
 
     params: Any
@@ -38,6 +48,15 @@ class CoordinateCheck(NamedTuple):
         change: name -> f32[W, T+1], root mean square of the difference to before training.
         rms_slope: name -> f32[T+1], slope of log rms on log width; NaN where an rms is zero.
         change_slope: name -> f32[T+1], the same of `change` (NaN at step 0).
+
+    Example:
+        >>> def build(d):
+        ...     return Probe({"w": jnp.ones((4, d)) / d}, optax.sgd(0.1),
+        ...                  lambda p, x, key: jnp.mean((x @ p["w"]) ** 2),
+        ...                  lambda p, x: {"hidden": x @ p["w"]})
+        >>> check = coordinate_check([2, 8], build, jnp.ones((1, 5, 4)), key=jax.random.key(0))
+        >>> check.rms["hidden"].shape, check.change["hidden"][:, 0].tolist()
+        ((2, 2), [0.0, 0.0])
     """
 
     widths: Float[Array, " W"]

@@ -39,6 +39,12 @@ class WidthInfo:
         fan_in_axes: of a matrix, the axes of its input side, in order; otherwise empty.
         fan_out_axes: of a matrix, the axes of its output side, in order; otherwise empty. What is
             in neither (a stack of layers, the window of a convolution) is a batch of matrices.
+
+    Example:
+        >>> shape = lambda d: {"up": jax.ShapeDtypeStruct((d, 4 * d), "float32")}
+        >>> info = infer_width_roles(shape(64), shape(256))["up"]
+        >>> info.role, info.width_mult, info.fan_in_axes, info.fan_out_axes
+        ('matrix', 4.0, (0,), (1,))
     """
 
     path: str

@@ -105,6 +105,12 @@ class WidthScaling:
         init_std: tree of floats, factor on the standard deviation that the initialiser has at the
             base width (see `match_initial_scale`).
         role: tree of `"matrix"`, `"vector"` or `"scalar"`.
+
+    Example:
+        >>> shape = lambda d: {"up": jax.ShapeDtypeStruct((d, 4 * d), "float32")}
+        >>> scaling = width_scaling(shape(64), shape(256))
+        >>> scaling.role["up"], scaling.learning_rate["up"], scaling.weight_decay["up"]
+        ('matrix', 0.25, 2.0)
     """
 
     rule: WidthRule

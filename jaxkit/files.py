@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> pathlib.Path:
@@ -25,13 +28,41 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> path
         ...     write_atomically(pathlib.Path(folder) / "a.txt", "one").read_text()
         'one'
     """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with atomic_writer(path) as stream:
+        stream.write(data)
+    return pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file to write in pieces; it takes its place when the block ends without an error.
+
+    Args:
+        path: where to write; missing folders are made.
+
+    Yields:
+        A binary stream, to write, seek and read.
+
+    Raises:
+        OSError: if the disk refuses (the old file is then untouched).
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "a.bin"
+        ...     with atomic_writer(path) as stream:
+        ...         _ = stream.write(b"one")
+        ...         path.exists()
+        ...     path.read_bytes()
+        False
+        b'one'
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+        with os.fdopen(handle, "w+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
@@ -39,4 +70,3 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> path
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
-    return path

@@ -59,14 +59,7 @@ def full_batch(
     calibrated = privacy.calibrate_spiderboost(
         everyone, everyone, num_steps=STEPS, phase_length=PHASE, epsilon=epsilon, delta=DELTA
     )
-    spider = private_descent.spiderboost_norms(
-        problem,
-        keys,
-        private_descent.Noise(calibrated.anchor, calibrated.variation),
-        jnp.array([SPIDER_RATE]),
-        num_steps=STEPS,
-        phase_length=PHASE,
-    )
+    spider = _spiderboost(problem, keys, calibrated)
     factors = np.array([1.0, 4.0] if quick else [1.0, 4.0, 16.0])
     descent = {}
     for steps in (1000, 3000) if quick else (300, 1000, 3000, 6000):
@@ -81,7 +74,7 @@ def full_batch(
         for factor, row in zip(factors, norms, strict=True):
             descent[f"T = {steps}, eta = {factor:g}/L1"] = np.asarray(row)
     return {
-        "SpiderBoost": Measured(np.asarray(spider[0]), f"T = {STEPS}, q = {PHASE}, eta = 4/L1"),
+        "SpiderBoost": Measured(spider, f"T = {STEPS}, q = {PHASE}, eta = 4/L1"),
         "DP-GD": best(descent),
     }
 
@@ -102,16 +95,7 @@ def equal_cost(
         delta=DELTA,
         accountant="rdp",
     )
-    spider = private_descent.spiderboost_norms(
-        problem,
-        keys,
-        private_descent.Noise(calibrated.anchor, calibrated.variation),
-        jnp.array([SPIDER_RATE]),
-        num_steps=STEPS,
-        phase_length=PHASE,
-        poisson=True,
-        variation_rate=VARIATION_RATE,
-    )
+    spider = _spiderboost(problem, keys, calibrated, poisson=True, variation_rate=VARIATION_RATE)
     factors = np.array([1.0, 4.0, 16.0] if quick else [0.25, 1.0, 4.0, 16.0, 64.0])
     descent = {}
     for rate in (0.05,) if quick else RATES:
@@ -133,9 +117,28 @@ def equal_cost(
         for factor, row in zip(factors, norms, strict=True):
             descent[f"p = {rate}, T = {steps}, eta = {factor:g}/L1"] = np.asarray(row)
     return {
-        "SpiderBoost": Measured(np.asarray(spider[0]), f"p = {VARIATION_RATE}, T = {STEPS}"),
+        "SpiderBoost": Measured(spider, f"p = {VARIATION_RATE}, T = {STEPS}"),
         "DP-SGD": best(descent),
     }
+
+
+def _spiderboost(
+    problem: private_descent.Problem,
+    keys: Key[Array, " seeds"],
+    calibrated: privacy.SpiderBoostNoise,
+    **sampling: Any,
+) -> np.ndarray:
+    """Gradient norms of SpiderBoost at its default setting, ``[seeds]``."""
+    norms = private_descent.spiderboost_norms(
+        problem,
+        keys,
+        private_descent.Noise(calibrated.anchor, calibrated.variation),
+        jnp.array([SPIDER_RATE]),
+        num_steps=STEPS,
+        phase_length=PHASE,
+        **sampling,
+    )
+    return np.asarray(norms[0])
 
 
 def _poisson(n: int, rate: float, steps: int, epsilon: float) -> privacy.Sampling:

@@ -115,20 +115,12 @@ def shard_clients(
         raise ValueError(f"mesh must have an axis {AXIS!r}, got {mesh.axis_names}")
     if set(mesh.axis_types) != {AxisType.Auto}:
         raise ValueError(f"mesh axes must be of type Auto, got {mesh.axis_types}")
-    inner = _vmap_and_sum
-    if chunk_size is not None:
-        inner = functools.partial(
-            _chunk_and_sum, chunk_size=validation.integer("chunk_size", chunk_size, minimum=1)
-        )
+    part_of_device = _part_of_device(chunk_size)
 
     def run(fn, shared, rows):
-        def on_device(shared, rows):
-            stacked, total = inner(fn, shared, rows)
-            return stacked, lax.psum(total, AXIS)
-
         # Replication of user code (losses with their own scans) is not ours to type-check.
         return jax.shard_map(
-            on_device,
+            functools.partial(part_of_device, fn),
             mesh=mesh,
             in_specs=(P(), P(AXIS)),
             out_specs=(P(AXIS), P()),
@@ -162,21 +154,13 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
         raise ValueError(
             f"pmap_clients is for one process, got {jax.process_count()}: use shard_clients"
         )
-    inner, num_devices = _vmap_and_sum, jax.local_device_count()
-    if chunk_size is not None:
-        inner = functools.partial(
-            _chunk_and_sum, chunk_size=validation.integer("chunk_size", chunk_size, minimum=1)
-        )
+    part_of_device, num_devices = _part_of_device(chunk_size), jax.local_device_count()
 
     def run(fn, shared, rows):
-        def on_device(shared, rows):
-            stacked, total = inner(fn, shared, rows)
-            return stacked, lax.psum(total, AXIS)
-
         blocks = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
-        stacked, total = jax.pmap(on_device, AXIS, in_axes=(None, 0), out_axes=(0, None))(
-            shared, blocks
-        )
+        stacked, total = jax.pmap(
+            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0), out_axes=(0, None)
+        )(shared, blocks)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), total
 
     return ClientMap("pmap", num_devices * (chunk_size or 1), pad, run)
@@ -305,6 +289,21 @@ def _local(block: jax.Array, clients: jax.Array) -> jax.Array:
     local = clients - lax.axis_index(AXIS) * rows
     # A negative index would count from the end.
     return jnp.where((local >= 0) & (local < rows), local, rows)
+
+
+def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any]]:
+    """What a device does under `AXIS`: its own clients, and the sum over those of all devices."""
+    inner = _vmap_and_sum
+    if chunk_size is not None:
+        inner = functools.partial(
+            _chunk_and_sum, chunk_size=validation.integer("chunk_size", chunk_size, minimum=1)
+        )
+
+    def run(fn, shared, rows):
+        stacked, total = inner(fn, shared, rows)
+        return stacked, lax.psum(total, AXIS)
+
+    return run
 
 
 def _vmap_and_sum(fn: ClientFunction, shared: Any, rows: Any) -> tuple[Any, Any]:

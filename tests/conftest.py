@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
@@ -78,6 +80,33 @@ def devices():
     found = jax.devices()
     assert len(found) == 8
     return found
+
+
+@pytest.fixture(scope="session")
+def on_processes():
+    """`on_processes(program, 2, *words)`: run a program in the processes of a local cluster.
+
+    They have 8 devices together, or as many as `devices` says. Process 0 prints `RESULT` and JSON,
+    which is returned.
+    """
+    launcher = pathlib.Path(__file__).parents[1] / "scripts" / "launch_local_cluster.py"
+
+    def run(program, num_processes, *words, devices=8):
+        flags = f"--xla_force_host_platform_device_count={devices // num_processes}"
+        command = [sys.executable, "-c", program, *map(str, words)]
+        finished = subprocess.run(
+            [sys.executable, str(launcher), str(num_processes), "--", *command],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            cwd=launcher.parents[1],
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        (line,) = [row for row in finished.stdout.splitlines() if row.startswith("RESULT ")]
+        return json.loads(line.removeprefix("RESULT "))
+
+    return run
 
 
 @pytest.fixture

@@ -1,11 +1,7 @@
-"""Whole runs: metrics, evaluation, checkpoints that resume bit for bit, two processes."""
+"""Whole runs: metrics, evaluation, checkpoints that resume bit for bit."""
 
 import json
 import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -110,70 +106,3 @@ def test_figures_show_every_class_and_seed_band():
         fl.accuracy_figure({"x": [{"step": 1}]})
     with pytest.raises(ValueError, match="at least one partition"):
         fl.label_distribution_figure({})
-
-
-PROGRAM = """
-import sys
-import jax, jax.numpy as jnp, numpy as np, optax
-from jaxkit import federated as fl
-from jaxkit.training import distributed_run
-
-def loss(params, batch, key):
-    logits = batch["x"] @ params["w"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
-
-with distributed_run():
-    rng = np.random.default_rng(0)
-    data = fl.stack_clients({
-        "x": rng.normal(size=(10, 8, 4)).astype(np.float32),
-        "y": rng.integers(0, 3, size=(10, 8)).astype(np.int32),
-    })
-    mapped = fl.shard_clients() if jax.device_count() > 1 else fl.vmap_clients()
-    strata = int(sys.argv[2])
-    sampler = fl.stratified_sampler(10, 4, strata)
-    training = fl.local_training(loss, batch_size=4, num_epochs=2)
-    result = fl.simulate(
-        fl.fedspeed(), training, {"w": jnp.zeros((4, 3))}, data, sampler,
-        num_rounds=4, key=jax.random.key(0), client_map=mapped, folder=sys.argv[1],
-        checkpoint_every=2,
-    )
-    if jax.process_index() == 0:
-        np.save(sys.argv[1] + "/w.npy", np.asarray(result.state.params["w"]))
-        np.save(sys.argv[1] + "/loss.npy", [row["loss"] for row in result.history])
-    print(jax.process_count(), jax.device_count())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strata", [4, 1])
-def test_two_processes_agree_with_one_device_to_1e_6(tmp_path, strata):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    script = tmp_path / "run.py"
-    script.write_text(PROGRAM)
-
-    def start(folder, devices, **variables):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / folder), str(strata)],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables},
-            cwd=pathlib.Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    pair = [start("two", 2, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    for process in pair:
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output
-        assert "2 4" in output
-    alone = start("one", 1)
-    output, _ = alone.communicate(timeout=400)
-    assert alone.returncode == 0, output
-    for name in ("w.npy", "loss.npy"):
-        two, one = (np.load(tmp_path / folder / name) for folder in ("two", "one"))
-        np.testing.assert_allclose(two, one, atol=1e-6, rtol=0)

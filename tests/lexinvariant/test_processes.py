@@ -1,10 +1,5 @@
 """Two real processes on loopback give the numbers of one."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -61,38 +56,9 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def results(num_processes):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    devices = 8 // num_processes
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(num_processes),
-                "JAX_PROCESS_ID": str(number),
-            },
-        )
-        for number in range(num_processes)
-    ]
-    outputs = [process.communicate(timeout=500) for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors[-2000:]
-    line = next(text for text in outputs[0][0].splitlines() if text.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_gradients_of_one():
-    (one, alone), (two, together) = results(1), results(2)
+def test_two_processes_give_the_losses_and_gradients_of_one(on_processes):
+    (one, alone), (two, together) = on_processes(PROGRAM, 1), on_processes(PROGRAM, 2)
     assert (one, two) == (1, 2)
     assert alone.keys() == together.keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, together)

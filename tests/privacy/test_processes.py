@@ -1,10 +1,5 @@
 """Two real processes on loopback give the private steps of one."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -66,25 +61,10 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def steps(num_processes):
-    root = pathlib.Path(__file__).parents[2]
-    launcher = [sys.executable, str(root / "scripts" / "launch_local_cluster.py")]
-    flags = f"--xla_force_host_platform_device_count={8 // num_processes}"
-    result = subprocess.run(
-        [*launcher, str(num_processes), "--", sys.executable, "-c", PROGRAM],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    line = next(text for text in result.stdout.splitlines() if text.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
-
-
 @pytest.mark.slow
-def test_two_processes_take_the_private_step_of_one():
-    (one, devices, alone), (two, same, together) = steps(1), steps(2)
+def test_two_processes_take_the_private_step_of_one(on_processes):
+    one, devices, alone = on_processes(PROGRAM, 1)
+    two, same, together = on_processes(PROGRAM, 2)
     assert (one, two, devices, same) == (1, 2, 8, 8)
     for name, expected in alone.items():
         for here, there in zip(together[name], expected, strict=True):

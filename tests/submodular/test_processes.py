@@ -1,0 +1,43 @@
+"""Two real processes on loopback select what one selects."""
+
+import textwrap
+
+import numpy as np
+import pytest
+
+PROGRAM = textwrap.dedent(
+    """
+    import json
+    import jax
+    import numpy as np
+    from jaxkit import submodular, training
+
+    with training.distributed_run():
+        mesh = jax.make_mesh((jax.device_count(),), ("candidates",))
+        matrix = np.random.default_rng(0).uniform(size=(33, 64)).astype(np.float32)
+        found = {}
+        for name, function in {
+            "facility location": submodular.facility_location(matrix),
+            "log det": submodular.log_det(matrix.T @ matrix / 33, 1.0, max_size=6),
+        }.items():
+            split = submodular.shard_candidates(function, mesh)
+            for maximise in (submodular.greedy, submodular.lazy_greedy):
+                chosen = maximise(split, 6)
+                found[f"{name} by {maximise.__name__}"] = [
+                    np.asarray(chosen.indices).tolist(), np.asarray(chosen.gains).tolist()
+                ]
+        if jax.process_index() == 0:
+            print("RESULT", json.dumps([jax.process_count(), jax.device_count(), found]))
+    """
+)
+
+
+@pytest.mark.slow
+def test_two_processes_select_what_one_selects(on_processes):
+    *alone, want = on_processes(PROGRAM, 1)
+    *together, got = on_processes(PROGRAM, 2)
+    assert (alone, together) == ([1, 8], [2, 8])
+    assert got.keys() == want.keys()
+    for name, (indices, gains) in want.items():
+        assert got[name][0] == indices
+        np.testing.assert_allclose(got[name][1], gains, rtol=1e-5)

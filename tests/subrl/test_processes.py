@@ -1,0 +1,37 @@
+"""Two real processes on loopback train the policy that one trains."""
+
+import textwrap
+
+import numpy as np
+import pytest
+
+PROGRAM = textwrap.dedent(
+    """
+    import json
+    import jax
+    import numpy as np
+    import optax
+    from jaxkit import subrl, training
+
+    with training.distributed_run():
+        mesh = training.make_mesh()
+        train = subrl.make_training(
+            subrl.two_rooms_world(features="visited"), subrl.CategoricalPolicy(5, hidden=(8,)),
+            optax.adam(1e-2), batch_size=16, epochs=3, mesh=mesh,
+        )
+        state, metrics = jax.jit(train.run)(jax.random.key(0))
+        found = {name: np.asarray(getattr(metrics, name)).tolist() for name in metrics._fields}
+        if jax.process_index() == 0:
+            print("RESULT", json.dumps([jax.process_count(), jax.device_count(), found]))
+    """
+)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_metrics_of_one(on_processes):
+    *alone, want = on_processes(PROGRAM, 1)
+    *together, got = on_processes(PROGRAM, 2)
+    assert (alone, together) == ([1, 8], [2, 8])
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

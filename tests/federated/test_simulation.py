@@ -1,7 +1,6 @@
 """Whole runs: metrics, evaluation, checkpoints that resume bit for bit."""
 
 import json
-import os
 
 import jax
 import jax.numpy as jnp

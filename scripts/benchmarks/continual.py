@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from jaxkit import continual
 from jaxkit.experiments.evidence import Table
@@ -37,7 +38,8 @@ def against_torch(repetitions: int = 9) -> Table:
         # The same numbers first: a faster program of other arithmetic would prove nothing.
         np.testing.assert_allclose(mine, yours, rtol=2e-3, atol=1e-4)
         pairs = [
-            (_cpu(theirs[phase]) / STEPS, _cpu(ours[phase]) / STEPS) for _ in range(repetitions)
+            (timing.cpu_seconds(theirs[phase]) / STEPS, timing.cpu_seconds(ours[phase]) / STEPS)
+            for _ in range(repetitions)
         ]
         ratios = [b / a for a, b in pairs]
         rows.append(
@@ -51,7 +53,8 @@ def against_torch(repetitions: int = 9) -> Table:
     kept = ours["classification, prefix kept"]
     kept()
     pairs = [
-        (_cpu(theirs["classification"]) / STEPS, _cpu(kept) / STEPS) for _ in range(repetitions)
+        (timing.cpu_seconds(theirs["classification"]) / STEPS, timing.cpu_seconds(kept) / STEPS)
+        for _ in range(repetitions)
     ]
     ratios = [b / a for a, b in pairs]
     rows.append(
@@ -85,12 +88,6 @@ def whole_stream() -> Table:
         rows.append((name + cold, f"{seconds:.1f}", result.num_steps, made))
     columns = ("stream of six tasks", "CPU-seconds", "steps", "most compilations of a program")
     return Table("a whole stream of digits", columns, rows)
-
-
-def _cpu(call: Callable[[], Any]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def _problem() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 
 from jaxkit import federated
 from jaxkit.experiments.evidence import Table
@@ -46,7 +47,10 @@ def against_torch(repetitions: int = 15) -> Table:
         for local_step in (usual_step, foreach_step):
             check_same(make(client), params, inputs, labels, local_step, dual=dual)
             theirs.append(torch_rounds(params, inputs, labels, local_step, dual=dual))
-        turns = [(cpu(ours) / 10, *(cpu(side) for side in theirs)) for _ in range(repetitions)]
+        turns = [
+            (timing.cpu_seconds(ours) / 10, *(timing.cpu_seconds(side) for side in theirs))
+            for _ in range(repetitions)
+        ]
         for index, peer in enumerate(("torch.optim.SGD", "foreach operations"), start=1):
             ratios = [turn[index] / turn[0] for turn in turns]
             rows.append(
@@ -339,10 +343,3 @@ def check_same(
     gap = max(float(np.abs(a - b.numpy()).max()) for a, b in zip(ours, leaves, strict=True))
     if gap > 1e-4:
         raise AssertionError(f"both sides must make the same rounds, got a gap of {gap:.1e}")
-
-
-def cpu(function: Callable[[], Any]) -> float:
-    """CPU-seconds of a call, all threads of this process."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start

@@ -8,7 +8,6 @@ worked out without allocating anything. `lm.py` holds the standard model against
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 from jax.sharding import AbstractMesh
 
 from jaxkit import lexinvariant
@@ -75,17 +75,10 @@ def speed() -> Table:
         return advance
 
     sides = {name: side(method) for name, method in METHODS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for advance in sides.values():
-        advance()
-    for _ in range(ROUNDS):
-        for name, advance in sides.items():
-            start = time.perf_counter()
-            advance()
-            seconds[name].append((time.perf_counter() - start) / STEPS)
+    seconds = {name: times / STEPS for name, times in timing.interleaved(sides, ROUNDS).items()}
     rows = []
     for name, times in seconds.items():
-        ratio = np.array(seconds["standard"]) / np.array(times)
+        ratio = seconds["standard"] / times
         rows.append(
             (
                 name,

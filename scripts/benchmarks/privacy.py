@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 
 from jaxkit import privacy
 from jaxkit.experiments.evidence import Table
@@ -104,7 +104,9 @@ def compare(title: str, model: nn.Module, losses_fn: Any, batch: Any) -> Table:
     }
     compiled = {name: jax.jit(way).lower(params, batch).compile() for name, way in ways.items()}
     check(compiled, params, batch)
-    seconds = interleaved({name: lambda f=f: f(params, batch) for name, f in compiled.items()})
+    seconds = timing.interleaved(
+        {name: lambda f=f: f(params, batch) for name, f in compiled.items()}, ROUNDS
+    )
     rows = []
     for name, values in seconds.items():
         megabytes = compiled[name].memory_analysis().temp_size_in_bytes / 2**20
@@ -155,19 +157,6 @@ def check(compiled: Mapping[str, Any], params: Any, batch: Any) -> None:
         error = float(optax.tree.norm(optax.tree.sub(result, expected))) / scale
         if error > 1e-4:
             raise AssertionError(f"{name} differs from the naive sum by {error:.1e}")
-
-
-def interleaved(sides: Mapping[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
-    """Seconds of each side, turn by turn, after warm-up."""
-    for call in sides.values():
-        jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def spread(ratios: np.ndarray) -> list[str]:

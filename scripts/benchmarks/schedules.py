@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.ndimage
+import timing
 
 from jaxkit import datasets, jobs, lexinvariant, schedules
 from jaxkit.experiments.evidence import Table
@@ -21,19 +20,6 @@ ROUNDS = 15
 def run() -> list[Table]:
     """Time the pieces beside their peers, interleaved."""
     return [refinement(), recorder()]
-
-
-def interleaved(sides: Mapping[str, Callable[[], object]]) -> dict[str, np.ndarray]:
-    """Seconds of each side, turn by turn, after one warm-up each."""
-    for call in sides.values():
-        jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def scipy_median(x: np.ndarray, width: int) -> np.ndarray:
@@ -65,13 +51,14 @@ def refinement() -> Table:
             jnp.asarray(norms),
             schedules.median_width(n),
         )
-        seconds = interleaved(
+        seconds = timing.interleaved(
             {
                 "refine_schedule, smoothing 0.1": functools.partial(refine, device),
                 "SciPy median filter": functools.partial(scipy_median, norms, width),
                 "refine_schedule, no smoothing": functools.partial(closed, device),
                 "Python loop, no smoothing": functools.partial(closed_form_loop, double),
-            }
+            },
+            ROUNDS,
         )
         ours, scipy_filter, ours_closed, loop = seconds.values()
         rows += [
@@ -112,7 +99,7 @@ def recorder() -> Table:
         sides[f"step, {name}"] = functools.partial(compiled, params, states[name])
     alone = jax.jit(lambda gradient, state: recording.update(gradient, state)[1])
     sides["recorder alone"] = functools.partial(alone, params, recording.init(params))
-    seconds = interleaved(sides)
+    seconds = timing.interleaved(sides, ROUNDS)
     without, with_recorder, only = seconds.values()
     rows = [[name, *spread(values * 1e3, "ms")] for name, values in seconds.items()]
     rows.append(["recorder alone / step", *spread(100 * only / without, "%")])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from jaxkit import datasets, submodular
 from jaxkit.experiments.evidence import Table
@@ -22,27 +22,6 @@ def clustered(num_items: int) -> np.ndarray:
     centres = rng.normal(size=(_CLUSTERS, _DIM)) * 2
     points = centres[rng.integers(_CLUSTERS, size=num_items)]
     return (points + rng.normal(size=points.shape)).astype(np.float32)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
-def _interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Time each call once a round, in turn, after a round of warm-up."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_seconds(call))
-    return {name: np.array(values) for name, values in times.items()}
-
-
-def _spread(values: np.ndarray) -> str:
-    return f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})"
 
 
 def peers(sizes: tuple[int, ...] = (1000, 5000, 10000), rounds: int = 3) -> Table:
@@ -76,7 +55,7 @@ def peers(sizes: tuple[int, ...] = (1000, 5000, 10000), rounds: int = 3) -> Tabl
             "lazy": lazy,
             "stochastic": stochastic,
         }
-        times = _interleaved(calls, rounds)
+        times = timing.interleaved(calls, rounds)
         ours, peer = np.asarray(lazy()), np.asarray(theirs())
         values = [
             float(submodular.evaluate(function, jnp.asarray(chosen, jnp.int32)))
@@ -85,10 +64,10 @@ def peers(sizes: tuple[int, ...] = (1000, 5000, 10000), rounds: int = 3) -> Tabl
         rows.append(
             (
                 n,
-                _spread(times["apricot"]),
-                _spread(times["lazy"]),
-                _spread(times["apricot"] / times["lazy"]),
-                _spread(times["stochastic"]),
+                timing.spread(times["apricot"]),
+                timing.spread(times["lazy"]),
+                timing.spread(times["apricot"] / times["lazy"]),
+                timing.spread(times["stochastic"]),
                 f"{values[0] / values[1]:.6f}",
                 f"{values[2] / values[1]:.4f}",
             )
@@ -113,7 +92,7 @@ def without_matrix(num_items: int = 50_000) -> Table:
     features = clustered(num_items)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     function = submodular.facility_location_from_features(features)
-    seconds = _seconds(lambda: submodular.lazy_greedy(function, _K, batch=128))
+    seconds = timing.seconds(lambda: submodular.lazy_greedy(function, _K, batch=128))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     result = submodular.lazy_greedy(function, 1)
     assert bool(result.valid.all())
@@ -149,12 +128,14 @@ def dynamic_updates(num_updates: int = 1500) -> Table:
                 (maximiser.insert if insert else maximiser.delete)(item)
                 return maximiser.solution().value
 
-            updates.append(_seconds(update))
+            updates.append(timing.seconds(update))
             if step % 25 == 0:
                 mask = np.zeros(n, bool)
                 mask[maximiser.live] = True
                 recomputes.append(
-                    _seconds(lambda mask=mask: submodular.greedy(function, k, mask=mask).value)
+                    timing.seconds(
+                        lambda mask=mask: submodular.greedy(function, k, mask=mask).value
+                    )
                 )
     ours, theirs = np.array(updates), np.array(recomputes)
     return Table(

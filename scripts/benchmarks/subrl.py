@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import optax
+import timing
 
 from jaxkit import subrl
 from jaxkit.experiments.evidence import Table
@@ -146,16 +147,6 @@ def _training(weights: np.ndarray, batch_size: int = _BATCH) -> subrl.Training:
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
-def _spread(values: np.ndarray) -> str:
-    return f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})"
-
-
 def peers(rounds: int = 5) -> Table:
     """Time an epoch of 500 x 39 steps and one Adam step, interleaved, after warm-up."""
     weights = np.asarray(subrl.gp_weights(jax.random.key(0)))
@@ -184,13 +175,8 @@ def peers(rounds: int = 5) -> Table:
             return [program.epoch() for _ in range(_TORCH_EPOCHS)]
 
         calls[name] = (several, _TORCH_EPOCHS)
-    for call, _ in calls.values():
-        jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, (call, epochs) in calls.items():
-            times[name].append(_seconds(call) / epochs)
-    measured = {name: np.array(values) for name, values in times.items()}
+    times = timing.interleaved({name: call for name, (call, _) in calls.items()}, rounds)
+    measured = {name: times[name] / epochs for name, (_, epochs) in calls.items()}
     ours = measured["jaxkit"]
     steps = _BATCH * (_HORIZON - 1)
     return Table(
@@ -199,8 +185,8 @@ def peers(rounds: int = 5) -> Table:
         [
             (
                 name,
-                _spread(1e3 * values),
-                _spread(values / ours),
+                timing.spread(1e3 * values),
+                timing.spread(values / ours),
                 f"{steps / np.median(values):,.0f}",
             )
             for name, values in measured.items()
@@ -215,19 +201,18 @@ def seeds(batch_size: int, rounds: int = 5, num_seeds: int = 16) -> Table:
     one = jax.jit(training.run).lower(one_key).compile()
     many = jax.jit(jax.vmap(training.run)).lower(keys).compile()
     calls = {"1 seed": lambda: one(one_key), f"{num_seeds} seeds, vmapped": lambda: many(keys)}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_seconds(call) / _JAX_EPOCHS)
-    base, batch = (np.array(values) for values in times.values())
+    times = timing.interleaved(calls, rounds)
+    base, batch = (values / _JAX_EPOCHS for values in times.values())
     return Table(
         f"{num_seeds} seeds in one program beside one, B {batch_size}, one thread, warm",
         ("", "ms an epoch, median (range)", "time / one seed"),
         [
-            ("1 seed", _spread(1e3 * base), "1"),
-            (f"{num_seeds} seeds, vmapped", _spread(1e3 * batch), _spread(batch / base)),
+            ("1 seed", timing.spread(1e3 * base), "1"),
+            (
+                f"{num_seeds} seeds, vmapped",
+                timing.spread(1e3 * batch),
+                timing.spread(batch / base),
+            ),
         ],
     )
 

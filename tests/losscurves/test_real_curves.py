@@ -102,6 +102,7 @@ def test_the_profile_of_real_curves_lies_where_it_was_measured(curves):
 
 def test_the_experiment_shows_its_claims():
     evidence = annealing_law.run(quick=True)
+    assert evidence.holds, [(claim.statement, claim.measured) for claim in evidence.claims]
     assert len(evidence.claims) >= 4
     assert all(claim.measured for claim in evidence.claims)
     prediction = evidence.claims[0]

@@ -26,6 +26,11 @@ class ClientData:
             is no client and is never sampled.
         num_clients: how many rows are clients (static); they come first.
         smallest: examples of the smallest client (static).
+
+    Example:
+        >>> data = client_data(np.arange(5.0), [[0, 1], [2, 3, 4]])
+        >>> data.num_clients, data.examples_per_client, data.num_examples.tolist()
+        (2, 3, [2, 3])
     """
 
     examples: Any

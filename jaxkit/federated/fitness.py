@@ -34,6 +34,17 @@ def check_run(
         ValueError: if state, data, sampler and backend disagree on the clients, the state belongs
             to another model, a client would take no step, or the algorithm cannot work with the
             sampler.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxkit.federated import averaging
+        >>> fedavg, sampler = averaging.fedavg(), cohorts.uniform_sampler(3, 2)
+        >>> training = local_steps.local_training(lambda w, batch, key: jnp.mean((w - batch) ** 2))
+        >>> state = states.init_state(fedavg, jnp.zeros(()), 2, jax.random.key(0))
+        >>> data = client_examples.stack_clients(jnp.ones((2, 4)))
+        >>> check_run(fedavg, training, state, data, sampler, mapping.vmap_clients())
+        Traceback (most recent call last):
+        ValueError: sampler must draw from the 2 clients of the state, got num_clients = 3
     """
     states.check_state(algorithm, state)
     _check_clients(state, data, sampler, client_map)

@@ -94,7 +94,15 @@ def _attend(query, key, value, bias, mask, implementation):
 
 
 class Block(nn.Module):
-    """One layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """One layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    Example:
+        >>> config = DecoderConfig(vocab_size=8, d_model=16, num_layers=1, position="none")
+        >>> block, x = Block(config), jnp.ones((1, 3, 16))
+        >>> params = jax.eval_shape(block.init, jax.random.key(0), x, None, 0, None)
+        >>> jax.eval_shape(block.apply, params, x, None, 0, None)[0].shape
+        (1, 3, 16)
+    """
 
     config: DecoderConfig
 

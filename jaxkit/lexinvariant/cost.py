@@ -65,6 +65,11 @@ class ParameterCounts(NamedTuple):
         embedding_affine: scale and bias of the embedding.
         table: the learned token table; 0 for lexinvariant models.
         logit_scale: scales of normalised attention logits.
+
+    Example:
+        >>> counts = parameter_counts(DecoderConfig(128, d_model=64))
+        >>> counts.table == 128 * 64, counts.matmul > counts.norms
+        (True, True)
     """
 
     matmul: int
@@ -119,6 +124,12 @@ class StepCost(NamedTuple):
         tensor_exchange_bytes: what it receives to sum activations over the parts of a layer, once
             more with `remat`.
         flops: floating-point operations of the step.
+
+    Example:
+        >>> mesh = AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))
+        >>> cost = step_cost(DecoderConfig(128), optax.sgd(0.1), mesh, 8, 64)
+        >>> cost.optimizer_bytes, cost.fsdp_exchange_bytes, cost.data_exchange_bytes > 0
+        (0, 0, True)
     """
 
     num_devices: int

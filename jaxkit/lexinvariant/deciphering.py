@@ -214,6 +214,11 @@ class DecipheredWindow:
         key: plain character of each cipher character seen there.
         precision: share of its entries that are right; None if the true key is not known.
         accuracy: share of positions read right; None if the plain text is not known.
+
+    Example:
+        >>> window = DecipheredWindow(0, 4, {"x": "a", "y": "b"}, precision=0.5, accuracy=0.75)
+        >>> "".join(window.key[character] for character in "xyx"), window.accuracy
+        ('aba', 0.75)
     """
 
     start: int
@@ -232,6 +237,12 @@ class Decipherment:
         plaintext: the ciphertext read with the one-to-one key of all positions together.
         windows: keys by context length, shortest first.
         true_key: plain character of each cipher character, if the text was enciphered here.
+
+    Example:
+        >>> window = DecipheredWindow(0, 3, {"x": "a", "y": "b"}, precision=1.0, accuracy=1.0)
+        >>> found = Decipherment("xyx", "aba", (window,), true_key={"x": "a", "y": "b"})
+        >>> found.plaintext, found.windows[-1].key == found.true_key
+        ('aba', True)
     """
 
     ciphertext: str

@@ -26,6 +26,13 @@ class ZeroTail(NamedTuple):
         steps: best number of last steps at rate 0.
         real_steps: the same before rounding.
         loss: final loss predicted, nats.
+
+    Example:
+        >>> law = laws.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     tail = optimal_zero_tail(law, 20000, 2e-4, decay=0.999)
+        >>> tail.steps, abs(tail.steps - tail.real_steps) < 1
+        (2494, True)
     """
 
     steps: int
@@ -118,6 +125,12 @@ class DecayLength(NamedTuple):
         loss: final loss predicted there, nats.
         lengths: the grid looked at, `[n]`, steps.
         losses: final losses predicted on it, `[n]`, nats.
+
+    Example:
+        >>> law = laws.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
+        >>> best = optimal_decay_length(law, 20000, 2e-4, decay=0.999)
+        >>> bool(best.loss <= best.losses.min()), best.fraction == best.steps / 20000
+        (True, True)
     """
 
     steps: int
@@ -186,7 +199,13 @@ def optimal_decay_length(
 
 
 class RankedSchedule(NamedTuple):
-    """One candidate: its name, final loss predicted in nats, and excess over the best."""
+    """One candidate: its name, final loss predicted in nats, and excess over the best.
+
+    Example:
+        >>> rows = [RankedSchedule("wsd", 2.5, 0.0), RankedSchedule("cosine", 2.75, 0.25)]
+        >>> [row.name for row in rows if row.excess < 0.1]  # as good as the best
+        ['wsd']
+    """
 
     name: str
     loss: float

@@ -35,6 +35,13 @@ class LawFit:
         warmup: warm-up mode of the fit, which predictions must share.
         warmup_steps: last warm-up index of each fitted curve.
         huber_delta: corner of the Huber loss.
+
+    Example:
+        >>> rates, at = np.full(101, 0.1), np.arange(10, 101, 10)
+        >>> run = curves.loss_curve(rates, at, 2 + np.cumsum(rates)[at] ** -0.5)
+        >>> found = fit(forms.StepPower(), [run])
+        >>> bool(found.converged), found.law._fields, bool(abs(found.residuals).max() < 0.01)
+        (True, ('floor', 'scale', 'exponent'), True)
     """
 
     law: Any

@@ -58,6 +58,11 @@ class Form(Protocol):
     Attributes:
         model: the pure functions of the law.
         warmup: the warm-up mode the law's authors use.
+
+    Example:
+        >>> compared: list[Form] = [Annealing(decay=0.99), StepPower()]
+        >>> [form.model.num_linear for form in compared]  # constants that enter linearly
+        [3, 2]
     """
 
     model: ClassVar[Separable]
@@ -175,6 +180,11 @@ class Annealing:
             another batch size or horizon needs another one.
 
     Source: arXiv 2408.11029.
+
+    Example:
+        >>> law, rates = laws.AnnealingLaw(2.0, 12.0, 0.5, 1.0), np.array([4.0, 4.0, 2.0, 2.0])
+        >>> Annealing(decay=0.5).loss(law, rates, rates, np.array([1, 3]), None).tolist()
+        [3.5, 1.5]
     """
 
     decay: float = 0.999
@@ -209,7 +219,13 @@ class Annealing:
 
 
 class InstantAnnealing(Annealing):
-    """The annealing law without delay: S2 is `eta_0 - eta`, the initial guess of the MPL code."""
+    """The annealing law without delay: S2 is `eta_0 - eta`, the initial guess of the MPL code.
+
+    Example:
+        >>> law, rates = laws.AnnealingLaw(2.0, 12.0, 0.5, 1.0), np.array([4.0, 4.0, 2.0, 2.0])
+        >>> InstantAnnealing().loss(law, rates, rates, np.array([1, 3]), None).tolist()
+        [3.5, 2.0]
+    """
 
     def __init__(self) -> None:
         super().__init__(decay=0.0)
@@ -217,7 +233,13 @@ class InstantAnnealing(Annealing):
 
 @dataclasses.dataclass(frozen=True)
 class RateSumPower:
-    """Baseline: a power law in the sum of learning rates (the annealing law with C = 0)."""
+    """Baseline: a power law in the sum of learning rates (the annealing law with C = 0).
+
+    Example:
+        >>> law, rates = laws.PowerLaw(2.0, 12.0, 1.0), np.array([4.0, 4.0, 2.0, 2.0])
+        >>> RateSumPower().loss(law, rates, rates, np.array([1, 3]), None).tolist()
+        [3.5, 3.0]
+    """
 
     model: ClassVar[Separable] = Separable(power_columns, power_law, 2)
     warmup: ClassVar[areas.Warmup] = "peak"
@@ -239,7 +261,13 @@ class RateSumPower:
 
 
 class StepPower(RateSumPower):
-    """Baseline: a power law in the step, blind to the schedule (Chinchilla at one model size)."""
+    """Baseline: a power law in the step, blind to the schedule (Chinchilla at one model size).
+
+    Example:
+        >>> law, rates = laws.PowerLaw(2.0, 12.0, 1.0), np.array([4.0, 4.0, 2.0, 2.0])
+        >>> StepPower().loss(law, rates, rates, np.array([1, 3]), None).tolist()
+        [14.0, 6.0]
+    """
 
     def features(self, seen: Sequence[Seen]) -> Features:
         """Gather the centred log step."""
@@ -264,6 +292,12 @@ class ModelSize:
         decay: lambda, as for `Annealing`.
 
     Source: arXiv 2408.11029 (extension to model size).
+
+    Example:
+        >>> law = laws.SizeLaw(1.0, 12.0, 4.0, 0.125, 1.0, 0.5, annealing_exponent=0.5)
+        >>> rates = np.array([4.0, 4.0, 2.0, 2.0])
+        >>> ModelSize(decay=0.5).loss(law, rates, rates, np.array([1, 3]), size=16.0).tolist()
+        [3.5, 1.5]
     """
 
     decay: float = 0.999

@@ -29,6 +29,12 @@ class MultiPowerLaw(NamedTuple):
         speed: C, how fast a drop takes effect.
         saturation: beta.
         rate_exponent: gamma.
+
+    Example:
+        >>> law = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
+        >>> constant = predict_multi_power_loss(law, jnp.full(101, 0.01), jnp.array([99]))
+        >>> float(constant[0])  # 2.5 + 0.5 / sqrt(100 x 0.01): no drop yet
+        3.0
     """
 
     floor: laws.Scalar
@@ -244,6 +250,11 @@ class MultiPower:
             always exact. 32 changes a loss by about 1e-4 and makes the fit 32 times cheaper.
 
     Source: arXiv 2503.12811.
+
+    Example:
+        >>> law, rates = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6), np.full(101, 0.01)
+        >>> MultiPower(group=8).loss(law, rates, rates, np.array([99]), None).tolist()
+        [3.0]
     """
 
     group: int = 32

@@ -24,6 +24,12 @@ class OptimizedSchedule(NamedTuple):
         baselines: final losses it predicts, by name, for the constant rate, for the cosine to a
             tenth of the peak, and for the best length of each `wsd_*` shape: those within the
             same limits.
+
+    Example:
+        >>> rates = np.array([0.0, 0.1, 0.05])
+        >>> chosen = OptimizedSchedule(rates, 2.25, {"cosine": 2.5, "constant": 2.75})
+        >>> chosen.loss - min(chosen.baselines.values())
+        -0.25
     """
 
     learning_rates: np.ndarray

@@ -21,6 +21,14 @@ class Prior(NamedTuple):
     Attributes:
         centre: law of the form fitted, at the middle of the prior.
         log_sd: law of standard deviations of the logarithms; infinite where nothing is known.
+
+    Example:
+        >>> from jaxkit.losscurves import fitting, laws
+        >>> rates, at = np.full(101, 0.1), np.arange(10, 101, 10)
+        >>> run = curves.loss_curve(rates, at, 2 + np.cumsum(rates)[at] ** -0.5)
+        >>> prior = Prior(laws.PowerLaw(2.0, 1.0, 0.3), laws.PowerLaw(np.inf, np.inf, 1e-3))
+        >>> round(float(fitting.fit(forms.RateSumPower(), [run], prior=prior).law.exponent), 2)
+        0.3
     """
 
     centre: Any

@@ -24,6 +24,11 @@ class PredictionScore(NamedTuple):
         rmse: root mean squared error, nats.
         mean_relative: mean of |predicted - observed| / observed (PredE).
         worst_relative: largest of them (WorstE).
+
+    Example:
+        >>> found = score(np.array([2.0, 1.5]), np.array([2.0, 1.0]))
+        >>> float(found.mae), float(found.worst_relative)
+        (0.25, 0.5)
     """
 
     r2: Any
@@ -77,7 +82,14 @@ def score(
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonTable:
-    """A table of plain cells: `columns` names them, `rows` holds them; `str` prints it."""
+    """A table of plain cells: `columns` names them, `rows` holds them; `str` prints it.
+
+    Example:
+        >>> print(ComparisonTable(("law", "error"), (("annealing", 0.5), ("steps", 2.0))))
+        law         error
+        annealing  0.5000
+        steps      2.0000
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]

@@ -24,6 +24,11 @@ class DecayProfile(NamedTuple):
         objectives: lowest objective at each, `[d]`.
         laws: the constants at each, fields `[d]`.
         converged: whether each fit converged, `[d]`.
+
+    Example:
+        >>> tried, constants = np.array([0.9, 0.99]), laws.AnnealingLaw(*np.ones((4, 2)))
+        >>> DecayProfile(tried, np.array([0.2, 0.1]), constants, np.array([True, True])).best
+        0.99
     """
 
     decays: Float[np.ndarray, " d"]

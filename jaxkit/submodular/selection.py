@@ -24,6 +24,12 @@ class Guarantee:
     Attributes:
         ratio: the factor; 0 where nothing is known.
         holds: `"always"`, `"in expectation"` or `"not known"`.
+
+    Example:
+        >>> from jaxkit.submodular import greedy, modular
+        >>> guarantee = greedy(modular(jnp.array([1.0, 3.0, 2.0])), 2).guarantee
+        >>> round(float(guarantee.ratio), 3), guarantee.holds
+        (0.632, 'always')
     """
 
     ratio: Any
@@ -48,6 +54,12 @@ class Selection:
         value: F of the set (with the initial set, where one was given), a scalar.
         num_queries: oracle queries spent; read it with `int`.
         guarantee: what is proved of the value.
+
+    Example:
+        >>> from jaxkit.submodular import greedy, modular
+        >>> chosen = greedy(modular(jnp.array([1.0, 3.0, 2.0])), 2)
+        >>> chosen.indices.tolist(), chosen.gains.tolist(), float(chosen.value)
+        ([1, 2], [3.0, 2.0], 5.0)
     """
 
     indices: jax.Array

@@ -22,6 +22,15 @@ class SetFunction(Protocol):
     `vmap` and shardings act on them, and everything else is static. States are pytrees of fixed
     shape, usable inside `scan` and `vmap` with traced items. Functions are of *sets*: an item that
     is in the set already has gain 0, and adding it again changes nothing.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> f = modular(jnp.array([1.0, 3.0]))
+        >>> isinstance(f, SetFunction), f.num_items
+        (True, 2)
+        >>> state = f.add(f.init(), 1)
+        >>> float(f.value(state)), f.gains(state).tolist()
+        (3.0, [1.0, 0.0])
     """
 
     @property
@@ -120,6 +129,12 @@ class Violation(NamedTuple):
         worst: how far the worst gain is on the wrong side, in units of F; 0 if none was.
         base: the set S, as a mask `[n]`.
         element: the item whose gain is wrong.
+
+    Example:
+        >>> from jaxkit.submodular import cut
+        >>> found = check_monotone(cut(jnp.ones((4, 4)) - jnp.eye(4)), jax.random.key(0))
+        >>> float(found.worst), int(found.base.sum())  # the last item costs its three edges
+        (3.0, 3)
     """
 
     worst: Float[Array, ""]

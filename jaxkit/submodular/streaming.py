@@ -30,6 +30,12 @@ class SieveState(NamedTuple):
         best_value: largest F of a set so far.
         num_queries: queries so far.
         peak_stored: most items that all sets ever held together, counted with multiplicity.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> state = sieve_streaming(3).init(modular(jnp.ones(4)))
+        >>> state.sets.shape, state.sizes.sum().tolist(), int(state.num_queries)
+        ((11, 3), 0, 0)
     """
 
     exponents: Int[Array, " g"]
@@ -54,6 +60,13 @@ class Sieve:
         k: size of the solution at most.
         eps: ratio of neighbouring guesses minus 1.
         lower_bound: whether guesses that the best value so far rules out are dropped (++).
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(2)
+        >>> state = sieve.run(f, sieve.init(f), jnp.arange(4))
+        >>> sieve.solution(f, state).indices.tolist()
+        [0, 1]
     """
 
     k: int

@@ -38,6 +38,14 @@ class ClippedSum(NamedTuple):
         count: number of examples, int32.
         clipped: how many of them were scaled down, int32.
         non_finite: how many contributed 0 because their gradient was not finite, int32.
+
+    Example:
+        >>> from jaxkit.privacy import glm
+        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 0.25)
+        >>> batch = (jnp.array([[1.0], [1.0]]), jnp.array([1.0, 1.0]))
+        >>> found = jax.jit(gradient)(jnp.zeros(1), batch)
+        >>> found.total.tolist(), int(found.count), int(found.clipped)
+        ([-0.5], 2, 2)
     """
 
     total: PyTree[Float[Array, " ..."]]

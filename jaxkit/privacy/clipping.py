@@ -24,6 +24,11 @@ class ClippedExamples(NamedTuple):
         norms: norms before clipping ``[B]``, infinite where a gradient is not finite.
         clipped: which examples were scaled down ``[B]``.
         non_finite: which examples had a norm that is not finite and now are exactly 0 ``[B]``.
+
+    Example:
+        >>> result = clip_per_example(jnp.array([[3.0, 4.0], [0.5, 0.0]]), 1.0)
+        >>> result.norms.tolist(), result.clipped.tolist()
+        ([5.0, 0.5], [True, False])
     """
 
     gradients: PyTree[Float[Array, "B ..."]]

@@ -23,6 +23,11 @@ class NoiseState(NamedTuple):
     Attributes:
         step: number of updates made, int32.
         key: typed key; update t draws from ``fold_in(key, t)``, so a key must serve one run only.
+
+    Example:
+        >>> noise = add_gaussian_noise(2.0, jax.random.key(0))
+        >>> int(noise.init(jnp.zeros(4)).step)
+        0
     """
 
     step: Int[Array, ""]

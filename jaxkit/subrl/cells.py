@@ -35,6 +35,11 @@ class CellCoverage:
     Attributes:
         cells: cells that an item covers, `[n, k]`, padded with m.
         weights: weight of each cell and 0 for the padding, `[m + 1]`.
+
+    Example:
+        >>> f = cell_coverage([(0, 1), (1, 2)], jnp.array([1.0, 2.0, 4.0]))
+        >>> f.num_items, float(f.value(f.add(f.init(), 0)))
+        (2, 3.0)
     """
 
     cells: Int[Array, "n k"]

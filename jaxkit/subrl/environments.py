@@ -19,7 +19,16 @@ Observation = Float[Array, "*o"]
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """How positions change: static and hashable; its numbers come as `params`."""
+    """How positions change: static and hashable; its numbers come as `params`.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> dynamics, params = subrl.table_dynamics([[0, 1], [1, 0]])
+        >>> isinstance(dynamics, Dynamics), dynamics.num_actions
+        (True, 2)
+        >>> int(dynamics.move(jax.random.key(0), 0, 1, params).position)
+        1
+    """
 
     @property
     def num_actions(self) -> int | None:
@@ -61,6 +70,13 @@ class Params(NamedTuple):
         set_function: F over the visited items.
         return_scale: a typical large F, by which signals are divided, a scalar.
         max_steps_in_episode: actions before an episode is cut; at most H - 1.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> params = env.default_params
+        >>> int(params.max_steps_in_episode), params.set_function.num_items
+        (3, 9)
     """
 
     dynamics: PyTree
@@ -78,6 +94,13 @@ class State(NamedTuple):
         memory: what the features keep of the past.
         time: actions taken, a scalar.
         done: whether the episode has ended.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=4)
+        >>> observation, state = env.reset(jax.random.key(0))
+        >>> int(state.position), int(state.time), bool(state.done)
+        (4, 0, False)
     """
 
     position: PyTree
@@ -97,6 +120,14 @@ class Step(NamedTuple):
         terminated: whether the episode ended.
         truncated: whether the time is over.
         info: `element`, the item reached, and after `step` also `final_observation`.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> observation, state = env.reset(jax.random.key(0))
+        >>> step = env.step(jax.random.key(0), state, 1)
+        >>> float(step.reward), bool(step.terminated), int(step.info["element"])
+        (2.0, False, 1)
     """
 
     observation: Observation

@@ -22,6 +22,16 @@ class Fitted(NamedTuple):
         state: the last state; parameters and optimizer state have a leading axis of seeds.
         metrics: measured before each update, each `[seeds, epochs]`, NumPy; with checkpoints, also
             those of the interrupted run.
+
+    Example:
+        >>> import optax
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((2, 2), horizon=3, start=0, features="official_position")
+        >>> policy = subrl.TabularPolicy(5, 4, 3)
+        >>> train = subrl.make_training(env, policy, optax.sgd(1.0), batch_size=4, epochs=2)
+        >>> fitted = fit(train, jax.random.key(0), num_seeds=2)
+        >>> int(fitted.state.step), fitted.metrics.loss.shape
+        (2, (2, 2))
     """
 
     state: runs.TrainState

@@ -27,6 +27,15 @@ class OccupancyDynamics:
         half_side: the map is the square `[-half_side, half_side]^2`.
         cells_a_side: its cells are numbered by row (x) and column (y).
         action_size: length of an action vector.
+
+    Example:
+        >>> dynamics = OccupancyDynamics(
+        ...     begin=lambda key: jnp.zeros(2), advance=lambda key, body, action: body + action,
+        ...     place=lambda body: body, see=lambda body: body,
+        ...     half_side=2.0, cells_a_side=4, action_size=2,
+        ... )
+        >>> int(dynamics.element(jnp.array([-1.5, 0.5]), None))  # row 0, column 2
+        2
     """
 
     begin: Callable[..., Any]

@@ -20,6 +20,11 @@ class Policy(Protocol):
 
     `init` and `apply` are those of Linen; the other three methods are pure functions of outputs and
     read no parameters.
+
+    Example:
+        >>> policy = TabularPolicy(2, 1, 2)
+        >>> isinstance(policy, Policy), round(float(policy.entropy(jnp.zeros(2))), 4)  # ln 2
+        (True, 0.6931)
     """
 
     def init(self, key: Any, observation: Any) -> Any:
@@ -200,6 +205,11 @@ class Gaussian(NamedTuple):
     Attributes:
         mean: `[*b, a]`.
         log_std: logarithm of the standard deviation, `[*b, a]`.
+
+    Example:
+        >>> policy, standard = GaussianPolicy(1, hidden=(8,)), Gaussian(jnp.zeros(1), jnp.zeros(1))
+        >>> round(float(policy.entropy(standard)), 4)  # ln(2 pi e)/2
+        1.4189
     """
 
     mean: Float[Array, "*b a"]

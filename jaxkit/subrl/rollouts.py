@@ -50,6 +50,14 @@ class Rollout(NamedTuple):
         first: `F({s_0})`, `[B]`.
         elements: items visited, -1 for none, `[B, H]`.
         active: whether the episode still ran when the action was taken, `[B, T]`.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> right = lambda key, observations: jnp.ones(len(observations), int)
+        >>> episodes = jax.jit(lambda key: rollout(key, env, right, 1))(jax.random.key(0))
+        >>> episodes.elements.tolist(), episodes.values.tolist()
+        ([[0, 1, 2, 2]], [6.0])
     """
 
     observations: Float[Array, "B T o"]

@@ -34,6 +34,15 @@ class EpochMetrics(NamedTuple):
         median: its median.
         worst: its minimum.
         modular: mean of the sum of F({s}) over visits.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> policy, optimizer = subrl.CategoricalPolicy(5), optax.adam(0.01)
+        >>> train = make_training(env, policy, optimizer, batch_size=8, epochs=20)
+        >>> _, metrics = jax.eval_shape(train.run, jax.random.key(0))
+        >>> metrics.best.shape
+        (20,)
     """
 
     loss: Float[Array, ""]
@@ -55,6 +64,15 @@ class Training(NamedTuple):
         run: `run(key, params=None) -> (state, EpochMetrics [epochs])`, all of them in one `scan`.
         act: `act(state) -> act` of `rollout`.
         epochs: number of updates of `run`.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> policy, optimizer = subrl.CategoricalPolicy(5), optax.adam(0.01)
+        >>> train = make_training(env, policy, optimizer, batch_size=8, epochs=20)
+        >>> state = jax.eval_shape(train.init, jax.random.key(0))
+        >>> jax.eval_shape(train.epoch, state)[1].loss.shape, train.epochs
+        ((), 20)
     """
 
     init: Callable[..., TrainState]

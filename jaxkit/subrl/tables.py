@@ -25,6 +25,12 @@ class Move(NamedTuple):
         position: where it led.
         bonus: additive reward of the move itself, beside the set function's gain.
         terminated: whether the episode ends here.
+
+    Example:
+        >>> dynamics, params = table_dynamics([[0, 1], [1, 0]])
+        >>> move = dynamics.move(jax.random.key(0), 0, 1, params)
+        >>> int(move.position), float(move.bonus), bool(move.terminated)
+        (1, 0.0, False)
     """
 
     position: Any
@@ -56,6 +62,11 @@ class TableDynamics:
         num_states: n.
         num_actions: A.
         slips: whether actions can slip at all (static, so that sure moves draw no numbers).
+
+    Example:
+        >>> dynamics, params = table_dynamics([[0, 1], [1, 0]], slip=0.5)
+        >>> dynamics.slips, dynamics.outcomes(params).tolist()
+        (True, [[0.75, 0.25], [0.25, 0.75]])
     """
 
     num_states: int

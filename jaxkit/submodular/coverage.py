@@ -54,7 +54,9 @@ class Coverage:
 
     def init(self) -> CoverageState:
         """State of the empty set."""
-        return CoverageState(self.weights, jnp.zeros(self.num_items, bool), jnp.zeros(()))
+        # A copy: the state may be donated, and the next one still needs the weights.
+        missed = jnp.array(self.weights)
+        return CoverageState(missed, jnp.zeros(self.num_items, bool), jnp.zeros(()))
 
     def gains(self, state: CoverageState, candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`."""

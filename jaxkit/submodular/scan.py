@@ -127,7 +127,8 @@ def dynamic_start(
         stacked(Levels.empty(settings.k)),
         stacked(levels.empty_prefixes(function, settings.k)),
         jnp.zeros(function.num_items, bool),
-        key,
+        # A copy: the state may be donated, the caller's key is not.
+        jax.random.clone(key),
         QueryCount.zero(),
         jnp.zeros((), bool),
         jnp.zeros((), jnp.int32),

@@ -201,7 +201,8 @@ class CarDynamics:
     def start(self, key: Key[Array, ""], params: CarParams) -> CarState:
         """At rest, half the time 0.1 m to the left and half to the right of the line."""
         side = jnp.where(jax.random.bernoulli(key), jnp.float32(0.1), -0.1)
-        return CarState(jnp.zeros(()), side, *[jnp.zeros(())] * 4)
+        # Each a number of its own: one in two places could not be donated.
+        return CarState(jnp.zeros(()), side, *[jnp.zeros(()) for _ in range(4)])
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: CarParams) -> Move:
         """Drive; costs 0.01, 1 off the track, and earns 1 after a lap."""

@@ -77,7 +77,8 @@ class TableDynamics:
 
     def start(self, key: Key[Array, ""], params: TableParams) -> Position:
         """First state."""
-        return jnp.asarray(params.start, jnp.int32)
+        # A copy: the state may be donated, and the next episode needs the start.
+        return jnp.array(params.start, jnp.int32)
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: TableParams) -> Move:
         """Draw the next state."""
@@ -135,7 +136,8 @@ class MatrixDynamics:
 
     def start(self, key: Key[Array, ""], params: MatrixParams) -> Position:
         """First state."""
-        return jnp.asarray(params.start, jnp.int32)
+        # A copy: the state may be donated, and the next episode needs the start.
+        return jnp.array(params.start, jnp.int32)
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: MatrixParams) -> Move:
         """Draw the next state."""

@@ -123,6 +123,23 @@ def _described(tree):
     return structure, [(aval.shape, aval.dtype, aval.weak_type) for aval in avals]
 
 
+@pytest.fixture(scope="session")
+def assert_donatable():
+    """`assert_donatable(make, *kept)`: what is made may be donated, and then another be made.
+
+    It must share no memory with what is kept, with what is made next, or within itself.
+    """
+
+    def check(make, *kept):
+        first = jax.tree.leaves(make())
+        assert len({id(leaf) for leaf in first}) == len(first), "one array in two places"
+        for leaf in first:
+            leaf.delete()  # as donation does
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((kept, make())))
+
+    return check
+
+
 @pytest.fixture
 def resaved(tmp_path):
     """`resaved(tree)`: the tree, written by orbax and read back."""

@@ -217,6 +217,12 @@ def test_a_step_gives_six_values_and_a_state_and_observation_like_those_before(n
         assert taken.info["element"].dtype == jnp.int32
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_first_state_may_be_donated_and_another_made(name, assert_donatable):
+    env, key = CASES[name].make(), jax.random.key(0)
+    assert_donatable(lambda: env.reset(key)[1], env.default_params, key)
+
+
 @some
 def test_episodes_step_by_step_are_those_of_a_scan_under_vmap(name, assert_same, count_traces):
     env = made(name)
@@ -227,7 +233,6 @@ def test_episodes_step_by_step_are_those_of_a_scan_under_vmap(name, assert_same,
     seen, state = env.reset(first_key)
     assert_same((seen, state), (observation, first))
     for t, key in enumerate(later):
-        state = jax.tree.map(jnp.array, state)
         held = jax.tree.leaves(state)
         taken = step(key, state, actions(name)[0, t])
         assert all(leaf.is_deleted() for leaf in held)

@@ -262,6 +262,7 @@ def test_candidates_on_eight_devices_give_the_selection_of_one(name, spread, ass
     else:
         mesh = jax.make_mesh((8,), ("candidates",))
         split = submodular.shard_candidates(data(name), mesh)
+    assert not jax.tree.leaves(split)[0].sharding.is_fully_replicated
     result = compiled(name)(split, spread(jax.random.key(0), "candidates"))
     assert len(jax.tree.leaves(result)[0].sharding.device_set) == 8
     assert_same(result, found(name))
@@ -274,13 +275,14 @@ def test_orbax_restores_what_was_selected(name, resaved, assert_same):
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_may_be_saved_between_items_and_its_state_donated(
-    name, resaved, assert_same, count_traces
+    name, resaved, assert_donatable, assert_same, count_traces
 ):
     sieve, function = STREAMS[name], data(name)
+    assert_donatable(lambda: sieve.init(function), function)
     order = jax.random.permutation(jax.random.key(0), N)
     counted = count_traces(lambda state, item: sieve.update(function, state, item))
     update = jax.jit(counted, donate_argnums=0)
-    state = jax.tree.map(jnp.array, sieve.init(function))
+    state = sieve.init(function)
     for count, item in enumerate(order):
         held = jax.tree.leaves(state)
         state = update(state, item)
@@ -291,6 +293,12 @@ def test_a_stream_may_be_saved_between_items_and_its_state_donated(
     assert_same(sieve.solution(function, state), found(name))
 
 
+def test_the_first_state_of_a_dynamic_stream_may_be_donated_and_another_made(assert_donatable):
+    function, key = data("submodular.dynamic_scan"), jax.random.key(0)
+    start = functools.partial(submodular.dynamic_start, function, SETTINGS, (0.1, 20.0), key)
+    assert_donatable(start, function, key)
+
+
 @pytest.mark.slow
 def test_a_dynamic_stream_may_be_saved_between_items_and_its_state_donated(
     resaved, assert_same, count_traces
@@ -299,9 +307,8 @@ def test_a_dynamic_stream_may_be_saved_between_items_and_its_state_donated(
     counted = count_traces(functools.partial(submodular.dynamic_scan, function, SETTINGS))
     run = jax.jit(counted, donate_argnums=0)
     start = submodular.dynamic_start(function, SETTINGS, (0.1, 20.0), jax.random.key(0))
-    held = jax.tree.map(jnp.array, start)
-    middle, _ = run(held, INSERTS[:3], ITEMS[:3])
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(held))
+    middle, _ = run(start, INSERTS[:3], ITEMS[:3])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
     state, trace = run(resaved(middle), INSERTS[3:], ITEMS[3:])
     assert counted.count == 1
     want_state, want_trace = found("submodular.dynamic_scan")

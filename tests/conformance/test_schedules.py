@@ -228,8 +228,11 @@ def test_one_program_serves_every_step_peak_and_horizon(name, count_traces):
 
 
 @some
-def test_a_run_that_orbax_restored_trains_on_at_the_same_rates(name, resaved, count_traces):
+def test_a_run_that_orbax_restored_trains_on_at_the_same_rates(
+    name, resaved, assert_donatable, count_traces
+):
     optimizer = optax.inject_hyperparams(optax.sgd)(CASES[name].make(0.1, TOTAL))
+    assert_donatable(lambda: optimizer.init(jnp.zeros(2)))
     counted = count_traces(lambda state: optimizer.update(jnp.ones(2), state))
     step = jax.jit(counted, donate_argnums=0)
     state, rates = optimizer.init(jnp.zeros(2)), []

@@ -106,6 +106,16 @@ class FederatedAlgorithm(NamedTuple):
     privacy: Any = None
 
 
+def widened(params: PyTree) -> PyTree:
+    """`params` in float32 or wider, as the server's optimizer sees them.
+
+    Example:
+        >>> widened({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.name
+        'float32'
+    """
+    return jax.tree.map(perturbation.widen, params)
+
+
 def zeros(params: PyTree) -> PyTree:
     """Zeros like `params`, in float32 or wider.
 

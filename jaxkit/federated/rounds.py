@@ -192,7 +192,9 @@ def cohort_round(
     fraction = aggregate.count / state.num_clients
     displacement, shared = algorithm.absorb(state.shared, aggregate.mean, fraction)
     updates, server_state = algorithm.server_optimizer.update(
-        optax.tree.scale(-1, displacement), state.server_optimizer_state, state.params
+        optax.tree.scale(-1, displacement),
+        state.server_optimizer_state,
+        algorithms.widened(state.params),
     )
     params = optax.apply_updates(state.params, updates)
     new_state = state._replace(

@@ -20,7 +20,7 @@ class FederatedState(NamedTuple):
         round: rounds made, int32 scalar.
         params: the global model x.
         shared: what the server holds beside it, vectors by name.
-        server_optimizer_state: state of the server's optimizer.
+        server_optimizer_state: state of the server's optimizer, in float32 or wider.
         clients: what clients hold, each leaf [rows, ...]: `"memory"`, and where the algorithm has
             them `"last_params"` and `"optimizer_state"`. Rows past the clients are padding.
         num_clients: m, int32 scalar.
@@ -88,7 +88,7 @@ def init_state(
         # A copy: the state is donated round by round, the caller's parameters are not.
         params=jax.tree.map(jnp.array, params),
         shared=method.init_shared(params),
-        server_optimizer_state=method.server_optimizer.init(params),
+        server_optimizer_state=method.server_optimizer.init(algorithm.widened(params)),
         clients=(),
         num_clients=jnp.asarray(num_clients, jnp.int32),
         key=key,
@@ -165,7 +165,9 @@ def check_state(method: algorithm.FederatedAlgorithm, state: FederatedState) -> 
     row = jax.eval_shape(lambda params: client_row(method, params), state.params)
     held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
     shared = jax.eval_shape(method.init_shared, state.params)
-    server = jax.eval_shape(method.server_optimizer.init, state.params)
+    server = jax.eval_shape(
+        lambda params: method.server_optimizer.init(algorithm.widened(params)), state.params
+    )
     for name, expected, got in (
         ("shared", shared, state.shared),
         ("clients", row, held),

@@ -1,6 +1,7 @@
 """Every federated algorithm goes through one mill: rounds as pure functions of one state."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,28 +20,38 @@ class Case(NamedTuple):
     """An algorithm.
 
     Attributes:
-        make: from a client's local step.
+        make: from a client's local step, and options by name.
+        numbers: options that may be traced.
         cohort: clients in a round.
         refused: calls, with the message that each is refused with.
     """
 
-    make: Callable[[fl.ClientStep], fl.FederatedAlgorithm]
+    make: Callable[..., fl.FederatedAlgorithm]
+    numbers: tuple[str, ...] = ()
     cohort: int = 4
     refused: tuple[tuple[Callable[[], Any], str], ...] = ()
 
 
-def named(factory, cohort=4, **wrong):
-    """An algorithm as it is by default; `wrong` are values that its arguments refuse."""
-    refused = tuple(
+def named(factory, *refused, cohort=4, **wrong):
+    """An algorithm as it is by default; `wrong` are values that its options refuse."""
+    numbers = tuple(name for name, value in wrong.items() if not isinstance(value, str))
+    of_options = tuple(
         (functools.partial(factory, **{name: value}), f"{name} must be")
         for name, value in wrong.items()
     )
-    return Case(factory, cohort, refused)
+    return Case(factory, numbers, cohort, of_options + refused)
+
+
+def corrected(factory, **wrong):
+    """An algorithm that divides displacements by the learning rate, which must be known."""
+    unknown = fl.local_optimizer(optax.adam(0.1))
+    return named(factory, (lambda: factory(unknown), "divides .* by the learning rate"), **wrong)
 
 
 def loss(params, batch, key):
-    del key
-    return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2)
+    # The noise tells clients with the same examples apart.
+    noise = 0.01 * jnp.vdot(jax.random.normal(key, (2,)), params["b"])
+    return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2) + noise
 
 
 def everyone():
@@ -52,17 +63,27 @@ CASES = {
     "federated.fedprox": named(fl.fedprox, prox_coef=-1, clip_mode="simulater"),
     "federated.fedadam": named(fl.fedadam, b1=1.0, b2=-0.1, eps=0.0, server_learning_rate=-1.0),
     "federated.fedsam": named(fl.fedsam, rho=-0.1),
-    "federated.scaffold": named(fl.scaffold),
-    "federated.fedgamma": named(fl.fedgamma, rho=-0.1),
-    "federated.fedcm": named(fl.fedcm, alpha=1.1),
-    "federated.mofedsam": named(fl.mofedsam, alpha=-0.1, rho=float("nan")),
-    "federated.feddyn": named(fl.feddyn, prox_coef=float("inf"), dual_average="al"),
+    "federated.scaffold": corrected(fl.scaffold),
+    "federated.fedgamma": corrected(fl.fedgamma, rho=-0.1),
+    "federated.fedcm": corrected(fl.fedcm, alpha=1.1),
+    "federated.mofedsam": corrected(fl.mofedsam, alpha=-0.1, rho=float("nan")),
+    "federated.feddyn": named(
+        fl.feddyn, prox_coef=float("inf"), dual_average="al", clip_mode="simulater"
+    ),
     "federated.fedspeed": named(
         fl.fedspeed, prox_coef=-1, rho=-0.1, alpha=1.1, dual_average="al", clip_mode="simulater"
     ),
-    "federated.fedsmoo": named(fl.fedsmoo, rho=-0.1, prox_coef=-1),
-    "federated.fedpd": named(fl.fedpd, CLIENTS, prox_coef=-1, clip_mode="simulater"),
-    "federated.fedadmm": named(fl.fedadmm, prox_coef=-1, form="tracking"),
+    "federated.fedsmoo": named(
+        fl.fedsmoo, rho=-0.1, prox_coef=-1, dual_average="al", clip_mode="simulater"
+    ),
+    "federated.fedpd": named(
+        fl.fedpd,
+        (lambda: one_round("federated.fedpd", start("federated.fedpd"), cohort=4), "every client"),
+        cohort=CLIENTS,
+        prox_coef=-1,
+        clip_mode="simulater",
+    ),
+    "federated.fedadmm": named(fl.fedadmm, prox_coef=-1, form="tracking", clip_mode="simulater"),
     "federated.algorithm_by_name": Case(
         lambda client: fl.algorithm_by_name("fedprox", client, prox_coef=0.2),
         refused=((lambda: fl.algorithm_by_name("fedsped"), "did you mean 'fedspeed'"),),
@@ -73,13 +94,15 @@ CASES = {
         )
     ),
     "federated.with_relaxed_start": Case(
-        lambda client: fl.with_relaxed_start(fl.scaffold(client), 0.2),
+        lambda client, beta=0.2: fl.with_relaxed_start(fl.scaffold(client), beta),
+        ("beta",),
         refused=((lambda: fl.with_relaxed_start(fl.fedavg(), -1), "beta must be"),),
     ),
     "federated.with_client_privacy": Case(
-        lambda client: fl.with_client_privacy(
-            fl.fedspeed(client), everyone(), clip_norm=0.5, noise_multiplier=0.1
+        lambda client, clip_norm=0.5, noise_multiplier=0.1: fl.with_client_privacy(
+            fl.fedspeed(client), everyone(), clip_norm=clip_norm, noise_multiplier=noise_multiplier
         ),
+        ("clip_norm", "noise_multiplier"),
         refused=(
             (
                 lambda: fl.with_client_privacy(
@@ -112,18 +135,18 @@ QUICK = (
 @functools.cache
 def problem():
     rng = np.random.default_rng(0)
-    data = fl.stack_clients(
-        {
-            "x": rng.normal(size=(CLIENTS, 4, 3)).astype(np.float32),
-            "y": rng.normal(size=(CLIENTS, 4, 2)).astype(np.float32),
-        }
-    )
+
+    def examples(width):
+        # Every second client has the same: so do two at least of any four.
+        return np.tile(rng.normal(size=(2, 4, width)).astype(np.float32), (CLIENTS // 2, 1, 1))
+
+    data = fl.stack_clients({"x": examples(3), "y": examples(2)})
     params = {"w": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), "b": jnp.zeros(2)}
     return data, params, fl.local_training(loss, batch_size=2, num_epochs=1)
 
 
-def made(name, learning_rate=0.05):
-    return CASES[name].make(fl.local_sgd(learning_rate))
+def made(name, learning_rate=0.05, **numbers):
+    return CASES[name].make(fl.local_sgd(learning_rate), **numbers)
 
 
 algorithm = functools.cache(made)
@@ -134,14 +157,14 @@ def start(name, seed=0, **options):
     return fl.init_state(algorithm(name), params, CLIENTS, jax.random.key(seed), **options)
 
 
-def one_round(name, state, data=None, client_map=None):
+def one_round(name, state, data=None, client_map=None, *, method=None, cohort=None):
     whole, _, training = problem()
     return fl.federated_round(
-        algorithm(name),
+        method or algorithm(name),
         training,
         state,
         whole if data is None else data,
-        fl.uniform_sampler(CLIENTS, CASES[name].cohort),
+        fl.uniform_sampler(CLIENTS, cohort or CASES[name].cohort),
         client_map,
     )
 
@@ -178,23 +201,38 @@ def test_every_algorithm_has_a_name_that_finds_it():
     assert made == set(fl.ALGORITHMS)
 
 
+def test_every_option_of_an_algorithm_has_a_value_that_it_refuses():
+    for name, factory in fl.ALGORITHMS.items():
+        parameters = inspect.signature(factory).parameters.values()
+        options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"normalize"}
+        calls = [call for call, _ in CASES[f"federated.{name}"].refused]
+        assert options == {key for call in calls for key in getattr(call, "keywords", ())}, name
+
+
 @each
-def test_a_round_keeps_the_state_like_itself(name, described):
-    state = start(name)
-    after, metrics = jax.eval_shape(functools.partial(one_round, name), state)
-    assert described(after) == described(state)
-    assert (metrics.loss.shape, metrics.loss.dtype) == ((), jnp.float32)
+def test_a_round_of_traced_numbers_keeps_a_state_of_mixed_types_like_itself(name, described):
+    _, params, _ = problem()
+    params = {**params, "b": params["b"].astype(jnp.bfloat16)}
+    state = fl.init_state(algorithm(name), params, CLIENTS, jax.random.key(0))
     fl.check_state(algorithm(name), state)
 
+    def round_of(state, rate, numbers):
+        return one_round(name, state, method=made(name, rate, **numbers))
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_algorithm_may_be_made_inside_a_compiled_function(name):
-    jax.eval_shape(lambda rate: made(name).client_optimizer.init(jnp.ones(2)), 0.1)
+    after, metrics = jax.eval_shape(round_of, state, 0.1, dict.fromkeys(CASES[name].numbers, 0.1))
+    assert described(after) == described(state)
+    for measured in (metrics.loss, metrics.update_norm, metrics.divergence):
+        assert (measured.shape, measured.dtype) == ((), jnp.float32)
 
 
 @some
-def test_compiled_rounds_are_traced_once_reuse_the_memory_and_move_the_model(name):
+def test_compiled_rounds_are_traced_once_reuse_the_memory_and_move_the_model(
+    name, assert_donatable
+):
     step, traces, (state, metrics) = rounds(name)
+    _, params, _ = problem()
+    key = jax.random.key(0)
+    assert_donatable(lambda: fl.init_state(algorithm(name), params, CLIENTS, key), params, key)
     again = start(name)
     held = jax.tree.leaves(again)
     step(again)
@@ -203,6 +241,12 @@ def test_compiled_rounds_are_traced_once_reuse_the_memory_and_move_the_model(nam
     assert int(state.round) == ROUNDS
     assert (np.asarray(metrics.update_norm) > 0).all()
     assert (np.asarray(metrics.num_participants) == CASES[name].cohort).all()
+    # Each client that took part has numbers of its own, whatever its examples.
+    for leaf, first in zip(
+        *map(jax.tree.leaves, (state.clients, start(name).clients)), strict=True
+    ):
+        rows = np.asarray(leaf)[(leaf != first).any(axis=range(1, leaf.ndim))]
+        assert len(np.unique(rows, axis=0)) == len(rows)
 
 
 @pytest.mark.slow
@@ -240,9 +284,14 @@ def test_clients_on_eight_devices_give_the_round_of_one(name, devices, assert_sa
     step, _, _ = rounds(name)
     mesh = fl.clients_mesh(devices)
     data = fl.place_data(problem()[0], mesh)
-    run = jax.jit(functools.partial(one_round, name, client_map=fl.shard_clients(mesh)))
-    state, metrics = run(start(name, mesh=mesh), data)
-    assert len(state.params["w"].sharding.device_set) == 8
+    run = jax.jit(
+        functools.partial(one_round, name, client_map=fl.shard_clients(mesh)), donate_argnums=0
+    )
+    placed = start(name, mesh=mesh)
+    state, metrics = run(placed, data)
+    for leaf, before in zip(*map(jax.tree.leaves, (state, placed)), strict=True):
+        assert leaf.sharding.is_equivalent_to(before.sharding, leaf.ndim)
+        assert before.is_deleted()
     assert_same((state, metrics), step(start(name)))
 
 

@@ -28,6 +28,7 @@ class Case(NamedTuple):
         extra: further arguments of a call.
         output: from what a call returns to one array.
         shape: of that array.
+        half: the module in bfloat16, where it has a type, and the type of its output then.
         refused: calls, with the message that each is refused with.
     """
 
@@ -36,12 +37,14 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     extra: tuple[Any, ...] = ()
     output: Callable[[Any], Any] = lambda outputs: outputs
+    half: tuple[nn.Module, Any] | None = None
     refused: tuple[tuple[Callable[[], Any], str], ...] = ()
 
 
 CONFIG = lx.DecoderConfig(
     vocab_size=8, d_model=8, num_layers=2, num_heads=2, head_dim=4, d_ff=16, num_buckets=4
 )
+HALF = dataclasses.replace(CONFIG, dtype="bfloat16")
 VIT = continual.VisionTransformer(
     image_size=4, patch_size=2, channels=1, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=3
 )
@@ -57,14 +60,22 @@ def shaped(module, *shape):
 
 
 CASES = {
-    "lexinvariant.RMSNorm": Case(lx.RMSNorm(), rows(4), (BATCH, 4)),
+    "lexinvariant.RMSNorm": Case(
+        lx.RMSNorm(), rows(4), (BATCH, 4), half=(lx.RMSNorm(), jnp.bfloat16)
+    ),
     "lexinvariant.Block": Case(
-        lx.Block(CONFIG), rows(3, 8), (BATCH, 3, 8), (None, 0, None), lambda outputs: outputs[0]
+        lx.Block(CONFIG),
+        rows(3, 8),
+        (BATCH, 3, 8),
+        (None, 0, None),
+        lambda outputs: outputs[0],
+        half=(lx.Block(HALF), jnp.bfloat16),
     ),
     "lexinvariant.DecoderLM": Case(
         lx.DecoderLM(CONFIG),
         lambda rng: jnp.asarray(rng.integers(0, 8, size=(BATCH, 5)), jnp.int32),
         (BATCH, 5, 8),
+        half=(lx.DecoderLM(HALF), jnp.float32),
         refused=(
             (
                 lambda: dataclasses.replace(CONFIG, d_model=0),
@@ -85,6 +96,7 @@ CASES = {
         rows(4, 4, 1),
         (BATCH, 3),
         output=lambda outputs: outputs["logits"],
+        half=(VIT.clone(dtype=jnp.bfloat16), jnp.float32),
         refused=(
             (shaped(VIT, 1, 6, 6, 1), r"\[B, 4, 4, 1\].*\[1, 6, 6, 1\]"),
             (lambda: VIT.clone(patch_size=3), "patch_size must divide image_size=4, got 3"),
@@ -162,22 +174,32 @@ some = pytest.mark.parametrize(
 
 def test_every_public_module_is_in_the_table(assert_complete):
     assert_complete(
-        lambda value: inspect.isclass(value) and issubclass(value, nn.Module), CASES, EXCLUDED
+        lambda value: inspect.isclass(value) and issubclass(value, nn.Module | nnx.Module),
+        CASES,
+        EXCLUDED,
     )
 
 
 @each
-def test_parameters_are_float32_and_outputs_have_their_shape(name):
+def test_parameters_are_float32_and_outputs_have_their_shape_and_type(name, described):
     case = CASES[name]
     inputs = case.inputs(np.random.default_rng(0))
-    found, variables = jax.eval_shape(
-        case.module.init_with_output, jax.random.key(0), inputs, *case.extra
-    )
-    out = case.output(found)
-    assert (out.shape, out.dtype) == (case.shape, jnp.float32)
-    assert jax.tree.leaves(variables)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    assert set(variables) == {"params"}
+    ways = [(case.module, inputs, jnp.float32)]
+    if case.half is not None:
+        module, dtype = case.half
+        narrow = inputs.astype(jnp.bfloat16) if inputs.dtype == jnp.float32 else inputs
+        ways.append((module, narrow, dtype))
+    for module, inputs, dtype in ways:
+        found, variables = jax.eval_shape(
+            module.init_with_output, jax.random.key(0), inputs, *case.extra
+        )
+        out = case.output(found)
+        assert (out.shape, out.dtype) == (case.shape, dtype)
+        _, leaves = described(variables)
+        assert leaves
+        # Weakly typed ones would be traced again after a first step.
+        assert all((dtype, weak) == (jnp.float32, False) for _, dtype, weak in leaves)
+        assert set(variables) == {"params"}
 
 
 @some
@@ -188,6 +210,16 @@ def test_a_compiled_call_is_the_eager_one_and_other_numbers_are_not_traced(name,
     changed = compiled(other, inputs[::-1])
     assert len(traces) == 1
     assert not np.allclose(changed, found)
+    # A row has its numbers whatever its place and the other rows.
+    half = BATCH // 2
+    repeated = compiled(variables, jnp.concatenate([inputs[:half]] * 2))
+    assert_same(repeated, jnp.concatenate([found[:half]] * 2))
+
+
+@some
+def test_first_parameters_may_be_donated_and_others_drawn(name, assert_donatable):
+    case, _, inputs, *_ = prepared(name)
+    assert_donatable(lambda: case.module.init(jax.random.key(0), inputs, *case.extra), inputs)
 
 
 @some

@@ -40,6 +40,17 @@ def decipher_run(
             what it was, or the text is too short or holds a character that the tokenizer does not
             know.
         OSError: if the training text cannot be read.
+
+    Example:
+        >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
+        >>> model = config.model(tokenizer.vocab_size)
+        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> run = runs.Run(config, tokenizer, model, params, 0, runs.RunFiles.of("runs", "new"))
+        >>> try:
+        ...     decipher_run(run, datasets.Corpus.from_text("abba", "ciphertext"))
+        ... except ValueError as error:
+        ...     print(str(error).partition(":")[0])
+        run must be one that reads hidden names
     """
     validation.integer("probe_steps", probe_steps, minimum=1)
     validation.integer("seed", seed, minimum=0)

@@ -23,6 +23,11 @@ class Evaluation(NamedTuple):
         loss: mean nats a token.
         by_position: mean nats at each position of the context, ``[T]``.
         tokens: tokens predicted.
+
+    Example:
+        >>> found = Evaluation(loss=2.0, by_position=np.array([2.5, 1.5]), tokens=8)
+        >>> round(float(np.exp(found.loss)), 2)  # perplexity
+        7.39
     """
 
     loss: float
@@ -112,6 +117,16 @@ def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:
 
     Raises:
         ValueError: if the text is shorter than one context, or the tokenizer refuses it.
+
+    Example:
+        >>> from jaxkit.jobs import runs
+        >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
+        >>> model = config.model(tokenizer.vocab_size)
+        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> params = jax.tree.map(jnp.zeros_like, params)  # all equally likely
+        >>> run = Run(config, tokenizer, model, params, 0, runs.RunFiles.of("runs", "new"))
+        >>> round(evaluate_run(run, datasets.Corpus.from_text("abba" * 40, "text")).loss, 4)  # ln 3
+        1.0986
     """
     config, mesh = run.config, training.make_mesh("data=-1")
     size = mesh.shape["data"] * max(1, config.batch_size // mesh.shape["data"])

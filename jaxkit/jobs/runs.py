@@ -103,6 +103,14 @@ class Run(NamedTuple):
         params: its variables.
         step: updates made.
         files: where the run lies.
+
+    Example:
+        >>> config, tokenizer = TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
+        >>> model = config.model(tokenizer.vocab_size)
+        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> run = Run(config, tokenizer, model, params, 0, RunFiles.of("runs", "new"))
+        >>> run.step, run.tokenizer.encode("ab").shape, run.files.report.as_posix()
+        (0, (2,), 'runs/new/report.html')
     """
 
     config: TrainConfig

@@ -33,6 +33,17 @@ def sample_run(
     Raises:
         ValueError: if a number is out of range, or the prompt is empty or holds a character that
             the tokenizer does not know.
+
+    Example:
+        >>> from jaxkit import datasets
+        >>> from jaxkit.jobs import runs
+        >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
+        >>> model = config.model(tokenizer.vocab_size)
+        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> params = jax.tree.map(jnp.zeros_like, params)  # all equally likely
+        >>> run = Run(config, tokenizer, model, params, 0, runs.RunFiles.of("runs", "new"))
+        >>> len(sample_run(run, "ab", num_tokens=3))
+        3
     """
     validation.integer("num_tokens", num_tokens, minimum=1)
     validation.number("temperature", temperature, minimum=0)

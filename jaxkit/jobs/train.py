@@ -32,6 +32,13 @@ def train(config: TrainConfig) -> runs.RunFiles:
             configuration or other data.
         OSError: if the disk refuses, or another process writes this run.
         NonFiniteLossError: if the loss diverges.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     train(TrainConfig(text="no/such/text", runs=folder))
+        Traceback (most recent call last):
+        ValueError: no/such/text does not exist
     """
     training.keep_freed_memory()
     run = runs.RunFiles.of(config.runs, config.name)

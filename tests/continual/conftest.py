@@ -126,3 +126,16 @@ def official():
         adapter=adapter_of, descriptor=descriptor_of, stacked=stacked, records=records_of,
         state=official_state, arrays=as_arrays,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def random_backbone():
+    """`random_backbone(model)`: weights of moderate size for a vision transformer."""
+
+    def make(model):
+        rng = np.random.default_rng(1)
+        image = np.zeros((1, model.image_size, model.image_size, model.channels), np.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+        return jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+
+    return make

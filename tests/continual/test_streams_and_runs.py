@@ -39,11 +39,9 @@ def make_stream():
 
 
 @pytest.fixture(scope="module")
-def backbone():
+def backbone(random_backbone):
     """Random weights of moderate size."""
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
-    return jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+    return random_backbone(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxkit import jobs
+from jaxkit import jobs, training
 
 SMALL = {
     "steps": 6,
@@ -41,3 +41,23 @@ def small_config(text_file):
 def finished_run(small_config, tmp_path_factory):
     """One small run, made once for all tests that only read it."""
     return jobs.train(small_config(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture
+def train_until_killed(monkeypatch):
+    """`train_until_killed(config, step)`: train, killed just before the checkpoint of a step."""
+
+    def train(config, step):
+        save = training.Checkpoints.save
+
+        def killed(self, state, record):
+            if int(state.step) == step:
+                raise KeyboardInterrupt
+            save(self, state, record)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Checkpoints, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                jobs.train(config)
+
+    return train

@@ -134,23 +134,13 @@ def test_only_a_run_without_names_reads_ciphers(renaming):
     ids=["relabel", "mixed"],
 )
 def test_a_run_cut_on_one_mesh_goes_on_on_another_with_the_same_draws(
-    options, small_config, tmp_path, monkeypatch
+    options, small_config, tmp_path, train_until_killed
 ):
     def config(name, mesh):
         return small_config(tmp_path, name=name, mesh=mesh, **options)
 
     whole = jobs.train(config("whole", "data=8"))
-    save = training.Checkpoints.save
-
-    def killed(self, state, record):
-        if int(state.step) == 6:
-            raise KeyboardInterrupt
-        save(self, state, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Checkpoints, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            jobs.train(config("cut", "data=2,fsdp=2,tensor=2"))
+    train_until_killed(config("cut", "data=2,fsdp=2,tensor=2"), step=6)
     resumed = jobs.train(config("cut", "fsdp=4,data=2"))
     for a, b in zip(
         *(jax.tree.leaves(jobs.open_run(f.folder).params) for f in (whole, resumed)), strict=True

@@ -106,23 +106,13 @@ def test_a_text_of_fewer_windows_than_a_batch_is_refused(small_config):
 
 @pytest.mark.slow
 def test_a_private_run_cut_and_moved_to_another_mesh_spends_what_the_whole_one_does(
-    small_config, tmp_path, monkeypatch
+    small_config, tmp_path, train_until_killed
 ):
     config = small_config(tmp_path / "whole", steps=4, privacy=BUDGET)
     whole = jobs.train(config)
-    save = training.Checkpoints.save
-
-    def killed(self, state, record):
-        if int(state.step) == 4:
-            raise KeyboardInterrupt
-        save(self, state, record)
-
     for name, mesh, atol in (("same", "", 0.0), ("moved", "data=4,fsdp=2", 1e-5)):
         config = dataclasses.replace(config, runs=str(tmp_path / name))
-        with monkeypatch.context() as patch:
-            patch.setattr(training.Checkpoints, "save", killed)
-            with pytest.raises(KeyboardInterrupt):
-                jobs.train(config)
+        train_until_killed(config, step=4)
         files = jobs.train(dataclasses.replace(config, mesh=mesh))
         rows, expected = training.read_metrics(files.metrics), training.read_metrics(whole.metrics)
         assert [row["epsilon"] for row in rows] == [row["epsilon"] for row in expected]

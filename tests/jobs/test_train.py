@@ -51,20 +51,10 @@ def test_running_a_finished_run_again_changes_nothing(finished_run, small_config
 
 
 def test_a_run_cut_after_a_checkpoint_ends_with_the_same_bits(
-    finished_run, small_config, tmp_path, monkeypatch
+    finished_run, small_config, tmp_path, train_until_killed
 ):
     config = small_config(tmp_path)
-    save = training.Checkpoints.save
-
-    def killed(self, state, record):
-        if int(state.step) == 6:
-            raise KeyboardInterrupt
-        save(self, state, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Checkpoints, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            jobs.train(config)
+    train_until_killed(config, step=6)
     resumed = jobs.train(config)
     assert_same(parameters(resumed), parameters(finished_run))
     losses = [
@@ -142,7 +132,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ({"steps": 0}, "steps must be an integer >= 1"),
         ({"learning_rate": -1.0}, "learning_rate must be finite"),
         ({"clip_norm": 0.0}, "clip_norm must be finite"),
-        ({"beta2": 1.0}, "beta2 must be finite"),
+        ({"b2": 1.0}, "b2 must be finite"),
         ({"name": "a/b"}, "name must be a plain folder name"),
         ({"sequence_length": 0}, "sequence_length must be an integer >= 1"),
     ],

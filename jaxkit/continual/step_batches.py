@@ -39,7 +39,7 @@ def draw_batches(
     inputs: Float[np.ndarray, "n ..."],
     labels: Int[np.ndarray, " n"],
     order: Sequence[int],
-    rates: Float[np.ndarray, " epochs"],
+    learning_rates: Float[np.ndarray, " epochs"],
     first: int,
     count: int,
     *,
@@ -54,7 +54,7 @@ def draw_batches(
         inputs: of a task.
         labels: one an input.
         order: numbers that seed the orders of the phase.
-        rates: learning rate of each pass.
+        learning_rates: of each pass.
         first: first step, counted from the start of the phase.
         count: steps, at most `capacity`.
         batch_size: inputs of a step.
@@ -77,7 +77,7 @@ def draw_batches(
         shuffled = draw_order((*order, epoch), len(labels))
         drawn = shuffled[batch * batch_size : (batch + 1) * batch_size]
         rows[i, : len(drawn)], valid[i] = drawn, len(drawn)
-        rate_of[i], step_of[i] = rates[epoch], step
+        rate_of[i], step_of[i] = learning_rates[epoch], step
     chosen = np.asarray(inputs[rows.reshape(-1)], np.float32)
     return StepBatches(
         chosen.reshape(*rows.shape, *inputs.shape[1:]),  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ def _train(
 
 def _without_vector_decay(rule: str) -> width.WidthRule:
     exponents = width.RULES[rule]
-    return width.WidthRule(exponents.lr_exponent, exponents.weight_decay_exponent, 0.0)
+    return width.WidthRule(exponents.learning_rate_exponent, exponents.weight_decay_exponent, 0.0)
 
 
 def train(

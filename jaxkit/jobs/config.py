@@ -65,8 +65,8 @@ class TrainConfig:
         warmup_steps: updates of linear warm-up; by default a tenth of the run, 50 at most, and
             none for a refined schedule, which has its own.
         weight_decay: decoupled weight decay of the matrices.
-        beta1: AdamW's decay of the mean gradient.
-        beta2: AdamW's decay of the squared gradient.
+        b1: AdamW's decay of the mean gradient.
+        b2: AdamW's decay of the squared gradient.
         clip_norm: gradients are scaled down to this global norm.
         embedding: "fixed" learns one token table, "lexinvariant" draws one for every sequence,
             "relabel" renames the tokens of every sequence, "mixed" draws some rows of the table.
@@ -116,8 +116,8 @@ class TrainConfig:
     schedule: str = "rex"
     warmup_steps: int | None = None
     weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
+    b1: float = 0.9
+    b2: float = 0.95
     clip_norm: float = 1.0
     embedding: Literal["fixed", "lexinvariant", "relabel", "mixed"] = "fixed"
     p: float | None = None
@@ -161,7 +161,7 @@ class TrainConfig:
         validation.number("clip_norm", self.clip_norm, minimum=0, open_minimum=True)
         validation.number("weight_decay", self.weight_decay, minimum=0)
         validation.number("learning_rate", self.learning_rate, minimum=0)
-        for field in ("beta1", "beta2"):
+        for field in ("b1", "b2"):
             validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
         validation.integer("steps", self.steps, minimum=1)
         validation.choice("embedding", self.embedding, lexinvariant.METHODS)
@@ -237,7 +237,7 @@ class TrainConfig:
             vocab_size: size of the vocabulary.
             noise_stddev: in a private run, of the noise on the mean gradient, which comes first.
         """
-        moments: dict[str, Any] = {"b1": self.beta1, "b2": self.beta2}
+        moments: dict[str, Any] = {"b1": self.b1, "b2": self.b2}
         schedule = self.schedule_function()
         if self.base_width is None:
             adamw = optax.adamw(

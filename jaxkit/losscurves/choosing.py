@@ -147,7 +147,7 @@ def optimal_decay_length(
     *,
     decay: float,
     shape: str = "linear",
-    final_value: float = 0.0,
+    end_value: float = 0.0,
     prior_sum: float = 0.0,
 ) -> DecayLength:
     """Find over how many last steps to decay, for one shape of decay, by the annealing law.
@@ -161,7 +161,7 @@ def optimal_decay_length(
         peak_value: the peak rate that the law was fitted at.
         decay: lambda of the law.
         shape: as for `shapes.hold_then_decay`.
-        final_value: rate at the last step.
+        end_value: rate at the last step.
         prior_sum: sum of the rates of a warm-up before these steps.
 
     Returns:
@@ -181,11 +181,9 @@ def optimal_decay_length(
     _check_law(law, peak_value, decay, prior_sum)
 
     def loss(steps: int) -> float:
-        rates = shapes.hold_then_decay(
-            steps, peak_value, steps, shape=shape, final_value=final_value
-        )[1:]
+        rates = shapes.hold_then_decay(steps, peak_value, steps, shape=shape, end_value=end_value)
         before = prior_sum + peak_value * (total - steps)
-        return _final_loss(law, rates, peak_value, decay, before)
+        return _final_loss(law, rates[1:], peak_value, decay, before)
 
     lengths = np.unique(
         np.append(np.arange(max(total // 100, 1), total, max(total // 100, 1)), total)
@@ -239,7 +237,7 @@ def rank_schedules(
         >>> def run(rates):
         ...     s2 = forms.host_annealing(rates, 0.99)[at]
         ...     return curves.loss_curve(rates, at, 2 + np.cumsum(rates)[at] ** -0.5 - s2)
-        >>> schedules = shapes.standard_schedules(2000, 1e-3, final_value=1e-5)
+        >>> schedules = shapes.standard_schedules(2000, 1e-3, end_value=1e-5)
         >>> fitted = fitting.fit(
         ...     forms.Annealing(0.99), [run(schedules["constant"]), run(schedules["cosine"])]
         ... )

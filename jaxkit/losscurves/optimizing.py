@@ -133,10 +133,10 @@ def _families(steps: int, peak: float, minimum: float) -> dict[tuple[str, int], 
     names = [*shapes.DECAY_SHAPES, *(["exponential"] if minimum > 0 else [])]
     return {
         ("constant", 0): shapes.constant_rates(steps, peak),
-        ("cosine", 0): shapes.cosine_rates(steps, peak, final_value=max(minimum, peak / 10)),
+        ("cosine", 0): shapes.cosine_rates(steps, peak, end_value=max(minimum, peak / 10)),
         **{
             (f"wsd_{shape}", length): shapes.hold_then_decay(
-                steps, peak, length, shape=shape, final_value=minimum
+                steps, peak, length, shape=shape, end_value=minimum
             )
             for shape in names
             for length in lengths

@@ -36,7 +36,7 @@ def constant_rates(total_steps: int, peak_value: float) -> Rates:
     return np.full(_total(total_steps) + 1, _peak(peak_value))
 
 
-def cosine_rates(total_steps: int, peak_value: float, *, final_value: float = 0.0) -> Rates:
+def cosine_rates(total_steps: int, peak_value: float, *, end_value: float = 0.0) -> Rates:
     """Fall from the peak to the final rate along half a cosine, over all steps.
 
     Example:
@@ -44,7 +44,7 @@ def cosine_rates(total_steps: int, peak_value: float, *, final_value: float = 0.
         array([1. , 0.5, 0. ])
     """
     return hold_then_decay(
-        total_steps, peak_value, total_steps, shape="cosine", final_value=final_value
+        total_steps, peak_value, total_steps, shape="cosine", end_value=end_value
     )
 
 
@@ -54,7 +54,7 @@ def hold_then_decay(
     decay_steps: int,
     *,
     shape: str = "linear",
-    final_value: float = 0.0,
+    end_value: float = 0.0,
 ) -> Rates:
     """Hold the peak, then decay over the last steps (warm-up-stable-decay without the warm-up).
 
@@ -64,7 +64,7 @@ def hold_then_decay(
         decay_steps: number of last steps over which it falls, from 0 to `total_steps`.
         shape: `"linear"`, `"sqrt"` (1 - sqrt x), `"cosine"`, `"sqrtcube"` ((1 - x)^1.5) or
             `"exponential"`.
-        final_value: rate at the last step.
+        end_value: rate at the last step.
 
     Returns:
         The rates, `[total_steps + 1]`.
@@ -84,18 +84,18 @@ def hold_then_decay(
     if decay_steps > total:
         raise ValueError(f"decay_steps must be at most the {total} steps, got {decay_steps}")
     validation.choice("shape", shape, [*DECAY_SHAPES, "exponential"])
-    validation.number("final_value", final_value, minimum=0, maximum=peak)
+    validation.number("end_value", end_value, minimum=0, maximum=peak)
     rates = np.full(total + 1, peak)
     if decay_steps == 0:
         return rates
     x = np.arange(decay_steps + 1) / decay_steps
     if shape == "exponential":
-        validation.number("final_value", final_value, minimum=0, open_minimum=True)
-        rates[total - decay_steps :] = peak ** (1 - x) * final_value**x
+        validation.number("end_value", end_value, minimum=0, open_minimum=True)
+        rates[total - decay_steps :] = peak ** (1 - x) * end_value**x
     else:
-        rates[total - decay_steps :] = final_value + (peak - final_value) * DECAY_SHAPES[shape](x)
+        rates[total - decay_steps :] = end_value + (peak - end_value) * DECAY_SHAPES[shape](x)
     # Cosines and square roots end a rounding error away from the final rate.
-    rates[-1] = final_value
+    rates[-1] = end_value
     return rates
 
 
@@ -131,7 +131,7 @@ def piecewise_rates(
 
 
 def cyclic_rates(
-    total_steps: int, peak_value: float, num_cycles: int, *, final_value: float = 0.0
+    total_steps: int, peak_value: float, num_cycles: int, *, end_value: float = 0.0
 ) -> Rates:
     """Repeat the cosine fall, jumping back to the peak after each.
 
@@ -141,10 +141,10 @@ def cyclic_rates(
     """
     total = _total(total_steps)
     num_cycles = validation.integer("num_cycles", num_cycles, minimum=1)
-    validation.number("final_value", final_value, minimum=0, maximum=peak_value)
+    validation.number("end_value", end_value, minimum=0, maximum=peak_value)
     x = np.arange(total + 1) * num_cycles / max(total, 1) % 1.0
-    rates = final_value + (peak_value - final_value) * DECAY_SHAPES["cosine"](x)
-    rates[-1] = final_value
+    rates = end_value + (peak_value - end_value) * DECAY_SHAPES["cosine"](x)
+    rates[-1] = end_value
     return rates
 
 
@@ -190,14 +190,14 @@ def rewarmed_rates(
 
 
 def with_warmup(
-    learning_rates: Float[ArrayLike, " steps"], warmup_steps: int, *, initial_value: float = 0.0
+    learning_rates: Float[ArrayLike, " steps"], warmup_steps: int, *, init_value: float = 0.0
 ) -> Float[np.ndarray, " warmup_and_steps"]:
     """Put a linear warm-up in front of a schedule.
 
     Args:
         learning_rates: the schedule, `[steps]`.
         warmup_steps: steps of the warm-up, after which the schedule starts.
-        initial_value: rate at index 0.
+        init_value: rate at index 0.
 
     Returns:
         The rates, `[warmup_steps + steps]`; index `warmup_steps` is the first of the schedule.
@@ -212,13 +212,13 @@ def with_warmup(
     """
     rates = np.asarray(learning_rates, np.float64)
     warmup_steps = validation.integer("warmup_steps", warmup_steps, minimum=0)
-    validation.number("initial_value", initial_value, minimum=0)
-    rise = np.linspace(initial_value, rates[0], warmup_steps, endpoint=False)
+    validation.number("init_value", init_value, minimum=0)
+    rise = np.linspace(init_value, rates[0], warmup_steps, endpoint=False)
     return np.concatenate([rise, rates])
 
 
 def standard_schedules(
-    total_steps: int, peak_value: float, *, decay_fraction: float = 0.2, final_value: float = 0.0
+    total_steps: int, peak_value: float, *, decay_fraction: float = 0.2, end_value: float = 0.0
 ) -> dict[str, Rates]:
     """Tabulate the schedules that people choose between, by name.
 
@@ -226,7 +226,7 @@ def standard_schedules(
         total_steps: last step.
         peak_value: largest rate.
         decay_fraction: share of the run over which the `wsd_*` schedules decay, in [0, 1].
-        final_value: rate at the end of those that decay (the exponential one is left out at 0).
+        end_value: rate at the end of those that decay (the exponential one is left out at 0).
 
     Returns:
         `constant`, `cosine`, `linear`, `wsd_linear`, `wsd_sqrt`, `wsd_cosine`, `wsd_sqrtcube`,
@@ -242,14 +242,14 @@ def standard_schedules(
     """
     validation.number("decay_fraction", decay_fraction, minimum=0, maximum=1)
     decay_steps = round(decay_fraction * _total(total_steps))
-    shapes = [*DECAY_SHAPES, *(["exponential"] if final_value > 0 else [])]
+    shapes = [*DECAY_SHAPES, *(["exponential"] if end_value > 0 else [])]
 
     def fall(shape: str, steps: int) -> Rates:
-        return hold_then_decay(total_steps, peak_value, steps, shape=shape, final_value=final_value)
+        return hold_then_decay(total_steps, peak_value, steps, shape=shape, end_value=end_value)
 
     return {
         "constant": constant_rates(total_steps, peak_value),
-        "cosine": cosine_rates(total_steps, peak_value, final_value=final_value),
+        "cosine": cosine_rates(total_steps, peak_value, end_value=end_value),
         "linear": fall("linear", total_steps),
         **{f"wsd_{shape}": fall(shape, decay_steps) for shape in shapes},
         "multi_step": piecewise_rates(total_steps, peak_value, [(0.8, 0.1**0.5), (0.9, 0.1)]),

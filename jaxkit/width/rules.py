@@ -17,7 +17,7 @@ SINGULAR_VALUE_EXPONENT = 0.75
 
 
 def weight_decay_exponent(
-    lr_exponent: float = -1.0, singular_value_exponent: float = SINGULAR_VALUE_EXPONENT
+    learning_rate_exponent: float = -1.0, singular_value_exponent: float = SINGULAR_VALUE_EXPONENT
 ) -> float:
     r"""Return the exponent q of width in the weight decay that keeps sublayer gains fixed.
 
@@ -25,7 +25,7 @@ def weight_decay_exponent(
     :math:`\lambda \sim d^q`, the width cancels if :math:`q = p + 2a`.
 
     Args:
-        lr_exponent: p, the exponent of width in a matrix's learning rate.
+        learning_rate_exponent: p, the exponent of width in a matrix's learning rate.
         singular_value_exponent: a; measure it with `fit_singular_value_exponent`.
 
     Returns:
@@ -41,7 +41,7 @@ def weight_decay_exponent(
         >>> weight_decay_exponent()
         0.5
     """
-    p = validation.number("lr_exponent", lr_exponent)
+    p = validation.number("learning_rate_exponent", learning_rate_exponent)
     a = validation.number("singular_value_exponent", singular_value_exponent)
     return p + 2 * a
 
@@ -55,7 +55,7 @@ class WidthRule:
     is the same thing under another name at the base, `decay = lambda' / peak_lr`.
 
     Attributes:
-        lr_exponent: p, for matrices. Vectors and scalars keep the base learning rate.
+        learning_rate_exponent: p, for matrices. Vectors and scalars keep the base learning rate.
         weight_decay_exponent: q, for matrices.
         vector_weight_decay: factor on the weight decay of vectors and scalars; 0 switches it off.
 
@@ -66,15 +66,15 @@ class WidthRule:
 
     Example:
         >>> WidthRule(weight_decay_exponent=0.7)
-        WidthRule(lr_exponent=-1.0, weight_decay_exponent=0.7, vector_weight_decay=0.0)
+        WidthRule(learning_rate_exponent=-1.0, weight_decay_exponent=0.7, vector_weight_decay=0.0)
     """
 
-    lr_exponent: float = -1.0
+    learning_rate_exponent: float = -1.0
     weight_decay_exponent: float = 0.5
     vector_weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        validation.number("lr_exponent", self.lr_exponent)
+        validation.number("learning_rate_exponent", self.learning_rate_exponent)
         validation.number("weight_decay_exponent", self.weight_decay_exponent)
         validation.number("vector_weight_decay", self.vector_weight_decay, minimum=0)
 
@@ -170,7 +170,9 @@ def width_scaling(
     trained = {path: roles.is_trained(leaf) for path, leaf in paths.named_leaves(target).items()}
 
     def learning_rate(leaf: roles.WidthInfo) -> float:
-        return _multiplier(leaf, fan) ** rule.lr_exponent if leaf.role == "matrix" else 1.0
+        return (
+            _multiplier(leaf, fan) ** rule.learning_rate_exponent if leaf.role == "matrix" else 1.0
+        )
 
     def weight_decay(leaf: roles.WidthInfo) -> float:
         if leaf.role == "matrix":

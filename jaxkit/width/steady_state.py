@@ -110,8 +110,8 @@ def predicted_singular_value_ratio(
     validation.number("singular_value_exponent", singular_value_exponent)
     if not isinstance(rule, rules.WidthRule):
         rule = rules.RULES[validation.choice("rule", rule, rules.RULES)]
-    exponent = (rule.lr_exponent - rule.weight_decay_exponent) / 2 + singular_value_exponent
-    return float(width_mult) ** exponent
+    ratio_exponent = rule.learning_rate_exponent - rule.weight_decay_exponent
+    return float(width_mult) ** (ratio_exponent / 2 + singular_value_exponent)
 
 
 class SingularValueLaw(NamedTuple):

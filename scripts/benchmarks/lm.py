@@ -132,7 +132,7 @@ def torch_steps(config: jobs.TrainConfig) -> Callable[[int], float]:
 
     model = Decoder()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+        model.parameters(), lr=config.learning_rate, betas=(config.b1, config.b2), fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
 

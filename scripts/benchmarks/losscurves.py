@@ -29,7 +29,7 @@ def measured_curves() -> list[losscurves.LossCurve]:
     curves = []
     for rates in (
         losscurves.constant_rates(24000, PEAK),
-        losscurves.cosine_rates(24000, PEAK, final_value=PEAK / 10),
+        losscurves.cosine_rates(24000, PEAK, end_value=PEAK / 10),
         losscurves.piecewise_rates(24000, PEAK, [(0.4, 0.3)]),
     ):
         steps = np.arange(2176, 24000, 146)

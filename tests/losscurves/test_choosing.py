@@ -183,8 +183,8 @@ def test_the_multi_power_optimum_is_no_worse_than_its_baselines_and_within_limit
 
 
 def test_shapes_end_where_they_say_and_stay_between():
-    schedules = losscurves.standard_schedules(1000, 1e-3, decay_fraction=0.3, final_value=1e-5)
-    schedules["cyclic"] = losscurves.cyclic_rates(1000, 1e-3, 3, final_value=1e-5)
+    schedules = losscurves.standard_schedules(1000, 1e-3, decay_fraction=0.3, end_value=1e-5)
+    schedules["cyclic"] = losscurves.cyclic_rates(1000, 1e-3, 3, end_value=1e-5)
     schedules["rewarmed"] = losscurves.rewarmed_rates(1000, 1e-3)
     for name, rates in schedules.items():
         assert rates.shape == (1001,)
@@ -239,7 +239,7 @@ BAD = {
     "exponential": (
         lambda f: losscurves.hold_then_decay(10, 1.0, 5, shape="exponential"),
         ValueError,
-        "final_value",
+        "end_value",
     ),
     "long": (lambda f: losscurves.hold_then_decay(10, 1.0, 11), ValueError, "at most the 10"),
     "changes": (

@@ -13,8 +13,8 @@ STEPS = np.arange(200, 4001, 100)
 PEAK = 1e-3
 SCHEDULES = {
     "constant": losscurves.constant_rates(4000, PEAK),
-    "cosine": losscurves.cosine_rates(4000, PEAK, final_value=1e-5),
-    "wsd": losscurves.hold_then_decay(4000, PEAK, 1000, final_value=1e-5),
+    "cosine": losscurves.cosine_rates(4000, PEAK, end_value=1e-5),
+    "wsd": losscurves.hold_then_decay(4000, PEAK, 1000, end_value=1e-5),
 }
 
 

@@ -73,9 +73,7 @@ def test_the_vectorised_law_equals_the_written_one():
 
 
 def test_warmup_conventions_differ_by_the_drop_of_the_peak():
-    rates = losscurves.with_warmup(
-        losscurves.hold_then_decay(2000, 1e-3, 400, final_value=1e-5), 50
-    )
+    rates = losscurves.with_warmup(losscurves.hold_then_decay(2000, 1e-3, 400, end_value=1e-5), 50)
     steps = np.array([1000, 2000])
     slow = LAW._replace(speed=1e9)  # every change has taken its full effect
     with jax.enable_x64(True):
@@ -87,7 +85,7 @@ def test_warmup_conventions_differ_by_the_drop_of_the_peak():
 
 
 def test_a_vanishing_rate_adds_nothing_unlike_in_the_annealing_law():
-    rates = losscurves.hold_then_decay(2000, 1e-3, 400, shape="exponential", final_value=1e-10)
+    rates = losscurves.hold_then_decay(2000, 1e-3, 400, shape="exponential", end_value=1e-10)
     padded = np.append(rates, np.full(500, 1e-10))
     with jax.enable_x64(True):
         found = losscurves.predict_multi_power_loss(LAW, padded, np.array([2000, 2500]))
@@ -127,7 +125,7 @@ def test_grouped_falls_keep_every_fall():
 def exact_runs():
     schedules = [
         losscurves.constant_rates(4000, 1e-3),
-        losscurves.cosine_rates(4000, 1e-3, final_value=1e-4),
+        losscurves.cosine_rates(4000, 1e-3, end_value=1e-4),
         losscurves.piecewise_rates(4000, 1e-3, [(0.5, 0.3)]),
     ]
     steps = np.arange(200, 4001, 100)
@@ -143,7 +141,7 @@ def test_a_fit_predicts_what_made_its_curves():
     runs = exact_runs()
     fitted = losscurves.fit(losscurves.MultiPower(group=4), runs)
     assert float(fitted.objective) < 1e-8
-    wsd = losscurves.hold_then_decay(4000, 1e-3, 800, final_value=1e-4)
+    wsd = losscurves.hold_then_decay(4000, 1e-3, 800, end_value=1e-4)
     steps = np.arange(200, 4001, 200)
     found = losscurves.predict(fitted, np.stack([wsd, wsd]), steps=steps)
     with jax.enable_x64(True):

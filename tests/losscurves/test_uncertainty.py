@@ -11,8 +11,8 @@ STEPS = np.arange(200, 4001, 50)
 LAW = losscurves.AnnealingLaw(2.5, 0.6, 0.9, 0.45)
 SCHEDULES = {
     "constant": losscurves.constant_rates(4000, 1e-3),
-    "cosine": losscurves.cosine_rates(4000, 1e-3, final_value=1e-5),
-    "wsd": losscurves.hold_then_decay(4000, 1e-3, 1000, final_value=1e-5),
+    "cosine": losscurves.cosine_rates(4000, 1e-3, end_value=1e-5),
+    "wsd": losscurves.hold_then_decay(4000, 1e-3, 1000, end_value=1e-5),
 }
 
 

@@ -56,7 +56,7 @@ def test_ratio_averages_over_layers_and_corrects_for_unequal_sides():
 def test_corrected_decay_undoes_the_predicted_drift_of_another_rule():
     m, base_decay = 8.0, 0.1
     for name, rule in width.RULES.items():
-        if rule.lr_exponent != -1:
+        if rule.learning_rate_exponent != -1:
             continue
         ratio = width.predicted_singular_value_ratio(m, rule=name)
         used = base_decay * m**rule.weight_decay_exponent

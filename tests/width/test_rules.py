@@ -134,10 +134,13 @@ def test_table_shows_what_each_parameter_trains_with():
     ("call", "message"),
     [
         (lambda: at_multiplier(2, 4, "robst"), "did you mean 'robust'"),
-        (lambda: width.WidthRule(lr_exponent=float("nan")), "lr_exponent must be finite"),
+        (
+            lambda: width.WidthRule(learning_rate_exponent=float("nan")),
+            "learning_rate_exponent must be finite",
+        ),
         (lambda: width.WidthRule(weight_decay_exponent=float("inf")), "weight_decay_exponent"),
         (lambda: width.WidthRule(vector_weight_decay=-0.1), "vector_weight_decay"),
-        (lambda: width.weight_decay_exponent(float("nan")), "lr_exponent"),
+        (lambda: width.weight_decay_exponent(float("nan")), "learning_rate_exponent"),
         (lambda: width.weight_decay_exponent(-1.0, float("inf")), "singular_value_exponent"),
         (lambda: width.width_table(at_multiplier(2, 4, "robust"), learning_rate=-1.0), "learning"),
         (

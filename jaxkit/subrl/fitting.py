@@ -24,14 +24,12 @@ class Fitted(NamedTuple):
             those of the interrupted run.
 
     Example:
-        >>> import optax
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((2, 2), horizon=3, start=0, features="official_position")
-        >>> policy = subrl.TabularPolicy(5, 4, 3)
-        >>> train = subrl.make_training(env, policy, optax.sgd(1.0), batch_size=4, epochs=2)
-        >>> fitted = fit(train, jax.random.key(0), num_seeds=2)
-        >>> int(fitted.state.step), fitted.metrics.loss.shape
-        (2, (2, 2))
+        >>> weights = {"logits": jnp.zeros((3, 5))}  # of three seeds
+        >>> state = runs.TrainState(jnp.array(2), weights, (), jax.random.key(0))
+        >>> reached = np.array([[2.0, 3.0], [2.0, 5.0], [1.0, 4.0]])
+        >>> fitted = Fitted(state, EpochMetrics(*np.ones((8, 3, 2)))._replace(mean=reached))
+        >>> int(fitted.metrics.mean[:, -1].argmax())  # the best seed
+        1
     """
 
     state: runs.TrainState

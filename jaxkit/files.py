@@ -1,13 +1,14 @@
-"""Files that a reader never sees half-written."""
+"""Files that a reader never sees half-written, and lines that an error message can name."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> pathlib.Path:
@@ -70,3 +71,34 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file of one JSON object a line; blank lines are skipped.
+
+    Args:
+        path: the file.
+
+    Yields:
+        The number of a line, from 1, and its object.
+
+    Raises:
+        ValueError: if a line holds anything else, naming file and line.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_atomically(pathlib.Path(folder) / "a.jsonl", '{"step": 1}')
+        ...     list(json_lines(path))
+        [(1, {'step': 1})]
+    """
+    with open(path, encoding="utf-8") as stream:
+        for line, text in enumerate(stream, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{line}: not a JSON object: {error.msg}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{line}: not a JSON object: {text.strip()[:40]!r}")
+            yield line, row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxkit import losscurves, plotting, schedules
+from jaxkit import losscurves, plotting, schedules, training
 from jaxkit.jobs import runs
 
 #: Decays of the annealing momentum that are compared when none is given.
@@ -116,7 +115,7 @@ def _read(path: pathlib.Path, first_step: int) -> tuple[losscurves.LossCurve, in
     if description is None:
         raise ValueError(f"{path} is not a run: it holds no config.json")
     metrics = path / "metrics.jsonl"
-    rates = [json.loads(line)["learning_rate"] for line in metrics.read_text().splitlines()]
+    rates = [row["learning_rate"] for row in training.read_metrics(metrics)]
     # The warm-up ends where the rate peaks for the first time.
     warmup = int(np.argmax(rates)) if len(rates) > 1 and rates[1] > rates[0] else 0
     return losscurves.read_curve(metrics, first_step=max(first_step, warmup + 1)), warmup

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import pathlib
@@ -15,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jaxkit import validation
+from jaxkit import files, validation
 from jaxkit.losscurves import areas
 
 
@@ -213,16 +212,8 @@ def _csv_rows(path: pathlib.Path, loss: str) -> Iterator[tuple[str, Mapping[str,
 
 
 def _json_rows(path: pathlib.Path, loss: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line, row in files.json_lines(path):
         where = f"{path}:{line}"
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not a JSON object: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not a JSON object: {text!r}")
         columns = _columns(where, [*row, loss], loss)
         yield where, {ours: row.get(theirs) for ours, theirs in columns.items()}
 

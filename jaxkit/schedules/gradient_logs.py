@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import pathlib
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxkit import files
 
 
 class GradientLog(NamedTuple):
@@ -103,21 +104,12 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, Any, Any]]:
 
 
 def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, Any, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        for line, text in enumerate(stream, 1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{line}: not JSON: {error.msg}") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}:{line}: must be an object, got {text.strip()[:40]!r}")
-            if "gradient_norm" not in record:
-                continue
-            if "step" not in record:
-                raise ValueError(f"{path}:{line}: gradient_norm without step")
-            yield line, record["step"], record["gradient_norm"]
+    for line, record in files.json_lines(path):
+        if "gradient_norm" not in record:
+            continue
+        if "step" not in record:
+            raise ValueError(f"{path}:{line}: gradient_norm without step")
+        yield line, record["step"], record["gradient_norm"]
 
 
 def _checked(path: pathlib.Path, line: int, step: Any, norm: Any) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -91,11 +92,18 @@ def init_state(
     params_key, run_key = jax.random.split(key)
     shardings = state_shardings(init_params, optimizer, key, mesh)
 
-    def init(params_key: Key[Array, ""], run_key: Key[Array, ""]) -> TrainState:
-        params = nn.meta.unbox(init_params(params_key))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
+    first = functools.partial(_first_state, init_params, optimizer)
+    return jax.jit(first, out_shardings=shardings)(params_key, run_key)
 
-    return jax.jit(init, out_shardings=shardings)(params_key, run_key)
+
+def _first_state(
+    init_params: Callable[[Key[Array, ""]], PyTree],
+    optimizer: optax.GradientTransformation,
+    params_key: Key[Array, ""],
+    run_key: Key[Array, ""],
+) -> TrainState:
+    params = nn.meta.unbox(init_params(params_key))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
 
 
 def abstract_state(
@@ -111,14 +119,10 @@ def abstract_state(
         >>> abstract_state(init, optax.sgd(0.1), jax.random.key(0), mesh).params["w"].shape
         (3,)
     """
-
-    def init(key: Key[Array, ""]) -> TrainState:
-        params = nn.meta.unbox(init_params(key))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
-
+    first = functools.partial(_first_state, init_params, optimizer)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init, key),
+        jax.eval_shape(first, key, key),
         state_shardings(init_params, optimizer, key, mesh),
     )
 

@@ -64,7 +64,7 @@ def average_incremental_accuracy(accuracy: Matrix) -> float:
 
 
 def forgetting(accuracy: Matrix) -> float:
-    r"""$F_T = \frac1{T-1} \sum_{i<T} (\max_{i \le j < T} a_{i,j} - a_{i,T})$; 0 for one task.
+    r"""$F_T = \frac1{T-1} \sum_{i < T} (\max_{i \le j < T} a_{i,j} - a_{i,T})$; 0 for one task.
 
     Source: arXiv 2403.18886 appendix B.3.
 
@@ -79,7 +79,7 @@ def forgetting(accuracy: Matrix) -> float:
 
 
 def backward_transfer(accuracy: Matrix) -> float:
-    r"""$B_T = \frac1{T-1} \sum_{i<T} (a_{i,T} - a_{i,i})$; 0 for one task.
+    r"""$B_T = \frac1{T-1} \sum_{i < T} (a_{i,T} - a_{i,i})$; 0 for one task.
 
     Source: Lopez-Paz and Ranzato, arXiv 1706.08840 eq. (3).
 

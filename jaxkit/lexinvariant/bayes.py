@@ -73,8 +73,8 @@ def bayes_lexinvariant(
     With :math:`w_\pi` the weight of the renaming :math:`\pi`, uniform at first,
 
     .. math::
-        p'(v \mid x_{<t}) = \sum_\pi w_\pi\, p(\pi^{-1}(v) \mid \pi^{-1}(x_{t-1})), \qquad
-        w_\pi \leftarrow w_\pi \frac{p(\pi^{-1}(x_t) \mid \pi^{-1}(x_{t-1}))}{p'(x_t \mid x_{<t})}
+        p'(v \mid x_{< t}) = \sum_\pi w_\pi\, p(\pi^{-1}(v) \mid \pi^{-1}(x_{t-1})), \qquad
+        w_\pi \leftarrow w_\pi \frac{p(\pi^{-1}(x_t) \mid \pi^{-1}(x_{t-1}))}{p'(x_t \mid x_{< t})}
 
     in ``O(T d! d)`` time; a pure function to `vmap` over sequences or languages. It computes in
     the type of `log_transition`: within `jax.enable_x64`, in float64.

@@ -80,9 +80,9 @@ def embedding_rows(
 ) -> Float[Array, "B T D"]:
     r"""Draw only the rows of given ids: bit for bit those of `draw_embedding`.
 
-    .. math:: E_b[v] = \mathrm{draw}(\mathrm{fold\_in}(\mathrm{key}_b, v))
+    .. math:: E_b[v] = \mathrm{draw}(\mathrm{fold}(\mathrm{key}_b, v))
 
-    so that the input of a model never needs the ``[B, V, D]`` table.
+    with `jax.random.fold_in`, so that the input of a model never needs the ``[B, V, D]`` table.
 
     Args:
         keys: one typed key a sequence, shape ``[B]``.

@@ -42,7 +42,7 @@ def expected_l1_bound(vocab_size: int, length: int) -> float:
     r"""Bound on the expected mean L1 distance of predictions over ``T`` steps.
 
     .. math::
-        \mathbb{E}\, \frac1T \sum_t \| p(\cdot \mid x_{<t}) - p'(\cdot \mid x_{<t}) \|_1
+        \mathbb{E}\, \frac1T \sum_t \| p(\cdot \mid x_{< t}) - p'(\cdot \mid x_{< t}) \|_1
         \le \sqrt{2 \log(d!) / T}
 
     Args:

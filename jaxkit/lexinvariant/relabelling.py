@@ -104,13 +104,13 @@ def invert_mapping(mapping: Int[Array, "... V"]) -> Int[Array, "... V"]:
 def relabelling_schedule(total_steps: int, fraction: float = 0.6) -> optax.Schedule:
     r"""Anneal the probability of renaming from 0 to 1: an extension, not of the paper.
 
-    .. math:: p(t) = \min\bigl(1,\ t / (\text{fraction} \cdot \text{total\_steps})\bigr)
+    .. math:: p(t) = \min\bigl(1,\ t / (\text{fraction} \cdot T)\bigr)
 
     A small model trained with ``p = 1`` from the start stays at the statistics of single symbols;
     one that first learns the language and loses the names little by little learns to infer them.
 
     Args:
-        total_steps: steps of the run.
+        total_steps: T, steps of the run.
         fraction: part of the run after which every type is renamed, in (0, 1].
 
     Returns:

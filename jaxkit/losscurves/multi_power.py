@@ -92,8 +92,8 @@ def predict_multi_power_loss(
 ) -> Float[Array, " n"]:
     r"""Predict the loss at some steps of one schedule by the Multi-Power Law, O(n x steps).
 
-    $$L(t) = L_0 + A S_1(t)^{-\alpha}
-      - B \sum_{k \le t} (\eta_{k-1} - \eta_k)\, G(\eta_k^{-\gamma} S_k(t)), \quad
+    $$L(t) = L_0 + A S_1(t)^{-\alpha} -
+      B \sum_{k \le t} (\eta_{k-1} - \eta_k)\, G(\eta_k^{-\gamma} S_k(t)), \quad
       S_k(t) = \sum_{\tau=k}^t \eta_\tau, \quad G(x) = 1 - (1 + C x)^{-\beta}.$$
 
     Two conventions exist for the warm-up, a constant `B * peak` apart: `"linear"` counts its rises

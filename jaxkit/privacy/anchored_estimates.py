@@ -83,9 +83,11 @@ def spiderboost(
     r"""Make the estimator of Private SpiderBoost.
 
     .. math::
-        \text{anchor: } \nabla_t &= \frac{1}{b_1}\Big(\sum_i \mathrm{clip}_{C_1}(\nabla f(w_t;x_i))
-        + z_1 C_1 \xi\Big) \\
-        \text{variation: } \nabla_t &= \nabla_{t-1} + \frac{1}{b_2}\Big(\sum_i \mathrm{clip}_{B_t}
+        \text{anchor: } \nabla_t = \frac{1}{b_1}\Big(\sum_i \mathrm{clip}_{C_1}(\nabla f(w_t;x_i)) +
+        z_1 C_1 \xi\Big)
+
+    .. math::
+        \text{variation: } \nabla_t = \nabla_{t-1} + \frac{1}{b_2}\Big(\sum_i \mathrm{clip}_{B_t}
         (\nabla f(w_t;x_i) - \nabla f(w_{t-1};x_i)) + z_2 B_t \xi\Big), \quad
         B_t = \min(C_2\|w_t-w_{t-1}\|, 2C_1)
 

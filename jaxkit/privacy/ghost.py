@@ -36,8 +36,8 @@ def ghost_clipped_grad_sum(
     r"""Clip the gradient of each example of a Flax model, at about the cost of a plain gradient.
 
     .. math::
-        \|g_i\|^2 = \sum_{layers}\Big(\sum_{t,s}(a_t\cdot a_s)(\delta_t\cdot\delta_s)
-        + \|\textstyle\sum_t\delta_t\|^2\Big), \qquad
+        \|g_i\|^2 = \sum_{layers}\Big(\sum_{t,s}(a_t\cdot a_s)(\delta_t\cdot\delta_s) +
+        \|\textstyle\sum_t\delta_t\|^2\Big), \qquad
         \sum_i c_i g_i = \sum_{i,t} a_{it}\,(c_i\delta_{it})^\top
 
     The model may hold `Dense`, `DenseGeneral` (hence `MultiHeadDotProductAttention`), `Embed`,

@@ -112,7 +112,7 @@ def add_tree_noise(
     After t updates the noise in the sum of the updates is :math:`\sum_l N_{l}` over the set bits l
     of t: one draw for each node of the tree that covers updates 1..t. Update t adds
 
-    .. math:: N_{c,t} - \sum_{l<c} N_{l,t-1}, \qquad c = \text{trailing zeros of } t.
+    .. math:: N_{c,t} - \sum_{l < c} N_{l,t-1}, \qquad c = \text{trailing zeros of } t.
 
     No memory: a node is drawn again from its own key (two draws an update on average).
 

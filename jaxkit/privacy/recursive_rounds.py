@@ -157,7 +157,7 @@ def recursive_regularization(
 
     Round t = 1..T runs `noisy_gd` on its own chunk of the data, on
 
-    .. math:: f + \tfrac{\lambda}{2}\|w-w_0\|^2 + \sum_{s<t}\tfrac{2^s\lambda}{2}\|w-\bar w_s\|^2
+    .. math:: f + \tfrac{\lambda}{2}\|w-w_0\|^2 + \sum_{s < t}\tfrac{2^s\lambda}{2}\|w-\bar w_s\|^2
 
     within radius :math:`2^{t/2}R` with step :math:`\log K_t/(2^t\lambda K_t)`, and averages its
     iterates with `selector_weights`. The paper's loop ends one round before its output: T rounds

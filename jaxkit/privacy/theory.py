@@ -150,9 +150,9 @@ def spiderboost_theory(
     r"""Parameters of Theorem 4.2, with q from its proof (the statement prints an extra L1^2).
 
     .. math::
-        T = \max\{((F_0L_1)^{1/4}/(\sqrt{L_0}\bar\alpha))^{4/3}, 1/\bar\alpha\}, \quad
-        b_2 = \max\{(L_0/(\sqrt{F_0L_1}\bar\alpha))^{2/3},
-        L_0^{1/3} n \bar\alpha^{2/3}/(L_1F_0)^{1/6}\}, \quad q = 1/(T\bar\alpha^2)
+        T = \max(((F_0L_1)^{1/4}/(\sqrt{L_0}\bar\alpha))^{4/3}, 1/\bar\alpha), \quad
+        b_2 = \max((L_0/(\sqrt{F_0L_1}\bar\alpha))^{2/3},
+        L_0^{1/3} n \bar\alpha^{2/3}/(L_1F_0)^{1/6}), \quad q = 1/(T\bar\alpha^2)
 
     Args:
         num_examples: n.

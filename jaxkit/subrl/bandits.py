@@ -20,7 +20,7 @@ Probabilities = Float[Array, "H A"]
 def bandit_objective(
     function: submodular.SetFunction, horizon: int, *, limit: int = 200_000
 ) -> Callable[[Probabilities], Float[Array, ""]]:
-    r"""Make $J(x) = E[F(\{a_0, \dots, a_{H-1}\})]$, step h takes action a with chance $x_{ha}$.
+    r"""Make $J(x) = E[F(a_0, \dots, a_{H-1})]$, step h takes action a with chance $x_{ha}$.
 
     The chance that a row leaves over goes to an action that takes nothing. J is linear in each row,
     its gradient is >= 0 and its second derivatives across rows are <= 0: it is DR-submodular.
@@ -111,7 +111,7 @@ def projected_gradient(
     learning_rate: Any = 0.1,
     steps: int = 100,
 ) -> Probabilities:
-    r"""Climb by $x \leftarrow \Pi(x + \eta \nabla J(x))$ on $\{x \ge 0, \sum_a x_{ha} \le 1\}$.
+    r"""Climb by $x \leftarrow \Pi(x + \eta \nabla J(x))$ on $x \ge 0, \sum_a x_{ha} \le 1$.
 
     Args:
         objective: a monotone DR-submodular J.

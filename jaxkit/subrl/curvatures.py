@@ -10,9 +10,9 @@ from jaxkit import submodular
 
 
 def curvature(function: submodular.SetFunction) -> Float[Array, ""]:
-    r"""Compute $c = 1 - \min_{v: F(\{v\}) > 0} F(v \mid V \setminus v) / F(\{v\})$, in `[0, 1]`.
+    r"""Compute $c = 1 - \min_{v: F(v) > 0} F(v \mid V \setminus v) / F(v)$, in `[0, 1]`.
 
-    For sets of distinct items $(1 - c) \sum F(\{v\}) \le F(\tau) \le \sum F(\{v\})$, so a plan
+    For sets of distinct items $(1 - c) \sum F(v) \le F(\tau) \le \sum F(v)$, so a plan
     that is optimal for the sum reaches $(1 - c)$ of the optimum of F. Where a repeated visit counts
     once, the items of the sum must be time-stamped, and c is 1: the bound says nothing. It says
     something for `measurements`, where each visit has noise of its own.

@@ -140,9 +140,9 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubmodularEnvironment:
-    r"""A submodular MDP: the return of an episode is $F(\{s_0, \dots, s_{H-1}\})$.
+    r"""A submodular MDP: the return of an episode is $F(s_0, \dots, s_{H-1})$.
 
-    The reward of a step is the gain $F(s_{h+1} \mid s_0 .. s_h)$; with $F(\{s_0\})$, which no
+    The reward of a step is the gain $F(s_{h+1} \mid s_0 .. s_h)$; with $F(s_0)$, which no
     action earns, the rewards add up to F. Methods are pure and follow gymnax's signatures; `params`
     may be traced, so that weights, slips or starts can be swept by `vmap`.
 

@@ -219,7 +219,7 @@ class ModularPlan(NamedTuple):
 
 
 def modular_plan(environment: SubmodularEnvironment, params: Params | None = None) -> ModularPlan:
-    r"""Solve $V_h(s) = \max_a E[F(\{s'\}) + V_{h+1}(s')]$ exactly, backwards.
+    r"""Solve $V_h(s) = \max_a E[F(s') + V_{h+1}(s')]$ exactly, backwards.
 
     It is what ModPO strives for. With curvature c over time-stamped items its F is at least
     $(1 - c)$ of the optimum (see `curvature`).

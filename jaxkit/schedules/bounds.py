@@ -47,9 +47,10 @@ def last_iterate_bound(
     norms: Float[ArrayLike, "*batch T"],
     distance: Float[ArrayLike, ""] = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Bound of the last iterate for any positive step sequence.
+    r"""Bound of the last iterate for any positive step sequence.
 
-        D^2/(2 eta_{1:T}) + 1/2 sum_{t<T} eta_t^2 G_t^2 / eta_{t+1:T} + 1/2 eta_T G_T^2
+    $$\frac{D^2}{2 \eta_{1:T}} + \frac12 \sum_{t < T} \frac{\eta_t^2 G_t^2}{\eta_{t+1:T}} +
+    \frac12 \eta_T G_T^2$$
 
     It diverges when the last step is 0: give the first T entries of a schedule that reaches 0 at
     T + 1, as `schedule(jnp.arange(total_steps))` does for every schedule of this room.
@@ -138,9 +139,9 @@ def weighted_bound(
     norms: Float[ArrayLike, "*batch T"],
     distance: Float[ArrayLike, ""] = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Bound of the schedule eta_t = c w_t w_{t+1:T} / w_{1:T} at its best c.
+    r"""Bound of the schedule $\eta_t = c\, w_t w_{t+1:T} / w_{1:T}$ at its best c.
 
-        B(w) = D sqrt(sum_t w_t^2 G_t^2) / w_{1:T}
+    $$B(w) = D \sqrt{\textstyle\sum_t w_t^2 G_t^2} \,/\, w_{1:T}$$
 
     It is attained by some convex function, so no analysis can improve it.
 
@@ -171,9 +172,9 @@ def weighted_bound(
 def theoretical_steps(
     norms: Float[ArrayLike, "*batch T"], distance: Float[ArrayLike, ""] = 1.0
 ) -> Float[Array, "*batch T"]:
-    """The optimal steps in absolute units, when the norms and the distance are known.
+    r"""The optimal steps in absolute units, when the norms and the distance are known.
 
-        eta_t = D G_t^-2 (sum_{s>t} G_s^-2) / Q^{3/2},   Q = sum_t G_t^-2
+    $$\eta_t = D\, G_t^{-2} \sum_{s > t} G_s^{-2} / Q^{3/2}, \qquad Q = \sum_t G_t^{-2}$$
 
     Their bound is D / sqrt(Q); the last step is 0.
 
@@ -230,11 +231,12 @@ def refinement_gain(norms: Float[ArrayLike, "*batch T"]) -> Float[Array, "*batch
 def last_iterate_path(
     z: Float[ArrayLike, " T *point"], weights: Float[ArrayLike, " T"]
 ) -> Float[Array, " T *point"]:
-    """Turn any sequence z into iterates x whose last one inherits its weighted regret.
+    r"""Turn any sequence z into iterates x whose last one inherits its weighted regret.
 
-        x_1 = z_1,   x_{t+1} = x_t + (w_{t+1:T} / w_{1:T}) (z_{t+1} - z_t)
+    $$x_1 = z_1, \qquad x_{t+1} = x_t + \frac{w_{t+1:T}}{w_{1:T}} (z_{t+1} - z_t)$$
 
-    so that f(x_T) - f(u) <= sum_t w_t <g_t, z_t - u> / w_{1:T}, g_t a subgradient at x_t.
+    so that $f(x_T) - f(u) \le \sum_t w_t \langle g_t, z_t - u \rangle / w_{1:T}$, with $g_t$ a
+    subgradient at $x_t$.
 
     Args:
         z: iterates of any online method.

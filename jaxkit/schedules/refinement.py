@@ -27,11 +27,11 @@ def refine_schedule(
     smoothing: float | None = 0.1,
     normalize: bool = True,
 ) -> Float[Array, "*batch n"]:
-    """Turn gradient norms into the schedule that is worst-case optimal for them.
+    r"""Turn gradient norms into the schedule that is worst-case optimal for them.
 
-    With G the smoothed norms and w_t = G_t^-2 (l2) or G_t^-1 (l1),
+    With G the smoothed norms and $w_t = G_t^{-2}$ (l2) or $G_t^{-1}$ (l1),
 
-        s_t = w_t sum_{j>t} w_j,
+    $$s_t = w_t \sum_{j > t} w_j,$$
 
     divided by its maximum. Constant norms give linear decay; norms that fall at the start give a
     warm-up. Pure: `jit` and `vmap` it over runs (`norm`, `smoothing`, `normalize` static).

@@ -198,7 +198,7 @@ def table_dynamics(
         TypeError: if `next_state` is not of integers.
         ValueError: if an entry is not a state, or a number is out of range.
 
-    Source: arXiv 2307.13372, "Submodular RL" (the tuple <S, A, P, rho, H, F>).
+    Source: arXiv 2307.13372, "Submodular RL" (the tuple (S, A, P, rho, H, F)).
 
     Example:
         >>> dynamics, params = table_dynamics([[0, 1], [1, 0]])
@@ -248,7 +248,7 @@ def matrix_dynamics(
     Raises:
         ValueError: if a row is not a distribution (to 1e-5), or a shape or number is wrong.
 
-    Source: arXiv 2307.13372, "Submodular RL" (the tuple <S, A, P, rho, H, F>).
+    Source: arXiv 2307.13372, "Submodular RL" (the tuple (S, A, P, rho, H, F)).
 
     Example:
         >>> dynamics, params = matrix_dynamics([[[0.0, 1.0]], [[1.0, 0.0]]])

@@ -219,7 +219,7 @@ def test_a_step_gives_six_values_and_a_state_and_observation_like_those_before(n
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_first_state_may_be_donated_and_another_made(name, assert_donatable):
-    env, key = CASES[name].make(), jax.random.key(0)
+    env, key = made(name), jax.random.key(0)
     assert_donatable(lambda: env.reset(key)[1], env.default_params, key)
 
 

@@ -348,7 +348,7 @@ def test_eight_devices_give_the_numbers_of_one(name, spread, assert_same):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_first_state_may_be_donated_and_another_made(name, assert_donatable):
-    function = CASES[name].make(np.random.default_rng(0))
+    function = made(name)
     assert_donatable(function.init, function)
 
 

@@ -18,7 +18,7 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float, Int, Key
 
-from jaxkit import schedules
+from jaxkit import intervals, schedules
 
 CONTEXT, EMBEDDING, HIDDEN, BATCH = 8, 16, 96, 32
 #: (learning rate, momentum) of one update to the transformation that makes it.
@@ -203,9 +203,5 @@ def paired_interval(difference: np.ndarray) -> tuple[float, tuple[float, float]]
         >>> mean, round(low, 3), round(high, 3)
         (2.0, -0.484, 4.484)
     """
-    from scipy import stats
-
-    n = len(difference)
-    mean, error = float(difference.mean()), float(difference.std(ddof=1)) / n**0.5
-    half = float(stats.t.ppf(0.975, n - 1)) * error
-    return mean, (mean - half, mean + half)
+    low, high = intervals.mean_interval(difference)
+    return float(difference.mean()), (float(low), float(high))

@@ -6,6 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from jaxkit import intervals
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -79,3 +83,17 @@ class Evidence:
             True
         """
         return all(c.verdict != "not shown" or not c.used_to_show for c in self.claims)
+
+
+def interval_over_seeds(values: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean over seeds, for a `Claim`; None for a single seed.
+
+    Example:
+        >>> low, high = interval_over_seeds(np.array([1.0, 2.0, 3.0]))
+        >>> round(low, 3), round(high, 3)
+        (-0.484, 4.484)
+    """
+    if len(values) < 2:
+        return None
+    low, high = intervals.mean_interval(values)
+    return float(low), float(high)

@@ -13,6 +13,7 @@ import optax
 
 from jaxkit import federated, plotting
 from jaxkit.experiments import evidence
+from jaxkit.intervals import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -267,25 +268,16 @@ def quadratic_distances(seed: int, intervals: Sequence[int]) -> dict[tuple[str, 
     return found
 
 
-def _interval(differences: np.ndarray) -> tuple[float, float]:
-    """95 % t interval of the mean over seeds."""
-    from scipy import stats
-
-    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
-    half = error * stats.t.ppf(0.975, len(differences) - 1)
-    return float(mean - half), float(mean + half)
-
-
 def _difference_claim(
     statement: str, paper: str, differences: np.ndarray, threshold: float, unit: str
 ) -> evidence.Claim:
-    low, high = _interval(differences)
+    low, high = mean_interval(differences)
     return evidence.Claim(
         statement=statement,
         paper=paper,
         measured=f"{differences.mean():+.3f} {unit}, {len(differences)} seeds",
         verdict="shown" if differences.mean() >= threshold and low > 0 else "not shown",
-        interval=(low, high),
+        interval=(float(low), float(high)),
     )
 
 
@@ -304,7 +296,7 @@ def _rounds_claim(curves: Mapping[str, Curves]) -> evidence.Claim:
     # A run that does not get there needs more than all rounds: the ratio is a lower bound.
     theirs = np.minimum(theirs, ROUNDS + 1)
     logs = np.log(theirs / ours)
-    low, high = _interval(logs) if np.isfinite(logs).all() else (float("-inf"), float("inf"))
+    low, high = mean_interval(logs) if np.isfinite(logs).all() else (-np.inf, np.inf)
     ratio = float(np.exp(logs.mean()))
     return evidence.Claim(
         statement="FedSpeed reaches 80 % in at least 1.5 times fewer rounds than FedAvg",
@@ -337,14 +329,14 @@ def _interval_claim(curves: Mapping[tuple[str, int], Curves]) -> evidence.Claim:
 
 def _rival_claim(curves: Mapping[str, Curves], rival: str) -> evidence.Claim:
     differences = final_accuracy(curves["FedSpeed"]) - final_accuracy(curves[rival])
-    low, high = _interval(differences)
+    low, high = mean_interval(differences)
     verdict: evidence.Verdict = "shown" if low > 0 else "null result" if high > 0 else "not shown"
     return evidence.Claim(
         statement=f"FedSpeed ends above {rival} (5 local epochs)",
         paper="CIFAR-10, Dirichlet 0.1: 82.26 against 79.92 (SCAFFOLD), 78.96 (FedDyn)",
         measured=f"{differences.mean():+.3f} accuracy, {len(differences)} seeds",
         verdict=verdict,
-        interval=(low, high),
+        interval=(float(low), float(high)),
     )
 
 

@@ -168,15 +168,6 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(f"{v:.1f}" for v in values)
 
 
-def _interval(values: np.ndarray) -> tuple[float, float] | None:
-    if len(values) < 2:
-        return None
-    # 97.5 % points of Student's t with 1, 2, 3, ... degrees of freedom.
-    quantile = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)[min(len(values) - 2, 6)]
-    half = quantile * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
 def _pattern_claim(
     runs: Sequence[continual.StreamResult], problems: Sequence[Problem]
 ) -> evidence.Claim:
@@ -202,7 +193,7 @@ def _gain_claim(results: Results) -> evidence.Claim:
         "53.32 against 49.90 (ImageNet-A), 89.64 against 83.66 (VTAB)",
         f"{_listed(gain)} points by seed, {gain.mean():.1f} on average",
         "shown" if np.all(gain >= 5) else "not shown",
-        _interval(gain),
+        evidence.interval_over_seeds(gain),
     )
 
 
@@ -216,7 +207,7 @@ def _linear_claim(results: Results) -> evidence.Claim:
         "53.32 with 4 adapters added against 52.80 with 57 (ImageNet-A)",
         f"{gap.mean():+.1f} points on average ({_listed(gap)}), {few} against {many} adapters",
         "shown" if gap.mean() >= -2 and few < many else "not shown",
-        _interval(gap),
+        evidence.interval_over_seeds(gap),
     )
 
 
@@ -227,7 +218,7 @@ def _forgetting_claim(results: Results) -> evidence.Claim:
         "final accuracy 53.32 against 17.64 (ImageNet-A)",
         f"forgetting {_listed(sema)} against {_listed(tuned)} points",
         "shown" if np.all(sema < tuned) else "not shown",
-        _interval(sema - tuned),
+        evidence.interval_over_seeds(sema - tuned),
     )
 
 
@@ -239,7 +230,7 @@ def _prototype_claim(results: Results) -> evidence.Claim:
         "trained apart are calibrated badly against each other",
         f"{gap.mean():+.1f} points on average ({_listed(gap)})",
         "shown" if gap.mean() > 0 else "null result",
-        _interval(gap),
+        evidence.interval_over_seeds(gap),
     )
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import plotting, submodular
-from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict
+from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict, interval_over_seeds
 from jaxkit.experiments.recomputing_rivals import Coverage, PrefixGreedy, SieveRestart
 
 _BLOCKS, _CONCEPTS, _COVERED = 8, 64, 0.8
@@ -202,14 +202,6 @@ def _verdict(holds: bool) -> Verdict:
     return "shown" if holds else "not shown"
 
 
-def _interval(samples: np.ndarray) -> tuple[float, float] | None:
-    """Normal 95 % interval of the mean over seeds."""
-    if len(samples) < 2:
-        return None
-    half = 1.96 * samples.std(ddof=1) / np.sqrt(len(samples))
-    return float(samples.mean() - half), float(samples.mean() + half)
-
-
 def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Measure queries against n under attack, values against greedy and optimum, and digits.
 
@@ -244,7 +236,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
                 f"{name} x{victim.mean():.2f} "
                 f"({table[:, 0, 0].mean():.0f} to {table[:, -1, 0].mean():.0f})",
                 _verdict(bool(levels.mean() <= 1.5 and victim.mean() >= 0.75 * growth)),
-                _interval(levels),
+                interval_over_seeds(levels),
             )
         )
     means = np.array([values.mean() for values in ratios])
@@ -255,7 +247,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
             f"mean {np.mean(means):.3f}, smallest stream mean {means.min():.3f}, smallest of all "
             f"{min(values.min() for values in ratios):.3f}",
             _verdict(bool(means.min() >= 0.9)),
-            _interval(means),
+            interval_over_seeds(means),
         )
     )
     smallest, updates = _smallest_ratio(3 if quick else 40, seed)
@@ -276,7 +268,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
             f"(smallest {digits.polished_ratios.min():.3f}), plain {digits.ratios.mean():.3f} "
             f"({digits.ratios.min():.3f})",
             _verdict(bool(digits.polished_ratios.mean() >= 0.95)),
-            _interval(digits.polished_ratios),
+            interval_over_seeds(digits.polished_ratios),
         )
     )
     wins = digits.queries_per_update < prefix

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxkit import plotting, subrl
-from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict
+from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict, interval_over_seeds
 
 _MEMORY, _MARKOV, _ADDITIVE = "SubPO with memory", "SubPO, Markovian", "ModPO"
 _ONE_STEP, _PREFIX = "one-step credit, with memory", "prefix credit, with memory"
@@ -125,13 +125,6 @@ def _verdict(holds: Any) -> Verdict:
     return "shown" if bool(holds) else "not shown"
 
 
-def _interval(values: np.ndarray) -> tuple[float, float] | None:
-    if len(values) < 2:
-        return None
-    low, high = subrl.mean_interval(values)
-    return float(low), float(high)
-
-
 def _text(trained: Trained) -> str:
     low, high = trained.last.min(), trained.last.max()
     return f"{trained.last.mean():.1f} ({low:.1f} to {high:.1f})"
@@ -157,21 +150,21 @@ def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
             _verdict(
                 memory.last.min() >= 58 and markov.last.min() >= 33 and markov.last.max() <= 45
             ),
-            _interval(memory.last - markov.last),
+            interval_over_seeds(memory.last - markov.last),
         ),
         Claim(
             "two rooms: the additive reward covers at most 20 cells",
             "ModPO gets stuck",
             f"ModPO {_text(additive)}",
             _verdict(additive.last.max() <= 20),
-            _interval(additive.last),
+            interval_over_seeds(additive.last),
         ),
         Claim(
             "two rooms: with credit for one step only, even memory stays in one room (<= 45)",
             "the theorem credits all gains to go; the published program does not",
             f"one step {_text(one_step)}, to go {_text(memory)}",
             _verdict(one_step.last.max() <= 45),
-            _interval(memory.last - one_step.last),
+            interval_over_seeds(memory.last - one_step.last),
         ),
     ]
     if _PREFIX in rooms:
@@ -182,7 +175,7 @@ def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
                 "not compared",
                 f"prefix {_text(prefix)}, to go {_text(memory)}",
                 _verdict(memory.last.min() - prefix.last.max() >= 20),
-                _interval(memory.last - prefix.last),
+                interval_over_seeds(memory.last - prefix.last),
             )
         )
     return claims
@@ -196,14 +189,14 @@ def _map_claims(found: dict[str, Trained], greedy: float, beam: float) -> list[C
             "SubPO beats ModPO on informative path planning",
             f"SubPO {_text(markov)}, ModPO {_text(additive)}",
             _verdict(markov.last.min() >= 1.6 * additive.last.max()),
-            _interval(markov.last / additive.last),
+            interval_over_seeds(markov.last / additive.last),
         ),
         Claim(
             "Gaussian map: a Markovian SubPO passes the greedy planner that knows the map",
             "no planners shown",
             f"SubPO {_text(markov)}, greedy {greedy:.1f}, beam {beam:.1f}",
             _verdict(markov.last.min() > greedy),
-            _interval(markov.last / greedy),
+            interval_over_seeds(markov.last / greedy),
         ),
     ]
 
@@ -211,7 +204,7 @@ def _map_claims(found: dict[str, Trained], greedy: float, beam: float) -> list[C
 def _items_claims(found: dict[str, Trained]) -> list[Claim]:
     memory, markov, additive = found[_MEMORY], found[_MARKOV], found[_ADDITIVE]
     gap = memory.last - markov.last
-    interval = _interval(gap)
+    interval = interval_over_seeds(gap)
     low, high = interval or (gap.min(), gap.max())
     return [
         Claim(
@@ -223,7 +216,7 @@ def _items_claims(found: dict[str, Trained]) -> list[Claim]:
                 and markov.last.min() >= 17.3
                 and min(memory.last.min(), markov.last.min()) > additive.last.max()
             ),
-            _interval(markov.last - additive.last),
+            interval_over_seeds(markov.last - additive.last),
         ),
         # Moves are sure, so the best sequence of moves needs no memory: no gap is owed here.
         Claim(

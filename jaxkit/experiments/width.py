@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxkit import plotting, width
 from jaxkit.experiments import character_blocks
-from jaxkit.experiments.evidence import Claim, Evidence, Table
+from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,6 @@ BASE_WIDTH = 64
 RULES = ("robust", "mup_fixed", "mup_independent")
 #: Ratio of top singular values over 8 times the width: at most (robust, either way) or at least.
 BARS = {"robust": 1.25, "mup_fixed": 1.4, "mup_independent": 1 / 0.67}
-_STUDENT_T = {3: 4.303}  # 97.5 % quantile for the mean of so many seeds
 
 
 class Noise(NamedTuple):
@@ -102,14 +101,6 @@ def noise_singular_values(
     return values
 
 
-def _interval(samples: np.ndarray) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean over seeds; None for a single one."""
-    if samples.size not in _STUDENT_T:
-        return None
-    half = _STUDENT_T[samples.size] * samples.std(ddof=1) / samples.size**0.5
-    return float(samples.mean() - half), float(samples.mean() + half)
-
-
 def _noise_evidence(
     widths: tuple[int, ...], seeds: tuple[int, ...]
 ) -> tuple[list[Claim], list[Table], Figure]:
@@ -141,7 +132,7 @@ def _noise_evidence(
             f"ratio {mean[rule]:.3f} over {len(seeds)} seed(s), "
             f"seeds {', '.join(f'{r:.3f}' for r in ratios[rule])}",
             "shown" if shown[rule] else "not shown",
-            _interval(ratios[rule]),
+            interval_over_seeds(ratios[rule]),
         )
         for rule in RULES
     ]
@@ -163,7 +154,7 @@ def _noise_evidence(
             "0.75 (LLaMA-style models)",
             f"exponent {exponent.mean():.3f} over {len(seeds)} seed(s), feature spectrum k^-0.6",
             "shown" if abs(exponent.mean() - 0.75) <= 0.1 else "not shown",
-            _interval(exponent),
+            interval_over_seeds(exponent),
         )
     )
     table = Table(
@@ -226,7 +217,7 @@ def _text_evidence(
     ordered = mean["mup_independent"] < mean["robust"] < mean["mup_fixed"] < mean["standard"]
     closest = min(RULES, key=lambda rule: abs(np.log(mean[rule])))
     gap = loss["robust"][:, -1] - loss["mup_fixed"][:, -1]
-    interval = _interval(gap)
+    interval = interval_over_seeds(gap)
     lower = gap.mean() < 0 and (interval is None or interval[1] < 0)
     side = "lower" if lower else "higher" if interval and interval[0] > 0 else "no clear difference"
     drifts = ", ".join(f"{rule} {mean[rule]:.2f}" for rule in rules)

@@ -22,6 +22,7 @@ measurement and earns something; the mean of the batch contains the sample itsel
 `submodular.check_submodular`. The room's set functions follow `submodular.SetFunction`.
 """
 
+from jaxkit.intervals import mean_interval
 from jaxkit.subrl.ant import ant_world
 from jaxkit.subrl.bandits import (
     bandit_objective,
@@ -78,7 +79,6 @@ from jaxkit.subrl.information import (
     Measurements,
     measurements,
 )
-from jaxkit.subrl.intervals import mean_interval
 from jaxkit.subrl.losses import LossParts, clipped_loss, subpo_loss
 from jaxkit.subrl.occupancy import OccupancyDynamics, occupancy_world, point_mass_world
 from jaxkit.subrl.planning import (

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxkit import plotting
-from jaxkit.subrl import intervals
+from jaxkit import intervals, plotting
 from jaxkit.subrl.environments import SubmodularEnvironment
 
 if TYPE_CHECKING:

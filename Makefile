@@ -54,7 +54,7 @@ benchmark: $(VENV)/.benchmark  ## this project beside its peers
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 docs: $(VENV)/.dev-$(JAX)  ## API pages in site/
-	$(BIN)/pdoc --math --docformat google -o site jaxkit
+	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --math --docformat google -o site jaxkit
 
 clean:
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache

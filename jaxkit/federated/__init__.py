@@ -161,7 +161,3 @@ __all__ = [
     "with_client_privacy",
     "with_relaxed_start",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-ALGORITHMS = ALGORITHMS
-"""Constructors by the name of their algorithm in lower case."""

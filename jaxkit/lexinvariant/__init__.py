@@ -171,9 +171,3 @@ __all__ = [
     "train_probe",
     "validate_tokens",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-METHODS = METHODS
-"""The values of `Method`."""
-Method = Method
-"""How the identity of tokens is hidden in training; see `anonymised`."""

@@ -14,7 +14,9 @@ from jaxkit import validation
 from jaxkit.lexinvariant import decoder, embeddings, readout, relabelling
 
 Batch = Mapping[str, Array]
+#: How the identity of tokens is hidden in training; see `anonymised`.
 Method = Literal["fixed", "lexinvariant", "relabel", "mixed"]
+#: The values of `Method`.
 METHODS = ("fixed", "lexinvariant", "relabel", "mixed")
 Probability = float | Float[Array, ""] | Float[Array, " B"]
 

@@ -131,7 +131,3 @@ __all__ = [
     "warmup_at_peak",
     "with_warmup",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-DECAY_SHAPES = DECAY_SHAPES
-"""How a decay runs from 1 at x = 0 to 0 at x = 1, by name."""

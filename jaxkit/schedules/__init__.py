@@ -129,9 +129,3 @@ __all__ = [
     "wsd_profile",
     "wsd_schedule",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-PROFILES = PROFILES
-"""Profiles by name."""
-SCHEDULES = SCHEDULES
-"""Constructors of schedules by name."""

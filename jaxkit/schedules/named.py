@@ -12,6 +12,7 @@ from jaxkit import validation
 from jaxkit.schedules import decay_schedules, phase_schedules
 from jaxkit.schedules.profile_schedules import Schedule
 
+#: Constructors of schedules by name.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "rex": decay_schedules.rex_schedule,
     "linear": decay_schedules.linear_decay_schedule,

@@ -284,6 +284,7 @@ def wsd_profile(
     return cosine_profile(1 - left)
 
 
+#: Profiles by name.
 PROFILES: dict[str, Profile] = {
     "linear": linear_profile,
     "polynomial": polynomial_profile,

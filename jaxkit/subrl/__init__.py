@@ -221,21 +221,3 @@ __all__ = [
     "two_rooms",
     "two_rooms_world",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-BASELINES = BASELINES
-"""Baselines by name; `"critic"` is trained and has parameters of its own."""
-FEATURES = FEATURES
-"""What a policy can see, by name."""
-MOVES = MOVES
-"""The moves in a grid in the order of their numbers, each (rows, columns)."""
-OBJECTIVES = OBJECTIVES
-"""What is maximised: F of an episode (SubPO), or the sum of F({s}) over its visits (ModPO)."""
-OFFICIAL_NOISE = OFFICIAL_NOISE
-"""Noise of the published program, for `measurements`."""
-OFFICIAL_OFFSET = OFFICIAL_OFFSET
-"""Offset of the published program: -log2(1e-3) added to natural logarithms."""
-SIGNALS = SIGNALS
-"""Signals by name: `signal(first, gains, discount)`."""
-WORLDS = WORLDS
-"""Worlds by name: `WORLDS[name](key, **options)`; the key draws what is random in the world."""

@@ -80,11 +80,3 @@ __all__ = [
     "require_finite",
     "state_shardings",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-AXES = AXES
-"""Axes of every training mesh: replicas, shards of parameters and batch, shards inside a layer."""
-PEAK_FLOPS = PEAK_FLOPS
-"""Peak dense bfloat16 FLOP/s of one device, by `device_kind`, from the vendors' data sheets."""
-RULES = RULES
-"""Mesh axis of each logical axis name that a module gives its parameters."""

@@ -79,9 +79,3 @@ __all__ = [
     "width_scaling",
     "width_table",
 ]
-
-# The API pages show the text of a constant only where it stands below an assignment, in this file.
-RULES = RULES
-"""The rules by name: `robust` is the paper's; `mup_fixed` and `mup_independent` are muP with a
-decay that the width leaves alone, before and after multiplication by the learning rate; `standard`
-changes nothing with width."""

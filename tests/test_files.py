@@ -1,0 +1,23 @@
+"""Files are replaced whole, or not at all."""
+
+import pytest
+
+from jaxkit import files
+
+
+def test_who_reads_the_old_file_goes_on_reading_it(tmp_path):
+    path = files.write_atomically(tmp_path / "a.txt", "old")
+    with path.open() as reader:
+        files.write_atomically(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_error_halfway_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = files.write_atomically(tmp_path / "a.txt", "old")
+    with pytest.raises(ZeroDivisionError), files.atomic_writer(path) as stream:
+        stream.write(b"ne")
+        1 / 0  # noqa: B018
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]

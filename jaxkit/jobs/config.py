@@ -339,16 +339,6 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
 
 
-def stored_config(fields: Mapping[str, Any]) -> TrainConfig:
-    """The configuration whose `dataclasses.asdict` was stored.
-
-    Example:
-        >>> stored_config({"steps": 5, "privacy": {"epsilon": 2.0}}).private
-        True
-    """
-    return TrainConfig(**{**fields, "privacy": PrivacyConfig(**fields.get("privacy", {}))})
-
-
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """How a stored configuration differs from one given now, in fields that change the numbers.
 

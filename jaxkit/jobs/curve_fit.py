@@ -111,10 +111,9 @@ def fit_runs(
 def _read(path: pathlib.Path, first_step: int) -> tuple[losscurves.LossCurve, int]:
     if not path.is_dir():
         return losscurves.read_curve(path, first_step=first_step), 0
-    description = runs.read_description(runs.RunFiles.at(path))
-    if description is None:
+    if not runs.RunFiles.at(path).config.exists():
         raise ValueError(f"{path} is not a run: it holds no config.json")
-    metrics = path / "metrics.jsonl"
+    metrics = runs.RunFiles.at(path).metrics
     rates = [row["learning_rate"] for row in training.read_metrics(metrics)]
     # The warm-up ends where the rate peaks for the first time.
     warmup = int(np.argmax(rates)) if len(rates) > 1 and rates[1] > rates[0] else 0

@@ -68,8 +68,8 @@ def decipher_run(
     text = corpus.text()
     run.tokenizer.encode(text)  # an unknown character is better met before the probe is trained
     learned = train.load_text(config).train
-    description = runs.read_description(run.files) or {}
-    if description["data"]["train"] != learned.fingerprint:
+    description = runs.read_description(run.files)
+    if description is None or description.data.get("train") != learned.fingerprint:
         raise ValueError(
             f"text must be what the run was trained on, got another in {config.text or 'the prose'}"
         )

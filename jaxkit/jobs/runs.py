@@ -7,14 +7,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxkit import datasets, files, lexinvariant, training
 from jaxkit.jobs import refinement
-from jaxkit.jobs.config import TrainConfig, stored_config
+from jaxkit.jobs.config import TrainConfig
 
 
 class RunFiles(NamedTuple):
@@ -71,26 +71,34 @@ def exclusive(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def write_description(run: RunFiles, description: Mapping[str, Any]) -> None:
-    """Write a run's configuration, atomically."""
-    files.write_atomically(run.config, json.dumps(description, indent=2) + "\n")
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `config.json` says of a run.
+
+    Attributes:
+        config: how it is trained.
+        tokenizer: what `datasets.tokenizer_from_config` reads.
+        data: fingerprints of the training and validation text, and of the pilot if there is one.
+    """
+
+    config: TrainConfig
+    tokenizer: dict[str, Any]
+    data: dict[str, str | None]
 
 
-def read_description(run: RunFiles) -> dict[str, Any] | None:
-    """Read a run's configuration, None if there is no run.
+def write_description(run: RunFiles, description: Description) -> None:
+    """Write a run's description, atomically."""
+    text = json.dumps(dataclasses.asdict(description), indent=2)
+    files.write_atomically(run.config, text + "\n")
+
+
+def read_description(run: RunFiles) -> Description | None:
+    """Read a run's description, None if there is no run.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged, naming line and field.
     """
-    if not run.config.exists():
-        return None
-    try:
-        description = json.loads(run.config.read_text("utf-8"))
-        if {"config", "tokenizer", "data"} <= description.keys():
-            return description
-    except (json.JSONDecodeError, AttributeError):
-        pass
-    raise ValueError(f"{run.config} is damaged: it is not the description of a run")
+    return files.read_record(run.config, Description) if run.config.exists() else None
 
 
 class Run(NamedTuple):
@@ -144,8 +152,11 @@ def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = pri
     description = read_description(run)
     if description is None:
         raise ValueError(f"{folder} is not a run: it holds no config.json")
-    config = stored_config(description["config"])
-    tokenizer = datasets.tokenizer_from_config(description["tokenizer"])
+    config = description.config
+    try:
+        tokenizer = datasets.tokenizer_from_config(description.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{run.config}: tokenizer: {error}") from None
     model = config.model(tokenizer.vocab_size)
     # The state has the same shapes under any schedule; a refined one would need its pilot here.
     plain = config if config.pilot is None else dataclasses.replace(config, schedule="constant")

@@ -54,15 +54,15 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     split = load_text(config)
     stored = runs.read_description(run)
     tokenizer = _tokenizer(config, split.train)
-    description = {
-        "config": dataclasses.asdict(config),
-        "tokenizer": tokenizer.to_config(),
-        "data": {
+    description = runs.Description(
+        config,
+        tokenizer.to_config(),
+        {
             "train": split.train.fingerprint,
             "validation": split.validation.fingerprint,
             "pilot": None if config.pilot is None else _fingerprint(config.pilot),
         },
-    }
+    )
     _require_same_run(run, stored, description)
     train_tokens = datasets.tokenize(split.train, tokenizer)
     validation_tokens = datasets.tokenize(split.validation, tokenizer)
@@ -152,7 +152,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
                 ),
                 log=log if main else None,
                 checkpoints=checkpoints,
-                record={"data": description["data"]},
+                record={"data": description.data},
                 evaluate=evaluate,
                 facts=facts,
                 tokens_per_step=config.batch_size * config.sequence_length,
@@ -175,7 +175,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
         refinement.write_gradient_norms(run.gradient_norms, np.asarray(norms), config.steps)
         trained = runs.Run(config, tokenizer, model, params, step, run)
         statement = None if plan is None else plan.statement()
-        _finish(trained, final, train_tokens, validation_tokens, description["config"], statement)
+        _finish(trained, final, train_tokens, validation_tokens, statement)
     return run
 
 
@@ -184,7 +184,6 @@ def _finish(
     final: evaluation.Evaluation,
     train_tokens: np.ndarray,
     validation_tokens: np.ndarray,
-    config: Mapping[str, Any],
     statement: str | None,
 ) -> None:
     run, tokenizer = trained.files, trained.tokenizer
@@ -210,7 +209,7 @@ def _finish(
     sample = sampling.sample_run(trained, prompt, num_tokens=400)
     report.write_report(
         run,
-        config=config,
+        config=dataclasses.asdict(trained.config),
         summary=summary,
         metrics=metrics,
         evaluations=training.read_metrics(run.evaluations),
@@ -249,17 +248,18 @@ def _tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tokeniz
 
 
 def _require_same_run(
-    run: runs.RunFiles, stored: Mapping[str, Any] | None, description: Mapping[str, Any]
+    run: runs.RunFiles, stored: runs.Description | None, description: runs.Description
 ) -> None:
     if stored is None:
         return
-    differences = config_differences(stored["config"], description["config"])
-    if stored["data"] != description["data"]:
-        differences += [
-            f"the {name} data is another"
-            for name, fingerprint in description["data"].items()
-            if stored["data"].get(name) != fingerprint
-        ]
+    differences = config_differences(
+        *(dataclasses.asdict(each.config) for each in (stored, description))
+    )
+    differences += [
+        f"the {name} data is another"
+        for name, fingerprint in description.data.items()
+        if stored.data.get(name) != fingerprint
+    ]
     if differences:
         raise ValueError(
             f"{run.folder} holds a run with another configuration ({'; '.join(differences)}): "

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxkit import files, logs
+
 #: Peak dense bfloat16 FLOP/s of one device, by `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v3": 123e12,
@@ -66,13 +68,18 @@ class MetricsLog:
     def __init__(self, path: str | os.PathLike[str], resume_step: int = 0):
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+", encoding="utf-8")
-        self._file.seek(0)
         end = 0
-        for line in iter(self._file.readline, ""):
-            if not line.endswith("\n") or json.loads(line)["step"] > resume_step:
-                break
-            end = self._file.tell()
+        if path.exists():
+            with path.open("rb") as stream:
+                for line, text in enumerate(stream, 1):
+                    where = f"{path}:{line}"
+                    if not text.endswith(b"\n"):
+                        break
+                    row = files.json_object(text, where) if text.strip() else {"step": 0}
+                    if logs.step_of(where, row) > resume_step:
+                        break
+                    end += len(text)
+        self._file = path.open("a", encoding="utf-8")
         self._file.truncate(end)
 
     def __enter__(self) -> MetricsLog:
@@ -92,32 +99,25 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a metrics file; a last line cut short is left out.
+    """Read a metrics file, by the rule of `jaxkit.logs`: one row a step, later lines win.
 
     Args:
-        path: a file that `MetricsLog` wrote.
+        path: JSON lines with a `step`, as `MetricsLog` writes them.
 
     Returns:
-        The rows, in order; an empty list if there is no file.
+        The rows, steps increasing; an empty list if there is no file.
 
     Raises:
-        ValueError: if a whole line is not JSON, naming file and line.
+        ValueError: if a line is not a JSON object with a step, naming file and line; a last one
+            that was cut short is left out.
 
     Example:
         >>> read_metrics("does-not-exist.jsonl")
         []
     """
-    path = pathlib.Path(path)
-    if not path.exists():
+    if not pathlib.Path(path).exists():
         return []
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(keepends=True), 1):
-        if line.endswith("\n"):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-    return rows
+    return [{"step": row.step, **row.values} for row in logs.read_log(path).rows]
 
 
 class NonFiniteLossError(ArithmeticError):

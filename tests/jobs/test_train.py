@@ -89,7 +89,7 @@ def test_another_configuration_or_text_is_refused_and_nothing_is_touched(
 def test_a_damaged_configuration_is_named(finished_run, small_config, tmp_path):
     shutil.copytree(finished_run.folder, tmp_path / "default")
     (tmp_path / "default" / "config.json").write_text('{"config": ')
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"config\.json: not a JSON object"):
         jobs.train(small_config(tmp_path))
 
 

@@ -134,7 +134,7 @@ def test_a_log_forgets_steps_after_the_checkpoint_and_a_line_cut_short(tmp_path)
 def test_reading_metrics_names_the_bad_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: not a JSON object"):
         training.read_metrics(path)
 
 

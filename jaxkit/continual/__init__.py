@@ -112,7 +112,6 @@ from jaxkit.continual.streams import (
     digits_stream,
     domain_incremental_stream,
 )
-from jaxkit.continual.vision_transformer import VisionTransformer
 
 __all__ = [
     "L2P",
@@ -141,7 +140,6 @@ __all__ = [
     "StreamResult",
     "Task",
     "Trainable",
-    "VisionTransformer",
     "WeightReport",
     "accuracy_matrix_figure",
     "active_slots",

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxkit import validation
+from jaxkit import models, validation
 from jaxkit.continual.adapters import Adapter, init_adapter
 from jaxkit.continual.descriptors import Descriptor, init_descriptor
 from jaxkit.continual.error_records import SHIFT_RULES, ErrorRecords, empty_records
 from jaxkit.continual.routers import ROUTINGS, Router
-from jaxkit.continual.vision_transformer import VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +38,11 @@ class SEMAConfig:
         ValueError: if a size is out of range, or a name is unknown.
 
     Example:
-        >>> SEMAConfig(VisionTransformer(), num_classes=100).num_expandable
+        >>> SEMAConfig(models.VisionTransformer(), num_classes=100).num_expandable
         3
     """
 
-    model: VisionTransformer
+    model: models.VisionTransformer
     num_classes: int
     adapter_dim: int = 16
     descriptor_dim: int = 128
@@ -134,7 +133,7 @@ class SEMAState(NamedTuple):
 
     Example:
         >>> import jax
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> init_sema(jax.random.key(0), config).num_active.tolist()
         [1]
@@ -157,7 +156,7 @@ def init_sema(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
         The state. All float32, whatever the backbone computes in.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> init_sema(jax.random.key(0), config).params.adapters.down_kernel.shape
         (1, 2, 8, 2)
@@ -214,7 +213,7 @@ def add_adapter(
         ValueError: if the block cannot grow, or is full.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> state = init_sema(jax.random.key(0), config)
         >>> add_adapter(jax.random.key(1), config, state, 0).num_active.tolist()
@@ -279,7 +278,7 @@ def active_slots(state: SEMAState) -> Bool[Array, "E K"]:
     """Which slots are in use.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> active_slots(init_sema(jax.random.key(0), config)).tolist()
         [[True, False]]
@@ -295,7 +294,7 @@ def without_unused(state: SEMAState) -> SEMAState:
     slot can reach a result or a gradient.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> state = init_sema(jax.random.key(0), config)
         >>> bool(jnp.isfinite(without_unused(state).params.router.kernel).all())
@@ -335,7 +334,7 @@ def grow_capacity(
         ValueError: if `capacity` is smaller than the present one.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> config, state = grow_capacity(config, init_sema(jax.random.key(0), config), 4)
         >>> active_slots(state).tolist()

@@ -68,8 +68,8 @@ def expansion_figure(
         The figure.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer
-        >>> config = SEMAConfig(VisionTransformer(), 10, expand_from=11, expand_to=11)
+        >>> from jaxkit import models
+        >>> config = SEMAConfig(models.VisionTransformer(), 10, expand_from=11, expand_to=11)
         >>> event = {"kind": "scan", "task": 1, "pass": 0, "batch": 0, "scores": [[0.8]]}
         >>> result = StreamResult(np.eye(2), np.ones(2, int), (event,), None, 0, True)
         >>> figure = expansion_figure(result, config, 1.0, ["a", "b"])
@@ -138,8 +138,9 @@ def router_weights_figure(
         The figure.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer
-        >>> config = SEMAConfig(VisionTransformer(), 10, expand_from=11, expand_to=11, capacity=2)
+        >>> from jaxkit import models
+        >>> model = models.VisionTransformer()
+        >>> config = SEMAConfig(model, 10, expand_from=11, expand_to=11, capacity=2)
         >>> figure = router_weights_figure(np.full((2, 1, 2), 0.5), config, ["a", "b"])
     """
     blocks = config.num_expandable

@@ -20,7 +20,6 @@ from jaxkit.continual.expandable_state import (
     without_unused,
 )
 from jaxkit.continual.routers import Router, router_weights
-from jaxkit.continual.vision_transformer import class_features
 
 
 class Forward(NamedTuple):
@@ -71,8 +70,9 @@ def adapted_forward(
     section 3.3 is the stream before LayerNorm there.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> images = jnp.zeros((2, 8, 8, 1))
         >>> backbone = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -108,8 +108,9 @@ def frozen_prefix(
         Tokens `[B, N, d]` for `adapted_forward(..., from_tokens=True)`.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> images = jnp.zeros((2, 8, 8, 1))
         >>> backbone = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -128,8 +129,9 @@ def descriptor_errors(state: SEMAState, pooled: Float[Array, "B E d"]) -> Float[
     """Reconstruction error of every descriptor, 0-filled slots included.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> descriptor_errors(init_sema(jax.random.key(1), config), jnp.ones((5, 1, 8))).shape
         (1, 2, 5)
@@ -155,8 +157,9 @@ def expansion_scores(
     Source: arXiv 2403.18886 section 3.6; `shift_score` has both readings.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> state = init_sema(jax.random.key(1), config)  # nothing on record, so no surprise
         >>> expansion_scores(config, state, jnp.ones((5, 1, 8)), 5).tolist()
@@ -165,6 +168,16 @@ def expansion_scores(
     scores = stacked_z_scores(state.records, descriptor_errors(state, pooled))
     rule = functools.partial(shift_score, num_valid=num_valid, rule=config.score)
     return jax.vmap(rule)(scores, active_slots(state))
+
+
+def class_features(tokens: Float[Array, "B N d"]) -> Float[Array, "B d"]:
+    """The class token of the final tokens in at least float32: what heads and prototypes read.
+
+    Example:
+        >>> class_features(jnp.ones((2, 5, 3))).shape
+        (2, 3)
+    """
+    return tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
 
 
 def class_logits(head: Head, features: Float[Array, "B d"]) -> Float[Array, "B C"]:

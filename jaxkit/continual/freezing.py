@@ -81,8 +81,9 @@ def newest_slots(state: SEMAState, blocks: Bool[Array, " E"]) -> Bool[Array, "E 
         Bool `[E, K]`.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> newest_slots(init_sema(jax.random.key(0), config), jnp.array([True])).tolist()
         [[True, False]]

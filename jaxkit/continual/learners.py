@@ -46,8 +46,9 @@ class Learner(Protocol):
         name: shown in reports.
 
     Example:
-        >>> from jaxkit.continual import SimpleCIL, VisionTransformer
-        >>> isinstance(SimpleCIL(VisionTransformer(), {}, 10), Learner)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SimpleCIL
+        >>> isinstance(SimpleCIL(models.VisionTransformer(), {}, 10), Learner)
         True
     """
 

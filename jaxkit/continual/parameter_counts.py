@@ -18,8 +18,8 @@ class ParameterCounts(NamedTuple):
         descriptors: parameters of the descriptors in use, needed to notice shifts.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer
-        >>> parameter_counts(SEMAConfig(VisionTransformer(), num_classes=200), 0).adapters
+        >>> from jaxkit import models
+        >>> parameter_counts(SEMAConfig(models.VisionTransformer(), num_classes=200), 0).adapters
         12
     """
 
@@ -44,8 +44,8 @@ def parameter_counts(config: SEMAConfig, num_added: int) -> ParameterCounts:
     Source: arXiv 2403.18886 table 5.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer
-        >>> cifar100 = SEMAConfig(VisionTransformer(), num_classes=100)
+        >>> from jaxkit import models
+        >>> cifar100 = SEMAConfig(models.VisionTransformer(), num_classes=100)
         >>> parameter_counts(cifar100, 9 * 3).inference
         1065940
     """

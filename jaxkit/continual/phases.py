@@ -31,8 +31,9 @@ class Learning(NamedTuple):
         descriptor_opt: optimizer state of the description phase.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> init_learning(init_sema(jax.random.key(0), config), sgd()).sema.num_active.tolist()
         [1]
@@ -96,8 +97,9 @@ def init_learning(sema: SEMAState, optimizer: optax.GradientTransformation) -> L
     """Start a phase: fresh optimizer states, as the official program has them.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())
         >>> learning.sema.num_active.tolist()
@@ -121,8 +123,9 @@ def record_newest(
     """Put the errors of the newest descriptor of each block on record, where its slot is marked.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> state = init_sema(jax.random.key(0), config)
         >>> slots = jnp.array([[True, False]])
@@ -178,8 +181,9 @@ def classification_step(
         The advanced learning, and the loss before the update.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, StepBatches, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, StepBatches, init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())
         >>> batch = StepBatches(jnp.ones((2, 8)), jnp.array([0, 1]), 2, 0.1, 0, None)
@@ -242,8 +246,9 @@ def description_step(
         The advanced learning, and the loss before the update, summed over blocks.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, StepBatches, VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, StepBatches, init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learning = init_learning(init_sema(jax.random.key(0), config), sgd())
         >>> batch = StepBatches(None, None, 2, 0.1, 0, None)

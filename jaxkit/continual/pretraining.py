@@ -10,21 +10,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxkit import training, validation
+from jaxkit import models, training, validation
 from jaxkit.continual.streams import check_images
-from jaxkit.continual.vision_transformer import VisionTransformer
 
 
 def tiny_vision_transformer(
     image_size: int = 8, channels: int = 1, num_classes: int = 10
-) -> VisionTransformer:
+) -> models.VisionTransformer:
     """A transformer that learns digits within seconds: width 48, 4 blocks, patches of half a side.
 
     Example:
         >>> tiny_vision_transformer().num_tokens
         5
     """
-    return VisionTransformer(
+    return models.VisionTransformer(
         image_size, image_size // 2, channels, width=48, depth=4, num_heads=4, mlp_dim=96,
         num_classes=num_classes,
     )  # fmt: skip
@@ -57,7 +56,7 @@ def photometric_augment(
 
 def pretrain_backbone(
     key: Key[Array, ""],
-    model: VisionTransformer,
+    model: models.VisionTransformer,
     images: Float[np.ndarray, "n H W C"],
     labels: Int[np.ndarray, " n"],
     *,
@@ -88,7 +87,7 @@ def pretrain_backbone(
         FloatingPointError: if the loss diverges.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
         ...                           num_classes=2)
         >>> images, labels = np.zeros((4, 8, 8, 1), np.float32), np.array([0, 1, 2, 1])
         >>> pretrain_backbone(jax.random.key(0), model, images, labels, batch_size=4)

@@ -13,16 +13,15 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxkit import validation
+from jaxkit import models, validation
 from jaxkit.continual.expandable_state import Head
-from jaxkit.continual.forward_pass import class_logits
+from jaxkit.continual.forward_pass import class_features, class_logits
 from jaxkit.continual.learners import Advance
 from jaxkit.continual.padded_batches import padded_batches
 from jaxkit.continual.phases import local_cross_entropy
 from jaxkit.continual.sema_programs import run_steps
 from jaxkit.continual.step_batches import StepBatches, draw_batches
 from jaxkit.continual.streams import Stream
-from jaxkit.continual.vision_transformer import VisionTransformer, class_features
 
 
 class PromptPool(NamedTuple):
@@ -104,7 +103,7 @@ def choose_prompts(
 
 
 def prompted_features(
-    model: VisionTransformer,
+    model: models.VisionTransformer,
     backbone: PyTree,
     images: Float[Array, "B H W C"],
     prompts: Float[Array, "B P d"],
@@ -123,7 +122,7 @@ def prompted_features(
     Source: arXiv 2112.08654 section 4.1.
 
     Example:
-        >>> model = VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
+        >>> model = models.VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
         >>> images, prompts = jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 6, 4))
         >>> shapes = jax.eval_shape(model.init, jax.random.key(0), images)
         >>> run = lambda b: prompted_features(model, b, images, prompts)
@@ -139,7 +138,7 @@ def prompted_features(
 
 
 def prompt_logits(
-    model: VisionTransformer,
+    model: models.VisionTransformer,
     num_chosen: int,
     backbone: PyTree,
     pool: PromptPool,
@@ -158,7 +157,7 @@ def prompt_logits(
         Scores of all classes `[B, C]`, and the cosines of the prompts chosen `[B, N]`.
 
     Example:
-        >>> model = VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
+        >>> model = models.VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
         >>> images, pool = jnp.zeros((2, 4, 4, 1)), init_prompt_pool(jax.random.key(0), 4, 3, 4, 5)
         >>> shapes = jax.eval_shape(model.init, jax.random.key(0), images)
         >>> run = lambda b: prompt_logits(model, 2, b, pool, images)
@@ -207,14 +206,14 @@ class L2P:
         ValueError: if a number is out of range.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> L2P(model, {}, 3).init(0).pool.prompts.shape
         (10, 5, 8)
     """
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: models.VisionTransformer,
         backbone: PyTree,
         num_classes: int,
         *,
@@ -312,7 +311,7 @@ class L2P:
 
 @functools.lru_cache(maxsize=16)
 def _programs(
-    model: VisionTransformer, num_chosen: int, pull: float
+    model: models.VisionTransformer, num_chosen: int, pull: float
 ) -> tuple[optax.GradientTransformation, Any, Any]:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     classify = functools.partial(prompt_logits, model, num_chosen)

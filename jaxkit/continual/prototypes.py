@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxkit import validation
+from jaxkit import models, validation
 from jaxkit.continual.learners import Advance
 from jaxkit.continual.padded_batches import padded_batches
 from jaxkit.continual.phases import Learning
 from jaxkit.continual.sema_learner import SEMALearner
 from jaxkit.continual.streams import Stream
-from jaxkit.continual.vision_transformer import VisionTransformer
 
 
 class Prototypes(NamedTuple):
@@ -94,13 +93,13 @@ class SimpleCIL:
         ValueError: if a number is not positive.
 
     Example:
-        >>> SimpleCIL(VisionTransformer(), {}, 10).init(0).totals.shape
+        >>> SimpleCIL(models.VisionTransformer(), {}, 10).init(0).totals.shape
         (10, 768)
     """
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: models.VisionTransformer,
         backbone: PyTree,
         num_classes: int,
         *,
@@ -151,7 +150,7 @@ class SimpleCIL:
 
 
 def frozen_features(
-    model: VisionTransformer,
+    model: models.VisionTransformer,
     backbone: PyTree,
     images: Float[np.ndarray, "n H W C"],
     batch_size: int = 128,
@@ -168,7 +167,7 @@ def frozen_features(
         Features, float32.
 
     Example:
-        >>> model = VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
+        >>> model = models.VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
         >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
         >>> backbone = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)  # or trained weights
         >>> frozen_features(model, backbone, np.zeros((3, 4, 4, 1), np.float32), 2).shape
@@ -181,7 +180,7 @@ def frozen_features(
 
 
 @functools.lru_cache(maxsize=16)
-def _feature_program(model: VisionTransformer) -> Any:
+def _feature_program(model: models.VisionTransformer) -> Any:
     def program(backbone: PyTree, images: Array) -> Array:
         return model.apply(backbone, images)["features"].astype(jnp.float32)  # type: ignore[index, call-overload]
 
@@ -215,7 +214,7 @@ class AdaptedPrototypes:
 
     Example:
         >>> from jaxkit.continual import SEMAConfig, SEMASettings
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learner = SEMALearner(config, {}, SEMASettings(policy="never"))
         >>> AdaptedPrototypes(learner).init(0).prototypes.totals.shape

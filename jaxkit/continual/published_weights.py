@@ -13,8 +13,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float, PyTree
 
-from jaxkit import validation
-from jaxkit.continual.vision_transformer import VisionTransformer
+from jaxkit import models, validation
 from jaxkit.datasets.extras import require
 
 
@@ -152,7 +151,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: np.asarray(x, np.float32) for name, x in tensors.items()}
 
 
-def compare_weights(tensors: Mapping[str, Any], model: VisionTransformer) -> WeightReport:
+def compare_weights(tensors: Mapping[str, Any], model: models.VisionTransformer) -> WeightReport:
     """Compare the names and shapes of tensors with what a model needs.
 
     The layout, timm's or Hugging Face's (with or without the prefix `vit.`), is recognised by its
@@ -166,7 +165,7 @@ def compare_weights(tensors: Mapping[str, Any], model: VisionTransformer) -> Wei
         The report.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16,
         ...                           num_classes=0)
         >>> len(compare_weights({"norm.weight": np.ones(8)}, model).missing)
         17
@@ -188,7 +187,7 @@ def compare_weights(tensors: Mapping[str, Any], model: VisionTransformer) -> Wei
     )
 
 
-def convert_weights(tensors: Mapping[str, np.ndarray], model: VisionTransformer) -> PyTree:
+def convert_weights(tensors: Mapping[str, np.ndarray], model: models.VisionTransformer) -> PyTree:
     """Turn tensors of a published checkpoint into the variables of a model.
 
     Args:
@@ -204,7 +203,7 @@ def convert_weights(tensors: Mapping[str, np.ndarray], model: VisionTransformer)
             are named at once.
 
     Example:
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> convert_weights({"norm.weigth": np.ones(8)}, model)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: tensors must fit the model, got missing: cls_token, ...
@@ -229,7 +228,7 @@ def convert_weights(tensors: Mapping[str, np.ndarray], model: VisionTransformer)
 
 
 def load_vision_transformer(
-    path: str | os.PathLike[str], model: VisionTransformer, *, resize_positions: bool = False
+    path: str | os.PathLike[str], model: models.VisionTransformer, *, resize_positions: bool = False
 ) -> PyTree:
     """Load a safetensors file of timm or Hugging Face into a model.
 
@@ -246,7 +245,7 @@ def load_vision_transformer(
         ValueError: as `read_safetensors` and `convert_weights`.
 
     Example:
-        >>> load_vision_transformer("no/such.safetensors", VisionTransformer())
+        >>> load_vision_transformer("no/such.safetensors", models.VisionTransformer())
         Traceback (most recent call last):
         ValueError: no/such.safetensors does not exist
     """
@@ -291,7 +290,7 @@ def resize_position_embedding(
     return np.concatenate([embedding[:, :1], np.asarray(grid).reshape(1, -1, width)], axis=1)
 
 
-def _names(model: VisionTransformer) -> list[Name]:
+def _names(model: models.VisionTransformer) -> list[Name]:
     names = []
     for name in NAMES:
         if name.flax.startswith("head") and not model.num_classes:
@@ -301,7 +300,9 @@ def _names(model: VisionTransformer) -> list[Name]:
     return names
 
 
-def _recognised(tensors: Mapping[str, Any], model: VisionTransformer) -> tuple[str, dict[str, Any]]:
+def _recognised(
+    tensors: Mapping[str, Any], model: models.VisionTransformer
+) -> tuple[str, dict[str, Any]]:
     validation.integer("number of tensors", len(tensors), minimum=1)
     bare = ("embeddings.", "encoder.", "layernorm.", "pooler.")
     huggingface = any(name.startswith(("vit.", *bare)) for name in tensors)
@@ -320,7 +321,7 @@ def _third(tensor: str) -> tuple[str, int | None]:
     return name, int(part[:-1]) if bracket else None
 
 
-def _tensor_shape(name: Name, model: VisionTransformer, layout: str) -> tuple[int, ...]:
+def _tensor_shape(name: Name, model: models.VisionTransformer, layout: str) -> tuple[int, ...]:
     d, hidden, patch = model.width, model.mlp_dim, model.patch_size
     leaf = name.flax.split("/", 1)[-1] if name.flax.startswith("block_") else name.flax
     shapes = {

@@ -48,8 +48,8 @@ class SEMALearner:
         ValueError: if the mesh does not divide the batches.
 
     Example:
-        >>> from jaxkit.continual import VisionTransformer
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> learner = SEMALearner(config, {}, SEMASettings(policy="never"))
         >>> learner.begin(1)["stage"]

@@ -81,8 +81,9 @@ def sema_programs(
         The programs.
 
     Example:
-        >>> from jaxkit.continual import SEMAConfig, VisionTransformer, sgd
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SEMAConfig, sgd
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> rule = sgd()
         >>> sema_programs(config, rule) is sema_programs(config, rule)

@@ -76,8 +76,9 @@ def require_finite_statistics(config: SEMAConfig, sema: SEMAState, task_name: st
 
     Example:
         >>> import jax
-        >>> from jaxkit.continual import VisionTransformer, init_sema
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
         >>> require_finite_statistics(config, init_sema(jax.random.key(0), config), "first")
     """

@@ -122,11 +122,10 @@ def run_stream(
         FloatingPointError: if training diverges.
 
     Example:
-        >>> from jaxkit.continual import (SimpleCIL, VisionTransformer, class_incremental_stream,
-        ...                               average_accuracy)
-        >>> from jaxkit import datasets
+        >>> from jaxkit import datasets, models
+        >>> from jaxkit.continual import SimpleCIL, average_accuracy, class_incremental_stream
         >>> stream = class_incremental_stream(datasets.load_digits(), 5)
-        >>> model = VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
         >>> backbone = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)  # or trained weights
         >>> result = run_stream(SimpleCIL(model, backbone, 10), stream)

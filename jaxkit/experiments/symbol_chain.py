@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkit import lexinvariant
+from jaxkit import lexinvariant, models
 from jaxkit.experiments import symbol_training
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE, HELD_OUT = 6, 48, 64, 256
@@ -48,22 +48,22 @@ def language() -> lexinvariant.MarkovLanguage:
     )
 
 
-def model(method: lexinvariant.Method) -> lexinvariant.DecoderLM:
+def model(method: lexinvariant.Method) -> models.DecoderLM:
     """Two layers of width 32.
 
     Example:
         >>> model("lexinvariant").config.embedding
-        'lexinvariant'
+        'given'
     """
-    return lexinvariant.DecoderLM(
-        lexinvariant.DecoderConfig(
+    return models.DecoderLM(
+        models.DecoderConfig(
             VOCAB_SIZE,
             d_model=32,
             num_layers=2,
             num_heads=2,
             head_dim=16,
             d_ff=128,
-            embedding="lexinvariant" if method == "lexinvariant" else "fixed",
+            embedding="given" if method == "lexinvariant" else "fixed",
             recency_heads=True,
             unroll_layers=True,
         )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkit import datasets, lexinvariant
+from jaxkit import datasets, lexinvariant, models
 from jaxkit.experiments import symbol_training
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE, WINDOWS = 27, 192, 16, 64
@@ -72,15 +72,15 @@ def load() -> Text:
     return Text(train, next(iter(batches))["tokens"])
 
 
-def model(width: int = 96, num_layers: int = 3) -> lexinvariant.DecoderLM:
+def model(width: int = 96, num_layers: int = 3) -> models.DecoderLM:
     """Four heads of 24.
 
     Example:
         >>> model().config.d_ff
         384
     """
-    return lexinvariant.DecoderLM(
-        lexinvariant.DecoderConfig(
+    return models.DecoderLM(
+        models.DecoderConfig(
             VOCAB_SIZE,
             d_model=width,
             num_layers=num_layers,
@@ -94,7 +94,7 @@ def model(width: int = 96, num_layers: int = 3) -> lexinvariant.DecoderLM:
 
 
 def fit(
-    decoder: lexinvariant.DecoderLM,
+    decoder: models.DecoderLM,
     text: Text,
     num_steps: int,
     seed: int,
@@ -166,7 +166,7 @@ class Deciphering(NamedTuple):
 
 
 def decipher(
-    decoder: lexinvariant.DecoderLM, params: Any, text: Text, num_steps: int, seed: int
+    decoder: models.DecoderLM, params: Any, text: Text, num_steps: int, seed: int
 ) -> Deciphering:
     """Train a probe on a frozen model and let it, and classical solvers, read ciphers.
 

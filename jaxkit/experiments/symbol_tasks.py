@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkit import lexinvariant
+from jaxkit import lexinvariant, models
 from jaxkit.experiments import symbol_training
 
 #: Ids of arrow and line end, of the symbols seen in training, and of those only met in tests.
@@ -36,22 +36,22 @@ def draw(
     )
 
 
-def model(method: lexinvariant.Method) -> lexinvariant.DecoderLM:
+def model(method: lexinvariant.Method) -> models.DecoderLM:
     """Three layers of width 64.
 
     Example:
         >>> model("fixed").config.d_model
         64
     """
-    return lexinvariant.DecoderLM(
-        lexinvariant.DecoderConfig(
+    return models.DecoderLM(
+        models.DecoderConfig(
             VOCAB_SIZE,
             d_model=64,
             num_layers=3,
             num_heads=4,
             head_dim=16,
             d_ff=128,
-            embedding="lexinvariant" if method == "lexinvariant" else "fixed",
+            embedding="given" if method == "lexinvariant" else "fixed",
             recency_heads=True,
             unroll_layers=True,
         )

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxkit import lexinvariant
+from jaxkit import models
 
 
 def make_trainer(
-    model: lexinvariant.DecoderLM,
+    model: models.DecoderLM,
     loss: Callable[..., Array],
     sample: Callable[[Array], Array],
     *,
@@ -37,8 +37,8 @@ def make_trainer(
         `run(key) -> (params, losses [num_steps])`, compiled once for all seeds.
 
     Example:
-        >>> config = lexinvariant.DecoderConfig(4, d_model=8, num_layers=1, num_heads=1)
-        >>> model = lexinvariant.DecoderLM(config)
+        >>> config = models.DecoderConfig(4, d_model=8, num_layers=1, num_heads=1)
+        >>> model = models.DecoderLM(config)
         >>> run = make_trainer(model, lexinvariant.next_token_loss(model),
         ...     lambda key: jax.random.randint(key, (2, 5), 0, 4),
         ...     num_steps=2, batch_size=2, learning_rate=1e-3)
@@ -50,7 +50,7 @@ def make_trainer(
         0.0, learning_rate, warmup, num_steps, 0.02 * learning_rate
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rates, b2=0.99))
-    init = lexinvariant.initializer(model)
+    init = models.initializer(model)
 
     @jax.jit
     def run(key: Array) -> tuple[Any, Array]:

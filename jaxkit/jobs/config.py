@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from jaxkit import lexinvariant, privacy, schedules, validation
+from jaxkit import lexinvariant, models, privacy, schedules, validation
 from jaxkit import width as width_room
 from jaxkit.jobs import refinement
 
@@ -260,7 +260,7 @@ class TrainConfig:
         noise_key = jax.random.fold_in(jax.random.key(self.seed), 3)
         return optax.chain(privacy.add_gaussian_noise(noise_stddev, noise_key), recorded)
 
-    def model(self, vocab_size: int) -> lexinvariant.DecoderLM:
+    def model(self, vocab_size: int) -> models.DecoderLM:
         """The language model for a vocabulary of this size."""
         multiplier = 1.0
         if self.base_width is not None:
@@ -268,15 +268,15 @@ class TrainConfig:
             multiplier = width_room.readout_multiplier(self.d_model, self.base_width)
             multiplier *= (self.d_model / self.base_width) ** 0.5
         on_cpu = jax.default_backend() == "cpu"
-        return lexinvariant.DecoderLM(
-            lexinvariant.DecoderConfig(
+        return models.DecoderLM(
+            models.DecoderConfig(
                 vocab_size,
                 d_model=self.d_model,
                 num_layers=self.num_layers,
                 num_heads=self.num_heads,
                 head_dim=self.head_dim,
                 d_ff=self.d_ff,
-                embedding="lexinvariant" if self.embedding == "lexinvariant" else "fixed",
+                embedding="given" if self.embedding == "lexinvariant" else "fixed",
                 position=self.position,
                 # Random rows or names give attention nothing constant to find the previous token
                 # by.
@@ -290,7 +290,7 @@ class TrainConfig:
             )
         )
 
-    def loss(self, model: lexinvariant.DecoderLM) -> Callable[..., jax.Array]:
+    def loss(self, model: models.DecoderLM) -> Callable[..., jax.Array]:
         """The training loss `loss(params, batch, key)` of the model."""
         p: Any = 1.0 if self.p is None else self.p
         if self.anneal_p is None:
@@ -324,7 +324,7 @@ class TrainConfig:
 
     def _parameter_shapes(self, vocab_size: int, d_model: int) -> Any:
         model = self._at_width(d_model).model(vocab_size)
-        return nn.meta.unbox(jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0)))
+        return nn.meta.unbox(jax.eval_shape(models.initializer(model), jax.random.key(0)))
 
 
 def decay_mask(params: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from rich import console, progress, table
 
-from jaxkit import continual, files, plotting, validation
+from jaxkit import continual, files, models, plotting, validation
 from jaxkit.jobs import pages, runs
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
 
 def _stream_and_backbone(
     config: ContinualConfig, folder: pathlib.Path
-) -> tuple[continual.Stream, continual.VisionTransformer, Any]:
+) -> tuple[continual.Stream, models.VisionTransformer, Any]:
     pretraining = None
     if config.stream == "digits":
         if config.weights:
@@ -132,9 +132,7 @@ def _stream_and_backbone(
             seed=config.seed,
         )  # fmt: skip
     if config.weights:
-        model = continual.VisionTransformer(
-            image_size=stream.tasks[0].image_shape[0], num_classes=0
-        )
+        model = models.VisionTransformer(image_size=stream.tasks[0].image_shape[0], num_classes=0)
         variables = continual.load_vision_transformer(config.weights, model, resize_positions=True)
         return stream, model, variables
     if pretraining is None:
@@ -149,7 +147,7 @@ def _stream_and_backbone(
 
 def _pretrained(
     config: ContinualConfig,
-    model: continual.VisionTransformer,
+    model: models.VisionTransformer,
     images: np.ndarray,
     labels: np.ndarray,
     folder: pathlib.Path,
@@ -177,7 +175,7 @@ def _pretrained(
 def _learner(
     config: ContinualConfig,
     stream: continual.Stream,
-    model: continual.VisionTransformer,
+    model: models.VisionTransformer,
     backbone: Any,
 ) -> continual.Learner:
     if config.method == "simple-cil":

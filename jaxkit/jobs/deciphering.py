@@ -44,7 +44,7 @@ def decipher_run(
     Example:
         >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
         >>> model = config.model(tokenizer.vocab_size)
-        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> run = runs.Run(config, tokenizer, model, params, 0, runs.RunFiles.of("runs", "new"))
         >>> try:
         ...     decipher_run(run, datasets.Corpus.from_text("abba", "ciphertext"))

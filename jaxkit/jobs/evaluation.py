@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer, Key
 
-from jaxkit import datasets, lexinvariant, training
+from jaxkit import datasets, lexinvariant, models, training
 from jaxkit.jobs.runs import Run
 
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluator(
-    model: lexinvariant.DecoderLM, mesh: Mesh, key: Key[Array, ""], method: lexinvariant.Method
+    model: models.DecoderLM, mesh: Mesh, key: Key[Array, ""], method: lexinvariant.Method
 ) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], Evaluation]:
     """Compile the evaluation once: `evaluate(params, evaluation_batches) -> Evaluation`.
 
@@ -122,7 +122,7 @@ def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:
         >>> from jaxkit.jobs import runs
         >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
         >>> model = config.model(tokenizer.vocab_size)
-        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> params = jax.tree.map(jnp.zeros_like, params)  # all equally likely
         >>> run = Run(config, tokenizer, model, params, 0, runs.RunFiles.of("runs", "new"))
         >>> round(evaluate_run(run, datasets.Corpus.from_text("abba" * 40, "text")).loss, 4)  # ln 3

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxkit import datasets, files, lexinvariant, training
+from jaxkit import datasets, files, models, training
 from jaxkit.jobs import refinement
 from jaxkit.jobs.config import TrainConfig
 
@@ -115,7 +115,7 @@ class Run(NamedTuple):
     Example:
         >>> config, tokenizer = TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
         >>> model = config.model(tokenizer.vocab_size)
-        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> run = Run(config, tokenizer, model, params, 0, RunFiles.of("runs", "new"))
         >>> run.step, run.tokenizer.encode("ab").shape, run.files.report.as_posix()
         (0, (2,), 'runs/new/report.html')
@@ -123,7 +123,7 @@ class Run(NamedTuple):
 
     config: TrainConfig
     tokenizer: datasets.Tokenizer
-    model: lexinvariant.DecoderLM
+    model: models.DecoderLM
     params: Any
     step: int
     files: RunFiles
@@ -161,7 +161,7 @@ def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = pri
     # The state has the same shapes under any schedule; a refined one would need its pilot here.
     plain = config if config.pilot is None else dataclasses.replace(config, schedule="constant")
     abstract = training.abstract_state(
-        lexinvariant.initializer(model),
+        models.initializer(model),
         plain.optimizer(tokenizer.vocab_size),
         jax.random.key(config.seed),
         training.make_mesh("data=-1"),

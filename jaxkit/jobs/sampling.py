@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkit import lexinvariant, validation
+from jaxkit import lexinvariant, models, validation
 from jaxkit.jobs.runs import Run
 
 
@@ -39,7 +39,7 @@ def sample_run(
         >>> from jaxkit.jobs import runs
         >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
         >>> model = config.model(tokenizer.vocab_size)
-        >>> params = jax.eval_shape(lexinvariant.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> params = jax.tree.map(jnp.zeros_like, params)  # all equally likely
         >>> run = Run(config, tokenizer, model, params, 0, runs.RunFiles.of("runs", "new"))
         >>> len(sample_run(run, "ab", num_tokens=3))
@@ -59,7 +59,7 @@ def sample_run(
     if run.config.reading == "lexinvariant":
         # Drawn once, not again for every token.
         table = lexinvariant.draw_embedding(table_key[None], config.vocab_size, config.d_model)
-    continuation = jax.jit(lexinvariant.generate, static_argnums=(0, 3))(
+    continuation = jax.jit(models.generate, static_argnums=(0, 3))(
         run.model, run.params, prompt_tokens, num_tokens, sample_key, temperature=temperature,
         embedding=table,
     )  # fmt: skip

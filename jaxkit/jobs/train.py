@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkit import datasets, lexinvariant, schedules, training
+from jaxkit import datasets, models, schedules, training
 from jaxkit.jobs import evaluation, private_training, refinement, report, runs, sampling
 from jaxkit.jobs.config import TrainConfig, config_differences
 
@@ -96,7 +96,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     model = config.model(tokenizer.vocab_size)
     optimizer = config.optimizer(tokenizer.vocab_size, plan.noise_stddev if plan else 0.0)
     key = jax.random.key(config.seed)
-    init = lexinvariant.initializer(model)
+    init = models.initializer(model)
     shardings = training.state_shardings(init, optimizer, key, mesh)
     loss = config.loss(model)
     train_step = training.make_train_step(
@@ -156,9 +156,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
                 evaluate=evaluate,
                 facts=facts,
                 tokens_per_step=config.batch_size * config.sequence_length,
-                flops_per_token=lexinvariant.train_flops_per_token(
-                    model.config, config.sequence_length
-                ),
+                flops_per_token=models.train_flops_per_token(model.config, config.sequence_length),
                 progress=training.Console(config.steps, first, ("epsilon",)) if main else None,
             )
     step = int(result.state.step)

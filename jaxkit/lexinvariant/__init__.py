@@ -1,10 +1,9 @@
-"""Language models without fixed token embeddings, and the decoder they share with ordinary ones.
+"""Language models without fixed token embeddings.
 
-`DecoderLM` is a decoder-only transformer that reads its token table as an argument: a learned one
-(`embedding="fixed"`, an ordinary language model), or a random one drawn anew for every sequence
-(`embedding="lexinvariant"`, arXiv 2305.16349), so that a symbol means only what its context says.
-`next_token_loss` trains both, and two more: ids renamed anew in each sequence (`"relabel"`) and
-some rows random (`"mixed"`).
+`models.DecoderLM` reads its token table as an argument: with a random one drawn anew for every
+sequence (`RandomTable`, arXiv 2305.16349), a symbol means only what its context says.
+`next_token_loss` trains such a model, an ordinary one, and two more: ids renamed anew in each
+sequence (`"relabel"`) and some rows random (`"mixed"`).
 
 How to choose: `"relabel"` with `relabelling_schedule` learns most in a small budget, is exactly
 lexinvariant once ``p = 1`` and costs nothing at any vocabulary; `"lexinvariant"` is the paper's
@@ -15,13 +14,12 @@ symbols. To judge one: `adaptive_ngram_losses` is what counting achieves without
 `bayes_lexinvariant` is the optimum where the language is a known chain of at most 9 symbols;
 `train_probe` and `decipher` read ciphers, `climb_key` and `beam_search_key` are the classical way.
 Sharp edges: derive the keys of the tables with `sequence_keys` from global indices, never one key
-for a batch; under `jit` a token id out of range is clamped, so check with `validate_tokens`
+for a batch; under `jit` a token id out of range is clamped, so check with `models.validate_tokens`
 before; the loss of one draw is an upper bound, `lexinvariant_log_prob` averages several; the width
 must be large against the vocabulary, or the rows' overlaps drown the signal.
 """
 
 from jaxkit.lexinvariant.bayes import BayesPrediction, associated_log_prob, bayes_lexinvariant
-from jaxkit.lexinvariant.blocks import Block, RMSNorm
 from jaxkit.lexinvariant.cipher_solvers import (
     backoff_table,
     beam_search_key,
@@ -36,15 +34,6 @@ from jaxkit.lexinvariant.ciphers import (
     key_precision,
     random_cipher,
 )
-from jaxkit.lexinvariant.configuration import DecoderConfig
-from jaxkit.lexinvariant.cost import (
-    ParameterCounts,
-    StepCost,
-    matmul_parameters,
-    parameter_counts,
-    step_cost,
-    train_flops_per_token,
-)
 from jaxkit.lexinvariant.counting import adaptive_ngram_losses
 from jaxkit.lexinvariant.deciphering import (
     DecipheredWindow,
@@ -55,21 +44,13 @@ from jaxkit.lexinvariant.deciphering import (
     probe_loss,
     train_probe,
 )
-from jaxkit.lexinvariant.decoder import (
-    DecoderLM,
-    KeyValueCache,
-    empty_cache,
-    initializer,
-    validate_tokens,
-)
 from jaxkit.lexinvariant.embeddings import (
+    RandomTable,
     draw_embedding,
-    embedding_rows,
     mix_embedding,
     random_rows,
     sequence_keys,
 )
-from jaxkit.lexinvariant.generation import generate
 from jaxkit.lexinvariant.markov import (
     MarkovLanguage,
     markov_losses,
@@ -90,8 +71,6 @@ from jaxkit.lexinvariant.perplexity import (
     position_perplexity,
     smoothed_perplexity,
 )
-from jaxkit.lexinvariant.positions import alibi_slopes, rotate, t5_bucket
-from jaxkit.lexinvariant.readout import chunked_cross_entropy
 from jaxkit.lexinvariant.regret import expected_l1_bound, regret_bound, sufficient_length
 from jaxkit.lexinvariant.relabelling import (
     invert_mapping,
@@ -103,28 +82,20 @@ from jaxkit.lexinvariant.tasks import Task, lookup_task, permutation_task, task_
 __all__ = [
     "METHODS",
     "BayesPrediction",
-    "Block",
     "DecipherProbe",
     "DecipheredWindow",
     "Decipherment",
-    "DecoderConfig",
-    "DecoderLM",
     "DrawLogProb",
-    "KeyValueCache",
     "MarkovLanguage",
     "Method",
-    "ParameterCounts",
-    "RMSNorm",
-    "StepCost",
+    "RandomTable",
     "Task",
     "adaptive_ngram_losses",
-    "alibi_slopes",
     "anonymised",
     "associated_log_prob",
     "backoff_table",
     "bayes_lexinvariant",
     "beam_search_key",
-    "chunked_cross_entropy",
     "cipher_key_assignment",
     "cipher_key_average",
     "cipher_key_vote",
@@ -132,11 +103,7 @@ __all__ = [
     "decipher",
     "decipher_log_probs",
     "draw_embedding",
-    "embedding_rows",
-    "empty_cache",
     "expected_l1_bound",
-    "generate",
-    "initializer",
     "invert_mapping",
     "key_precision",
     "key_score",
@@ -145,10 +112,8 @@ __all__ = [
     "lookup_task",
     "markov_losses",
     "match_frequencies",
-    "matmul_parameters",
     "mix_embedding",
     "next_token_loss",
-    "parameter_counts",
     "permutation_task",
     "permute_tokens",
     "position_perplexity",
@@ -158,16 +123,11 @@ __all__ = [
     "random_rows",
     "regret_bound",
     "relabelling_schedule",
-    "rotate",
     "sample_markov",
     "sequence_keys",
     "smoothed_perplexity",
-    "step_cost",
     "sufficient_length",
-    "t5_bucket",
     "task_accuracy",
     "token_losses",
-    "train_flops_per_token",
     "train_probe",
-    "validate_tokens",
 ]

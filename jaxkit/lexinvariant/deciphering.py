@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key
 
-from jaxkit import datasets, validation
-from jaxkit.lexinvariant import ciphers, decoder, embeddings, objective
+from jaxkit import datasets, models, validation
+from jaxkit.lexinvariant import ciphers, embeddings, objective
 
 HidingMethod = Literal["lexinvariant", "relabel"]
 _CONTEXTS_AT_ONCE = 64
@@ -52,18 +52,18 @@ class DecipherProbe(nn.Module):
         return nn.Dense(self.vocab_size, use_bias=False)(x)
 
 
-def hiding_method(model: decoder.DecoderLM) -> HidingMethod:
+def hiding_method(model: models.DecoderLM) -> HidingMethod:
     """How the names of symbols are hidden from a model: by random rows, or by renaming.
 
     Example:
-        >>> hiding_method(decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8)))
+        >>> hiding_method(models.DecoderLM(models.DecoderConfig(vocab_size=8)))
         'relabel'
     """
-    return "lexinvariant" if model.config.embedding == "lexinvariant" else "relabel"
+    return "lexinvariant" if model.config.embedding == "given" else "relabel"
 
 
 def probe_loss(
-    model: decoder.DecoderLM, probe: DecipherProbe
+    model: models.DecoderLM, probe: DecipherProbe
 ) -> Callable[[Any, Any, objective.Batch, Key[Array, ""]], Float[Array, ""]]:
     """Make the loss of a probe: cross-entropy of the current symbol under hidden names.
 
@@ -76,7 +76,7 @@ def probe_loss(
         argument only. No cipher is needed: names are hidden anew in each sequence.
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8))
         >>> loss = probe_loss(model, DecipherProbe(8, 128))
 
     Source: arXiv 2305.16349 §3.3.
@@ -102,7 +102,7 @@ def _probe_logits(model, params, probe, probe_params, tokens, keys) -> Float[Arr
 
 
 def train_probe(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     tokens: Integer[np.ndarray, " tokens"],
     *,
@@ -133,9 +133,9 @@ def train_probe(
         ValueError: if a size is not positive or the text is shorter than a window.
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> text = np.arange(64) % 8
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
+        >>> params = jax.jit(models.initializer(model))(jax.random.key(0))
         >>> probe, probe_params = train_probe(
         ...     model, params, text, key=jax.random.key(1), num_steps=1, sequence_length=8)
 
@@ -169,7 +169,7 @@ def train_probe(
 
 
 def decipher_log_probs(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     probe: DecipherProbe,
     probe_params: Any,
@@ -190,9 +190,9 @@ def decipher_log_probs(
         Log-probabilities over plain ids ``[B, T, V]``.
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> tokens, probe = jnp.zeros((1, 3), int), DecipherProbe(8, 16)
-        >>> params = jax.eval_shape(decoder.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> probe_params = jax.eval_shape(probe.init, jax.random.key(1), jnp.ones((1, 1, 128)))
         >>> keys = jax.random.split(jax.random.key(2), 1)
         >>> read = lambda p, q: decipher_log_probs(model, p, probe, q, tokens, keys)
@@ -252,7 +252,7 @@ class Decipherment:
 
 
 def decipher(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     tokenizer: datasets.Tokenizer,
     text: str,
@@ -292,8 +292,8 @@ def decipher(
 
     Example:
         >>> tokenizer = datasets.CharTokenizer("ab ")
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=4, num_layers=1))
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=4, num_layers=1))
+        >>> params = jax.jit(models.initializer(model))(jax.random.key(0))
         >>> probe = DecipherProbe(4, 8)  # in earnest, from train_probe
         >>> probe_params = jax.jit(probe.init)(jax.random.key(1), jnp.ones((1, 1, 128)))
         >>> found = decipher(model, params, tokenizer, "a ab ba b", probe=probe,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxkit import validation
@@ -72,48 +73,85 @@ def sequence_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " 
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
 
 
-def embedding_rows(
-    keys: Key[Array, " B"],
-    tokens: Int[Array, "B T"],
-    features: int,
-    kind: Literal["gaussian", "rademacher"] = "gaussian",
-) -> Float[Array, "B T D"]:
-    r"""Draw only the rows of given ids: bit for bit those of `draw_embedding`.
+@struct.dataclass
+class RandomTable:
+    r"""A fresh token table for every sequence, drawn where it is read and never stored.
+
+    Rows have mean zero and :math:`\mathbb{E}|E_v|^2 = D`: `"gaussian"` rows are
+    :math:`N(0, I_D)` (the paper's), `"rademacher"` entries are :math:`\pm 1`, `"orthogonal"` rows
+    are a random orthonormal set times :math:`\sqrt{D}`, which needs ``V <= D``. A row of the first
+    two is a pure function of key and id,
 
     .. math:: E_b[v] = \mathrm{draw}(\mathrm{fold}(\mathrm{key}_b, v))
 
-    with `jax.random.fold_in`, so that the input of a model never needs the ``[B, V, D]`` table.
+    so that the input of a model never needs the ``[B, V, D]`` table. What `models.DecoderLM` with
+    `embedding="given"` and `models.chunked_cross_entropy` take as a table.
 
-    Args:
-        keys: one typed key a sequence, shape ``[B]``.
-        tokens: ids ``[B, T]``.
+    Attributes:
+        keys: one typed key a sequence, shape ``[B]`` (see `sequence_keys`).
+        vocab_size: number of rows ``V``.
         features: width ``D``.
-        kind: the law of the rows; orthogonal rows depend on each other and cannot be drawn alone.
-
-    Returns:
-        Float32 rows ``[B, T, D]``.
-
-    Raises:
-        TypeError: if `keys` are not typed keys.
-        ValueError: if `kind` is not a law of independent rows, or the keys are not one a sequence.
+        kind: the law of the rows.
 
     Example:
-        >>> keys, tokens = jax.random.split(jax.random.key(0), 1), jnp.array([[3, 1]])
-        >>> table = draw_embedding(keys, 5, 4)
-        >>> bool((embedding_rows(keys, tokens, 4) == table[:, tokens[0]]).all())
+        >>> table = RandomTable(jax.random.split(jax.random.key(0), 1), 5, 4)
+        >>> bool((table.rows(jnp.array([[3, 1]])) == table.whole()[:, [3, 1]]).all())
         True
+
+    Source: arXiv 2305.16349 §2.3 (Gaussian); Rademacher as in arXiv 2410.17161.
     """
-    validation.integer("features", features, minimum=1)
-    validation.choice("kind", kind, ("gaussian", "rademacher"))
-    check_keys(keys, tokens.shape[0])
 
-    def row(key: Key[Array, ""], token: Int[Array, ""]) -> Float[Array, " D"]:
-        key = jax.random.fold_in(key, token)
-        if kind == "rademacher":
-            return jax.random.rademacher(key, (features,), jnp.float32)
-        return jax.random.normal(key, (features,), jnp.float32)
+    keys: Key[Array, " B"]
+    vocab_size: int = struct.field(pytree_node=False)
+    features: int = struct.field(pytree_node=False)
+    kind: Kind = struct.field(pytree_node=False, default="gaussian")
 
-    return jax.vmap(jax.vmap(row, in_axes=(None, 0)))(keys, tokens)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(B, V, D)``."""
+        return (*self.keys.shape, self.vocab_size, self.features)  # type: ignore[return-value]
+
+    def rows(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Rows of ids ``[B, T]``, float32; the whole table is drawn only where that is less work.
+
+        Raises:
+            TypeError: if the keys are not typed keys.
+            ValueError: as `draw_embedding`, or if there is not one key a sequence of `tokens`.
+        """
+        check_keys(self.keys, tokens.shape[0])
+        if self.kind == "orthogonal" or tokens.shape[1] >= self.vocab_size:
+            return jnp.take_along_axis(self.whole(), tokens[..., None], axis=1)
+        return self._independent_rows(tokens)
+
+    def whole(self) -> Float[Array, "B V D"]:
+        """All rows, float32.
+
+        Raises:
+            TypeError: if the keys are not typed keys.
+            ValueError: as `draw_embedding`.
+        """
+        validation.integer("vocab_size", self.vocab_size, minimum=1)
+        validation.integer("features", self.features, minimum=1)
+        check_keys(self.keys)
+        if self.kind != "orthogonal":
+            ids = jnp.arange(self.vocab_size)
+            return self._independent_rows(jnp.broadcast_to(ids, (len(self.keys), len(ids))))
+        if self.vocab_size > self.features:
+            raise ValueError(
+                "kind='orthogonal' needs vocab_size <= features, got "
+                f"{self.vocab_size} > {self.features}: use kind='gaussian'"
+            )
+        square = jax.vmap(lambda key: jax.random.orthogonal(key, self.features))(self.keys)
+        return square[:, : self.vocab_size] * self.features**0.5
+
+    def _independent_rows(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        validation.choice("kind", self.kind, KINDS)
+        law = jax.random.rademacher if self.kind == "rademacher" else jax.random.normal
+
+        def row(key: Key[Array, ""], token: Int[Array, ""]) -> Float[Array, " D"]:
+            return law(jax.random.fold_in(key, token), (self.features,), jnp.float32)
+
+        return jax.vmap(jax.vmap(row, in_axes=(None, 0)))(self.keys, tokens)
 
 
 def draw_embedding(
@@ -123,17 +161,13 @@ def draw_embedding(
     kind: Kind = "gaussian",
     dtype: jnp.dtype | str = "float32",
 ) -> Float[Array, "B V D"]:
-    r"""Draw a fresh token table for every sequence.
-
-    Rows have mean zero and :math:`\mathbb{E}|E_v|^2 = D`: `"gaussian"` rows are
-    :math:`N(0, I_D)` (the paper's), `"rademacher"` entries are :math:`\pm 1`, `"orthogonal"` rows
-    are a random orthonormal set times :math:`\sqrt{D}`, which needs ``V <= D``.
+    r"""Draw a fresh token table for every sequence: the rows of a `RandomTable`, stored.
 
     Args:
         keys: one typed key a sequence, shape ``[B]`` (see `sequence_keys`).
         vocab_size: number of rows ``V``.
         features: width ``D``.
-        kind: the law of the rows.
+        kind: the law of the rows, see `RandomTable`.
         dtype: type of the result; the draw itself is float32, so that two types differ by rounding
             alone.
 
@@ -149,22 +183,9 @@ def draw_embedding(
         >>> draw_embedding(jax.random.split(jax.random.key(0), 2), 6, 16).shape
         (2, 6, 16)
 
-    Source: arXiv 2305.16349 §2.3 (Gaussian); Rademacher as in arXiv 2410.17161.
+    Source: arXiv 2305.16349 §2.3.
     """
-    validation.integer("vocab_size", vocab_size, minimum=1)
-    validation.integer("features", features, minimum=1)
-    validation.choice("kind", kind, KINDS)
-    check_keys(keys)
-    if kind == "orthogonal":
-        if vocab_size > features:
-            raise ValueError(
-                f"kind='orthogonal' needs vocab_size <= features, got {vocab_size} > {features}: "
-                "use kind='gaussian'"
-            )
-        square = jax.vmap(lambda key: jax.random.orthogonal(key, features))(keys)
-        return (square[:, :vocab_size] * features**0.5).astype(dtype)
-    ids = jnp.broadcast_to(jnp.arange(vocab_size), (keys.shape[0], vocab_size))
-    return embedding_rows(keys, ids, features, kind).astype(dtype)
+    return RandomTable(keys, vocab_size, features, kind).whole().astype(dtype)
 
 
 def random_rows(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxkit import validation
-from jaxkit.lexinvariant import decoder, embeddings, readout, relabelling
+from jaxkit import models, validation
+from jaxkit.lexinvariant import embeddings, relabelling
 
 Batch = Mapping[str, Array]
 #: How the identity of tokens is hidden in training; see `anonymised`.
@@ -22,7 +22,7 @@ Probability = float | Float[Array, ""] | Float[Array, " B"]
 
 
 def anonymised(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     tokens: Int[Array, "B T"],
     keys: Key[Array, " B"],
@@ -31,6 +31,7 @@ def anonymised(
     *,
     per: Literal["type", "position"] = "type",
     closed: bool = False,
+    kind: embeddings.Kind = "gaussian",
 ) -> tuple[Int[Array, "B T"], Any, Int[Array, "B V"] | None]:
     """Hide the identity of the tokens of each sequence as `method` says.
 
@@ -44,6 +45,7 @@ def anonymised(
         p: probability of renaming a type or of making its row random (the last two methods).
         per: see `permute_tokens`.
         closed: see `permute_tokens`.
+        kind: law of random rows, see `RandomTable` (`"lexinvariant"` and `"mixed"`).
 
     Returns:
         The ids to read, the table to read them with (None for the learned one), and the mapping
@@ -54,7 +56,7 @@ def anonymised(
             outside [0, 1].
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> keys, tokens = jax.random.split(jax.random.key(0), 1), jnp.array([[1, 1]])
         >>> renamed, table, mapping = anonymised(model, {}, tokens, keys, "relabel")
         >>> bool(renamed[0, 0] == renamed[0, 1] == mapping[0, 1]), table
@@ -62,14 +64,15 @@ def anonymised(
     """
     config = model.config
     validation.choice("method", method, METHODS)
-    needed = "lexinvariant" if method == "lexinvariant" else "fixed"
+    needed = "given" if method == "lexinvariant" else "fixed"
     if config.embedding != needed:
         raise ValueError(
             f"method={method!r} needs a model with config.embedding={needed!r}, got "
             f"{config.embedding!r}"
         )
+    random = embeddings.RandomTable(keys, config.vocab_size, config.d_model, kind)
     if method == "lexinvariant":
-        return tokens, keys, None
+        return tokens, random, None
     if method == "relabel":
         tokens, mapping = relabelling.permute_tokens(
             keys, tokens, config.vocab_size, p, per, closed
@@ -77,17 +80,25 @@ def anonymised(
         return tokens, None, mapping
     if method == "mixed":
         row_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        random = embeddings.draw_embedding(
-            row_keys, config.vocab_size, config.d_model, config.embedding_kind
-        )
         learned: Any = model.apply(params, method="token_table")
         mask = embeddings.random_rows(mask_keys, config.vocab_size, p)
-        return tokens, embeddings.mix_embedding(mask, learned, random), None
+        drawn = random.replace(keys=row_keys).whole()  # type: ignore[attr-defined]
+        return tokens, embeddings.mix_embedding(mask, learned, drawn), None
     return tokens, None, None
 
 
+def natural_method(model: models.DecoderLM) -> Literal["fixed", "lexinvariant"]:
+    """The method that a model was made for: that of its own table, or of a given one.
+
+    Example:
+        >>> natural_method(models.DecoderLM(models.DecoderConfig(8, embedding="given")))
+        'lexinvariant'
+    """
+    return "lexinvariant" if model.config.embedding == "given" else "fixed"
+
+
 def token_losses(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     batch: Batch,
     key: Key[Array, ""],
@@ -96,6 +107,7 @@ def token_losses(
     p: Probability = 1.0,
     per: Literal["type", "position"] = "type",
     closed: bool = False,
+    kind: embeddings.Kind = "gaussian",
     chunk_size: int | None = None,
 ) -> Float[Array, "B T"]:
     """Cross-entropy of every next token, in nats.
@@ -111,57 +123,56 @@ def token_losses(
         p: probability of hiding a type, for `"relabel"` and `"mixed"`; may be traced.
         per: see `permute_tokens`.
         closed: see `permute_tokens`.
-        chunk_size: score the vocabulary in pieces of this size (`chunked_cross_entropy`); None
-            scores it at once.
+        kind: see `anonymised`.
+        chunk_size: score the vocabulary in pieces of this size
+            (`models.chunked_cross_entropy`); None scores it at once.
 
     Returns:
         ``-log p(token[t + 1] | token[: t + 1])``, shape ``[B, T]``.
 
     Raises:
-        ValueError: as `anonymised` and `chunked_cross_entropy`; chunks do not go with `"mixed"`.
+        ValueError: as `anonymised` and `models.chunked_cross_entropy`; chunks do not go with
+            `"mixed"` nor with orthogonal rows.
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
-        >>> params = jax.eval_shape(decoder.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> losses = lambda p: token_losses(model, p, batch, jax.random.key(1))
         >>> jax.eval_shape(losses, params).shape
         (2, 4)
 
     Source: arXiv 2305.16349 §2.3: one draw a training sequence, no gradient to random tables.
     """
-    config = model.config
-    method = config.embedding if method is None else method
+    method = natural_method(model) if method is None else method
     keys = embeddings.sequence_keys(key, batch["index"])
     tokens, table, _ = anonymised(
-        model, params, batch["tokens"], keys, method, p, per=per, closed=closed
+        model, params, batch["tokens"], keys, method, p, per=per, closed=closed, kind=kind
     )
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if chunk_size is None:
-        if embeddings.is_keys(table):
-            table = embeddings.draw_embedding(
-                table, config.vocab_size, config.d_model, config.embedding_kind
-            )
+        if isinstance(table, embeddings.RandomTable):
+            table = table.whole()
         logits: Any = model.apply(params, inputs, table)
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
     if method == "mixed":
         raise ValueError("chunk_size must be None with method='mixed', got a number")
+    validation.choice("kind with chunk_size", kind, ("gaussian", "rademacher"))
     hidden: Any = model.apply(params, inputs, table, method="hidden_states")
     if table is None:
         table: Any = model.apply(params, method="token_table")
-    return readout.chunked_cross_entropy(
-        hidden, targets, table, config.vocab_size, chunk_size, config.embedding_kind
-    )
+    return models.chunked_cross_entropy(hidden, targets, table, chunk_size)
 
 
 def next_token_loss(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     *,
     method: Method | None = None,
     p: Probability | optax.Schedule = 1.0,
     batch_size: int | None = None,
     per: Literal["type", "position"] = "type",
     closed: bool = False,
+    kind: embeddings.Kind = "gaussian",
     chunk_size: int | None = None,
 ) -> Callable[[Any, Batch, Key[Array, ""]], Float[Array, ""]]:
     """Make the loss function `loss(params, batch, key)`: mean nats a token over the batch.
@@ -176,6 +187,7 @@ def next_token_loss(
         batch_size: sequences a step over all devices; needed if `p` is a schedule.
         per: see `permute_tokens`.
         closed: see `permute_tokens`.
+        kind: see `anonymised`.
         chunk_size: see `token_losses`.
 
     Returns:
@@ -186,7 +198,7 @@ def next_token_loss(
             `batch_size`.
 
     Example:
-        >>> loss = next_token_loss(decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8)))
+        >>> loss = next_token_loss(models.DecoderLM(models.DecoderConfig(vocab_size=8)))
     """
     if method is not None:
         validation.choice("method", method, METHODS)
@@ -210,6 +222,7 @@ def next_token_loss(
             p=chance,
             per=per,
             closed=closed,
+            kind=kind,
             chunk_size=chunk_size,
         )
         return jnp.mean(losses)

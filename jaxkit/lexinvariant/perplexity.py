@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxkit import validation
-from jaxkit.lexinvariant import decoder, objective
+from jaxkit import models, validation
+from jaxkit.lexinvariant import objective
 
 
 def smoothed_perplexity(losses: Float[Array, "B T"], window: int) -> Float[Array, "B T-{window}+1"]:
@@ -74,9 +74,9 @@ class DrawLogProb(NamedTuple):
         draws: log-probability under each draw, ``[K, B]``.
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
-        >>> params = jax.eval_shape(decoder.initializer(model), jax.random.key(0))
+        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
         >>> estimate = jax.eval_shape(lambda p: lexinvariant_log_prob(
         ...     model, p, batch, jax.random.key(1), 3, method="relabel"), params)
         >>> estimate.log_prob.shape, estimate.draws.shape
@@ -98,7 +98,7 @@ def log_mean_exp(values: Float[Array, "K ..."]) -> Float[Array, " ..."]:
 
 
 def lexinvariant_log_prob(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     batch: objective.Batch,
     key: Key[Array, ""],
@@ -127,9 +127,9 @@ def lexinvariant_log_prob(
         ValueError: if `num_draws` is not positive, or as `token_losses`.
 
     Example:
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
+        >>> params = jax.jit(models.initializer(model))(jax.random.key(0))
         >>> estimate = jax.jit(lambda p: lexinvariant_log_prob(
         ...     model, p, batch, jax.random.key(1), 3, method="relabel"))(params)
         >>> bool((estimate.log_prob >= estimate.draws.mean(0)).all())

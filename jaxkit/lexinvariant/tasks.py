@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxkit import validation
-from jaxkit.lexinvariant import decoder, embeddings, generation, objective
+from jaxkit import models, validation
+from jaxkit.lexinvariant import embeddings, objective
 
 Ids = Sequence[int] | Int[Array, " n"] | np.ndarray
 
@@ -156,7 +156,7 @@ def permutation_task(
 
 
 def task_accuracy(
-    model: decoder.DecoderLM,
+    model: models.DecoderLM,
     params: Any,
     tasks: Task,
     key: Key[Array, ""],
@@ -179,19 +179,19 @@ def task_accuracy(
     Example:
         >>> make = lambda k: lookup_task(k, range(2, 8), arrow=[0], separator=[1])
         >>> tasks = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
-        >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
-        >>> params = jax.jit(decoder.initializer(model))(jax.random.key(0))
+        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
+        >>> params = jax.jit(models.initializer(model))(jax.random.key(0))
         >>> measure = jax.jit(lambda p: task_accuracy(model, p, tasks, jax.random.key(1)))
         >>> 0 <= float(measure(params)) <= 1
         True
 
     Source: arXiv 2305.16349 §3.5.
     """
-    method = model.config.embedding if method is None else method
+    method = objective.natural_method(model) if method is None else method
     size = tasks.answer.shape[-1]
     keys = embeddings.sequence_keys(key, jnp.arange(tasks.tokens.shape[0]))
     tokens, table, _ = objective.anonymised(model, params, tasks.tokens, keys, method)
-    answer = generation.generate(
+    answer = models.generate(
         model, params, tokens[:, :-size], size, key, temperature=0.0, embedding=table
     )
     return jnp.mean(answer == tokens[:, -size:])

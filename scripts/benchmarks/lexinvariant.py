@@ -18,20 +18,20 @@ import optax
 import timing
 from jax.sharding import AbstractMesh
 
-from jaxkit import lexinvariant
+from jaxkit import lexinvariant, models
 from jaxkit.experiments.evidence import Table
 
 ROUNDS, STEPS = 12, 5
-SMALL = lexinvariant.DecoderConfig(128, recency_heads=True, unroll_layers=True)
+SMALL = models.DecoderConfig(128, recency_heads=True, unroll_layers=True)
 BATCH, LENGTH = 12, 64
-PAPER = lexinvariant.DecoderConfig(
+PAPER = models.DecoderConfig(
     128,
     d_model=1024,
     num_layers=12,
     num_heads=8,
     head_dim=128,
     d_ff=4096,
-    embedding="lexinvariant",
+    embedding="given",
     dtype="bfloat16",
     remat=True,
 )
@@ -43,9 +43,9 @@ METHODS: dict[str, lexinvariant.Method] = {
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (4, 8, 2), (32, 8, 1), (16, 8, 2))
 
 
-def model(config: lexinvariant.DecoderConfig, method: lexinvariant.Method):
-    embedding = "lexinvariant" if method == "lexinvariant" else "fixed"
-    return lexinvariant.DecoderLM(dataclasses.replace(config, embedding=embedding))
+def model(config: models.DecoderConfig, method: lexinvariant.Method):
+    embedding = "given" if method == "lexinvariant" else "fixed"
+    return models.DecoderLM(dataclasses.replace(config, embedding=embedding))
 
 
 def speed() -> Table:
@@ -57,7 +57,7 @@ def speed() -> Table:
     def side(method: lexinvariant.Method):
         decoder = model(SMALL, method)
         loss = lexinvariant.next_token_loss(decoder, method=method)
-        params = nn.meta.unbox(jax.jit(lexinvariant.initializer(decoder))(jax.random.key(0)))
+        params = nn.meta.unbox(jax.jit(models.initializer(decoder))(jax.random.key(0)))
         state: list[Any] = [params, optimizer.init(params)]
 
         @jax.jit
@@ -102,7 +102,7 @@ def memory() -> Table:
         for chunk_size in (None, 1000):
             decoder = model(config, method)
             loss = lexinvariant.next_token_loss(decoder, method=method, chunk_size=chunk_size)
-            boxed = jax.eval_shape(lexinvariant.initializer(decoder), jax.random.key(0))
+            boxed = jax.eval_shape(models.initializer(decoder), jax.random.key(0))
             abstract = nn.meta.unbox(boxed)
             data = {
                 "tokens": jax.ShapeDtypeStruct((batch, length + 1), jnp.int32),
@@ -130,7 +130,7 @@ def devices() -> Table:
     rows = []
     for sizes in MESHES:
         mesh = AbstractMesh(sizes, ("data", "fsdp", "tensor"))
-        cost = lexinvariant.step_cost(PAPER, optax.adam(1e-3), mesh, 512, 512)
+        cost = models.step_cost(PAPER, optax.adam(1e-3), mesh, 512, 512)
         state = cost.parameter_bytes + cost.optimizer_bytes + cost.gradient_bytes
         rows.append(
             (
@@ -152,7 +152,7 @@ def devices() -> Table:
                 f"{cost.flops / 1e12:,.2f}",
             )
         )
-    count = sum(lexinvariant.parameter_counts(PAPER))
+    count = sum(models.parameter_counts(PAPER))
     return Table(
         f"One device, {count / 1e6:.0f}M parameters, 512 x 512 tokens, Adam, bfloat16, remat",
         (

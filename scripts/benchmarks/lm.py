@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxkit import datasets, jobs, lexinvariant, training
+from jaxkit import datasets, jobs, lexinvariant, models, training
 from jaxkit.experiments.evidence import Table
+from jaxkit.models import positions
 
 ROUNDS, STEPS = 12, 10
 
@@ -56,7 +57,7 @@ def jaxkit_steps(config: jobs.TrainConfig) -> tuple[Callable[[int], float], Call
     batches, vocab_size = token_stream(config)
     mesh = training.make_mesh()
     model, optimizer = config.model(vocab_size), config.optimizer(vocab_size)
-    init = lexinvariant.initializer(model)
+    init = models.initializer(model)
     key = jax.random.key(config.seed)
     state = [training.init_state(init, optimizer, key, mesh)]
     loss, traces = lexinvariant.next_token_loss(model), [0]
@@ -120,7 +121,7 @@ def torch_steps(config: jobs.TrainConfig) -> Callable[[int], float]:
             self.blocks = nn.ModuleList(Block() for _ in range(config.num_layers))
             self.norm = nn.RMSNorm(width)
             distance = np.maximum(np.arange(length)[:, None] - np.arange(length), 0)
-            bucket = np.asarray(lexinvariant.t5_bucket(jax.numpy.asarray(distance)))
+            bucket = np.asarray(positions.t5_bucket(jax.numpy.asarray(distance)))
             self.register_buffer("bucket", torch.tensor(bucket, dtype=torch.long))
             self.register_buffer("future", torch.ones(length, length).triu(1).bool())
 
@@ -206,9 +207,9 @@ def utilisation(configs: Sequence[jobs.TrainConfig]) -> Table:
         _, vocab_size = token_stream(config)
         model = config.model(vocab_size)
         rate = config.batch_size * config.sequence_length / float(np.median(seconds))
-        flops = rate * lexinvariant.train_flops_per_token(model.config, config.sequence_length)
+        flops = rate * models.train_flops_per_token(model.config, config.sequence_length)
         share = training.model_flops_utilization(flops)
-        counts = lexinvariant.parameter_counts(model.config)
+        counts = models.parameter_counts(model.config)
         rows.append(
             (
                 f"{sum(counts) / 1e6:.0f}M",

@@ -11,7 +11,7 @@ import optax
 import scipy.ndimage
 import timing
 
-from jaxkit import datasets, jobs, lexinvariant, schedules
+from jaxkit import datasets, jobs, lexinvariant, models, schedules
 from jaxkit.experiments.evidence import Table
 
 ROUNDS = 15
@@ -83,7 +83,7 @@ def recorder() -> Table:
     batch = jax.tree.map(jnp.asarray, next(batches))
     model = config.model(tokenizer.vocab_size)
     loss, key = lexinvariant.next_token_loss(model), jax.random.key(0)
-    params = lexinvariant.initializer(model)(key)
+    params = models.initializer(model)(key)
     plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     recording = schedules.record_gradient_norms(config.steps, norm="l1")
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxkit import continual, subrl
 from jaxkit import lexinvariant as lx
+from jaxkit import models, subrl
 
 BATCH = 8
 
@@ -41,11 +41,11 @@ class Case(NamedTuple):
     refused: tuple[tuple[Callable[[], Any], str], ...] = ()
 
 
-CONFIG = lx.DecoderConfig(
+CONFIG = models.DecoderConfig(
     vocab_size=8, d_model=8, num_layers=2, num_heads=2, head_dim=4, d_ff=16, num_buckets=4
 )
 HALF = dataclasses.replace(CONFIG, dtype="bfloat16")
-VIT = continual.VisionTransformer(
+VIT = models.VisionTransformer(
     image_size=4, patch_size=2, channels=1, width=8, depth=1, num_heads=2, mlp_dim=8, num_classes=3
 )
 
@@ -60,22 +60,11 @@ def shaped(module, *shape):
 
 
 CASES = {
-    "lexinvariant.RMSNorm": Case(
-        lx.RMSNorm(), rows(4), (BATCH, 4), half=(lx.RMSNorm(), jnp.bfloat16)
-    ),
-    "lexinvariant.Block": Case(
-        lx.Block(CONFIG),
-        rows(3, 8),
-        (BATCH, 3, 8),
-        (None, 0, None),
-        lambda outputs: outputs[0],
-        half=(lx.Block(HALF), jnp.bfloat16),
-    ),
-    "lexinvariant.DecoderLM": Case(
-        lx.DecoderLM(CONFIG),
+    "models.DecoderLM": Case(
+        models.DecoderLM(CONFIG),
         lambda rng: jnp.asarray(rng.integers(0, 8, size=(BATCH, 5)), jnp.int32),
         (BATCH, 5, 8),
-        half=(lx.DecoderLM(HALF), jnp.float32),
+        half=(models.DecoderLM(HALF), jnp.float32),
         refused=(
             (
                 lambda: dataclasses.replace(CONFIG, d_model=0),
@@ -83,7 +72,7 @@ CASES = {
             ),
             (lambda: dataclasses.replace(CONFIG, position="t6"), "position must be one of 't5'"),
             (
-                lambda: lx.DecoderLM(dataclasses.replace(CONFIG, embedding="lexinvariant")).init(
+                lambda: models.DecoderLM(dataclasses.replace(CONFIG, embedding="given")).init(
                     jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
                 ),
                 "embedding",
@@ -91,7 +80,7 @@ CASES = {
         ),
     ),
     "lexinvariant.DecipherProbe": Case(lx.DecipherProbe(6, 8), rows(3, 8), (BATCH, 3, 6)),
-    "continual.VisionTransformer": Case(
+    "models.VisionTransformer": Case(
         VIT,
         rows(4, 4, 1),
         (BATCH, 3),
@@ -160,7 +149,6 @@ def prepared(name):
 
 #: Properties that cost a program each are tried on these in the quick suite, on all in the slow.
 QUICK = (
-    "lexinvariant.RMSNorm",
     "lexinvariant.DecipherProbe",
     "subrl.GaussianPolicy",
     "subrl.TabularPolicy",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import continual
+from jaxkit import continual, models
 from jaxkit.continual import Adapter, Descriptor, ErrorRecords, FunctionalParams, Head, Router
 
 
@@ -51,7 +51,7 @@ def official_state(golden, *, capacity=3, garbage=0.0):
     """The state and variables of the golden transformer, block 0 single, blocks 1 and 2 growing."""
     params, fc = golden["params"], golden["fc"]
     config = golden["config"]
-    model = continual.VisionTransformer(
+    model = models.VisionTransformer(
         config["img"], config["patch"], config["chans"], config["d"], config["depth"],
         config["heads"], round(config["d"] * config["mlp_ratio"]), 0,
     )  # fmt: skip

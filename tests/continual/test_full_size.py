@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import continual
+from jaxkit import continual, models
 
-MODEL = continual.VisionTransformer(num_classes=0, dtype=jnp.bfloat16, remat=True)
+MODEL = models.VisionTransformer(num_classes=0, dtype=jnp.bfloat16, remat=True)
 CONFIG = continual.SEMAConfig(MODEL, 200)
 
 

@@ -10,10 +10,10 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from jaxkit import continual
+from jaxkit import continual, models
 from jaxkit.continual import error_records, freezing, routers
 
-MODEL = continual.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
 _z = jax.jit(continual.z_scores)
 _record = jax.jit(continual.record_errors)
 CONFIG = continual.SEMAConfig(MODEL, 3, 2, 2, 0, 0, capacity=2)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import continual
+from jaxkit import continual, models
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
@@ -268,7 +268,7 @@ def test_parameter_counts_match_the_papers_table(sema_golden):
              "vtab": (50, 5)}  # fmt: skip
     for name, expected in sema_golden["expand_by_task_param_counts"]["values"].items():
         classes, count = tasks[name]
-        config = continual.SEMAConfig(continual.VisionTransformer(), classes)
+        config = continual.SEMAConfig(models.VisionTransformer(), classes)
         found = continual.parameter_counts(config, 3 * (count - 1)).inference
         assert found == expected["formula"]
         assert round(found / 1e6, 3) == expected["paper_M"]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import continual, datasets
+from jaxkit import continual, datasets, models
 from jaxkit.datasets import ArraySplit
 
-MODEL = continual.VisionTransformer(8, 4, 1, width=16, depth=1, num_heads=2, mlp_dim=16)
+MODEL = models.VisionTransformer(8, 4, 1, width=16, depth=1, num_heads=2, mlp_dim=16)
 
 
 @pytest.fixture(scope="module")

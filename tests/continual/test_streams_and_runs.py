@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkit import continual
+from jaxkit import continual, models
 from jaxkit.datasets import ArraySplit
 
-MODEL = continual.VisionTransformer(4, 2, 1, width=8, depth=1, num_heads=2, mlp_dim=8)
+MODEL = models.VisionTransformer(4, 2, 1, width=8, depth=1, num_heads=2, mlp_dim=8)
 SETTINGS = continual.SEMASettings(
     threshold=2.0, train_epochs=3, train_learning_rate=0.05, describe_epochs=12,
     describe_learning_rate=0.05, batch_size=8, scan_batch_size=16, steps_per_call=6,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import continual
+from jaxkit import continual, models
 
 SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
          "num_classes": 3}  # fmt: skip
@@ -56,13 +56,12 @@ def as_huggingface(timm):
 def forward():
     """A forward pass at a LayerNorm epsilon, compiled once each."""
     return {
-        eps: jax.jit(continual.VisionTransformer(**SMALL, epsilon=eps).apply)
-        for eps in (1e-6, 1e-12)
+        eps: jax.jit(models.VisionTransformer(**SMALL, epsilon=eps).apply) for eps in (1e-6, 1e-12)
     }
 
 
 def test_timm_weights_give_pytorchs_outputs(case, timm, forward):
-    model = continual.VisionTransformer(**SMALL)
+    model = models.VisionTransformer(**SMALL)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
     seen = forward[1e-6](continual.convert_weights(timm, model), images)
     np.testing.assert_allclose(seen["tokens"], case["timm_tokens_after_norm"], atol=1e-5)
@@ -72,7 +71,7 @@ def test_timm_weights_give_pytorchs_outputs(case, timm, forward):
 def test_huggingface_weights_give_pytorchs_outputs(case, timm, forward):
     tensors = as_huggingface(timm)
     assert {k: list(v.shape) for k, v in tensors.items()} == case["hf_key_map"]
-    model = continual.VisionTransformer(**SMALL, epsilon=1e-12)
+    model = models.VisionTransformer(**SMALL, epsilon=1e-12)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
     variables = continual.convert_weights(tensors, model)
     seen = forward[1e-12](variables, images)
@@ -89,7 +88,7 @@ def test_vit_b16_has_the_tensors_of_the_published_checkpoint(golden):
     tensors = {
         name: np.broadcast_to(np.float32(0), shape) for name, shape in published["shapes"].items()
     }
-    model = continual.VisionTransformer()
+    model = models.VisionTransformer()
     assert continual.compare_weights(tensors, model).fits
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -103,7 +102,7 @@ def test_every_misfit_is_named_at_once(timm):
     del broken["norm.bias"]
     broken["blocks.0.mlp.fc1.weight"] = np.zeros((4, 4), np.float32)
     broken["blocks.7.mlp.fc1.weight"] = np.zeros((16, 8), np.float32)
-    model = continual.VisionTransformer(**SMALL)
+    model = models.VisionTransformer(**SMALL)
     report = continual.compare_weights(broken, model)
     assert report.missing == ("norm.bias",)
     assert report.unexpected == ("blocks.7.mlp.fc1.weight",)
@@ -119,7 +118,7 @@ def test_a_safetensors_file_is_read_back(timm, tmp_path, dtype):
     flax = pytest.importorskip("safetensors.flax")
     tensors = {name: jnp.asarray(x, dtype) for name, x in timm.items()}
     flax.save_file(tensors, tmp_path / "vit.safetensors")
-    model = continual.VisionTransformer(**SMALL)
+    model = models.VisionTransformer(**SMALL)
     loaded = continual.load_vision_transformer(tmp_path / "vit.safetensors", model)
     expected = continual.convert_weights(
         {k: np.asarray(v, "f4") for k, v in tensors.items()}, model
@@ -141,7 +140,7 @@ def test_a_damaged_safetensors_file_is_refused(timm, tmp_path, damage):
         data = struct.pack("<Q", 10**9) + data[8:]
     path.write_bytes(data)
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        continual.load_vision_transformer(path, continual.VisionTransformer(**SMALL))
+        continual.load_vision_transformer(path, models.VisionTransformer(**SMALL))
 
 
 def test_position_embeddings_resize_as_pytorch_resizes_them():
@@ -162,7 +161,7 @@ def test_position_embeddings_resize_as_pytorch_resizes_them():
 def test_nnx_users_are_served_by_the_bridge(case, timm, forward):
     from flax import nnx
 
-    model = continual.VisionTransformer(**SMALL)
+    model = models.VisionTransformer(**SMALL)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
     bridged = nnx.bridge.ToNNX(model, nnx.Rngs(0))
     bridged.lazy_init(images)
@@ -177,8 +176,8 @@ def _as_nnx(tree, nnx):
 
 
 def test_images_of_another_size_are_refused(bad_input):
-    model = continual.VisionTransformer(**SMALL)
+    model = models.VisionTransformer(**SMALL)
     with pytest.raises(ValueError, match=r"\[B, 8, 8, 3\].*\[1, 4, 4, 3\]"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
     with pytest.raises(ValueError, match="patch_size must divide image_size=8, got 3"):
-        continual.VisionTransformer(**{**SMALL, "patch_size": 3})
+        models.VisionTransformer(**{**SMALL, "patch_size": 3})

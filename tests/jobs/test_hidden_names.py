@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import cli, datasets, jobs, lexinvariant, training
+from jaxkit import cli, datasets, jobs, lexinvariant, models, training
 from jaxkit.experiments import symbol_chain
 from jaxkit.jobs import evaluation, runs
 
@@ -21,7 +21,7 @@ def untrained(config):
     """The run of a configuration before its first step."""
     tokenizer = datasets.CharTokenizer("".join(sorted(set(TEXT))))
     model = config.model(tokenizer.vocab_size)
-    params = nn.meta.unbox(jax.jit(lexinvariant.initializer(model))(jax.random.key(1)))
+    params = nn.meta.unbox(jax.jit(models.initializer(model))(jax.random.key(1)))
     files = runs.RunFiles.at("nowhere")
     return jobs.Run(config, tokenizer, model, params, 0, files)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkit import jobs, lexinvariant, training
+from jaxkit import jobs, models, training
 from jaxkit.jobs import runs
 
 KEY = jax.random.key(0)
@@ -168,7 +168,7 @@ def test_the_width_rule_reaches_the_optimizer_and_the_readout(small_config, tmp_
     assert dataclasses.replace(plain, base_width=16).model(30).config.readout_multiplier == 1.0
 
     def first_update(config):
-        shapes = jax.eval_shape(lexinvariant.initializer(config.model(30)), KEY)
+        shapes = jax.eval_shape(models.initializer(config.model(30)), KEY)
         params = jax.tree.map(lambda p: jax.numpy.ones(p.shape), nn.meta.unbox(shapes))
         optimizer = config.optimizer(30)
         gradient = jax.tree.map(lambda p: 1e-3 * p, params)

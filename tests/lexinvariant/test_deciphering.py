@@ -5,25 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import datasets
+from jaxkit import datasets, models
 from jaxkit import lexinvariant as lx
 
 pytestmark = pytest.mark.slow
 
 TOKENIZER = datasets.CharTokenizer("abcdefgh ")
-CONFIG = lx.DecoderConfig(
+CONFIG = models.DecoderConfig(
     10, d_model=16, num_layers=1, num_heads=2, head_dim=8, d_ff=16, recency_heads=True
 )
 TEXT = "abc def abc dgh ab abc abc def " * 8
 KEY = jax.random.key(0)
 
 
-MODEL = lx.DecoderLM(CONFIG)
+MODEL = models.DecoderLM(CONFIG)
 
 
 @functools.cache
 def trained():
-    params = jax.jit(lx.initializer(MODEL))(jax.random.key(1))
+    params = jax.jit(models.initializer(MODEL))(jax.random.key(1))
     probe, probe_params = lx.train_probe(
         MODEL,
         params,

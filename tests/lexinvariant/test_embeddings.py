@@ -9,12 +9,14 @@ KEY = jax.random.key(3)
 draw = jax.jit(lx.draw_embedding, static_argnums=(1, 2, 3, 4))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", pytest.param("rademacher", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "orthogonal", pytest.param("rademacher", marks=pytest.mark.slow)]
+)
 def test_single_rows_are_bitwise_those_of_the_whole_table(kind):
     keys = lx.sequence_keys(KEY, jnp.arange(4))
     tokens = jnp.array([[5, 0, 5], [1, 2, 3], [0, 0, 0], [8, 7, 6]])
     table = jax.jit(lx.draw_embedding, static_argnums=(1, 2, 3))(keys, 9, 16, kind)
-    rows = jax.jit(lx.embedding_rows, static_argnums=(2, 3))(keys, tokens, 16, kind)
+    rows = jax.jit(lx.RandomTable.rows)(lx.RandomTable(keys, 9, 16, kind), tokens)
     assert np.array_equal(rows, np.take_along_axis(np.asarray(table), tokens[..., None], axis=1))
 
 
@@ -96,12 +98,7 @@ def test_mixing_takes_each_row_from_one_table():
         (lambda k: lx.draw_embedding(k, 9, 4, "orthogonal"), ValueError, "use kind='gaussian'"),
         (lambda k: lx.draw_embedding(KEY, 9, 4), ValueError, "one a sequence"),
         (lambda k: lx.draw_embedding(jnp.zeros(2), 9, 4), TypeError, "typed keys"),
-        (lambda k: lx.embedding_rows(k, jnp.zeros((3, 2), int), 4), ValueError, r"\(3,\)"),
-        (
-            lambda k: lx.embedding_rows(k, jnp.zeros((2, 2), int), 4, "orthogonal"),
-            ValueError,
-            "kind must be one of",
-        ),
+        (lambda k: lx.RandomTable(k, 9, 4).rows(jnp.zeros((3, 2), int)), ValueError, r"\(3,\)"),
         (lambda k: lx.random_rows(k, 5, 1.5), ValueError, r"p must be finite and in \[0, 1\]"),
         (lambda k: lx.random_rows(k, 5, float("nan")), ValueError, "p must be finite"),
         (

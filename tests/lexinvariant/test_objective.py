@@ -11,11 +11,12 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import lexinvariant as lx
+from jaxkit import models
 
-FIXED = lx.DecoderConfig(
+FIXED = models.DecoderConfig(
     vocab_size=6, d_model=16, num_layers=1, num_heads=2, head_dim=8, d_ff=16, num_buckets=8
 )
-LEXINVARIANT = dataclasses.replace(FIXED, embedding="lexinvariant")
+LEXINVARIANT = dataclasses.replace(FIXED, embedding="given")
 BATCH = {
     "tokens": jax.random.randint(jax.random.key(1), (4, 9), 0, 6),
     "index": jnp.arange(10, 14),
@@ -25,7 +26,7 @@ KEY = jax.random.key(7)
 
 @functools.cache
 def model_and_params(config):
-    model = lx.DecoderLM(config)
+    model = models.DecoderLM(config)
     table = None if config.embedding == "fixed" else jnp.zeros((6, 16))
     init = jax.jit(lambda k: nn.meta.unbox(model.init(k, BATCH["tokens"], table)))
     return model, init(jax.random.key(0))
@@ -53,9 +54,11 @@ def test_mixing_with_probability_one_is_the_gaussian_model():
     _, params = model_and_params(FIXED)
     keys = lx.sequence_keys(KEY, BATCH["index"])
     row_keys = jax.vmap(lambda k: jax.random.split(k)[0])(keys)
-    model = lx.DecoderLM(LEXINVARIANT)
+    model = models.DecoderLM(LEXINVARIANT)
     inner = {k: v for k, v in params["params"].items() if k != "embedding"}
-    logits = jax.jit(model.apply)({"params": inner}, BATCH["tokens"][:, :-1], row_keys)
+    logits = jax.jit(model.apply)(
+        {"params": inner}, BATCH["tokens"][:, :-1], lx.RandomTable(row_keys, 6, 16)
+    )
     expected = optax.losses.softmax_cross_entropy_with_integer_labels(
         logits, BATCH["tokens"][:, 1:]
     )
@@ -214,8 +217,8 @@ def test_draws_are_independent_evaluations_of_the_loss():
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (FIXED, {"method": "lexinvariant"}, "config.embedding='lexinvariant', got 'fixed'"),
-        (LEXINVARIANT, {"method": "relabel"}, "config.embedding='fixed', got 'lexinvariant'"),
+        (FIXED, {"method": "lexinvariant"}, "config.embedding='given', got 'fixed'"),
+        (LEXINVARIANT, {"method": "relabel"}, "config.embedding='fixed', got 'given'"),
         (FIXED, {"method": "relable"}, "did you mean 'relabel'"),
         (FIXED, {"method": "relabel", "p": -0.1}, "p must be finite"),
         (FIXED, {"method": "mixed", "chunk_size": 2}, "chunk_size must be None"),
@@ -231,7 +234,7 @@ def test_bad_input_is_refused(config, options, message, bad_input):
 
 def test_a_schedule_needs_the_batch_size(bad_input):
     with pytest.raises(ValueError, match="batch_size must be given"):
-        lx.next_token_loss(lx.DecoderLM(FIXED), p=lx.relabelling_schedule(10))
+        lx.next_token_loss(models.DecoderLM(FIXED), p=lx.relabelling_schedule(10))
 
 
 @pytest.mark.parametrize("draws", [0, -1])

@@ -19,18 +19,6 @@ def test_several_draws_combine_by_log_mean_exp(vectors):
     assert float(draws.mean()) == pytest.approx(case["mean"], abs=1e-5)
 
 
-def test_log_probs_under_given_tables_are_those_of_the_reference(
-    vectors, reference, reference_variables, reference_config
-):
-    case = vectors["multi_draw"]
-    tables = jnp.asarray(case["embeddings"])
-    tokens = jnp.broadcast_to(reference[2][:1], (4, 7))
-    logits = lx.DecoderLM(reference_config).apply(reference_variables, tokens[:, :-1], tables)
-    log_p = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
-    picked = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)
-    np.testing.assert_allclose(picked.sum(axis=(1, 2)), case["log_probs"], atol=2e-5)
-
-
 @pytest.mark.parametrize("window", [0, 21])
 def test_windows_outside_the_sequence_are_refused(window, bad_input):
     with pytest.raises(ValueError, match="window must be"):

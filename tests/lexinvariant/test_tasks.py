@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
+from jaxkit import models
 
 MARKS = {"arrow": (0, 1), "separator": (2,)}
 SYMBOLS = range(3, 15)
@@ -89,7 +90,7 @@ def test_several_queries_ask_for_different_keys_of_one_table():
     assert np.asarray(task.tokens)[np.asarray(task.mask)].tolist() == [entries[k] for k in asked]
 
 
-class Copier(lx.DecoderLM):
+class Copier(models.DecoderLM):
     """Reads the table of a lookup task and answers it perfectly, whatever the symbols are."""
 
     def decode_step(self, cache, tokens, embedding=None):
@@ -104,7 +105,7 @@ class Copier(lx.DecoderLM):
 
 @pytest.mark.parametrize("method", ["fixed", "relabel"])
 def test_accuracy_is_one_for_a_perfect_reader(method, lookups):
-    config = lx.DecoderConfig(15, d_model=4, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
+    config = models.DecoderConfig(15, d_model=4, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
     model = Copier(config)
     params = jax.eval_shape(model.init, jax.random.key(0), lookups.tokens[:1])
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
@@ -113,11 +114,11 @@ def test_accuracy_is_one_for_a_perfect_reader(method, lookups):
 
 @pytest.mark.slow
 def test_accuracy_of_an_untrained_model_is_that_of_guessing(lookups):
-    config = lx.DecoderConfig(15, d_model=8, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
-    model = lx.DecoderLM(config)
+    config = models.DecoderConfig(15, d_model=8, num_layers=1, num_heads=1, head_dim=4, d_ff=4)
+    model = models.DecoderLM(config)
     params = jax.jit(model.init)(jax.random.key(0), lookups.tokens[:1])
     assert 0 <= float(measure(model, params, lookups, "fixed")) < 0.3
-    random = lx.DecoderLM(dataclasses.replace(config, embedding="lexinvariant"))
+    random = models.DecoderLM(dataclasses.replace(config, embedding="given"))
     inner = {k: v for k, v in params["params"].items() if k != "embedding"}
     assert 0 <= float(measure(random, {"params": inner}, lookups, None)) < 0.3
 

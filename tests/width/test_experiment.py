@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkit import lexinvariant, width
+from jaxkit import models, width
 from jaxkit.experiments import character_blocks
 from jaxkit.experiments import width as experiment
 from jaxkit.width import paths
@@ -31,11 +31,11 @@ def test_character_model_starts_at_the_uniform_loss_and_learns():
 @pytest.mark.parametrize("target", [(8, 32), (2, 128)])
 def test_language_model_parameters_have_the_roles_of_its_architecture(target):
     def params(d, heads, head_dim):
-        config = lexinvariant.DecoderConfig(
+        config = models.DecoderConfig(
             vocab_size=96, d_model=d, num_heads=heads, head_dim=head_dim, d_ff=4 * d, num_layers=2
         )
         tokens = jnp.zeros((1, 8), jnp.int32)
-        return jax.eval_shape(lexinvariant.DecoderLM(config).init, jax.random.key(0), tokens)
+        return jax.eval_shape(models.DecoderLM(config).init, jax.random.key(0), tokens)
 
     scaling = width.width_scaling(params(64, 2, 32), params(256, *target))
     matrices = {

@@ -12,18 +12,12 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxkit import training, validation
-from jaxkit.lexinvariant import decoder
-from jaxkit.lexinvariant.configuration import DecoderConfig
+from jaxkit.models import decoder
+from jaxkit.models.decoder_config import DecoderConfig
 
 
-def matmul_parameters(config: DecoderConfig) -> int:
-    """Number of weights in the matrices of the blocks (no table, norms or biases).
-
-    Example:
-        >>> matmul_parameters(DecoderConfig(
-        ...     128, d_model=1024, num_layers=12, num_heads=8, head_dim=128, d_ff=4096))
-        150994944
-    """
+def _matmul_parameters(config: DecoderConfig) -> int:
+    """Number of weights in the matrices of the blocks (no table, norms or biases)."""
     attention = 4 * config.d_model * config.num_heads * config.head_dim
     mlp = (3 if config.gated_mlp else 2) * config.d_model * config.d_ff
     return config.num_layers * (attention + mlp)
@@ -52,7 +46,7 @@ def train_flops_per_token(config: DecoderConfig, sequence_length: int) -> int:
     """
     attention = config.num_layers * config.num_heads * config.head_dim * sequence_length
     readout = config.vocab_size * config.d_model
-    return 6 * matmul_parameters(config) + 12 * attention + 6 * readout
+    return 6 * _matmul_parameters(config) + 12 * attention + 6 * readout
 
 
 class ParameterCounts(NamedTuple):
@@ -63,7 +57,7 @@ class ParameterCounts(NamedTuple):
         norms: scales of the norms.
         relative_bias: T5 biases.
         embedding_affine: scale and bias of the embedding.
-        table: the learned token table; 0 for lexinvariant models.
+        table: the learned token table; 0 where it is given.
         logit_scale: scales of normalised attention logits.
 
     Example:
@@ -90,7 +84,7 @@ def parameter_counts(config: DecoderConfig) -> ParameterCounts:
         The counts; their sum is the size of the parameter tree.
 
     Example:
-        >>> sum(parameter_counts(DecoderConfig(128, embedding="lexinvariant")))
+        >>> sum(parameter_counts(DecoderConfig(128, embedding="given")))
         788352
     """
     layers, heads, width = config.num_layers, config.num_heads, config.d_model
@@ -98,7 +92,7 @@ def parameter_counts(config: DecoderConfig) -> ParameterCounts:
     if config.position == "t5":
         tables = 1 if config.share_relative_bias else layers
     return ParameterCounts(
-        matmul=matmul_parameters(config),
+        matmul=_matmul_parameters(config),
         norms=(2 * layers + 1) * width,
         relative_bias=tables * heads * config.num_buckets,
         embedding_affine=2 * width,
@@ -115,7 +109,7 @@ class StepCost(NamedTuple):
         parameter_bytes: the device's share of the parameters.
         optimizer_bytes: its share of the optimizer's state.
         gradient_bytes: its share of the gradients.
-        table_bytes: its random token tables, if drawn whole; 0 with a learned table.
+        table_bytes: the token tables given with the call, one a sequence; 0 with a learned one.
         logits_bytes: its float32 logits, if scored at once.
         residual_bytes: layer inputs kept for the backward pass (all that `remat` keeps).
         data_exchange_bytes: what the device receives to sum gradients over copies of its share.
@@ -223,7 +217,7 @@ def step_cost(
     rows = batch_size // parts
     tensor = mesh.shape["tensor"]
     vocab_share = config.vocab_size // tensor if config.vocab_size % tensor == 0 else table[0]
-    drawn = config.embedding == "lexinvariant"
+    drawn = config.embedding == "given"
     tokens = batch_size * sequence_length
     activations = rows * sequence_length * config.d_model * jnp.dtype(config.dtype).itemsize
     data = fsdp = 0

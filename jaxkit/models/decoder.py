@@ -13,8 +13,8 @@ from jax.experimental import checkify
 from jaxtyping import Array, Float, Int, Key
 
 from jaxkit import validation
-from jaxkit.lexinvariant import blocks, embeddings, readout
-from jaxkit.lexinvariant.configuration import DecoderConfig
+from jaxkit.models import decoder_blocks, readout
+from jaxkit.models.decoder_config import DecoderConfig
 
 
 class KeyValueCache(NamedTuple):
@@ -60,8 +60,8 @@ def empty_cache(config: DecoderConfig, batch_size: int, length: int) -> KeyValue
     return KeyValueCache(zeros, zeros, jnp.zeros((), jnp.int32))
 
 
-#: A token table for all sequences, one a sequence, or the keys from which to draw one a sequence.
-TokenTable = Float[Array, "V D"] | Float[Array, "B V D"] | Key[Array, " B"]
+#: A token table for all sequences, one a sequence, or one a sequence computed where it is read.
+AnyTable = Float[Array, "V D"] | Float[Array, "B V D"] | readout.TokenTable
 
 
 class DecoderLM(nn.Module):
@@ -72,9 +72,9 @@ class DecoderLM(nn.Module):
         \mathrm{logits}_{t,v} = \langle \mathrm{norm}(x^L_t), E[v] \rangle / \sqrt{D}
 
     with pre-RMSNorm blocks between. `E` is the learned table (`embedding="fixed"`) or what is given
-    with the call: an array, ``[V, D]`` for all sequences or ``[B, V, D]``, or typed keys ``[B]``
-    from which the rows of each sequence follow as in `draw_embedding`. The module itself has no
-    randomness, so that prefill, decoding and probes see the same table.
+    with the call (`embedding="given"`): an array, ``[V, D]`` for all sequences or ``[B, V, D]``, or
+    a `TokenTable`. The module itself has no randomness, so that prefill, decoding and probes see
+    the same table.
 
     Example:
         >>> model = DecoderLM(DecoderConfig(vocab_size=8, d_model=16, num_layers=1))
@@ -102,8 +102,10 @@ class DecoderLM(nn.Module):
         self.embedding_scale: Any = self.param("embedding_scale", ones, (c.d_model,))
         self.embedding_bias: Any = self.param("embedding_bias", zeros, (c.d_model,))
         if c.position == "t5" and c.share_relative_bias:
-            self.relative_bias = blocks.relative_bias(self, c)
-        block = nn.remat(blocks.Block, prevent_cse=False) if c.remat else blocks.Block
+            self.relative_bias = decoder_blocks.relative_bias(self, c)
+        block = (
+            nn.remat(decoder_blocks.Block, prevent_cse=False) if c.remat else decoder_blocks.Block
+        )
         scan: Any = nn.scan
         self.layers: Any = scan(
             block,
@@ -114,17 +116,17 @@ class DecoderLM(nn.Module):
             unroll=c.num_layers if c.unroll_layers else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
-        self.final_norm = blocks.RMSNorm()
+        self.final_norm = decoder_blocks.RMSNorm()
 
     def __call__(
-        self, tokens: Int[Array, "B T"], embedding: TokenTable | None = None
+        self, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
     ) -> Float[Array, "B T V"]:
         """Next-token logits at every position.
 
         Args:
             tokens: token ids ``[B, T]`` in ``[0, V)``; `validate_tokens` checks concrete ones.
-            embedding: token table ``[V, D]`` or ``[B, V, D]``, or keys ``[B]`` of random tables;
-                the learned table if None.
+            embedding: token table ``[V, D]`` or ``[B, V, D]``, or a `TokenTable`; the learned table
+                if None.
 
         Returns:
             Float32 logits ``[B, T, V]``.
@@ -132,35 +134,34 @@ class DecoderLM(nn.Module):
         Raises:
             TypeError: if tokens are not integers.
             ValueError: if a shape is wrong, a concrete token id is out of range, the context is
-                longer than `config.max_length`, or no table is given to a lexinvariant model.
+                longer than `config.max_length`, or no table comes with a model that has none.
         """
         return self.readout(self.hidden_states(tokens, embedding), embedding)
 
     def hidden_states(
-        self, tokens: Int[Array, "B T"], embedding: TokenTable | None = None
+        self, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
     ) -> Float[Array, "B T D"]:
         """What `readout` reads: the residual stream after the final norm, ``[B, T, D]``."""
         return self._run(tokens, embedding, None)[0]
 
     def readout(
-        self, hidden: Float[Array, "B T D"], embedding: TokenTable | None = None
+        self, hidden: Float[Array, "B T D"], embedding: AnyTable | None = None
     ) -> Float[Array, "B T V"]:
         """Score hidden states against every row of the table: ``<h, E[v]> / sqrt(D)``, float32.
 
-        Tables given as keys are drawn again in the backward pass instead of being stored.
+        A `TokenTable` is computed again in the backward pass instead of being stored.
         """
         table = self._table(embedding, hidden.shape[0])
-        scores = readout.scores
-        if embeddings.is_keys(table):
-            scores = jax.checkpoint(lambda h, keys: readout.scores(h, self._draw(keys)))
-        return scores(hidden, table)
+        if isinstance(table, readout.TokenTable):
+            return jax.checkpoint(lambda h, t: readout.scores(h, t.whole()))(hidden, table)
+        return readout.scores(hidden, table)
 
     def token_table(self) -> Float[Array, "V D"]:
         """The learned table, of models with `embedding="fixed"`."""
         return self._table(None, 0)
 
     def decode_step(
-        self, cache: KeyValueCache, tokens: Int[Array, "B T"], embedding: TokenTable | None = None
+        self, cache: KeyValueCache, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
     ) -> tuple[Float[Array, "B T V"], KeyValueCache]:
         """Read `tokens` after those in `cache` (a prompt, or one token at a time).
 
@@ -209,31 +210,21 @@ class DecoderLM(nn.Module):
         return self.final_norm(x) * self.config.readout_multiplier, cache
 
     def _rows(self, tokens: Array, table: Any) -> Float[Array, "B T D"]:
-        c: DecoderConfig = self.config
-        if embeddings.is_keys(table):
-            if c.embedding_kind != "orthogonal" and tokens.shape[1] < c.vocab_size:
-                return embeddings.embedding_rows(table, tokens, c.d_model, c.embedding_kind)
-            table = self._draw(table)
+        if isinstance(table, readout.TokenTable):
+            return table.rows(tokens)
         if table.ndim == 2:
             return jnp.take(table, tokens, axis=0)
         return jnp.take_along_axis(table, tokens[..., None], axis=1)
-
-    def _draw(self, keys: Array) -> Float[Array, "B V D"]:
-        c: DecoderConfig = self.config
-        return embeddings.draw_embedding(keys, c.vocab_size, c.d_model, c.embedding_kind)
 
     def _table(self, embedding: Any, batch_size: int) -> Any:
         c: DecoderConfig = self.config
         if embedding is None:
             if c.embedding != "fixed":
                 raise ValueError(
-                    "embedding must be given to a model with config.embedding='lexinvariant': "
-                    "draw one table a sequence with draw_embedding, or give keys"
+                    "embedding must be given to a model with config.embedding='given': an array, "
+                    "or a table that is computed where it is read, such as lexinvariant.RandomTable"
                 )
             return self.embedding
-        if embeddings.is_keys(embedding):
-            embeddings.check_keys(embedding, batch_size)
-            return embedding
         rows = (c.vocab_size, c.d_model)
         if embedding.shape not in (rows, (batch_size, *rows)):
             raise ValueError(
@@ -292,6 +283,6 @@ def initializer(model: DecoderLM) -> Callable[[Key[Array, ""]], Any]:
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
     table = None
-    if model.config.embedding == "lexinvariant":
+    if model.config.embedding == "given":
         table = jnp.zeros((model.config.vocab_size, model.config.d_model))
     return lambda key: model.init(key, tokens, table)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxkit.lexinvariant import positions
-from jaxkit.lexinvariant.configuration import DecoderConfig
-from jaxkit.lexinvariant.products import project
+from jaxkit.models import positions
+from jaxkit.models.decoder_config import DecoderConfig
+from jaxkit.models.products import project
 
 #: Logit of a key that must not be seen: its weight is exactly 0, and the gradient stays finite.
 _MASKED = -1e30

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxkit import validation
-from jaxkit.lexinvariant import decoder
+from jaxkit.models import decoder
 
 
 def generate(
@@ -20,7 +20,7 @@ def generate(
     key: Key[Array, ""],
     *,
     temperature: float | Float[Array, ""] = 1.0,
-    embedding: Array | None = None,
+    embedding: decoder.AnyTable | None = None,
 ) -> Int[Array, "B N"]:
     """Continue a prompt by sampling token after token.
 
@@ -31,7 +31,7 @@ def generate(
         num_tokens: number ``N`` of tokens to add.
         key: typed key.
         temperature: divides the logits; 0 takes the most probable token. May be traced.
-        embedding: token table, needed by lexinvariant models; the same for every token.
+        embedding: token table, needed by models with `embedding="given"`; the same for every token.
 
     Returns:
         The new token ids ``[B, N]``.

@@ -1,4 +1,4 @@
-"""The vision transformer that stays frozen, its parameters laid out for published weights."""
+"""The vision transformer, its parameters laid out for published weights."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    r"""Vision transformer ViT-B/16 by default (arXiv 2010.11929), as a frozen backbone.
+    r"""Vision transformer ViT-B/16 by default (arXiv 2010.11929).
 
     $h \leftarrow h + \mathrm{MHSA}(\mathrm{LN}_1 h)$, then
     $h \leftarrow h + \mathrm{MLP}(\mathrm{LN}_2 h) + \mathrm{branch}(h)$ in each block.
@@ -245,13 +245,3 @@ class _PatchEmbedding(nn.Module):
         patches = images.reshape(-1, rows, patch, columns, patch, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(images), rows * columns, -1)
         return patches @ kernel.reshape(-1, width) + bias
-
-
-def class_features(tokens: Float[Array, "B N d"]) -> Float[Array, "B d"]:
-    """The class token of the final tokens in at least float32: what heads and prototypes read.
-
-    Example:
-        >>> class_features(jnp.ones((2, 5, 3))).shape
-        (2, 3)
-    """
-    return tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
-from jaxkit.lexinvariant import readout
+from jaxkit import models
+from jaxkit.models import readout
 
 KEYS = lx.sequence_keys(jax.random.key(0), jnp.arange(2))
 HIDDEN = jax.random.normal(jax.random.key(1), (2, 5, 16))
@@ -36,10 +37,11 @@ def compare(found, expected, x):
     ],
 )
 def test_pieces_give_the_loss_and_gradient_of_the_whole_vocabulary(chunk_size, kind):
-    table = lx.draw_embedding(KEYS, 11, 16, kind)
+    random = lx.RandomTable(KEYS, 11, 16, kind)
+    table = random.whole()
 
     def pieces(hidden):
-        return lx.chunked_cross_entropy(hidden, TARGETS, KEYS, 11, chunk_size, kind)
+        return models.chunked_cross_entropy(hidden, TARGETS, random, chunk_size)
 
     compare(pieces, lambda hidden: whole(hidden, table), HIDDEN)
 
@@ -48,7 +50,7 @@ def test_pieces_of_a_shared_table_give_its_gradient():
     table = jax.random.normal(jax.random.key(2), (11, 16))
 
     def pieces(table):
-        return lx.chunked_cross_entropy(HIDDEN, TARGETS, table, 11, 4)
+        return models.chunked_cross_entropy(HIDDEN, TARGETS, table, 4)
 
     compare(pieces, lambda table: whole(HIDDEN, table), table)
 
@@ -57,22 +59,20 @@ def test_pieces_of_a_shared_table_give_its_gradient():
 @pytest.mark.parametrize("method", ["lexinvariant", "relabel"])
 def test_a_vocabulary_of_32000_trains_without_a_table_or_logits_per_sequence(method):
     batch, length, width, vocab = 4, 32, 64, 32_000
-    config = lx.DecoderConfig(
+    config = models.DecoderConfig(
         vocab,
         d_model=width,
         num_layers=1,
         num_heads=2,
         head_dim=32,
         d_ff=64,
-        embedding="lexinvariant" if method == "lexinvariant" else "fixed",
+        embedding="given" if method == "lexinvariant" else "fixed",
     )
-    model = lx.DecoderLM(config)
+    model = models.DecoderLM(config)
     tokens = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
     data = {"tokens": tokens, "index": jax.ShapeDtypeStruct((batch,), jnp.int32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(
-        lambda k, t: model.init(k, t, lx.sequence_keys(k, jnp.arange(batch))), key, tokens
-    )
+    params = jax.eval_shape(lambda k: models.initializer(model)(k), key)
 
     def peak(**options):
         loss = lx.next_token_loss(model, method=method, **options)
@@ -94,18 +94,16 @@ def test_a_vocabulary_of_32000_trains_without_a_table_or_logits_per_sequence(met
     ("options", "error", "message"),
     [
         ({"chunk_size": 0}, ValueError, "chunk_size must be an integer >= 1"),
-        ({"embedding": jnp.ones((10, 16))}, ValueError, r"shape \(11, 16\), got \(10, 16\)"),
-        ({"kind": "orthogonal"}, ValueError, "kind must be one of"),
-        ({"embedding": KEYS[:1]}, ValueError, r"shape \(2,\)"),
+        ({"embedding": jnp.ones((11, 15))}, ValueError, r"shape \[V, 16\].*got \(11, 15\)"),
+        ({"embedding": lx.RandomTable(KEYS[:1], 11, 16)}, ValueError, r"got \(1, 11, 16\)"),
     ],
 )
 def test_bad_input_is_refused(options, error, message, bad_input):
     call = {
         "hidden": HIDDEN,
         "targets": TARGETS,
-        "embedding": KEYS,
-        "vocab_size": 11,
+        "embedding": lx.RandomTable(KEYS, 11, 16),
         "chunk_size": 4,
     }
     with pytest.raises(error, match=message):
-        lx.chunked_cross_entropy(**{**call, **options})
+        models.chunked_cross_entropy(**{**call, **options})

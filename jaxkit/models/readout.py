@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jaxkit import validation
-from jaxkit.lexinvariant import embeddings, products
+from jaxkit.models import products
+
+
+@runtime_checkable
+class TokenTable(Protocol):
+    """A token table, one a sequence, that is computed where it is read: a pytree with two methods.
+
+    Attributes:
+        shape: ``(B, V, D)``.
+
+    Example:
+        >>> from jaxkit import lexinvariant
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> isinstance(lexinvariant.RandomTable(keys, 8, 4), TokenTable)
+        True
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(B, V, D)``."""
+        ...
+
+    def rows(self, tokens: Int[Array, "B T"], /) -> Float[Array, "B T D"]:
+        """Rows of ids in ``[0, V)``."""
+        ...
+
+    def whole(self) -> Float[Array, "B V D"]:
+        """All rows."""
+        ...
 
 
 def scores(
@@ -44,66 +72,62 @@ def scores(
 def chunked_cross_entropy(
     hidden: Float[Array, "B T D"],
     targets: Int[Array, "B T"],
-    embedding: Float[Array, "V D"] | Key[Array, " B"],
-    vocab_size: int,
+    embedding: Float[Array, "V D"] | TokenTable,
     chunk_size: int,
-    kind: embeddings.Kind = "gaussian",
 ) -> Float[Array, "B T"]:
     r"""Cross-entropy of `scores` against a table that never exists whole.
 
     .. math:: -s_{t, y_t} + \log \sum_{\text{chunks}} \sum_{v \in \text{chunk}} \exp s_{t,v}
 
-    The sum runs over pieces of the vocabulary; rows given as keys are drawn piece by piece and
-    drawn again in the backward pass, so that memory holds ``[B, C, D]`` rows and ``[B, T, C]``
+    The sum runs over pieces of the vocabulary; the rows of a `TokenTable` are computed piece by
+    piece, and again in the backward pass, so that memory holds ``[B, C, D]`` rows and ``[B, T, C]``
     scores instead of ``[B, V, D]`` and ``[B, T, V]``.
 
     Args:
         hidden: hidden states ``[B, T, D]``, as `DecoderLM.hidden_states` gives them.
         targets: ids ``[B, T]`` of the correct tokens.
-        embedding: the table ``[V, D]`` of all sequences, or one typed key a sequence, ``[B]``.
-        vocab_size: number of ids ``V``.
+        embedding: the table ``[V, D]`` of all sequences, or a `TokenTable`.
         chunk_size: ids a piece ``C``; need not divide ``V``.
-        kind: law of the random rows, `"gaussian"` or `"rademacher"`.
 
     Returns:
         Cross-entropy in nats, ``[B, T]``.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if `chunk_size` is not positive, the table does not have `vocab_size` rows, or
-            `kind` is `"orthogonal"`, whose rows cannot be drawn apart.
+        ValueError: if `chunk_size` is not positive, or the table does not fit the hidden states.
 
     Example:
-        >>> keys = jax.random.split(jax.random.key(0), 2)
         >>> hidden, targets = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int)
-        >>> losses = chunked_cross_entropy(hidden, targets, keys, 8, chunk_size=3)
+        >>> losses = chunked_cross_entropy(hidden, targets, jnp.ones((8, 4)), chunk_size=3)
         >>> round(float(losses[0, 0]), 4)
         2.0794
     """
     validation.integer("chunk_size", chunk_size, minimum=1)
+    batch, _, width = hidden.shape
+    vocab_size = embedding.shape[-2]
+    computed = embedding if isinstance(embedding, TokenTable) else None
+    pieces = None
+    if embedding.shape != ((batch, vocab_size, width) if computed else (vocab_size, width)):
+        raise ValueError(
+            f"embedding must have shape [V, {width}], or [{batch}, V, {width}] if it is a "
+            f"TokenTable, got {embedding.shape}"
+        )
     num_chunks = -(-vocab_size // chunk_size)
     starts = chunk_size * jnp.arange(num_chunks)
-    drawn = embeddings.is_keys(embedding)
-    pieces: Any = None
-    if drawn:
-        validation.choice("kind", kind, ("gaussian", "rademacher"))
-        embeddings.check_keys(embedding, hidden.shape[0])
-    else:
-        if embedding.shape != (vocab_size, hidden.shape[-1]):
-            raise ValueError(
-                f"embedding must have shape {(vocab_size, hidden.shape[-1])}, got {embedding.shape}"
-            )
+    if computed is None:
         padding = ((0, num_chunks * chunk_size - vocab_size), (0, 0))
-        pieces = jnp.pad(embedding, padding).reshape(num_chunks, chunk_size, -1)
+        padded = jnp.pad(embedding, padding)  # type: ignore[arg-type]
+        pieces = padded.reshape(num_chunks, chunk_size, -1)
 
     @jax.checkpoint
-    def add_chunk(carry: tuple[Array, Array], chunk: tuple[Array, Array | None]):
+    def add_chunk(carry: tuple[Array, Array], chunk: tuple[Array, Any]):
         log_total, target_score = carry
         start, rows = chunk
         ids = start + jnp.arange(chunk_size)
-        if rows is None:
-            everywhere = jnp.broadcast_to(ids, (hidden.shape[0], chunk_size))
-            rows = embeddings.embedding_rows(embedding, everywhere, hidden.shape[-1], kind)  # type: ignore
+        if computed is not None:
+            rows = computed.rows(
+                jnp.broadcast_to(jnp.minimum(ids, vocab_size - 1), (batch, chunk_size))
+            )
         piece = jnp.where(ids < vocab_size, scores(hidden, rows), -jnp.inf)
         log_total = jnp.logaddexp(log_total, jax.nn.logsumexp(piece, axis=-1))
         inside = (targets >= start) & (targets < start + chunk_size)

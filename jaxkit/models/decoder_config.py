@@ -6,9 +6,8 @@ import dataclasses
 from typing import Literal
 
 from jaxkit import validation
-from jaxkit.lexinvariant import embeddings
 
-EMBEDDINGS = ("fixed", "lexinvariant")
+EMBEDDINGS = ("fixed", "given")
 POSITIONS = ("t5", "rope", "alibi", "none")
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("einsum", "xla", "cudnn")
@@ -25,9 +24,8 @@ class DecoderConfig:
         num_heads: attention heads ``H``.
         head_dim: width ``K`` of a head.
         d_ff: width ``F`` of the MLP.
-        embedding: `"fixed"` learns one token table; `"lexinvariant"` has none, and every call must
-            bring its own (arXiv 2305.16349 §2.3).
-        embedding_kind: law of the random rows, see `draw_embedding`.
+        embedding: `"fixed"` learns one token table; with `"given"` the model has none, and every
+            call must bring its own.
         max_length: longest context accepted; None for no limit, which relative positions allow.
         position: T5 relative bias, rotary, ALiBi or nothing.
         num_buckets: buckets of the T5 bias, even.
@@ -48,7 +46,7 @@ class DecoderConfig:
 
     Raises:
         ValueError: if a size is not positive, a name is unknown, `num_buckets` is odd, or
-            `head_dim` is odd with rotary positions, or orthogonal rows need more width.
+            `head_dim` is odd with rotary positions.
 
     Example:
         >>> DecoderConfig(vocab_size=96).d_model
@@ -61,8 +59,7 @@ class DecoderConfig:
     num_heads: int = 4
     head_dim: int = 32
     d_ff: int = 512
-    embedding: Literal["fixed", "lexinvariant"] = "fixed"
-    embedding_kind: embeddings.Kind = "gaussian"
+    embedding: Literal["fixed", "given"] = "fixed"
     max_length: int | None = None
     position: Literal["t5", "rope", "alibi", "none"] = "t5"
     num_buckets: int = 32
@@ -82,7 +79,6 @@ class DecoderConfig:
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "head_dim", "d_ff"):
             validation.integer(name, getattr(self, name), minimum=1)
         validation.choice("embedding", self.embedding, EMBEDDINGS)
-        validation.choice("embedding_kind", self.embedding_kind, embeddings.KINDS)
         validation.choice("position", self.position, POSITIONS)
         validation.choice("attention_scale", self.attention_scale, ("inverse_sqrt", "none"))
         validation.choice("dtype", self.dtype, DTYPES)
@@ -95,11 +91,6 @@ class DecoderConfig:
         validation.integer("max_distance", self.max_distance, minimum=self.num_buckets // 2 + 1)
         if self.max_length is not None:
             validation.integer("max_length", self.max_length, minimum=1)
-        if self.embedding_kind == "orthogonal" and self.vocab_size > self.d_model:
-            raise ValueError(
-                "embedding_kind='orthogonal' needs vocab_size <= d_model, got "
-                f"{self.vocab_size} > {self.d_model}: use 'gaussian'"
-            )
         if self.num_buckets % 2:
             raise ValueError(f"num_buckets must be even, got {self.num_buckets}")
         if self.position == "rope" and self.head_dim % 2:

@@ -10,16 +10,16 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxkit import lexinvariant as lx
-from jaxkit import training
+from jaxkit import models, training
 
-PAPER = lx.DecoderConfig(
+PAPER = models.DecoderConfig(
     128,
     d_model=1024,
     num_layers=12,
     num_heads=8,
     head_dim=128,
     d_ff=4096,
-    embedding="lexinvariant",
+    embedding="given",
 )
 
 
@@ -27,15 +27,15 @@ PAPER = lx.DecoderConfig(
 def test_parameters_and_operations_are_those_of_the_closed_forms(case, vectors):
     case = vectors["accounting"]["cases"][case]
     config = dataclasses.replace(PAPER, vocab_size=case["vocab"])
-    counts = lx.parameter_counts(config)
-    assert counts.matmul == lx.matmul_parameters(config) == case["params"]["matmul"]
+    counts = models.parameter_counts(config)
+    assert counts.matmul == case["params"]["matmul"]
     assert counts.norms == case["params"]["norms"]
     assert counts.relative_bias == case["params"]["rel_bias"]
     assert counts.embedding_affine == case["params"]["embed_affine"]
     flops = case["train_flops_per_token"]
-    assert lx.train_flops_per_token(config, case["seq_len"]) == sum(flops.values())
+    assert models.train_flops_per_token(config, case["seq_len"]) == sum(flops.values())
     one = AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
-    cost = lx.step_cost(config, optax.sgd(0.1), one, 1, case["seq_len"])
+    cost = models.step_cost(config, optax.sgd(0.1), one, 1, case["seq_len"])
     assert cost.table_bytes == case["embedding_bytes_per_sequence_f32"]
 
 
@@ -54,10 +54,10 @@ def test_counts_sum_to_the_size_of_the_parameter_tree(options):
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     table = jax.ShapeDtypeStruct((128, 1024), jnp.float32)
     params = jax.eval_shape(
-        lambda t, e: lx.DecoderLM(config).init(jax.random.key(0), t, e), tokens, table
+        lambda t, e: models.DecoderLM(config).init(jax.random.key(0), t, e), tokens, table
     )
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    assert sum(lx.parameter_counts(config)) == size
+    assert sum(models.parameter_counts(config)) == size
 
 
 def test_devices_share_a_151m_model_up_to_256_of_them():
@@ -65,14 +65,14 @@ def test_devices_share_a_151m_model_up_to_256_of_them():
 
     def cost(*sizes):
         mesh = AbstractMesh(sizes, ("data", "fsdp", "tensor"))
-        return lx.step_cost(PAPER, optimizer, mesh, 512, 512)
+        return models.step_cost(PAPER, optimizer, mesh, 512, 512)
 
     alone, shared = cost(1, 1, 1), cost(16, 8, 2)
-    small = 4 * (sum(lx.parameter_counts(PAPER)) - lx.matmul_parameters(PAPER))
-    assert alone.parameter_bytes == 4 * sum(lx.parameter_counts(PAPER))
+    small = 4 * (sum(models.parameter_counts(PAPER)) - models.parameter_counts(PAPER).matmul)
+    assert alone.parameter_bytes == 4 * sum(models.parameter_counts(PAPER))
     assert shared.num_devices == 256
     # Matrices are split over fsdp and tensor; norms and biases stay on every device.
-    matrices = 4 * lx.matmul_parameters(PAPER) // 16
+    matrices = 4 * models.parameter_counts(PAPER).matmul // 16
     assert matrices < shared.parameter_bytes <= matrices + small
     assert 2 * matrices < shared.optimizer_bytes <= 2 * (matrices + small) + 8
     assert shared.flops == alone.flops // 256
@@ -82,17 +82,21 @@ def test_devices_share_a_151m_model_up_to_256_of_them():
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(bad_input):
     mesh = AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"))
     with pytest.raises(ValueError, match="divisible by data x fsdp = 8, got 12"):
-        lx.step_cost(PAPER, optax.sgd(0.1), mesh, 12, 512)
+        models.step_cost(PAPER, optax.sgd(0.1), mesh, 12, 512)
 
 
 @pytest.mark.slow
 def test_the_compiled_151m_step_holds_on_each_device_what_was_worked_out(devices):
     """Compiled for eight devices from shapes alone; nothing of its 2 GB is allocated."""
     config = dataclasses.replace(PAPER, dtype="bfloat16", remat=True)
-    model, optimizer, mesh = lx.DecoderLM(config), optax.adam(1e-3), training.make_mesh("fsdp=8")
+    model, optimizer, mesh = (
+        models.DecoderLM(config),
+        optax.adam(1e-3),
+        training.make_mesh("fsdp=8"),
+    )
     key = jax.random.key(0)
-    state = training.abstract_state(lx.initializer(model), optimizer, key, mesh)
-    shardings = training.state_shardings(lx.initializer(model), optimizer, key, mesh)
+    state = training.abstract_state(models.initializer(model), optimizer, key, mesh)
+    shardings = training.state_shardings(models.initializer(model), optimizer, key, mesh)
     rows = {"tokens": ((16, 513), jnp.int32), "index": ((16,), jnp.int32)}
     batch = {
         name: jax.ShapeDtypeStruct(*row, sharding=training.batch_sharding(mesh))
@@ -100,7 +104,7 @@ def test_the_compiled_151m_step_holds_on_each_device_what_was_worked_out(devices
     }
     step = training.make_train_step(lx.next_token_loss(model), optimizer, shardings=shardings)
     analysis = step.lower(state, batch).compile().memory_analysis()
-    cost = lx.step_cost(config, optimizer, mesh, 16, 512)
+    cost = models.step_cost(config, optimizer, mesh, 16, 512)
     held = cost.parameter_bytes + cost.optimizer_bytes
     given = 2 * 4 * 513 + 2 * 4
     assert analysis.argument_size_in_bytes == pytest.approx(held + given, abs=256)
@@ -123,10 +127,10 @@ def collective_bytes(text):
 @pytest.fixture(scope="module")
 def compiled_step(devices):
     """Compile a small model's step on a mesh: what it moves, and what was worked out."""
-    config = lx.DecoderConfig(64, d_model=64, num_layers=2, num_heads=4, head_dim=16, d_ff=256,
+    config = models.DecoderConfig(64, d_model=64, num_layers=2, num_heads=4, head_dim=16, d_ff=256,
                               unroll_layers=True)  # fmt: skip
-    model, optimizer, key = lx.DecoderLM(config), optax.sgd(0.1), jax.random.key(0)
-    init = lx.initializer(model)
+    model, optimizer, key = models.DecoderLM(config), optax.sgd(0.1), jax.random.key(0)
+    init = models.initializer(model)
 
     def compile_on(text):
         mesh = training.make_mesh(text)
@@ -139,7 +143,7 @@ def compiled_step(devices):
         }
         step = training.make_train_step(lx.next_token_loss(model), optimizer, shardings=shardings)
         moved = collective_bytes(step.lower(state, batch).compile().as_text())
-        return moved, lx.step_cost(config, optimizer, mesh, 8, 8)
+        return moved, models.step_cost(config, optimizer, mesh, 8, 8)
 
     return compile_on
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
+from jaxkit import models
 
-CONFIG = lx.DecoderConfig(
+CONFIG = models.DecoderConfig(
     vocab_size=6, d_model=16, num_layers=1, num_heads=2, head_dim=8, d_ff=16, num_buckets=8
 )
-MODEL = lx.DecoderLM(CONFIG)
+MODEL = models.DecoderLM(CONFIG)
 PROMPT = jnp.array([[1, 2, 3], [5, 0, 0]])
 
 
@@ -19,7 +20,7 @@ def params():
     return jax.jit(MODEL.init)(jax.random.key(0), PROMPT)
 
 
-generate = jax.jit(functools.partial(lx.generate, MODEL), static_argnums=2)
+generate = jax.jit(functools.partial(models.generate, MODEL), static_argnums=2)
 
 
 @pytest.mark.slow
@@ -49,8 +50,8 @@ def test_samples_follow_the_models_distribution():
 def test_bad_input_is_refused(bad_input):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="num_tokens"):
-        lx.generate(MODEL, params(), PROMPT, 0, key)
+        models.generate(MODEL, params(), PROMPT, 0, key)
     with pytest.raises(ValueError, match="at least one token"):
-        lx.generate(MODEL, params(), PROMPT[:, :0], 1, key)
+        models.generate(MODEL, params(), PROMPT[:, :0], 1, key)
     with pytest.raises(ValueError, match="temperature"):
-        lx.generate(MODEL, params(), PROMPT, 1, key, temperature=-1.0)
+        models.generate(MODEL, params(), PROMPT, 1, key, temperature=-1.0)

@@ -260,14 +260,14 @@ class TrainConfig:
         noise_key = jax.random.fold_in(jax.random.key(self.seed), 3)
         return optax.chain(privacy.add_gaussian_noise(noise_stddev, noise_key), recorded)
 
-    def model(self, vocab_size: int) -> models.DecoderLM:
-        """The language model for a vocabulary of this size."""
+    def model(self, vocab_size: int, platform: str | None = None) -> models.DecoderLM:
+        """The language model for a vocabulary of this size, on `platform` (JAX's default)."""
         multiplier = 1.0
         if self.base_width is not None:
             # 1/m on the logits; the model's own 1/sqrt(D) has done half of it.
             multiplier = width_room.readout_multiplier(self.d_model, self.base_width)
             multiplier *= (self.d_model / self.base_width) ** 0.5
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = (platform or jax.default_backend()) == "cpu"
         return models.DecoderLM(
             models.DecoderConfig(
                 vocab_size,

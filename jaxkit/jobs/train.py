@@ -14,7 +14,15 @@ import jax
 import numpy as np
 
 from jaxkit import datasets, models, schedules, training
-from jaxkit.jobs import evaluation, private_training, refinement, report, runs, sampling
+from jaxkit.jobs import (
+    evaluation,
+    private_training,
+    program,
+    refinement,
+    report,
+    runs,
+    sampling,
+)
 from jaxkit.jobs.config import TrainConfig, config_differences
 
 
@@ -53,7 +61,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     index, count = training.local_rows(mesh, config.batch_size)
     split = load_text(config)
     stored = runs.read_description(run)
-    tokenizer = _tokenizer(config, split.train)
+    tokenizer = make_tokenizer(config, split.train)
     description = runs.Description(
         config,
         tokenizer.to_config(),
@@ -93,19 +101,8 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     )
     some_batches = validation_batches(max_windows=config.evaluation_windows)
 
-    model = config.model(tokenizer.vocab_size)
-    optimizer = config.optimizer(tokenizer.vocab_size, plan.noise_stddev if plan else 0.0)
-    key = jax.random.key(config.seed)
-    init = models.initializer(model)
-    shardings = training.state_shardings(init, optimizer, key, mesh)
-    loss = config.loss(model)
-    train_step = training.make_train_step(
-        loss,
-        optimizer,
-        accumulation_steps=config.accumulation_steps,
-        gradient_fn=plan.gradient(loss) if plan else None,
-        shardings=shardings,
-    )
+    job = program.training_program(config, tokenizer.vocab_size, mesh, plan)
+    model, key = job.model, jax.random.key(config.seed)
     score = evaluation.make_evaluator(model, mesh, jax.random.fold_in(key, 1), config.reading)
     main = jax.process_index() == 0
     if main:
@@ -114,9 +111,9 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     with training.Checkpoints(
         run.checkpoints, keep=config.keep_checkpoints, report=_say
     ) as checkpoints:
-        restored = checkpoints.restore(training.abstract_state(init, optimizer, key, mesh))
+        restored = checkpoints.restore(job.state)
         if restored is None:
-            state = training.init_state(init, optimizer, key, mesh)
+            state = training.init_state(job.init, job.optimizer, key, mesh)
         else:
             state = restored.state
             batches.set_state(restored.record["batches"])
@@ -140,7 +137,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
                 return found | ({"epsilon": plan.spent(step)} if plan else {})
 
             result = training.fit(
-                train_step,
+                job.step,
                 state,
                 batches,
                 mesh=mesh,
@@ -237,7 +234,8 @@ def _fingerprint(pilot: str) -> str:
     return hashlib.sha256(norms.tobytes()).hexdigest()
 
 
-def _tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tokenizer:
+def make_tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tokenizer:
+    """The tokenizer that a configuration names, of its training text."""
     if config.tokenizer == "byte":
         return datasets.ByteTokenizer()
     if config.tokenizer == "char":

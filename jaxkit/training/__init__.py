@@ -10,6 +10,13 @@ microbatches; put the `tensor` axis of a mesh inside a process.
 """
 
 from jaxkit.training.checkpoints import Checkpoints, Restored
+from jaxkit.training.chips import (
+    CHIPS,
+    Roofline,
+    model_flops_utilization,
+    roofline,
+    topology_devices,
+)
 from jaxkit.training.host_memory import keep_freed_memory
 from jaxkit.training.loop import Batches, Cadence, FitResult, fit
 from jaxkit.training.mesh import (
@@ -27,13 +34,12 @@ from jaxkit.training.mesh import (
     replicated,
 )
 from jaxkit.training.metrics import (
-    PEAK_FLOPS,
     MetricsLog,
     NonFiniteLossError,
-    model_flops_utilization,
     read_metrics,
     require_finite,
 )
+from jaxkit.training.programs import Collective, ProgramCost, program_cost
 from jaxkit.training.progress import Console, Progress, Silent
 from jaxkit.training.step import (
     StepMetrics,
@@ -46,17 +52,20 @@ from jaxkit.training.step import (
 
 __all__ = [
     "AXES",
-    "PEAK_FLOPS",
+    "CHIPS",
     "RULES",
     "Batches",
     "Cadence",
     "Checkpoints",
+    "Collective",
     "Console",
     "FitResult",
     "MetricsLog",
     "NonFiniteLossError",
+    "ProgramCost",
     "Progress",
     "Restored",
+    "Roofline",
     "Silent",
     "StepMetrics",
     "TrainState",
@@ -75,8 +84,11 @@ __all__ = [
     "parameter_shardings",
     "parse_mesh",
     "place_batch",
+    "program_cost",
     "read_metrics",
     "replicated",
     "require_finite",
+    "roofline",
     "state_shardings",
+    "topology_devices",
 ]

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxkit import validation
 from jaxkit.training import checkpoints as checkpointing
+from jaxkit.training import chips
 from jaxkit.training import mesh as meshes
 from jaxkit.training import metrics as measuring
 from jaxkit.training import progress as showing
@@ -225,7 +226,7 @@ class _Clock:
         if before is None or not self.tokens:
             return {}
         speed = self.tokens / (now - before)
-        used = measuring.model_flops_utilization(speed * self.flops)
+        used = chips.model_flops_utilization(speed * self.flops)
         return {"tokens_per_second": speed} | ({} if used is None else {"mfu": used})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -92,11 +92,12 @@ def parse_mesh(text: str, num_devices: int) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def make_mesh(text: str = "") -> Mesh:
+def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     """Make the `data` x `fsdp` x `tensor` mesh over all devices of all processes.
 
     Args:
         text: see `parse_mesh`.
+        devices: other devices to make it over, such as `topology_devices`.
 
     Returns:
         The mesh.
@@ -108,8 +109,9 @@ def make_mesh(text: str = "") -> Mesh:
         >>> make_mesh().axis_names
         ('data', 'fsdp', 'tensor')
     """
-    sizes = parse_mesh(text, jax.device_count())
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = parse_mesh(text, jax.device_count() if devices is None else len(devices))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -1,4 +1,4 @@
-"""Numbers of a run as lines of JSON, and the utilisation they imply."""
+"""Numbers of a run as lines of JSON."""
 
 from __future__ import annotations
 
@@ -9,43 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from jaxkit import files, logs
-
-#: Peak dense bfloat16 FLOP/s of one device, by `device_kind`, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v3": 123e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def model_flops_utilization(flops_per_second: float) -> float | None:
-    """Model FLOPs per second over the peak of all devices, or None where the peak is not known.
-
-    Args:
-        flops_per_second: model FLOP/s of the whole run (see `train_flops_per_token`).
-
-    Returns:
-        A fraction, or None.
-
-    Example:
-        >>> model_flops_utilization(1e9) is None  # a CPU has no entry in PEAK_FLOPS
-        True
-    """
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return None if peak is None else flops_per_second / (peak * jax.device_count())
 
 
 class MetricsLog:

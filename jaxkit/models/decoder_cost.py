@@ -102,7 +102,7 @@ def parameter_counts(config: DecoderConfig) -> ParameterCounts:
 
 
 class StepCost(NamedTuple):
-    """What one training step needs of each device.
+    """What one training step needs of each device, if the program is compiled as it should be.
 
     Attributes:
         num_devices: devices of the mesh.
@@ -112,18 +112,17 @@ class StepCost(NamedTuple):
         table_bytes: the token tables given with the call, one a sequence; 0 with a learned one.
         logits_bytes: its float32 logits, if scored at once.
         residual_bytes: layer inputs kept for the backward pass (all that `remat` keeps).
+        temporary_bytes: all that lives beside parameters and optimizer when most does: gradients,
+            layer inputs, one layer's activations, logits with their gradient, and the gathered
+            weights of two layers and of the table.
         data_exchange_bytes: what the device receives to sum gradients over copies of its share.
         fsdp_exchange_bytes: what it receives to gather the parameters, forward and backward, and to
-            sum and scatter their gradients.
+            sum and scatter their gradients, in the type of the activations; of a learned table also
+            to bring the rows read to their sequences.
         tensor_exchange_bytes: what it receives to sum activations over the parts of a layer, once
-            more with `remat`.
-        flops: floating-point operations of the step.
-
-    Example:
-        >>> mesh = AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))
-        >>> cost = step_cost(DecoderConfig(128), optax.sgd(0.1), mesh, 8, 64)
-        >>> cost.optimizer_bytes, cost.fsdp_exchange_bytes, cost.data_exchange_bytes > 0
-        (0, 0, True)
+            more with `remat`, and over the parts of the vocabulary.
+        flops: floating-point operations of the step, none counted twice.
+        executed_flops: with those that `remat` repeats.
     """
 
     num_devices: int
@@ -133,15 +132,26 @@ class StepCost(NamedTuple):
     table_bytes: int
     logits_bytes: int
     residual_bytes: int
+    temporary_bytes: int
     data_exchange_bytes: int
     fsdp_exchange_bytes: int
     tensor_exchange_bytes: int
     flops: int
+    executed_flops: int
+
+    @property
+    def exchange_bytes(self) -> int:
+        """What the device receives in a step."""
+        return self.data_exchange_bytes + self.fsdp_exchange_bytes + self.tensor_exchange_bytes
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def _axes(leaf: Any) -> set[str]:
     """The axes of the mesh that an array is split over."""
-    names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+    names = leaf.names if _is_boxed(leaf) else ()
     return {training.RULES[name] for name in names if name in training.RULES}
 
 
@@ -153,7 +163,7 @@ def _all_reduce_bytes(size: int, parts: int) -> int:
 def _share_bytes(leaf: Any, mesh: Mesh | AbstractMesh) -> int:
     """Bytes of one device's part of an array whose axes have logical names."""
     array = jax.tree.leaves(leaf)[0]
-    names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * array.ndim
+    names = leaf.names if _is_boxed(leaf) else (None,) * array.ndim
     size = array.dtype.itemsize
     for length, name in zip(array.shape, names, strict=True):
         parts = mesh.shape[training.RULES[name]] if name in training.RULES else 1
@@ -203,8 +213,7 @@ def step_cost(
         return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.zeros(table))
 
     boxed = jax.eval_shape(init, jax.random.key(0))
-    is_boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    shares = jax.tree.map(lambda leaf: _share_bytes(leaf, mesh), boxed, is_leaf=is_boxed)
+    shares = jax.tree.map(lambda leaf: _share_bytes(leaf, mesh), boxed, is_leaf=_is_boxed)
     # Optimizer moments follow their parameters; everything else of its state is on every device.
     optimizer_shares = optax.tree.map_params(
         optimizer,
@@ -214,32 +223,80 @@ def step_cost(
         transform_non_params=lambda leaf: leaf.size * leaf.dtype.itemsize,
     )
     parameters = sum(jax.tree.leaves(shares))
-    rows = batch_size // parts
-    tensor = mesh.shape["tensor"]
-    vocab_share = config.vocab_size // tensor if config.vocab_size % tensor == 0 else table[0]
-    drawn = config.embedding == "given"
-    tokens = batch_size * sequence_length
-    activations = rows * sequence_length * config.d_model * jnp.dtype(config.dtype).itemsize
-    data = fsdp = 0
-    for leaf, share in zip(
-        jax.tree.leaves(boxed, is_leaf=is_boxed), jax.tree.leaves(shares), strict=True
-    ):
-        gathered = "fsdp" in _axes(leaf)
-        copies = mesh.shape["data"] if gathered else parts
-        data += _all_reduce_bytes(share, copies)
-        # A ring gather brings the other shares, and so does a ring sum that leaves each its part.
-        fsdp += 3 * share * (mesh.shape["fsdp"] - 1) if gathered else 0
-    sums = (6 if config.remat else 4) * config.num_layers
+    rows, tensor = batch_size // parts, mesh.shape["tensor"]
+    divided = config.vocab_size % tensor == 0
+    vocab_share = config.vocab_size // tensor if divided else config.vocab_size
+    tables = 4 * rows * vocab_share * config.d_model if config.embedding == "given" else 0
+    activation = rows * sequence_length * config.d_model * jnp.dtype(config.dtype).itemsize
+    logits = 4 * rows * sequence_length * vocab_share
+    data, fsdp, gathered = _gradient_exchange(config, boxed, shares, mesh, activation)
+    summed = (6 if config.remat else 4) * config.num_layers + (2 if divided else 0)
+    scores = 12 * rows * sequence_length if divided else 0
+    tokens = batch_size * sequence_length // num_devices
+    flops = train_flops_per_token(config, sequence_length)
+    layers = flops - 6 * config.vocab_size * config.d_model
     return StepCost(
         num_devices=num_devices,
         parameter_bytes=parameters,
         optimizer_bytes=sum(jax.tree.leaves(optimizer_shares)),
         gradient_bytes=parameters,
-        table_bytes=4 * rows * vocab_share * config.d_model if drawn else 0,
-        logits_bytes=4 * rows * sequence_length * vocab_share,
-        residual_bytes=config.num_layers * activations,
+        table_bytes=tables,
+        logits_bytes=logits,
+        residual_bytes=config.num_layers * activation,
+        temporary_bytes=parameters
+        + config.num_layers * activation
+        + _layer_bytes(config, rows, sequence_length, tensor)
+        + tables
+        + 2 * logits
+        + gathered,
         data_exchange_bytes=data,
         fsdp_exchange_bytes=fsdp,
-        tensor_exchange_bytes=sums * _all_reduce_bytes(activations, tensor),
-        flops=train_flops_per_token(config, sequence_length) * tokens // num_devices,
+        tensor_exchange_bytes=summed * _all_reduce_bytes(activation, tensor)
+        + scores * (tensor - 1) // tensor,
+        flops=flops * tokens,
+        executed_flops=flops * tokens + (layers * tokens // 3 if config.remat else 0),
     )
+
+
+def _gradient_exchange(
+    config: DecoderConfig,
+    boxed: Any,
+    shares: Any,
+    mesh: Mesh | AbstractMesh,
+    activation: int,
+) -> tuple[int, int, int]:
+    """Bytes received over `data` and `fsdp`, and those of gathered weights alive at a time."""
+    copies, parts = mesh.shape["data"], mesh.shape["fsdp"]
+    itemsize = jnp.dtype(config.dtype).itemsize
+    data = fsdp = gathered = 0
+    leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
+    for leaf, share in zip(leaves, jax.tree.leaves(shares), strict=True):
+        if "fsdp" not in _axes(leaf):  # on every device, its gradient in float32
+            data += _all_reduce_bytes(share, copies * parts)
+            continue
+        used = share * itemsize // 4
+        # A ring gather brings the other shares, and so does a ring sum that leaves each its part.
+        data += _all_reduce_bytes(used, copies)
+        if "vocab" in leaf.names:
+            # Read out as any matrix, once; the rows read come to their sequences and their
+            # gradients go back, one of the two in float32, as do the sums of those.
+            fsdp += (
+                2 * used * (parts - 1)
+                + (itemsize + 4) * activation // itemsize * (parts - 1) // parts
+            )
+            data += _all_reduce_bytes(share, copies)
+            gathered += used * parts
+        else:
+            fsdp += 3 * used * (parts - 1)
+            gathered += 2 * used * parts // config.num_layers
+    return data, fsdp, gathered
+
+
+def _layer_bytes(config: DecoderConfig, rows: int, sequence_length: int, tensor: int) -> int:
+    """What one layer keeps for its backward pass, its attention logits in two types."""
+    itemsize = jnp.dtype(config.dtype).itemsize
+    heads = 4 * config.num_heads * config.head_dim
+    mlp = (3 if config.gated_mlp else 2) * config.d_ff
+    activations = itemsize * sequence_length * (heads + mlp) // tensor
+    attention = 8 * sequence_length**2 * config.num_heads // tensor
+    return rows * (activations + attention)

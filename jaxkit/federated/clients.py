@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.federated import mapping
 
 
-@struct.dataclass
+@pytrees.dataclass
 class ClientData:
     """Examples of every client, padded to the largest.
 
@@ -35,8 +36,8 @@ class ClientData:
 
     examples: Any
     num_examples: Any
-    num_clients: int = struct.field(pytree_node=False)
-    smallest: int = struct.field(pytree_node=False)
+    num_clients: int = flax.struct.field(pytree_node=False)
+    smallest: int = flax.struct.field(pytree_node=False)
 
     @property
     def rows(self) -> int:
@@ -183,6 +184,6 @@ def pad_rows(data: ClientData, multiple: int) -> ClientData:
     def pad(leaf):
         return jnp.concatenate([leaf, jnp.zeros((extra, *leaf.shape[1:]), leaf.dtype)])
 
-    return data.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        examples=jax.tree.map(pad, data.examples), num_examples=pad(data.num_examples)
+    return dataclasses.replace(
+        data, examples=jax.tree.map(pad, data.examples), num_examples=pad(data.num_examples)
     )

@@ -13,11 +13,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.losscurves import areas, curves, forms, multi_power, posing, solving
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class LawFit:
     """A fitted law and how far to trust it. Array fields are NumPy float64.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.privacy import clipping
 
 Neighbours = Literal["add_or_remove", "zero_out", "replace"]
@@ -69,7 +69,7 @@ class Example(NamedTuple):
     bound: clipping.Bound
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class ClippedGradient:
     """A function from parameters and a batch to the sum of clipped gradients.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import queries, selection, set_functions
 from jaxkit.submodular.items import ItemList, Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
@@ -59,7 +59,7 @@ def greedy(
     return _greedy(function, int(k), selection.start(function, mask, initial, min_gain))
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@functools.partial(pytrees.jit, static_argnames="k")
 def _greedy(function, k, start):
     def choose(step, state, available, memory):
         gains = jnp.where(available, function.gains(state), -jnp.inf)
@@ -114,7 +114,7 @@ def lazy_greedy(
     return _lazy_greedy(function, int(k), started, min(int(batch), function.num_items))
 
 
-@functools.partial(jax.jit, static_argnames=("k", "batch"))
+@functools.partial(pytrees.jit, static_argnames=("k", "batch"))
 def _lazy_greedy(function, k, start, batch):
     rounding = 4 * float(jnp.finfo(jnp.float32).eps)
 
@@ -226,7 +226,7 @@ def stochastic_greedy(
     return _stochastic_greedy(function, int(k), started, key, eps, size)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "size"))
+@functools.partial(pytrees.jit, static_argnames=("k", "size"))
 def _stochastic_greedy(function, k, start, key, eps, size):
     def choose(step, state, available, memory):
         draw = jax.random.uniform(jax.random.fold_in(key, step), available.shape)
@@ -281,7 +281,7 @@ def random_greedy(
     return _random_greedy(function, int(k), selection.start(function, mask, initial), key)
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@functools.partial(pytrees.jit, static_argnames="k")
 def _random_greedy(function, k, start, key):
     size = min(k, function.num_items)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
 from jaxkit.submodular.items import Item, Items, take
 
@@ -37,7 +37,7 @@ class FeatureState(NamedTuple):
     chosen: Bool[Array, " n"]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class FeatureBased:
     """Concave over modular; make it with `feature_based` or `modular`.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import operands, queries, selection, set_functions
 from jaxkit.submodular.items import Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
@@ -64,7 +64,7 @@ def knapsack_greedy(
     return _knapsack_greedy(function, prices, jnp.asarray(budget, jnp.float32), started, size)
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@functools.partial(pytrees.jit, static_argnames="size")
 def _knapsack_greedy(function, costs, budget, start, size):
     # Sums of float32 costs may miss the budget by rounding.
     budget = budget * (1 + 1e-6)
@@ -167,7 +167,7 @@ def partition_matroid_greedy(
     return _partition_greedy(function, group_ids, limits, started, size)
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@functools.partial(pytrees.jit, static_argnames="size")
 def _partition_greedy(function, groups, capacities, start, size):
     def choose(step, state, available, left):
         allowed = available & (left[groups] > 0)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
 from jaxkit.submodular.items import Item, Items, take
 
@@ -30,7 +29,7 @@ class CoverageState(NamedTuple):
     value: Float[Array, ""]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class Coverage:
     """Weighted or probabilistic coverage; make it with the factory of that name.
 
@@ -143,7 +142,7 @@ class SaturatedState(NamedTuple):
     chosen: Bool[Array, " n"]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class SaturatedCoverage:
     """Saturated coverage; make it with `saturated_coverage`.
 

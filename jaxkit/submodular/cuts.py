@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
 from jaxkit.submodular.items import Item, Items, take
 
@@ -29,7 +29,7 @@ class GraphCutState(NamedTuple):
     value: Float[Array, ""]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class GraphCut:
     """`sum_{V,S} W - lam sum_{S,S} W`; make it with `graph_cut` or `cut`.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
 from jaxkit.submodular.items import Item, Items, take
 
@@ -34,7 +34,7 @@ class LogDetState(NamedTuple):
     value: Float[Array, ""]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class LogDet:
     """`scale * logdet(ridge I + K_S)`; make it with `log_det` or `information_gain`.
 

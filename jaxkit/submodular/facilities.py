@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import kernels, operands
 from jaxkit.submodular.items import Item, Items, take
 
@@ -26,7 +26,7 @@ class FacilityState(NamedTuple):
     best: Float[Array, " m"]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class FacilityLocation:
     """Facility location over a stored matrix; make it with `facility_location`.
 
@@ -88,7 +88,7 @@ def facility_location(similarity: ArrayLike) -> FacilityLocation:
     return FacilityLocation(operands.operand("similarity", similarity, rank=2, minimum=0).T)
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class FacilityLocationFromFeatures:
     """Facility location that computes similarities in blocks and keeps none of them.
 
@@ -210,7 +210,7 @@ def facility_location_from_features(
     )
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class FacilityLocationFromNeighbors:
     """Facility location over each client's nearest items only.
 

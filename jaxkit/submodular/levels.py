@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import samples, set_functions
 
 #: How the size of a sample is decided.
@@ -375,7 +375,7 @@ def level_hit_by_deletion(settings: LevelSettings, levels: Levels, element: Int[
     return slot, jnp.where(due, level, 0).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(pytrees.jit, static_argnames="settings")
 def values_of(function, settings: LevelSettings, order, alive):
     """F of the live samples of several guesses, `[c]`.
 

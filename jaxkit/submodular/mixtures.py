@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import flax.struct
 import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxkit import pytrees
 from jaxkit.submodular import operands, set_functions
 from jaxkit.submodular.items import Item, Items
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class Mixture:
     """A weighted sum; make it with `mixture`.
 

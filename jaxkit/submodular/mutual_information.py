@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import concave, facilities, mixtures, operands
 from jaxkit.submodular.items import Item, Items, take
 
@@ -25,7 +24,7 @@ class MutualInformationState(NamedTuple):
     best: Float[Array, " m"]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class FacilityLocationMutualInformation:
     """Make it with `facility_location_mutual_information`.
 

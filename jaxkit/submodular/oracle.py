@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxkit import pytrees
 from jaxkit.submodular import cardinality, levels, restriction
 
 
@@ -22,13 +23,13 @@ def copy_key(key: jax.Array, exponent: Int[Array, ""]) -> jax.Array:
     return jax.random.fold_in(key, exponent.astype(jnp.int32) + (1 << 20))
 
 
-@jax.jit
+@pytrees.jit
 def singleton(function, element):
     """F of one item."""
     return function.gains(function.init(), element)
 
 
-@jax.jit
+@pytrees.jit
 def deepest(function, prefixes, copies, limits, taus, element):
     """Search the deepest level for an item in several copies `[c]` at once."""
 
@@ -41,7 +42,7 @@ def deepest(function, prefixes, copies, limits, taus, element):
     return jax.vmap(one)(copies, limits, taus)
 
 
-@functools.partial(jax.jit, static_argnames="settings", donate_argnames="prefixes")
+@functools.partial(pytrees.jit, static_argnames="settings", donate_argnames="prefixes")
 def build(function, settings, old, prefixes, copy, first, candidates, count, tau, key, exponent):
     """Build the levels of one copy; its prefix states in the bank are replaced in place."""
     mine = jax.tree.map(lambda leaf: leaf[copy], prefixes)
@@ -53,7 +54,7 @@ def build(function, settings, old, prefixes, copy, first, candidates, count, tau
     return built.levels, prefixes, built.depth, built.num_queries
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@functools.partial(pytrees.jit, static_argnames="k")
 def polish(function, k, items, mask):
     """Run lazy greedy on a few items."""
     return cardinality.lazy_greedy(restriction.Restriction(function, items), k, mask=mask, batch=16)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax
 from jaxtyping import Array, Float
 
+from jaxkit import pytrees
 from jaxkit.submodular.items import Item, Items
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class Restriction:
     """A set function seen on `items` only: item i of it is item `items[i]` of the whole.
 

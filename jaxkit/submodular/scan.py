@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import guesses, levels, oracle, set_functions
 from jaxkit.submodular.items import FlagList, ItemList
 from jaxkit.submodular.levels import Levels, LevelSettings
@@ -183,7 +183,7 @@ def dynamic_scan(
     return _dynamic_scan(function, settings, state, inserts, elements.astype(jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(pytrees.jit, static_argnames="settings")
 def _dynamic_scan(function, settings, state, inserts, elements):
     def step(state, operation):
         return _update(function, settings, state, *operation)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import queries, set_functions
 from jaxkit.submodular.items import ItemList, Mask
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class Guarantee:
     """What is proved of a value: `F(S) >= ratio * OPT`.
 
@@ -43,7 +43,7 @@ NO_GUARANTEE = Guarantee(0.0, "not known")
 GREEDY_RATIO = 1 - math.exp(-1)
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class Selection:
     """A selected set, in the order of selection.
 

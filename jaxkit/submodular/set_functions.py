@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular.items import FlagList, Item, ItemList, Items
 
 State = Any
@@ -22,6 +22,11 @@ class SetFunction(Protocol):
     `vmap` and shardings act on them, and everything else is static. States are pytrees of fixed
     shape, usable inside `scan` and `vmap` with traced items. Functions are of *sets*: an item that
     is in the set already has gain 0, and adding it again changes nothing.
+
+    Register a class of your own by `jaxkit.pytrees.dataclass`, or with
+    `jax.tree_util.register_pytree_with_keys_class`: classes of `flax.struct.dataclass` and
+    `jax.tree_util.register_dataclass` may be confused by `jax.jit` (see `jaxkit.pytrees`). The
+    maximisers of this room take those too, because they compile for each class.
 
     Example:
         >>> from jaxkit.submodular import modular
@@ -91,7 +96,7 @@ def add_all(function: SetFunction, state: State, elements: ItemList, valid: Flag
     return jax.lax.scan(step, state, (elements, valid))[0]
 
 
-@jax.jit
+@pytrees.jit
 def _value_of(function, elements, valid):
     return function.value(add_all(function, function.init(), elements, valid))
 
@@ -188,7 +193,7 @@ def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8
     return _check_monotone(function, jax.random.split(key, num_chains))
 
 
-@jax.jit
+@pytrees.jit
 def _check_monotone(function, keys):
     gains, masks = jax.vmap(_chain, (None, 0))(function, keys)
     return _worst_on_chains(jnp.maximum(-gains, 0), masks)
@@ -221,7 +226,7 @@ def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int =
     return _check_submodular(function, jax.random.split(key, num_chains))
 
 
-@jax.jit
+@pytrees.jit
 def _check_submodular(function, keys):
     gains, masks = jax.vmap(_chain, (None, 0))(function, keys)
     growth = jnp.where(masks[:, 1:], 0, gains[:, 1:] - gains[:, :-1])

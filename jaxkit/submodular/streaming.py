@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import queries, set_functions
 from jaxkit.submodular.items import FlagList, Item, ItemList
 from jaxkit.submodular.selection import NO_GUARANTEE, Guarantee, Selection
@@ -241,7 +241,7 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
     )
 
 
-@functools.partial(jax.jit, static_argnames="sieve")
+@functools.partial(pytrees.jit, static_argnames="sieve")
 def _run(function, state, elements, valid, sieve):
     def step(state, offered):
         element, valid = offered
@@ -250,7 +250,7 @@ def _run(function, state, elements, valid, sieve):
     return jax.lax.scan(step, state, (elements, valid))[0]
 
 
-@functools.partial(jax.jit, static_argnames="sieve")
+@functools.partial(pytrees.jit, static_argnames="sieve")
 def _solution(function, state, sieve):
     values = jnp.where(state.sizes > 0, jax.vmap(function.value)(state.states), 0)
     best = jnp.argmax(values)

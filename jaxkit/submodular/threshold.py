@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.submodular import selection, set_functions
 from jaxkit.submodular.items import ItemList, Mask
 from jaxkit.submodular.selection import Choice, Guarantee, Selection
@@ -57,7 +57,7 @@ def threshold_greedy(
     return _threshold_greedy(function, int(k), started, eps)
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@functools.partial(pytrees.jit, static_argnames="k")
 def _threshold_greedy(function, k, start, eps):
     n = function.num_items
     items = jnp.arange(n)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxkit import submodular, validation
+from jaxkit import pytrees, submodular, validation
 
 Items = Any
 
@@ -28,7 +27,7 @@ class CellState(NamedTuple):
     value: Float[Array, ""]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class CellCoverage:
     """Weighted coverage where each item covers few cells; make it with `cell_coverage`.
 

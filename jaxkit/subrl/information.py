@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 
 Items = Any
 
@@ -34,7 +34,7 @@ class MeasurementState(NamedTuple):
     value: Float[Array, ""]
 
 
-@flax.struct.dataclass
+@pytrees.dataclass
 class Measurements:
     """`1/2 logdet(K_tau + ridge I) + offset |tau|`; make it with `measurements`.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 from jaxkit.subrl import tables
 from jaxkit.subrl.environments import Params, SubmodularEnvironment
 
@@ -70,7 +70,7 @@ def follow(environment: SubmodularEnvironment, actions: Any, params: Params | No
     return _follow(params.set_function, params.dynamics, jnp.asarray(actions, jnp.int32))
 
 
-@jax.jit
+@pytrees.jit
 def _follow(f: Any, dynamics: tables.TableParams, actions: Any) -> Plan:
     def step(carry, action):
         state, covered = carry
@@ -107,7 +107,7 @@ def greedy_plan(environment: SubmodularEnvironment, params: Params | None = None
     return _greedy(params.set_function, params.dynamics, environment.horizon)
 
 
-@functools.partial(jax.jit, static_argnames="horizon")
+@functools.partial(pytrees.jit, static_argnames="horizon")
 def _greedy(f: Any, dynamics: tables.TableParams, horizon: int) -> Plan:
     def step(carry, _):
         state, covered = carry
@@ -152,7 +152,7 @@ def beam_plan(
     return _beam(params.set_function, params.dynamics, environment.horizon, width)
 
 
-@functools.partial(jax.jit, static_argnames=("horizon", "width"))
+@functools.partial(pytrees.jit, static_argnames=("horizon", "width"))
 def _beam(f: Any, dynamics: tables.TableParams, horizon: int, width: int) -> Plan:
     n, num_actions = dynamics.next_state.shape
     # A set is known by the sum of random numbers of its items, so that equal sets meet in a sort.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkit import pytrees
 from jaxkit.subrl import planning, tables
 from jaxkit.subrl.environments import Params, SubmodularEnvironment
 
@@ -74,7 +75,7 @@ def move_tree(
     return _tree(params.set_function, params.dynamics, outcomes, horizon)
 
 
-@functools.partial(jax.jit, static_argnames="horizon")
+@functools.partial(pytrees.jit, static_argnames="horizon")
 def _tree(f: Any, dynamics: tables.TableParams, outcomes: Any, horizon: int) -> MoveTree:
     next_state = dynamics.next_state
     num_actions = next_state.shape[1]
@@ -120,7 +121,7 @@ def exhaustive_plan(
     return planning.follow(environment, _best_actions(tree), params)
 
 
-@jax.jit
+@pytrees.jit
 def _best_actions(tree: MoveTree) -> Int[Array, " T"]:
     later = jnp.zeros(len(tree.states[-1]))
     best = []

@@ -234,8 +234,8 @@ def test_the_scan_takes_the_same_decisions_and_queries_as_the_host(mode):
         assert not bool(state.overflow)
         assert int(state.num_ignored) == 0
         if seed == 0:
-            compiled = scan._dynamic_scan._cache_size()
-    assert scan._dynamic_scan._cache_size() == compiled
+            compiled = scan._dynamic_scan.compiled._cache_size()
+    assert scan._dynamic_scan.compiled._cache_size() == compiled
 
 
 def test_the_scan_flags_what_it_cannot_do():

@@ -246,10 +246,10 @@ def test_new_data_of_the_same_shape_is_not_traced_again():
         submodular.lazy_greedy(function, 3)
         submodular.stochastic_greedy(function, 3, jax.random.key(seed))
         if seed == 0:
-            compiled = cardinality._lazy_greedy._cache_size()
-            sampled = cardinality._stochastic_greedy._cache_size()
-    assert cardinality._lazy_greedy._cache_size() == compiled
-    assert cardinality._stochastic_greedy._cache_size() == sampled
+            compiled = cardinality._lazy_greedy.compiled._cache_size()
+            sampled = cardinality._stochastic_greedy.compiled._cache_size()
+    assert cardinality._lazy_greedy.compiled._cache_size() == compiled
+    assert cardinality._stochastic_greedy.compiled._cache_size() == sampled
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_only_the_best_gains_and_the_winning_row_cross_devices(devices):
     function = submodular.facility_location(np.ones((96, 512), np.float32))
     split = submodular.shard_candidates(function, mesh)
     start = selection.start(split, None, None)
-    text = cardinality._greedy.lower(split, 5, start).compile().as_text()
+    text = cardinality._greedy.compiled.lower(split, 5, start, classes=()).compile().as_text()
     moved = re.findall(
         r"= \(?\w+\[([\d,]*)\][^=]*? (?:all-gather|all-reduce|all-to-all|collective-permute)", text
     )

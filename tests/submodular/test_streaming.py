@@ -101,8 +101,8 @@ def test_a_run_over_new_data_is_not_traced_again():
         sieve = submodular.sieve_streaming(2)
         sieve.run(function, sieve.init(function), rng.permutation(21))
         if trial == 0:
-            compiled = streaming._run._cache_size()
-    assert streaming._run._cache_size() == compiled
+            compiled = streaming._run.compiled._cache_size()
+    assert streaming._run.compiled._cache_size() == compiled
 
 
 @pytest.mark.usefixtures("bad_input")

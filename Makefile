@@ -53,8 +53,9 @@ notebooks: $(VENV)/.dev-$(JAX)  ## execute every notebook
 benchmark: $(VENV)/.benchmark  ## this project beside its peers
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
-docs: $(VENV)/.dev-$(JAX)  ## API pages in site/
-	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --math --docformat google -o site jaxkit
+docs: $(VENV)/.dev-$(JAX)  ## the site in site/, checked
+	$(BIN)/python scripts/site/build.py
+	$(BIN)/python scripts/site/check.py
 
 clean:
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache

@@ -43,17 +43,6 @@ def _commented(room):
     return {name for source in sources for name in pattern.findall(source.read_text("utf-8"))}
 
 
-def _equations(text):
-    text = inspect.cleandoc(text)
-    inline = re.findall(r"\$\$.+?\$\$|\$[^$]+\$|:math:`[^`]+`", text, re.DOTALL)
-    return inline + re.findall(r"^\.\. math::.*(?:\n(?: +.*)?)*", text, re.MULTILINE)
-
-
-def _texts(value):
-    own = vars(value).values() if inspect.isclass(value) else ()
-    return [text for text in (getattr(v, "__doc__", None) for v in (value, *own)) if text]
-
-
 def test_the_rooms_are_found():
     assert {"federated", "schedules", "training"} <= set(ROOMS)
 
@@ -81,17 +70,3 @@ def test_every_room_has_a_text_and_no_name_twice(room):
     module = importlib.import_module(f"jaxkit.{room}")
     assert inspect.getdoc(module)
     assert len(set(module.__all__)) == len(module.__all__)
-
-
-# pdoc reads docstrings as Markdown: it drops a backslash before a brace, an underscore or the end
-# of a line and makes lists of lines that begin with a sign; a browser takes <t for a tag.
-SPOILT = re.compile(r"\\[{}_]|\\\\$|^ *[-+*] |<[a-zA-Z/!]", re.MULTILINE)
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_equation_arrives_whole_on_the_page_of_its_room(room):
-    texts = [importlib.import_module(f"jaxkit.{room}").__doc__]
-    for value in _public(room).values():
-        if _is_used_by_calling(value):
-            texts += _texts(value)
-    assert not [e for text in texts for e in _equations(text) if SPOILT.search(e)]

@@ -1,25 +1,31 @@
 """The command line: arguments in, one call, an error as one line.
 
 Every command is a dataclass of options or a function with typed arguments; `tyro` makes the parser.
+JAX is imported by the command that runs, so that help costs little.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxkit.jobs.config import TrainConfig
-from jaxkit.jobs.continual import ContinualConfig
+import jaxkit
+
+if TYPE_CHECKING:
+    from jaxkit.jobs.config import TrainConfig
+    from jaxkit.jobs.continual import ContinualConfig
 
 Positional = tyro.conf.Positional
 
 
-def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
+def train(config: TrainConfig) -> None:
     """Train a language model on real text; run it again to resume."""
     from jaxkit import jobs, training
 
@@ -188,7 +194,7 @@ def select(
     print(found.indices, found.figure, sep="\n")
 
 
-def continual(config: Annotated[ContinualConfig, tyro.conf.arg(name="")]) -> None:
+def continual(config: ContinualConfig) -> None:
     """Learn a stream of tasks with adapters that grow on demand; run it again to resume."""
     from jaxkit.jobs.continual import learn_stream
 
@@ -288,7 +294,14 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
+#: The options of commands that take a dataclass, by module and name.
+OPTIONS = {
+    "train": ("jaxkit.jobs.config", "TrainConfig"),
+    "continual": ("jaxkit.jobs.continual", "ContinualConfig"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2.
 
     Set `JAXKIT_TRACEBACK=1` to see where an error came from.
@@ -296,24 +309,79 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after `jaxkit`; the process's own if None.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        print(_overview(), file=sys.stderr)
+        raise SystemExit(2)
+    name, *rest = words
+    if name in ("-h", "--help"):
+        print(_overview())
+    elif name == "--version":
+        print(f"jaxkit {jaxkit.__version__}")
+    else:
+        with _one_line_errors():
+            _run(name, rest)
+
+
+def _run(name: str, words: list[str]) -> None:
+    if name not in COMMANDS:
+        from jaxkit import validation
+
+        validation.choice("command", name, [*COMMANDS, "--help", "--version"])
+    command = COMMANDS[name]
+    if name in OPTIONS:
+        module, kind = OPTIONS[name]
+        options = getattr(importlib.import_module(module), kind)
+        command.__annotations__["config"] = Annotated[options, tyro.conf.arg(name="")]
+    tyro.cli(command, prog=f"jaxkit {name}", args=words)
+    sys.stdout.flush()  # here, where a closed pipe is met
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what a user can mend into one line and exit code 2; what is our fault stays as it is."""
     debugging = os.environ.get("JAXKIT_TRACEBACK") == "1"
     if not debugging:
         # Orbax logs pages of tracebacks for a failure that it raises as well.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="jaxkit",
-            description="A functional JAX toolkit: ten published methods that compose.",
-            args=arguments,
-        )
-    except (ValueError, OSError, ImportError, ArithmeticError) as error:
-        if debugging:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of the output has seen enough; nothing is left to flush at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError) as error:
+        out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if debugging or (isinstance(error, RuntimeError) and not out_of_memory):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
+        if out_of_memory:
+            message = f"the memory does not suffice: {message}"
         print(f"jaxkit: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"  {name:{width}s}  {(command.__doc__ or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: jaxkit [-h] [--version] COMMAND [OPTIONS]",
+            "",
+            "A functional JAX toolkit: ten published methods that compose.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "jaxkit COMMAND --help lists the options of a command.",
+        ]
+    )
 
 
 def _say(line: str) -> None:

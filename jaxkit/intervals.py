@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 
 def mean_interval(values: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -28,6 +28,8 @@ def mean_interval(values: Any) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         raise ValueError(f"values must hold at least 2 seeds, got {len(values)}")
-    half = special.stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / np.sqrt(len(values))
+    half = (
+        scipy.special.stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / np.sqrt(len(values))
+    )
     mean = values.mean(0)
     return np.asarray(mean - half), np.asarray(mean + half)

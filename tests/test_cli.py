@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import jaxkit
 from jaxkit import cli
 
 
@@ -65,12 +66,77 @@ def test_a_run_that_is_not_there_is_one_line_and_exit_code_2(capsys, tmp_path):
         assert "is not a run" in err
 
 
-def test_importing_jaxkit_is_light():
-    code = "import sys, jaxkit; print(sorted({'jax', 'flax', 'optax', 'numpy'} & set(sys.modules)))"
+@pytest.mark.parametrize("typo", ["trian", "Train", "sampel", "fit_curve", "--vesion"])
+def test_a_mistyped_command_is_answered_with_the_closest(capsys, typo):
+    code, _, err = outcome(capsys, typo, "--seed", "1")
+    assert (code, err.count("\n")) == (2, 1)
+    closest = {"sampel": "sample", "fit_curve": "fit-curve", "--vesion": "--version"}
+    assert f"got {typo!r}: did you mean {closest.get(typo, 'train')!r}?" in err
+
+
+def test_version_and_the_list_of_commands(capsys):
+    code, out, _ = outcome(capsys, "--version")
+    assert (code, out) == (0, f"jaxkit {jaxkit.__version__}\n")
+    code, listed, _ = outcome(capsys, "--help")
+    assert code == 0
+    assert [line for line in cli.COMMANDS if f"  {line} " not in listed] == []
+    code, out, err = outcome(capsys)
+    assert (code, out, err) == (2, "", listed)
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (MemoryError("Unable to allocate 2 PiB"), "the memory does not suffice: Unable to"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "the memory does not suffice: RESOUR"),
+        (OverflowError("int too large"), "int too large"),
+        (ValueError("two\nlines"), "two lines"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(capsys, monkeypatch, raised, line):
+    def command(seed: int = 0):
+        """Raise."""
+        raise raised
+
+    monkeypatch.setitem(cli.COMMANDS, "sample", command)
+    code, _, err = outcome(capsys, "sample")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"jaxkit: error: {line}")
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), TypeError("x"), RuntimeError("x"), IndexError(1)])
+def test_a_bug_of_ours_is_not_hidden(capsys, monkeypatch, bug):
+    def command(seed: int = 0):
+        """Raise."""
+        raise bug
+
+    monkeypatch.setitem(cli.COMMANDS, "sample", command)
+    with pytest.raises(type(bug)):
+        cli.main(["sample"])
+
+
+def modules_after(code):
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
+        capture_output=True, text=True, check=True, env=os.environ,
+    )  # fmt: skip
+    return set(result.stdout.split())
+
+
+def test_importing_jaxkit_is_light_and_so_is_help():
+    for code in ("import jaxkit", "from jaxkit import cli; cli.main(['--help'])"):
+        assert not {"jax", "flax", "optax", "numpy"} & modules_after(code)
+
+
+def test_importing_the_rooms_brings_nothing_that_is_rarely_needed():
+    loaded = modules_after(
+        "from jaxkit import continual, datasets, federated, jobs, lexinvariant, losscurves, models"
+        ", privacy, schedules, submodular, subrl, training, width"
     )
-    assert result.stdout.strip() == "[]"
+    rare = {"dp_accounting", "grain", "matplotlib", "optimistix", "safetensors",
+            "scipy.optimize", "scipy.signal", "scipy.stats", "sklearn", "tokenizers"}  # fmt: skip
+    assert not rare & loaded
 
 
 @pytest.mark.usefixtures("bad_input")

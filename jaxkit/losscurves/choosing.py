@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Float
 

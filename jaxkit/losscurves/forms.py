@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.signal
+import scipy
 from jaxtyping import Array, Float, Int
 
 from jaxkit import validation

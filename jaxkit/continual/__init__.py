@@ -50,7 +50,7 @@ from jaxkit.continual.forward_pass import (
     frozen_prefix,
 )
 from jaxkit.continual.freezing import Trainable, newest_slots, trainable_mask, where_trainable
-from jaxkit.continual.image_folders import folder_stream, read_image
+from jaxkit.continual.image_folders import folder_stream
 from jaxkit.continual.learners import Advance, Learner
 from jaxkit.continual.parameter_counts import ParameterCounts, parameter_counts
 from jaxkit.continual.phases import (
@@ -187,7 +187,6 @@ __all__ = [
     "pretrain_backbone",
     "prompt_logits",
     "prompted_features",
-    "read_image",
     "read_safetensors",
     "record_errors",
     "record_statistics",

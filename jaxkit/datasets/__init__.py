@@ -4,7 +4,9 @@ How to choose: `embedded_prose` needs no file and no network; `load_text` maps a
 any size. `ByteTokenizer` knows every text and costs no memory; `CharTokenizer` is for alphabets
 beyond ASCII that fit 255 characters; `JsonTokenizer` reads any file of the `tokenizers` package.
 `tokenize` makes one array of a corpus, `token_batches` trains on it, `evaluation_batches` scores
-it. For arrays: `load_digits`, `load_table`, `load_images`, then `array_batches`. Sharp edges: a
+it. For arrays: `load_digits`, `load_table`, then `array_batches`. For pictures: `find_pictures`
+recognizes folders, CIFAR, STL-10, Tiny-ImageNet, IDX and NPZ; `picture_recipe` names a published
+transform; `picture_batches` decodes when asked, `decode_pictures` what is tested on. Sharp edges: a
 shuffled stream keeps a permutation of 4 bytes a window in memory; a finite stream leaves out its
 last batch unless it is full; a batch `index` is int64 on the host and becomes int32 on a device;
 `JsonTokenizer` is saved by path and SHA-256, so keep the file; a tokenizer that marks the start of
@@ -15,9 +17,12 @@ versions.
 from jaxkit.datasets.array_files import read_csv, read_idx, read_npz
 from jaxkit.datasets.batches import BatchIterator, array_batches, token_batches
 from jaxkit.datasets.encoding import tokenize
-from jaxkit.datasets.images import load_images
 from jaxkit.datasets.order import BatchRows, ExampleOrder
+from jaxkit.datasets.picture_batches import decode_pictures, picture_batches
+from jaxkit.datasets.picture_layouts import find_pictures
+from jaxkit.datasets.pictures import PictureFiles, Pictures, PictureSplit
 from jaxkit.datasets.prose import embedded_prose
+from jaxkit.datasets.recipes import PictureRecipe, picture_recipe
 from jaxkit.datasets.splits import ArraySplit, split_arrays, standardise
 from jaxkit.datasets.tables import load_digits, load_table
 from jaxkit.datasets.text import Corpus, TextSplit, load_text
@@ -40,15 +45,22 @@ __all__ = [
     "EvaluationBatches",
     "ExampleOrder",
     "JsonTokenizer",
+    "PictureFiles",
+    "PictureRecipe",
+    "PictureSplit",
+    "Pictures",
     "TextSplit",
     "Tokenizer",
     "array_batches",
+    "decode_pictures",
     "embedded_prose",
     "evaluation_batches",
+    "find_pictures",
     "load_digits",
-    "load_images",
     "load_table",
     "load_text",
+    "picture_batches",
+    "picture_recipe",
     "read_csv",
     "read_idx",
     "read_npz",

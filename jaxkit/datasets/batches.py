@@ -21,8 +21,9 @@ Batch = dict[str, np.ndarray]
 class BatchIterator(Iterator[Batch]):
     """A stream of batches with its position as a small, JSON-able state.
 
-    Made by `token_batches` and `array_batches`; a Grain iterator over whole batches underneath.
-    The state does not depend on the process, so a run may be resumed on another number of them.
+    Made by `token_batches`, `array_batches` and `picture_batches`; a Grain iterator over whole
+    batches underneath. The state is the number of batches taken: it does not depend on the process,
+    on threads or on workers, so a run may be resumed on another number of them.
 
     Attributes:
         examples_per_epoch: examples in an epoch.
@@ -37,21 +38,32 @@ class BatchIterator(Iterator[Batch]):
         True
     """
 
-    def __init__(self, source: _BatchSource, stream: Mapping[str, Any], num_threads: int):
-        grain = require("grain", "train")
-        integer("num_threads", num_threads, minimum=0)
+    def __init__(
+        self,
+        source: BatchSource,
+        stream: Mapping[str, Any],
+        *,
+        num_threads: int,
+        num_workers: int = 0,
+    ):
+        self._grain = require("grain", "train")
         self.examples_per_epoch = source.order.num_examples
         self.stream = dict(stream)
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-        self._iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        self._source, self._num_workers = source, num_workers
+        self._num_threads = integer("num_threads", num_threads, minimum=0)
+        self._step, self._iterator = 0, None
 
     def __next__(self) -> Batch:
         """Return the next batch of this process."""
-        return next(self._iterator)
+        if self._iterator is None:
+            self._iterator = iter(self._dataset())
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         """Return the position: a dictionary of JSON types, of constant size."""
-        return {"iterator": self._iterator.get_state(), "stream": self.stream}
+        return {"step": self._step, "stream": self.stream}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a position, at once and without replay.
@@ -63,8 +75,7 @@ class BatchIterator(Iterator[Batch]):
             ValueError: if the state belongs to another stream or is damaged.
         """
         try:
-            iterator, stream = dict(state["iterator"]), dict(state["stream"])
-            integer("next_index", iterator["next_index"], minimum=0)
+            step, stream = integer("step", state["step"], minimum=0), dict(state["stream"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"state must come from get_state, got {state!r}") from error
         for name in sorted(stream.keys() | self.stream.keys()):
@@ -73,7 +84,30 @@ class BatchIterator(Iterator[Batch]):
                 raise ValueError(
                     f"state belongs to another stream: {name} was {saved!r} there, is {own!r} here"
                 )
-        self._iterator.set_state(iterator)
+        self.close()
+        self._step = step
+
+    def close(self) -> None:
+        """End threads and workers; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+    def _dataset(self) -> Any:
+        threads = self._num_threads
+        options = self._grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        # The position is ours, not Grain's: its state has another form with workers.
+        batches = self._grain.MapDataset.source(self._source)[self._step :].to_iter_dataset(options)
+        if not self._num_workers:
+            return batches
+        from absl import flags
+
+        # Grain reads command-line flags that a program without absl never parses.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        return batches.mp_prefetch(
+            self._grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
+        )
 
 
 def token_batches(
@@ -148,7 +182,7 @@ def token_batches(
         "seed": int(seed),
         "shuffle": bool(shuffle),
     }
-    return BatchIterator(_BatchSource(order, rows, gather, epochs), stream, num_threads)
+    return BatchIterator(BatchSource(order, rows, gather, epochs), stream, num_threads=num_threads)
 
 
 def array_batches(
@@ -208,10 +242,10 @@ def array_batches(
         "seed": int(seed),
         "shuffle": bool(shuffle),
     }
-    return BatchIterator(_BatchSource(order, rows, gather, epochs), stream, num_threads)
+    return BatchIterator(BatchSource(order, rows, gather, epochs), stream, num_threads=num_threads)
 
 
-class _BatchSource:
+class BatchSource:
     """Random access to whole batches: one lookup costs Grain as much as one example would."""
 
     def __init__(

@@ -53,6 +53,12 @@ class ExampleOrder:
                 position[inside] = self._permutation(e)[position[inside]]
         return epoch, position
 
+    def __reduce__(self):
+        rebuild = functools.partial(
+            ExampleOrder, self.num_examples, seed=self.seed, shuffle=self.shuffle
+        )
+        return rebuild, ()
+
     def _draw_permutation(self, epoch: int) -> np.ndarray:
         dtype = np.uint32 if self.num_examples <= 2**32 else np.int64
         permutation = np.arange(self.num_examples, dtype=dtype)

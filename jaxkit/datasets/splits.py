@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from jaxkit.validation import integer, number
 
@@ -96,6 +97,47 @@ def split_arrays(
         None if labels is None else labels[test],
         label_names,
     )
+
+
+def stratified_rows(
+    groups: Int[np.ndarray, " examples"],
+    test_fraction: float,
+    seed: int,
+    name: Callable[[int], str],
+) -> Bool[np.ndarray, " examples"]:
+    """Draw test examples group by group, so that every group is on both sides.
+
+    Args:
+        groups: the group of each example, `[examples]`.
+        test_fraction: share of each group to test on, in (0, 1).
+        seed: seed of the draw, >= 0.
+        name: what to call a group in an error.
+
+    Returns:
+        Which examples are tested on, `[examples]`.
+
+    Raises:
+        ValueError: if a group has one example only.
+
+    Example:
+        >>> stratified_rows(np.array([0, 0, 1, 1, 1]), 0.1, 0, str).tolist()
+        [True, False, True, False, False]
+    """
+    number(
+        "test_fraction", test_fraction, minimum=0, maximum=1, open_minimum=True, open_maximum=True
+    )
+    order = np.random.default_rng(seed).permutation(len(groups))
+    order = order[np.argsort(groups[order], kind="stable")]
+    found, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    if counts.size and counts.min() < 2:
+        raise ValueError(
+            f"class {name(int(found[counts.argmin()]))} has 1 example, and needs at least 2 to be "
+            "trained and tested on"
+        )
+    test = np.zeros(len(groups), bool)
+    for start, count in zip(starts, counts, strict=True):
+        test[order[start : start + min(max(round(count * test_fraction), 1), count - 1)]] = True
+    return test
 
 
 def standardise(split: ArraySplit) -> ArraySplit:

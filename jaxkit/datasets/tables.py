@@ -1,9 +1,10 @@
-"""The small real data sets that scikit-learn carries."""
+"""Tables of features: the small real ones that scikit-learn carries, and the user's own."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from jaxkit.datasets.array_files import read_csv
 from jaxkit.datasets.extras import require
 from jaxkit.datasets.splits import ArraySplit, split_arrays, standardise
 from jaxkit.validation import choice
@@ -12,12 +13,14 @@ _TABLES = ("iris", "wine", "breast_cancer", "digits", "diabetes")
 
 
 def load_table(name: str, *, test_fraction: float = 0.2, seed: int = 0) -> ArraySplit:
-    """Load a bundled table, standardised on its training part.
+    """Load a table, standardised on its training part.
 
     Args:
         name: `"iris"` (150 examples, 4 features, 3 classes), `"wine"` (178, 13, 3),
             `"breast_cancer"` (569, 30, 2), `"digits"` (1797, 64, 10), or for regression
-            `"diabetes"` (442, 10, float32 targets in the units of the source).
+            `"diabetes"` (442, 10, float32 targets in the units of the source); or the path of a
+            `.csv` file, whose column `label` holds integers or names, numbered in alphabetical
+            order.
         test_fraction: share of the examples to test on, in (0, 1).
         seed: seed of the split, >= 0.
 
@@ -26,12 +29,20 @@ def load_table(name: str, *, test_fraction: float = 0.2, seed: int = 0) -> Array
 
     Raises:
         ImportError: without the `datasets` extra.
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the file is missing or damaged.
 
     Example:
         >>> load_table("iris").train_inputs.shape
         (120, 4)
     """
+    if name.endswith(".csv"):
+        features, written = read_csv(name)
+        labels, names = _number_labels(written)
+        return standardise(
+            split_arrays(
+                features, labels, test_fraction=test_fraction, seed=seed, label_names=names
+            )
+        )
     choice("name", name, _TABLES)
     bunch = getattr(require("sklearn.datasets", "datasets"), f"load_{name}")()
     regression = name == "diabetes"
@@ -71,3 +82,13 @@ def load_digits(*, test_fraction: float = 0.2, seed: int = 0) -> ArraySplit:
         seed=seed,
         label_names=tuple(map(str, bunch.target_names)),
     )
+
+
+def _number_labels(written: list[str] | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    if written is None:
+        return None, ()
+    try:
+        return np.array([int(label) for label in written], np.int32), ()
+    except (ValueError, OverflowError):
+        names, numbers = np.unique(written, return_inverse=True)
+        return numbers.astype(np.int32), tuple(map(str, names))

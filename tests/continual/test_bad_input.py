@@ -173,5 +173,19 @@ def test_folders_without_pictures_or_with_broken_ones_are_refused(tmp_path):
         continual.folder_stream(tmp_path)
     (tmp_path / "a" / "x.png").write_bytes(b"no picture")
     (tmp_path / "a" / "y.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"x\.png is not a picture"):
+    with pytest.raises(ValueError, match=r"[xy]\.png is not a picture"):
         continual.folder_stream(tmp_path)
+
+
+def test_a_class_a_task_and_a_given_split_keep_every_class_on_both_sides(tmp_path):
+    make_pictures(tmp_path / "one", {f"c{i}": 20 * i for i in range(10)})
+    for seed in range(3):
+        stream = continual.folder_stream(
+            tmp_path / "one", image_size=8, classes_per_task=1, seed=seed, shuffle_classes=True
+        )
+        assert [(len(t.train_labels), len(t.test_labels)) for t in stream.tasks] == [(4, 1)] * 10
+        for task, name in zip(stream.tasks, stream.class_names, strict=True):
+            assert float(task.test_images.mean()) == pytest.approx(20 * int(name[1:]) / 255)
+    make_pictures(tmp_path / "two", {f"{part}/{c}": 9 for part in ("train", "test") for c in "ab"})
+    (task,) = continual.folder_stream(tmp_path / "two", image_size=8).tasks
+    assert (len(task.train_labels), len(task.test_labels), task.name) == (10, 10, "a, b")

@@ -88,87 +88,6 @@ def test_idx_files_keep_shape_type_and_values(tmp_path, dtype, code, compress):
     np.testing.assert_array_equal(datasets.read_idx(tmp_path / "a"), array, strict=True)
 
 
-def write_pair(folder, part, images, labels, *, dot="-", end=""):
-    pack = gzip.compress if end else bytes
-    (folder / f"{part}-images{dot}idx3-ubyte{end}").write_bytes(pack(idx(images)))
-    (folder / f"{part}-labels{dot}idx1-ubyte{end}").write_bytes(pack(idx(labels)))
-
-
-@pytest.mark.parametrize("style", [{}, {"end": ".gz"}, {"dot": "."}])
-def test_a_folder_of_idx_files_keeps_its_published_split(tmp_path, style):
-    write_pair(tmp_path, "train", IMAGES, LABELS, **style)
-    write_pair(tmp_path, "t10k", IMAGES[:2], LABELS[:2], **style)
-    split = datasets.load_images(tmp_path)
-    np.testing.assert_allclose(split.train_inputs, IMAGES[..., None] / 255, rtol=1e-6)
-    np.testing.assert_array_equal(split.train_labels, LABELS)
-    assert split.test_inputs.shape == (2, 4, 3, 1)
-    assert (split.train_inputs.dtype, split.train_labels.dtype) == (np.float32, np.int32)
-
-
-def test_one_pair_of_idx_files_is_split(tmp_path):
-    write_pair(tmp_path, "t10k", IMAGES, LABELS)
-    by_folder = datasets.load_images(tmp_path, test_fraction=0.3)
-    by_file = datasets.load_images(tmp_path / "t10k-images-idx3-ubyte", test_fraction=0.3)
-    assert len(by_folder.test_labels) == 3
-    np.testing.assert_array_equal(by_folder.test_labels, by_file.test_labels)
-    (tmp_path / "other").write_bytes(idx(LABELS[::-1]))
-    named = datasets.load_images(
-        tmp_path / "t10k-images-idx3-ubyte", labels_path=tmp_path / "other", test_fraction=0.3
-    )
-    np.testing.assert_array_equal(named.test_labels, 9 - by_file.test_labels)
-
-
-def test_real_digits_are_read(shared_data):
-    split = datasets.load_images(shared_data("mnist10k"))
-    assert split.train_inputs.shape == (8000, 28, 28, 1)
-    assert np.bincount(split.test_labels).min() > 150
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("train_inputs", "train_labels", "test_inputs", "test_labels"),
-        ("train_images", "train_labels", "test_images", "test_labels"),
-        ("x_train", "y_train", "x_test", "y_test"),
-    ],
-)
-def test_npz_files_keep_their_split(tmp_path, names):
-    np.savez(
-        tmp_path / "a.npz",
-        **dict(zip(names, (IMAGES, LABELS[:, None], IMAGES, LABELS), strict=True)),
-    )
-    split = datasets.load_images(tmp_path / "a.npz")
-    np.testing.assert_array_equal(split.train_labels, LABELS)
-    np.testing.assert_array_equal(split.train_inputs, split.test_inputs)
-
-
-def test_npz_features_need_no_labels_and_are_not_scaled(tmp_path):
-    features = np.random.default_rng(0).normal(size=(10, 3)) * 1000
-    np.savez_compressed(tmp_path / "a.npz", inputs=features)
-    split = datasets.load_images(tmp_path / "a.npz", test_fraction=0.5)
-    assert split.train_labels is None
-    assert split.test_labels is None
-    both = np.concatenate([split.train_inputs, split.test_inputs])
-    np.testing.assert_array_equal(np.sort(both[:, 0]), np.sort(features[:, 0].astype(np.float32)))
-
-
-def test_csv_labels_are_integers_or_names_in_alphabetical_order(tmp_path):
-    (tmp_path / "a.csv").write_text("x,label,y\n1,7,2\n\n3,8,4\n5,9,6\n")
-    split = datasets.load_images(tmp_path / "a.csv")
-    assert (split.train_labels.dtype, split.label_names) == (np.int32, ())
-    (tmp_path / "b.csv").write_text('x,label\n1,"cat, old"\n3,ant\n5,dog\n')
-    split = datasets.load_images(tmp_path / "b.csv")
-    assert split.label_names == ("ant", "cat, old", "dog")
-    pairs = {1: 1, 3: 0, 5: 2}
-    for inputs, labels in (
-        (split.train_inputs, split.train_labels),
-        (split.test_inputs, split.test_labels),
-    ):
-        assert [pairs[x] for x in inputs[:, 0]] == labels.tolist()
-    (tmp_path / "c.csv").write_text("x,y\n1,2\n3,4\n")
-    assert datasets.load_images(tmp_path / "c.csv").train_labels is None
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -187,7 +106,7 @@ def test_csv_labels_are_integers_or_names_in_alphabetical_order(tmp_path):
 def test_csv_errors_name_the_line(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as error:
-        datasets.load_images(tmp_path / "a.csv")
+        datasets.read_csv(tmp_path / "a.csv")
     assert "a.csv" in str(error.value)
 
 
@@ -204,53 +123,30 @@ GOOD = idx(IMAGES)
         (GOOD + b"x", "is too long: .* needs 136 bytes, got 137"),
         (gzip.compress(GOOD, mtime=0)[:-9], "is truncated or damaged gzip"),
         (gzip.compress(GOOD, mtime=0)[:20] + b"\xff" * 20, "is truncated or damaged gzip"),
-        (idx(IMAGES[:9]), r"has 9 inputs, but labels of shape \(10,\)"),
     ],
 )
 def test_idx_errors_name_the_file(tmp_path, content, message):
-    write_pair(tmp_path, "train", IMAGES, LABELS)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        datasets.load_images(tmp_path)
+        datasets.read_idx(tmp_path / "train-images-idx3-ubyte")
     assert "train-images-idx3-ubyte" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"a": IMAGES}, r"must hold arrays named like .* got \['a'\]"),
-        ({"x": IMAGES, "y": LABELS[:3]}, r"\(x\) has 10 inputs, but labels of shape \(3,\)"),
-        ({"x": IMAGES, "y": LABELS / 2}, "must have integer labels, got float64"),
-        ({"x": IMAGES, "y": LABELS + np.int64(2**40)}, "has labels beyond int32"),
-        ({"x": np.full((3, 2), np.nan)}, "has numbers that are not finite float32"),
-        ({"x": np.full((3, 2), 1e300)}, "has numbers that are not finite float32"),
-        ({"x": np.array(["a", "b"])}, "must be numbers"),
-        ({"x": np.zeros((0, 4))}, r"must be numbers \[examples, ...\], got float64\[0, 4\]"),
-        ({"x": np.zeros((1, 4))}, "inputs must be at least 2 examples to split, got 1"),
-        ({"x": np.array([{}], object)}, "array 'x' cannot be read: Object arrays"),
-    ],
-)
-def test_npz_errors_name_the_array(tmp_path, arrays, message):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(ValueError, match=message):
-        datasets.load_images(tmp_path / "a.npz")
 
 
 def test_a_truncated_npz_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES)
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-30])
     with pytest.raises(ValueError, match="is truncated or not an NPZ file"):
-        datasets.load_images(tmp_path / "a.npz")
+        datasets.read_npz(tmp_path / "a.npz")
 
 
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere does not exist"):
-        datasets.load_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="has no images: a folder must hold"):
-        datasets.load_images(tmp_path)
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(GOOD)
-    with pytest.raises(ValueError, match=r"needs a label file: .*train-labels-idx1-ubyte"):
-        datasets.load_images(tmp_path)
+def test_a_table_of_the_user_is_standardised_and_its_labels_numbered(tmp_path):
+    (tmp_path / "a.csv").write_text('x,label\n1,"cat, old"\n3,ant\n5,dog\n')
+    split = datasets.load_table(str(tmp_path / "a.csv"), test_fraction=0.3)
+    assert split.label_names == ("ant", "cat, old", "dog")
+    np.testing.assert_allclose(split.train_inputs.mean(), 0, atol=1e-6)
+    (tmp_path / "a.csv").write_text("x,label,y\n1,7,2\n\n3,8,4\n5,9,6\n")
+    split = datasets.load_table(str(tmp_path / "a.csv"))
+    assert (split.train_labels.dtype, split.label_names) == (np.int32, ())
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])

@@ -152,7 +152,7 @@ def test_mapped_and_held_tokens_give_the_same_batches(tmp_path):
 def test_the_state_stays_small_and_is_reached_without_replay(monkeypatch):
     batches = stream(10_000, sequence_length=10, batch_size=10, seed=0)
     state = batches.get_state()
-    state["iterator"]["next_index"] = 10**15
+    state["step"] = 10**15
     reads = []
     locate = datasets.ExampleOrder.locate
     monkeypatch.setattr(
@@ -172,7 +172,7 @@ def test_a_state_of_another_stream_is_refused_by_name(name):
         stream(**{**sizes, name: sizes[name] + 1}).set_state(state)
 
 
-@pytest.mark.parametrize("state", [{}, {"iterator": {"next_index": -1}, "stream": {}}])
+@pytest.mark.parametrize("state", [{}, {"step": -1, "stream": {}}])
 def test_a_damaged_state_is_refused(state):
     with pytest.raises(ValueError, match="state must come from get_state"):
         stream(99, sequence_length=8, batch_size=4, seed=0).set_state(state)

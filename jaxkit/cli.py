@@ -33,6 +33,33 @@ def train(config: TrainConfig) -> None:
         jobs.train(config)
 
 
+def compile(
+    config: TrainConfig,
+    topology: str,
+    vocab_size: int | None = None,
+    effort: Literal["default", "low"] = "default",
+    out: str = "compiled",
+    save: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Compile what train would run for devices that need not be here; say what it costs there.
+
+    Args:
+        config: what to train; its mesh divides the devices of the topology.
+        topology: v5e:16x16, v5p:4x4x4, v6e:4x4, ...; cpu:8 for simulated devices; local.
+        vocab_size: size of the vocabulary; by default that of the text.
+        effort: of the compiler: low takes a tenth of the time, and more memory in the program.
+        out: folder for the report, as JSON and text.
+        save: write the compiled step there too.
+    """
+    if topology != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from jaxkit.jobs import compilation
+
+    compilation.compile_run(
+        config, topology, vocab_size=vocab_size, effort=effort, out=out, save=save
+    )
+
+
 def sample(
     run: Positional[str],
     prompt: str = "\n",
@@ -282,6 +309,7 @@ def reproduce(
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
+    "compile": compile,
     "sample": sample,
     "evaluate": evaluate,
     "decipher": decipher,
@@ -297,6 +325,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 #: The options of commands that take a dataclass, by module and name.
 OPTIONS = {
     "train": ("jaxkit.jobs.config", "TrainConfig"),
+    "compile": ("jaxkit.jobs.config", "TrainConfig"),
     "continual": ("jaxkit.jobs.continual", "ContinualConfig"),
 }
 

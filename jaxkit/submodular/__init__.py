@@ -25,13 +25,14 @@ from jaxkit.submodular.cardinality import (
     stochastic_greedy,
     stochastic_sample_size,
 )
-from jaxkit.submodular.concave import feature_based, modular
-from jaxkit.submodular.constraints import knapsack_greedy, partition_matroid_greedy
-from jaxkit.submodular.coverage import (
+from jaxkit.submodular.concave import (
+    feature_based,
+    modular,
     probabilistic_coverage,
     saturated_coverage,
     weighted_coverage,
 )
+from jaxkit.submodular.constraints import knapsack_greedy, partition_matroid_greedy
 from jaxkit.submodular.cuts import cut, graph_cut
 from jaxkit.submodular.determinants import information_gain, log_det
 from jaxkit.submodular.dynamic import DynamicMaximiser, DynamicState, Solution
@@ -40,16 +41,14 @@ from jaxkit.submodular.facilities import (
     facility_location,
     facility_location_from_features,
     facility_location_from_neighbors,
+    facility_location_mutual_information,
+    facility_location_query,
 )
 from jaxkit.submodular.figures import selection_figure
 from jaxkit.submodular.guesses import grid_exponents
 from jaxkit.submodular.kernels import Neighbors, nearest_neighbors, similarity_matrix
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.mixtures import mixture
-from jaxkit.submodular.mutual_information import (
-    facility_location_mutual_information,
-    facility_location_query,
-)
 from jaxkit.submodular.queries import QueryCount
 from jaxkit.submodular.restriction import Restriction
 from jaxkit.submodular.scan import ScanState, ScanTrace, dynamic_scan, dynamic_start

@@ -9,7 +9,6 @@ from jaxkit import validation
 from jaxkit.submodular import (
     cardinality,
     concave,
-    coverage,
     cuts,
     determinants,
     facilities,
@@ -87,7 +86,7 @@ def objective_of(
     if objective == "log_det":
         return determinants.log_det(matrix, 1.0, max_size=k)
     if objective == "saturated_coverage":
-        return coverage.saturated_coverage(matrix, 0.25)
+        return concave.saturated_coverage(matrix, 0.25)
     return facilities.facility_location(matrix)
 
 

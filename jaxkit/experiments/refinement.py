@@ -62,11 +62,14 @@ def _curves(steps: int, **refined: Array) -> dict[str, Array]:
     """Rate over peak of each update, by schedule."""
     i = jnp.arange(steps)
     return {
-        "linear": schedules.linear_decay_schedule(1.0, steps)(i),
-        "cosine": schedules.cosine_schedule(1.0, steps)(i),
-        "REX": schedules.rex_schedule(1.0, steps)(i),
+        **{
+            name: schedules.schedule_from_profile(name.lower(), 1.0, steps)(i)
+            for name in ("linear", "cosine", "REX")
+        },
         **{name: schedules.schedule_from_values(v, steps)(i) for name, v in refined.items()},
-        "warm-up + linear": schedules.linear_decay_schedule(1.0, steps, warmup_steps=steps // 5)(i),
+        "warm-up + linear": schedules.schedule_from_profile(
+            "linear", 1.0, steps, warmup_steps=steps // 5
+        )(i),
     }
 
 
@@ -202,13 +205,13 @@ def _convex(seed: int):
     z = i / CONVEX_STEPS
     curves = {
         "constant": jnp.ones(CONVEX_STEPS),
-        "step": schedules.step_schedule(1.0, CONVEX_STEPS)(i),
+        "step": schedules.schedule_from_profile("step", 1.0, CONVEX_STEPS)(i),
         "1/t": 1 / (1 + i),
         "1/sqrt(t)": (1 + i) ** -0.5,
         **{k: v for k, v in _curves(CONVEX_STEPS).items() if k != "warm-up + linear"},
-        "(1 - z)^2": schedules.polynomial_profile(z),
-        "exp(-3 z)": schedules.exponential_profile(z),
-        "WSD 20 %": schedules.wsd_profile(z),
+        "(1 - z)^2": schedules.profile_by_name("polynomial")(z),
+        "exp(-3 z)": schedules.profile_by_name("exponential")(z),
+        "WSD 20 %": schedules.profile_by_name("wsd")(z),
     }
     flat, ramp = jnp.ones(CONVEX_STEPS, jnp.int32), 1 + 15 * i // (CONVEX_STEPS - 1)
     losses, norms = _convex_losses(curves, flat, 1, a, b, minimum, seed)

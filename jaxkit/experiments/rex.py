@@ -33,17 +33,13 @@ def adam(learning_rate: Array, momentum: Array) -> optax.GradientTransformation:
 
 def shape(name: str, total_steps: int) -> Float[Array, " steps"]:
     """Learning rate over peak of each update."""
-    make = {
-        "none": schedules.constant_schedule,
-        "step": schedules.step_schedule,
-        "cosine": schedules.cosine_schedule,
-        "OneCycle": schedules.onecycle_schedule,
-        "linear": schedules.linear_decay_schedule,
-        "exp": schedules.exponential_schedule,
-        "REX": schedules.rex_schedule,
-        "REX d=.9": lambda peak, total: schedules.rex_schedule(peak, total, d=0.9),
-    }[name]
-    return make(1.0, total_steps)(jnp.arange(total_steps))
+    named = {"none": "constant", "OneCycle": "onecycle", "exp": "exponential"}
+    profile = (
+        schedules.profile_by_name("rex", d=0.9)
+        if name == "REX d=.9"
+        else named.get(name, name.lower())
+    )
+    return schedules.schedule_from_profile(profile, 1.0, total_steps)(jnp.arange(total_steps))
 
 
 def budget_losses(total_steps: int, peaks: np.ndarray, keys: Array) -> character_mlp.Tuned:

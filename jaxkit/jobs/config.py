@@ -226,7 +226,7 @@ class TrainConfig:
             # The recorder of this job keeps l1 norms: the rule for optimizers of the Adam family.
             return schedules.refined_schedule(norms, self.learning_rate, self.steps, norm="l1")
         warmup = min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
-        return schedules.schedule_by_name(
+        return schedules.schedule_from_profile(
             self.schedule, self.learning_rate, self.steps, warmup_steps=warmup
         )
 

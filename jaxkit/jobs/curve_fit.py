@@ -125,7 +125,7 @@ def _rates(text: str, peak: float, longest: int, warmup: int) -> np.ndarray:
     if steps and not steps.isdigit():
         raise ValueError(f"predict must be NAME or NAME:STEPS, got {text!r}")
     total = int(steps) if steps else longest
-    schedule = schedules.schedule_by_name(name, peak, total, warmup_steps=warmup)
+    schedule = schedules.schedule_from_profile(name, peak, total, warmup_steps=warmup)
     # The rate in force at step t is that of the update before it.
     rates = losscurves.rates_of(schedule, total - 1)
     return np.concatenate([rates[:1], rates])

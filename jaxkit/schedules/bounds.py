@@ -42,17 +42,37 @@ class ScheduleBound(NamedTuple):
     over_best: float
 
 
+class LastIterateBound(NamedTuple):
+    """A bound of f(x_T) - f*, `[*batch]` each, and what the best scale makes of it.
+
+    Attributes:
+        value: the bound of the steps as they are, in units of f.
+        best_scale: the factor m for which m times the steps have the smallest bound.
+        best_value: the bound at that scale.
+
+    Example:
+        >>> found = last_iterate_bound(jnp.full(1, 4.0), jnp.ones(1))
+        >>> float(found.best_scale)
+        0.25
+    """
+
+    value: Array
+    best_scale: Array
+    best_value: Array
+
+
 def last_iterate_bound(
     steps: Float[ArrayLike, "*batch T"],
     norms: Float[ArrayLike, "*batch T"],
     distance: Float[ArrayLike, ""] = 1.0,
-) -> Float[Array, "*batch"]:
-    r"""Bound of the last iterate for any positive step sequence.
+) -> LastIterateBound:
+    r"""Bound the last iterate for any positive step sequence, as it is and at its best scale.
 
     $$\frac{D^2}{2 \eta_{1:T}} + \frac12 \sum_{t < T} \frac{\eta_t^2 G_t^2}{\eta_{t+1:T}} +
     \frac12 \eta_T G_T^2$$
 
-    It diverges when the last step is 0: give the first T entries of a schedule that reaches 0 at
+    Scaling the steps by m makes it A/m + m B; the best m is sqrt(A/B), its bound 2 sqrt(A B). It
+    diverges when the last step is 0: give the first T entries of a schedule that reaches 0 at
     T + 1, as `schedule(jnp.arange(total_steps))` does for every schedule of this room.
 
     Args:
@@ -61,7 +81,7 @@ def last_iterate_bound(
         distance: D, distance from the start to the solution, > 0.
 
     Returns:
-        The bound, in units of f.
+        The bound, the best scale, and the bound there.
 
     Raises:
         ValueError: if the shapes differ or a value is out of range.
@@ -69,69 +89,22 @@ def last_iterate_bound(
     Source: arXiv 2310.07831 Theorem 10, in the form that takes O(T) and cancels nothing.
 
     Example:
-        >>> round(float(last_iterate_bound(jnp.ones(1), jnp.ones(1))), 6)
+        >>> found = last_iterate_bound(jnp.full(1, 7.0), jnp.ones(1))
+        >>> round(float(found.best_value), 6)
         1.0
     """
-    start, noise = _bound_terms(steps, norms, distance)
-    return start + noise
-
-
-def optimal_step_scale(
-    steps: Float[ArrayLike, "*batch T"],
-    norms: Float[ArrayLike, "*batch T"],
-    distance: Float[ArrayLike, ""] = 1.0,
-) -> Float[Array, "*batch"]:
-    """The factor m for which m times the steps have the smallest bound.
-
-    Scaling by m makes the bound A/m + m B; the best m is sqrt(A/B).
-
-    Args:
-        steps: eta, step sizes up to scale, >= 0, the last > 0.
-        norms: G, bounds of the gradient norms, not all 0.
-        distance: D, > 0.
-
-    Returns:
-        The factor.
-
-    Raises:
-        ValueError: if the shapes differ or a value is out of range.
-
-    Source: arXiv 2310.07831 Theorem 10.
-
-    Example:
-        >>> round(float(optimal_step_scale(jnp.ones(1), jnp.full(1, 2.0))), 6)
-        0.5
-    """
-    start, noise = _bound_terms(steps, norms, distance)
-    return jnp.sqrt(start / noise)
-
-
-def best_last_iterate_bound(
-    steps: Float[ArrayLike, "*batch T"],
-    norms: Float[ArrayLike, "*batch T"],
-    distance: Float[ArrayLike, ""] = 1.0,
-) -> Float[Array, "*batch"]:
-    """`last_iterate_bound` at the best scale: 2 sqrt(A B).
-
-    Args:
-        steps: eta, step sizes up to scale, >= 0, the last > 0.
-        norms: G, bounds of the gradient norms.
-        distance: D, > 0.
-
-    Returns:
-        The bound, in units of f.
-
-    Raises:
-        ValueError: if the shapes differ or a value is out of range.
-
-    Source: arXiv 2310.07831 Theorem 10.
-
-    Example:
-        >>> round(float(best_last_iterate_bound(jnp.full(1, 7.0), jnp.ones(1))), 6)
-        1.0
-    """
-    start, noise = _bound_terms(steps, norms, distance)
-    return 2 * jnp.sqrt(start) * jnp.sqrt(noise)
+    steps, norms = _same_shape("steps", steps, norms)
+    validation.number("distance", distance, minimum=0, open_minimum=True)
+    if not validation.is_traced(steps):
+        validation.number("the last of steps", steps[..., -1], minimum=0, open_minimum=True)
+    remaining = lax.cumsum(steps, axis=steps.ndim - 1, reverse=True)
+    squares = (steps * norms) ** 2
+    noise = jnp.sum(squares[..., :-1] / remaining[..., 1:], axis=-1)
+    noise = (noise + steps[..., -1] * norms[..., -1] ** 2) / 2
+    start = jnp.asarray(distance) ** 2 / (2 * remaining[..., 0])
+    return LastIterateBound(
+        start + noise, jnp.sqrt(start / noise), 2 * jnp.sqrt(start) * jnp.sqrt(noise)
+    )
 
 
 def weighted_bound(
@@ -290,9 +263,10 @@ def bound_table(
     Source: arXiv 2310.07831 Theorem 10.
 
     Example:
-        >>> from jaxkit.schedules import decay_schedules as decay
-        >>> makers = {"rex": decay.rex_schedule, "linear": decay.linear_decay_schedule}
-        >>> rows = bound_table({k: f(1.0, 100) for k, f in makers.items()}, np.ones(100), 100)
+        >>> from jaxkit.schedules import profile_schedules
+        >>> make = profile_schedules.schedule_from_profile
+        >>> both = {name: make(name, 1.0, 100) for name in ("rex", "linear")}
+        >>> rows = bound_table(both, np.ones(100), 100)
         >>> [row.name for row in rows]
         ['linear', 'rex']
     """
@@ -311,27 +285,12 @@ def bound_table(
         if moving == 0:
             raise ValueError(f"schedules must have a positive value, got only 0 from {name!r}")
         # Updates of size 0 at the end leave the iterate, and so its bound, where they are.
-        known = (steps[:moving], norms[:moving], distance)
-        peak = float(steps.max()) * float(optimal_step_scale(*known))
-        rows.append((name, peak, float(best_last_iterate_bound(*known))))
+        found = last_iterate_bound(steps[:moving], norms[:moving], distance)
+        peak = float(steps.max()) * float(found.best_scale)
+        rows.append((name, peak, float(found.best_value)))
     best = min(bound for _, _, bound in rows)
     rows.sort(key=lambda row: row[2])
     return [ScheduleBound(name, peak, bound, bound / best) for name, peak, bound in rows]
-
-
-def _bound_terms(
-    steps: ArrayLike, norms: ArrayLike, distance: Any
-) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Return the parts of the bound that scale like 1/eta and like eta."""
-    steps, norms = _same_shape("steps", steps, norms)
-    validation.number("distance", distance, minimum=0, open_minimum=True)
-    if not validation.is_traced(steps):
-        validation.number("the last of steps", steps[..., -1], minimum=0, open_minimum=True)
-    remaining = lax.cumsum(steps, axis=steps.ndim - 1, reverse=True)
-    squares = (steps * norms) ** 2
-    noise = jnp.sum(squares[..., :-1] / remaining[..., 1:], axis=-1)
-    last = steps[..., -1] * norms[..., -1] ** 2
-    return distance**2 / (2 * remaining[..., 0]), (noise + last) / 2
 
 
 def _same_shape(name: str, values: ArrayLike, norms: ArrayLike) -> tuple[Array, Array]:

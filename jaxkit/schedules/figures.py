@@ -40,8 +40,9 @@ def plot_schedules(
         ValueError: if there is no schedule, or no horizon is given and none of them knows one.
 
     Example:
-        >>> from jaxkit.schedules import decay_schedules as decay
-        >>> figure = plot_schedules({"REX": decay.rex_schedule(1.0, 100)})
+        >>> from jaxkit.schedules import profile_schedules
+        >>> rex = profile_schedules.schedule_from_profile("rex", 1.0, 100)
+        >>> figure = plot_schedules({"REX": rex})
     """
     if not schedules:
         raise ValueError("schedules must name at least one schedule, got none")

@@ -1,14 +1,17 @@
 """Profiles: the shape of a schedule, as a function of progress z = t/T in [0, 1].
 
 A profile is 1 where the schedule is at its peak. Each one broadcasts over z, is differentiable in
-z and takes only arithmetic parameters, so that `vmap` may sweep them.
+z and takes only arithmetic parameters, so that `vmap` may sweep them. Near the end of a long run
+1 - t/T has lost its digits, so every profile also takes what remains, r = (T - t)/T.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,306 +20,179 @@ from jaxtyping import Float
 
 from jaxkit import validation
 
-#: Progress in [0, 1] to a multiplier of the peak value, of the same shape.
-Profile = Callable[[Array], Array]
 
-COOLDOWN_SHAPES = ("linear", "sqrt", "cosine")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile:
+    """A function of progress z in [0, 1] to a multiplier of the peak, of the same shape.
 
-
-def linear_profile(z: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
-    """Decay linearly: rho(z) = 1 - z.
-
-    Args:
-        z: progress in [0, 1].
-
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Source: arXiv 2310.07831 §2 (worst-case optimal); 2107.04197 §4.1.
+    Attributes:
+        value: (z, 1 - z) to the multiplier; both are given so that neither end loses digits.
+        corners: increasing points inside (0, 1) between which the multiplier is constant; without
+            any it is read at every update.
 
     Example:
-        >>> float(linear_profile(0.25))
-        0.75
-    """
-    return 1 - jnp.asarray(z)
-
-
-def polynomial_profile(
-    z: Float[ArrayLike, "*batch"], power: Float[ArrayLike, ""] = 2.0
-) -> Float[Array, "*batch"]:
-    """Decay as a power of what remains: rho(z) = (1 - z)^power.
-
-    Args:
-        z: progress in [0, 1].
-        power: exponent, > 0; 1 is linear decay.
-
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Raises:
-        ValueError: if `power` is not positive.
-
-    Source: the stand-ins of arXiv 2310.07831 for refined schedules.
-
-    Example:
-        >>> float(polynomial_profile(0.5, 2.0))
+        >>> square = Profile(lambda z, r: r**2)
+        >>> float(square(0.5))
         0.25
     """
-    return (1 - jnp.asarray(z)) ** validation.number("power", power, minimum=0, open_minimum=True)
+
+    value: Callable[[Array, Array], Any]
+    corners: tuple[float, ...] = ()
+
+    def __call__(self, z: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """Return the multiplier at progress `z`."""
+        z = jnp.asarray(z)
+        return self.value(z, 1 - z)
 
 
-def cosine_profile(z: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
-    """Decay along half a cosine: rho(z) = (1 + cos(pi z)) / 2.
-
-    Args:
-        z: progress in [0, 1].
-
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Source: arXiv 2107.04197 §4.1.
-
-    Example:
-        >>> round(float(cosine_profile(0.25)), 6)
-        0.853553
-    """
-    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.asarray(z)))
+def constant() -> Profile:
+    """No decay: rho(z) = 1."""
+    return Profile(lambda z, r: jnp.ones_like(r))
 
 
-def exponential_profile(
-    z: Float[ArrayLike, "*batch"], rate: Float[ArrayLike, ""] = -3.0
-) -> Float[Array, "*batch"]:
-    """Decay exponentially: rho(z) = exp(rate z), which ends at exp(rate), not at 0.
-
-    Args:
-        z: progress in [0, 1].
-        rate: exponent at z = 1; the paper's is -3.
-
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Raises:
-        ValueError: if `rate` is not finite.
-
-    Source: arXiv 2107.04197 §4.1.
-
-    Example:
-        >>> round(float(exponential_profile(1.0)), 6)
-        0.049787
-    """
-    return jnp.power(jnp.exp(validation.number("rate", rate)), jnp.asarray(z))
+def linear() -> Profile:
+    """Worst-case optimal for the last iterate (arXiv 2310.07831 §2): rho(z) = 1 - z."""
+    return Profile(lambda z, r: r)
 
 
-def rex_profile(
-    z: Float[ArrayLike, "*batch"], d: Float[ArrayLike, ""] = 0.5
-) -> Float[Array, "*batch"]:
-    """Decay reflected-exponentially: rho_d(z) = (1 - z) / ((1 - d) + d (1 - z)).
-
-    Args:
-        z: progress in [0, 1].
-        d: how long the rate stays high, in [0, 1): 0 is linear, 1/2 the paper's REX, and 0.9 what
-            several trainers ship under the name of REX.
-
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Raises:
-        ValueError: if `d` is outside [0, 1).
-
-    Source: arXiv 2107.04197 §4.2, eq. 1 (d = 1/2).
-
-    Example:
-        >>> [round(float(rex_profile(z)), 6) for z in (0.0, 0.25, 0.5, 1.0)]
-        [1.0, 0.857143, 0.666667, 0.0]
-    """
-    return rex_of_remaining(1 - jnp.asarray(z), d)
+def polynomial(power: Any = 2.0) -> Profile:
+    """Power of what remains (arXiv 2310.07831, stand-ins for refined schedules): (1 - z)^power."""
+    validation.number("power", power, minimum=0, open_minimum=True)
+    return Profile(lambda z, r: r**power)
 
 
-def rex_of_remaining(
-    r: Float[ArrayLike, "*batch"], d: Float[ArrayLike, ""] = 0.5
-) -> Float[Array, "*batch"]:
-    """REX from the remaining fraction: rho = r / ((1 - d) + d r).
+def cosine() -> Profile:
+    """Half a cosine (arXiv 2107.04197 §4.1): (1 + cos(pi z))/2, read as sin^2(pi (1 - z)/2)."""
+    return Profile(lambda z, r: _half_cosine(r))
 
-    Near the end of a long run r = (T - t)/T keeps the digits that 1 - t/T has already lost.
 
-    Args:
-        r: remaining fraction in [0, 1].
-        d: as in `rex_profile`.
+def exponential(rate: Any = -3.0) -> Profile:
+    """Exponential decay (arXiv 2107.04197 §4.1): exp(rate z), which ends at exp(rate)."""
+    validation.number("rate", rate)
+    return Profile(lambda z, r: jnp.exp(rate * z))
 
-    Returns:
-        The multiplier, of the shape of `r`.
 
-    Raises:
-        ValueError: if `d` is outside [0, 1).
+def rex(d: Any = 0.5) -> Profile:
+    """REX (arXiv 2107.04197 §4.2, eq. 1; d = 1/2): (1 - z) / ((1 - d) + d (1 - z)).
 
-    Source: arXiv 2107.04197 §4.2, eq. 1.
-
-    Example:
-        >>> float(rex_of_remaining(0.0))
-        0.0
+    d = 0 is linear, and 0.9 what several trainers ship under the name of REX.
     """
     d = validation.number("d", d, minimum=0, maximum=1, open_maximum=True)
-    r = jnp.asarray(r)
-    return r / ((1 - d) + d * r)
+    return Profile(lambda z, r: r / ((1 - d) + d * r))
 
 
-def step_profile(
-    z: Float[ArrayLike, "*batch"],
-    boundaries: Sequence[float] = (0.5, 0.75),
-    factor: Float[ArrayLike, ""] = 0.1,
-) -> Float[Array, "*batch"]:
-    """Multiply by `factor` at each boundary: rho(z) = factor^(number of boundaries <= z).
+def step(boundaries: Sequence[float] = (0.5, 0.75), factor: Any = 0.1) -> Profile:
+    """Times `factor` at each boundary (arXiv 2107.04197 §4.1, "50-75")."""
+    validation.number("factor", factor, minimum=0, maximum=1)
+    points = increasing_fractions("boundaries", boundaries)
 
-    Args:
-        z: progress in [0, 1].
-        boundaries: increasing points inside (0, 1).
-        factor: multiplier applied at each of them, in [0, 1].
+    def value(z, r):
+        multiplier = jnp.ones_like(r)
+        for point in points:
+            multiplier = jnp.where(z >= point, multiplier * factor, multiplier)
+        return multiplier
 
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Raises:
-        ValueError: if boundaries are outside (0, 1) or not increasing, or `factor` outside [0, 1].
-
-    Source: arXiv 2107.04197 §4.1 ("50-75").
-
-    Example:
-        >>> [round(float(step_profile(z)), 6) for z in (0.0, 0.5, 0.75)]
-        [1.0, 0.1, 0.01]
-    """
-    factor = validation.number("factor", factor, minimum=0, maximum=1)
-    boundaries = increasing_fractions("boundaries", boundaries)
-    z = jnp.asarray(z)
-    value = jnp.ones_like(z)
-    for boundary in boundaries:
-        value = jnp.where(z >= boundary, value * factor, value)
-    return value
+    return Profile(value, points)
 
 
-def delayed_profile(profile: Profile, delay: Float[ArrayLike, ""]) -> Profile:
-    """Hold 1 until `delay`, then run the whole of `profile` in what remains.
-
-    rho(z) = profile(max(z - delay, 0) / (1 - delay)).
-
-    Args:
-        profile: the profile to delay.
-        delay: fraction of the budget spent at the peak, in [0, 1).
-
-    Returns:
-        The delayed profile.
-
-    Raises:
-        ValueError: if `delay` is outside [0, 1).
-
-    Source: arXiv 2107.04197 §4.2 (delayed linear).
-
-    Example:
-        >>> [float(delayed_profile(linear_profile, 0.5)(z)) for z in (0.25, 0.75)]
-        [1.0, 0.5]
-    """
-    delay = validation.number("delay", delay, minimum=0, maximum=1, open_maximum=True)
-
-    def delayed(z):
-        return profile(jnp.clip((jnp.asarray(z) - delay) / (1 - delay), 0.0, 1.0))
-
-    return delayed
-
-
-def onecycle_profile(
-    z: Float[ArrayLike, "*batch"], min_ratio: Float[ArrayLike, ""] = 0.1
-) -> Float[Array, "*batch"]:
-    """Rise linearly from `min_ratio` to 1 at z = 1/2, then fall back as it rose.
-
-    rho(z) = m + (1 - m) (1 - |2 z - 1|), m = `min_ratio`; no final annihilation phase, unlike the
-    one-cycle schedules of most libraries.
-
-    Args:
-        z: progress in [0, 1].
-        min_ratio: smallest over largest value, in [0, 1].
-
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Raises:
-        ValueError: if `min_ratio` is outside [0, 1].
-
-    Source: arXiv 2107.04197 §4.1.
-
-    Example:
-        >>> [round(float(onecycle_profile(z)), 6) for z in (0.0, 0.25, 0.5, 1.0)]
-        [0.1, 0.55, 1.0, 0.1]
-    """
+def onecycle(min_ratio: Any = 0.1) -> Profile:
+    """Up from `min_ratio` to 1 at half time and back (arXiv 2107.04197 §4.1), no third phase."""
     low = validation.number("min_ratio", min_ratio, minimum=0, maximum=1)
-    return low + (1 - low) * (1 - jnp.abs(2 * jnp.asarray(z) - 1))
+    return Profile(lambda z, r: low + (1 - low) * 2 * jnp.minimum(z, r))
 
 
-def wsd_profile(
-    z: Float[ArrayLike, "*batch"], cooldown: Float[ArrayLike, ""] = 0.2, shape: str = "linear"
-) -> Float[Array, "*batch"]:
-    """Stay at 1, then cool down to 0 over the last part: the S and D of warm-up-stable-decay.
+def delayed(delay: Any = 0.5) -> Profile:
+    """At 1 until `delay`, then linear to 0 (arXiv 2107.04197 §4.2)."""
+    delay = validation.number("delay", delay, minimum=0, maximum=1, open_maximum=True)
+    return Profile(lambda z, r: jnp.clip(r / (1 - delay), 0.0, 1.0))
 
-    With u = max(z - (1 - c), 0) / c: 1 - u, 1 - sqrt(u) or (1 + cos(pi u))/2.
 
-    Args:
-        z: progress in [0, 1].
-        cooldown: c, the fraction of the budget that cools down, in (0, 1].
-        shape: `"linear"`, `"sqrt"` or `"cosine"`.
+def wsd(cooldown: Any = 0.2, shape: str = "linear", ratio: Any = 0.1) -> Profile:
+    """At 1 until the last fraction `cooldown`, then down (arXiv 2405.18392 §3).
 
-    Returns:
-        The multiplier, of the shape of `z`.
-
-    Raises:
-        ValueError: if `cooldown` is outside (0, 1] or `shape` unknown.
-
-    Source: arXiv 2405.18392 §3 (cool-down shapes).
-
-    Example:
-        >>> [round(float(wsd_profile(z)), 6) for z in (0.5, 0.9, 1.0)]
-        [1.0, 0.5, 0.0]
+    With u the share of the cool-down that is over, `shape` is `"linear"` (1 - u), `"sqrt"`
+    (1 - sqrt(u)), `"cosine"`, `"sqrtcube"` ((1 - u)^1.5), or `"exponential"`, which alone ends at
+    `ratio` instead of 0 (ratio^u).
     """
-    cooldown = validation.number("cooldown", cooldown, minimum=0, maximum=1, open_minimum=True)
-    validation.choice("shape", shape, COOLDOWN_SHAPES)
-    left = jnp.clip((1 - jnp.asarray(z)) / cooldown, 0.0, 1.0)
-    if shape == "linear":
-        return left
-    if shape == "sqrt":
-        return 1 - jnp.sqrt(1 - left)
-    return cosine_profile(1 - left)
+    validation.number("cooldown", cooldown, minimum=0, maximum=1, open_minimum=True)
+    validation.choice("shape", shape, COOLDOWNS)
+    validation.number("ratio", ratio, minimum=0, maximum=1, open_minimum=True)
+    fall = COOLDOWNS[shape]
+    return Profile(lambda z, r: fall(jnp.clip(r / cooldown, 0.0, 1.0), ratio))
 
 
-#: Profiles by name.
-PROFILES: dict[str, Profile] = {
-    "linear": linear_profile,
-    "polynomial": polynomial_profile,
-    "cosine": cosine_profile,
-    "exponential": exponential_profile,
-    "step": step_profile,
-    "rex": rex_profile,
-    "onecycle": onecycle_profile,
-    "wsd": wsd_profile,
-    "delayed": delayed_profile(linear_profile, 0.5),
+def _half_cosine(r: Any) -> Any:
+    return jnp.sin(jnp.pi / 2 * r) ** 2
+
+
+#: How a cool-down falls, as a function of the share of it that is left (and of the last ratio).
+COOLDOWNS: dict[str, Callable[[Any, Any], Any]] = {
+    "linear": lambda left, ratio: left,
+    "sqrt": lambda left, ratio: left / (1 + jnp.sqrt(1 - left)),
+    "cosine": lambda left, ratio: _half_cosine(left),
+    "sqrtcube": lambda left, ratio: left**1.5,
+    "exponential": lambda left, ratio: ratio ** (1 - left),
+}
+
+#: Makers of profiles by name; their arguments are the options of a schedule of that name.
+PROFILES: dict[str, Callable[..., Profile]] = {
+    "rex": rex,
+    "linear": linear,
+    "cosine": cosine,
+    "wsd": wsd,
+    "onecycle": onecycle,
+    "step": step,
+    "exponential": exponential,
+    "polynomial": polynomial,
+    "delayed": delayed,
+    "constant": constant,
 }
 
 
-def profile_by_name(name: str, **options: object) -> Profile:
-    """Look a profile up by name, with its options bound.
+def profile_by_name(name: str, **options: Any) -> Profile:
+    r"""Make a profile from its name and its options, all checked here.
+
+    | name | multiplier at progress z | options |
+    |---|---|---|
+    | `rex` | $(1-z)/((1-d)+d(1-z))$ | `d` 0.5; 0 is linear, 0.9 what several trainers call REX |
+    | `linear` | $1-z$ | |
+    | `cosine` | $(1+\cos \pi z)/2$ | |
+    | `wsd` | 1, then down over the last part | `cooldown` 0.2, `shape` linear, `ratio` 0.1 |
+    | `onecycle` | up from `min_ratio` to 1 at half time and back | `min_ratio` 0.1 |
+    | `step` | times `factor` at each boundary | `boundaries` (0.5, 0.75), `factor` 0.1 |
+    | `exponential` | $\exp(\text{rate}\, z)$ | `rate` -3 |
+    | `polynomial` | $(1-z)^{\text{power}}$ | `power` 2 |
+    | `delayed` | 1 until `delay`, then linear | `delay` 0.5 |
+    | `constant` | 1 | |
+
+    The `shape` of a cool-down is `linear`, `sqrt`, `cosine`, `sqrtcube` or `exponential`; only the
+    last one ends at `ratio`, the others at 0.
 
     Args:
         name: one of `PROFILES`.
-        **options: arguments of that profile after z.
+        **options: of that profile; numbers may be traced.
 
     Returns:
-        The profile as a function of z alone.
+        The profile.
 
     Raises:
-        ValueError: if there is no such profile, naming those that exist.
+        TypeError: if the profile has no such option.
+        ValueError: if there is no such profile, naming those that exist, or a value is out of
+            range.
+
+    Source: arXiv 2107.04197 §4; arXiv 2310.07831 §2; arXiv 2405.18392 §3 (`wsd`).
 
     Example:
         >>> round(float(profile_by_name("rex", d=0.9)(0.5)), 6)
         0.909091
     """
-    profile = PROFILES[validation.choice("profile", name, PROFILES)]
-    return functools.partial(profile, **options) if options else profile
+    maker = PROFILES[validation.choice("profile", name, PROFILES)]
+    known = list(inspect.signature(maker).parameters)
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise TypeError(f"profile {name!r} has no option {option!r}: {has}")
+    return maker(**options)
 
 
 def increasing_fractions(name: str, points: Sequence[float]) -> tuple[float, ...]:

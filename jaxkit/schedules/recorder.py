@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +43,7 @@ def gradient_norm(gradient: PyTree, norm: str = "l2", *, axis_name: Any = None) 
     l2: sqrt(sum_i g_i^2); l1: sum_i |g_i|.
 
     Args:
-        gradient: pytree of real arrays.
+        gradient: pytree of arrays; a complex one counts by its modulus.
         norm: `"l2"` or `"l1"`.
         axis_name: mesh axes over which the *parameters* are split inside `shard_map` or `pmap`;
             under plain `jit`, sharded arrays need none.
@@ -63,7 +62,7 @@ def gradient_norm(gradient: PyTree, norm: str = "l2", *, axis_name: Any = None) 
     """
     validation.choice("norm", norm, NORMS)
     power = 2 if norm == "l2" else 1
-    gradient = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient)
+    gradient = jax.tree.map(_real, gradient)
     size = jnp.asarray(optax.tree.norm(gradient, ord=power, squared=norm == "l2"), jnp.float32)
     if axis_name is not None:
         size = lax.psum(size, axis_name)
@@ -141,8 +140,8 @@ def recorded_norms(state: PyTree) -> Float[Array, "*batch bins"]:
     between their neighbours, or hold the nearest value at the ends.
 
     Args:
-        state: the `GradientNormState`, or any pytree that holds exactly one, such as the state of
-            the whole chain or a train state; may be stacked by `vmap`.
+        state: any pytree that holds exactly one recorder's state, such as that of the whole chain,
+            a train state, an `nnx.Optimizer` or its `nnx.state`; may be stacked by `vmap`.
 
     Returns:
         Norms, evenly spaced over the run.
@@ -158,14 +157,13 @@ def recorded_norms(state: PyTree) -> Float[Array, "*batch bins"]:
         >>> recorded_norms(state).tolist()
         [2.0, 2.0, 2.0, 2.0]
     """
-    is_recorder = functools.partial(_is_instance, kind=GradientNormState)
-    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=is_recorder) if is_recorder(leaf)]
+    found = _recorders(state)
     if len(found) != 1:
         raise ValueError(
-            f"state must hold exactly one GradientNormState (put record_gradient_norms first in "
-            f"the chain), found {len(found)}"
+            f"state must hold exactly one recorder (put record_gradient_norms first in the chain, "
+            f"and give the optimizer's state), found {len(found)}"
         )
-    recorded = found[0]
+    (recorded,) = found
     known = recorded.hits > 0
     if not validation.is_traced(known) and not bool(known.any(axis=-1).all()):
         raise ValueError("state must hold at least one recorded norm, got 0 finite norms")
@@ -173,5 +171,21 @@ def recorded_norms(state: PyTree) -> Float[Array, "*batch bins"]:
     return gap_filling.fill_gaps(means, known)
 
 
-def _is_instance(node: Any, kind: type) -> bool:
-    return isinstance(node, kind)
+def _real(leaf: Array) -> Array:
+    return (jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf).astype(jnp.float32)
+
+
+def _recorders(state: PyTree) -> list[GradientNormState]:
+    """Find the states of recorders by the names of their fields, whatever boxes or dicts hold them.
+
+    NNX keeps an optimizer's arrays in variables, and a restored checkpoint is plain dictionaries.
+    """
+    nodes: dict[tuple[str, ...], dict[str, Array]] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if names and names[-1] == "value":
+            names.pop()
+        if names and names[-1] in GradientNormState._fields:
+            nodes.setdefault(tuple(names[:-1]), {})[names[-1]] = leaf
+    fields = set(GradientNormState._fields)
+    return [GradientNormState(**node) for node in nodes.values() if set(node) == fields]

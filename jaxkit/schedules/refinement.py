@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from jaxkit import validation
-from jaxkit.schedules import gap_filling, median_filter, recorder, tabulated
+from jaxkit.schedules import gap_filling, median_filter, profile_schedules, recorder
 from jaxkit.schedules.profile_schedules import Schedule
 
 #: Smallest norm told apart from 0, relative to the largest: its weight stays finite in float32.
@@ -110,7 +110,7 @@ def refined_schedule(
         [0.5, 0.375, 0.25, 0.125, 0.0]
     """
     values = refine_schedule(norms, norm=norm, smoothing=smoothing)
-    return tabulated.schedule_from_values(values, total_steps, peak_value)
+    return profile_schedules.schedule_from_values(values, total_steps, peak_value)
 
 
 def smooth_norms(
@@ -210,32 +210,6 @@ def check_norms(norms: Any) -> Float[Array, "*batch n"]:
             raise ValueError("norms must not all be 0 in a run")
     norms = jnp.asarray(norms)
     return norms.astype(jnp.promote_types(norms.dtype, jnp.float32))
-
-
-def refinement_weights(
-    norms: Float[Array | np.ndarray, "*batch n"], norm: str = "l2"
-) -> Float[Array, "*batch n"]:
-    """Weights of the updates, w_t = G_t^-2 (l2) or G_t^-1 (l1).
-
-    Args:
-        norms: smoothed norms, > 0.
-        norm: `"l2"` or `"l1"`.
-
-    Returns:
-        The weights.
-
-    Raises:
-        ValueError: if `norm` is unknown or the norms are bad.
-
-    Source: arXiv 2310.07831 §3; the l1 rule replaces Adam's root second moments by |g|.
-
-    Example:
-        >>> refinement_weights(jnp.array([1.0, 2.0])).tolist()
-        [1.0, 0.25]
-    """
-    validation.choice("norm", norm, recorder.NORMS)
-    relative, unit = _relative_weights(check_norms(norms), norm)
-    return relative * unit
 
 
 def _relative_weights(

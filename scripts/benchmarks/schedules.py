@@ -49,7 +49,7 @@ def refinement() -> Table:
         double, device, width = (
             norms.astype(np.float64),
             jnp.asarray(norms),
-            schedules.median_width(n),
+            n // 10 // 2 * 2 + 1,
         )
         seconds = timing.interleaved(
             {

@@ -50,7 +50,7 @@ def test_the_convex_problem_knows_its_minimum():
 def test_the_convex_runs_equal_a_loop():
     a, b, minimum = last_iterate.problem(0)
     key = jax.random.key(3)
-    shape = np.asarray(schedules.linear_decay_schedule(1.0, 6)(jnp.arange(6)))
+    shape = np.asarray(schedules.schedule_from_profile("linear", 1.0, 6)(jnp.arange(6)))
     losses, norms = last_iterate.excess_losses(
         key[None], jnp.array([[0.1]]), shape[None], jnp.arange(1, 7), a, b, minimum, largest_batch=6
     )

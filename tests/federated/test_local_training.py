@@ -149,7 +149,9 @@ def test_any_optax_chain_trains_clients_and_may_keep_its_state(problem, quick_ji
     from jaxkit import schedules
 
     steps_a_round = 4
-    chain = optax.adamw(schedules.rex_schedule(1e-2, 3 * steps_a_round), weight_decay=1e-3)
+    chain = optax.adamw(
+        schedules.schedule_from_profile("rex", 1e-2, 3 * steps_a_round), weight_decay=1e-3
+    )
     sampler = fl.uniform_sampler(10, 10)
     for keep_state, expected in ((True, 3 * steps_a_round), (False, None)):
         method = fl.fedspeed(fl.local_optimizer(chain, keep_state=keep_state))

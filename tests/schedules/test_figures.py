@@ -10,7 +10,7 @@ from jaxkit import plotting, schedules
 def test_any_optax_schedules_share_one_figure():
     figure = schedules.plot_schedules(
         {
-            "REX": schedules.rex_schedule(0.3, 100),
+            "REX": schedules.schedule_from_profile("rex", 0.3, 100),
             "optax": optax.linear_schedule(0.1, 0.0, 50),
             "constant": optax.constant_schedule(0.2),
         }

@@ -8,7 +8,7 @@ import scipy.ndimage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkit.schedules import sliding_median
+from jaxkit.schedules.median_filter import sliding_median
 
 #: Few lengths and widths, since each pair compiles; no subnormals, which XLA sorts as 0.
 values = st.integers(-3, 3) | st.floats(-1e3, 1e3, width=32, allow_subnormal=False)

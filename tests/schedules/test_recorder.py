@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training import train_state
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -224,8 +225,24 @@ def test_bad_arguments_are_named_with_what_is_allowed(arguments, error, message)
         record_gradient_norms(*arguments)
 
 
+def test_norms_are_read_out_of_the_state_of_an_nnx_optimizer():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    chain = optax.chain(record_gradient_norms(2), optax.adam(0.1))
+    optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
+    gradient = nnx.grad(lambda model: jnp.sum(model(jnp.ones(2))))(model)
+    optimizer.update(model, gradient)
+    for state in (optimizer, nnx.state(optimizer), nnx.to_pure_dict(nnx.state(optimizer))):
+        np.testing.assert_allclose(recorded_norms(state), [3.0, 3.0])
+
+
+def test_a_complex_gradient_counts_by_its_modulus():
+    gradient = {"w": jnp.ones(3) * (1 + 1j)}
+    assert float(gradient_norm(gradient)) == pytest.approx(6**0.5)
+    assert float(gradient_norm(gradient, "l1")) == pytest.approx(3 * 2**0.5)
+
+
 def test_a_state_without_recorder_or_without_norms_is_refused():
-    with pytest.raises(ValueError, match=r"exactly one GradientNormState .* found 0"):
+    with pytest.raises(ValueError, match=r"exactly one recorder .* found 0"):
         recorded_norms(optax.sgd(0.1).init(PARAMS))
     both = optax.chain(record_gradient_norms(2), record_gradient_norms(2)).init(PARAMS)
     with pytest.raises(ValueError, match="found 2"):

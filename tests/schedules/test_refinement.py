@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkit import schedules
-from jaxkit.schedules import refine_schedule
+from jaxkit.schedules import refine_schedule, refinement
 
 EXPONENT = {"l2": 2, "l1": 1}
 
@@ -54,7 +54,7 @@ def test_in_double_precision_it_is_the_official_closed_form_to_rounding(golden, 
 
 def test_equals_the_official_pipeline_with_smoothing(golden):
     for case in golden("schedules")["median_smoothing_and_pipeline"]["cases"]:
-        assert schedules.median_width(len(case["norms"]), case["tau"]) == case["width"]
+        assert refinement.median_width(len(case["norms"]), case["tau"]) == case["width"]
         norms = np.asarray(case["norms"], np.float32)
         smoothed = schedules.smooth_norms(norms, case["tau"])
         assert smoothed.tolist() == np.asarray(case["smoothed"], np.float32).tolist()
@@ -210,15 +210,9 @@ def test_a_refined_schedule_resamples_to_another_budget():
 
 
 def test_the_filter_width_is_counted_in_decimals():
-    assert schedules.median_width(100, 0.29) == 29
-    assert schedules.median_width(10_000) == 1001
-    assert schedules.median_width(5, 0.1) == 1
-
-
-def test_weights_are_the_powers_of_the_rule():
-    norms = np.array([0.5, 2.0], np.float32)
-    assert schedules.refinement_weights(norms, "l2").tolist() == [4.0, 0.25]
-    assert schedules.refinement_weights(norms, "l1").tolist() == [2.0, 0.5]
+    assert refinement.median_width(100, 0.29) == 29
+    assert refinement.median_width(10_000) == 1001
+    assert refinement.median_width(5, 0.1) == 1
 
 
 def test_real_detection_norms_refine_to_about_the_power_one_and_a_half(shared_data):

@@ -26,11 +26,11 @@ def test_one_value_an_update_and_one_more_is_read_as_it_stands():
     np.testing.assert_array_equal(found, table[:300])
 
 
-def test_equals_interpolation_in_double_precision_and_is_zero_afterwards():
+def test_equals_interpolation_in_double_precision_and_holds_its_last_value():
     table = np.random.default_rng(1).uniform(size=57).astype(np.float32)
     steps = np.arange(400)
     expected = 0.2 * np.interp(steps * 56 / 333, np.arange(57), table.astype(np.float64))
-    expected[333:] = 0
+    expected[333:] = 0.2 * table[-1]
     schedule = schedule_from_values(table, 333, 0.2)
     np.testing.assert_allclose(schedule(steps), expected, atol=2e-6, rtol=0)
     np.testing.assert_allclose(jax.jit(schedule)(steps), expected, atol=2e-6, rtol=0)
@@ -50,6 +50,21 @@ def test_table_peak_and_budget_may_be_traced_and_vmapped():
     np.testing.assert_allclose(swept[1], curve(8, 2.0), atol=1e-6)
     tables = jax.vmap(lambda v: schedule_from_values(v, 4)(1))(jnp.stack([table, 2 * table]))
     np.testing.assert_allclose(tables, [0.75, 1.5])
+
+
+@pytest.mark.parametrize("total", [10**8, 2**31 - 1])
+def test_six_digits_are_kept_at_every_update_of_a_long_run(total):
+    table = np.append(np.random.default_rng(2).uniform(0.5, 1, 1000), 0.0).astype(np.float32)
+    steps = [1, 12_345_678, total // 2 + 17, total - 1000, total - 2, total - 1]
+    exact = []
+    for step in steps:
+        entry, rest = divmod(step * 1000, total)
+        share = rest / total
+        exact.append(float(table[entry]) * (1 - share) + float(table[entry + 1]) * share)
+    at = jnp.asarray(steps)
+    np.testing.assert_allclose(schedule_from_values(table, total)(at), exact, rtol=1e-6)
+    traced = jax.jit(lambda n, i: schedule_from_values(table, n)(i))
+    np.testing.assert_allclose(traced(total, at), exact, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("bad_input")

@@ -1,5 +1,7 @@
 """What every test shares: 8 simulated devices, the golden vectors, and a counter of traces."""
 
+import ctypes
+import gc
 import importlib.metadata
 import json
 import os
@@ -29,6 +31,20 @@ import pytest
 
 hypothesis.settings.register_profile("jaxkit", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("jaxkit")
+
+
+#: Above this a worker forgets its compiled programs, some 3 MB each, before the next file of tests.
+_MOST_RESIDENT_BYTES = 1.1e9
+
+
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    statm = pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * 4096 > _MOST_RESIDENT_BYTES:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,8 @@ def bootstrap_fit(
         **options: those of `fit`.
 
     Returns:
-        The laws, each field `[num_samples]`. `jax.vmap(lambda law: predict(fit.replace(law=law),
-        rates))(laws)` gives a band.
+        The laws, each field `[num_samples]`; `jax.vmap` over them of `predict` with
+        `dataclasses.replace(fit, law=law)` gives a band.
 
     Raises:
         ValueError: if a count is out of range, or as `fit`.

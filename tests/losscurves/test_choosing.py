@@ -1,5 +1,6 @@
 """Choosing schedules: golden optima, brute force, constraints, and the paper's conclusions."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -218,7 +219,7 @@ BAD = {
     ),
     "law": (
         lambda f: losscurves.optimize_schedule(
-            f.replace(form=forms.StepPower(), law=losscurves.PowerLaw(1.0, 1.0, 0.5)),
+            dataclasses.replace(f, form=forms.StepPower(), law=losscurves.PowerLaw(1.0, 1.0, 0.5)),
             100,
             minimum_value=1e-5,
         ),

@@ -1,5 +1,7 @@
 """Decay profiles, block bootstrap, leave-one-schedule-out, scores and figures."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -76,7 +78,9 @@ def test_a_band_of_predictions_comes_from_one_vmap():
     fitted = losscurves.fit(form, made)
     laws = losscurves.bootstrap_fit(jax.random.key(1), form, made, num_samples=40)
     band = jax.vmap(
-        lambda law: losscurves.predict(fitted.replace(law=law), SCHEDULES["wsd"], steps=STEPS)
+        lambda law: losscurves.predict(
+            dataclasses.replace(fitted, law=law), SCHEDULES["wsd"], steps=STEPS
+        )
     )(laws)
     assert band.shape == (40, STEPS.size)
     centre = losscurves.predict(fitted, SCHEDULES["wsd"], steps=STEPS)

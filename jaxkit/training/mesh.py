@@ -11,8 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from jaxkit import validation
 
@@ -22,8 +24,21 @@ AXES = ("data", "fsdp", "tensor")
 #: The axes that a batch is split over.
 BATCH_AXES = ("data", "fsdp")
 
-#: Mesh axis of each logical axis name that a module gives its parameters.
-RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+#: Mesh axes of each logical axis name that a module gives its parameters and activations, in the
+#: form of Flax (`nn.logical_to_mesh_sharding(tree, mesh, RULES)`). The first rule wins an axis: an
+#: activation has its `batch` over `fsdp` and its `embed` whole, a parameter its `embed` split.
+RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
+    ("batch", BATCH_AXES),
+    ("replica", "data"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+)
+
+#: Logical axes that stay whole on a mesh that does not divide them; of others that is an error.
+_MAY_STAY_WHOLE = ("vocab", "kv_heads")
 
 
 def initialize_distributed() -> None:
@@ -114,17 +129,74 @@ def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
+def mesh_in_use() -> AbstractMesh | None:
+    """The mesh that programs are traced under: of `jax.set_mesh`, or of the step that calls.
+
+    Returns:
+        None where there is none, or it has a single device, so that nothing is to be split.
+
+    Example:
+        >>> with jax.set_mesh(make_mesh()):
+        ...     mesh_in_use() is None or mesh_in_use().axis_names
+        ('data', 'fsdp', 'tensor')
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """Say how an activation is split over the mesh in use, by the logical names of its axes.
+
+    Args:
+        x: the activation.
+        names: for each of its axes a name of `RULES`, or None for an axis that stays whole.
+
+    Returns:
+        The same numbers. An axis that its part of the mesh does not divide, or that the caller has
+        split by hand (`jax.shard_map`), is left to the compiler.
+
+    Raises:
+        ValueError: if there is not one name an axis.
+
+    Example:
+        >>> with jax.set_mesh(make_mesh()):
+        ...     x = jax.jit(lambda x: constrain(x, "batch", None))(np.ones((16, 2)))
+        >>> x.sharding.is_equivalent_to(batch_sharding(make_mesh()), 2)
+        True
+    """
+    mesh = mesh_in_use()
+    if mesh is None:
+        return x
+    if len(names) != x.ndim:
+        raise ValueError(f"names must be one an axis of x, {x.ndim} of them, got {names}")
+    spec = []
+    for size, axes in zip(x.shape, nn.logical_to_mesh_axes(names, RULES) or (), strict=True):
+        axes = tuple(axis for axis in _as_tuple(axes) if mesh.shape.get(axis, 1) > 1)
+        mine = all(axis in mesh.auto_axes for axis in axes) and size % _parts(axes, mesh) == 0
+        spec.append((axes or None) if mine else P.UNCONSTRAINED)
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def _parts(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a mesh splits an array axis; an axis that it lacks does not count."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in _as_tuple(axes))
+
+
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Shardings of a parameter tree from the logical axis names in its metadata.
 
     Args:
-        boxed: abstract or concrete parameters as a Linen module's `init` makes them, with
-            `nn.with_logical_partitioning` metadata; arrays without metadata are replicated.
-        mesh: from `make_mesh`.
+        boxed: abstract or concrete parameters with the metadata of Flax: `nn.with_partitioning`,
+            `nn.with_logical_partitioning`, or an `nnx.State`; arrays without are replicated.
+        mesh: from `make_mesh`, or any other that has the axes named.
 
     Returns:
-        A tree of `NamedSharding` like the unboxed parameters. A vocabulary that the mesh does not
-        divide is replicated.
+        A tree of `NamedSharding` like the unboxed parameters. A vocabulary, or a number of key and
+        value heads, that the mesh does not divide stays whole.
 
     Raises:
         ValueError: if another named axis is not divisible by its part of the mesh.
@@ -136,26 +208,45 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
         True
     """
 
-    def spec(path: Any, leaf: Any) -> NamedSharding:
-        if not isinstance(leaf, nn.LogicallyPartitioned):
-            return NamedSharding(mesh, P())
-        axes = []
-        shape = jax.tree.leaves(leaf)[0].shape
-        for size, name in zip(shape, leaf.names, strict=True):
-            axis = RULES.get(name) if name else None
-            if axis and size % mesh.shape[axis]:
-                if name != "vocab":
-                    raise ValueError(
-                        f"{name} of {jax.tree_util.keystr(path)} has size {size}, which mesh axis "
-                        f"{axis}={mesh.shape[axis]} does not divide"
-                    )
-                axis = None
-            axes.append(axis)
-        return NamedSharding(mesh, P(*axes))
+    def sharding(path: Any, leaf: Any) -> Any:
+        found = NamedSharding(mesh, _partition_spec(jax.tree_util.keystr(path), leaf, mesh))
+        return leaf.replace(found) if isinstance(leaf, nnx.Variable) else found
 
-    return jax.tree_util.tree_map_with_path(
-        spec, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
+    return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Partitioned | nnx.Variable)
+
+
+def _partition_spec(path: str, leaf: Any, mesh: Mesh) -> P:
+    """How a parameter is split, from what Linen's boxes and NNX's variables say of its axes."""
+    if isinstance(leaf, nnx.Variable):
+        metadata = leaf.get_metadata()
+        names, rules = metadata.get("out_sharding"), metadata.get("sharding_rules") or RULES
+    elif isinstance(leaf, nn.LogicallyPartitioned):
+        names, rules = leaf.names, leaf.rules or RULES
+    else:
+        names, rules = getattr(leaf, "names", None), ()
+    if names is None:
+        return P()
+    array = jax.tree.leaves(leaf)[0]
+    axes_of_names = nn.logical_to_mesh_axes(tuple(names), tuple(rules)) or ()
+    spec = []
+    for size, name, axes in zip(array.shape, names, axes_of_names, strict=True):
+        # `nn.Partitioned` names axes of the mesh themselves, and so may a logical name.
+        axes = name if axes is None and name not in dict(rules) else axes
+        parts = _parts(axes, mesh)
+        if size % parts:
+            if name not in _MAY_STAY_WHOLE:
+                raise ValueError(
+                    f"{name} of {path} has size {size}, which mesh axis {axes}={parts} does not "
+                    "divide"
+                )
+            axes = None
+        kept = tuple(axis for axis in _as_tuple(axes) if axis in mesh.axis_names)
+        spec.append(kept[0] if len(kept) == 1 else kept or None)
+    return P(*spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxkit import validation
@@ -133,7 +134,11 @@ def state_shardings(
     key: Key[Array, ""],
     mesh: Mesh,
 ) -> TrainState:
-    """The sharding of every array of the state: optimizer moments follow their parameters.
+    """The sharding of every array of the state: what is shaped like a parameter is split like it.
+
+    An array of the optimizer's state belongs to the parameter whose path its own path ends with; if
+    it has the same shape, or one more axis before (a history), it is split like it. Everything else
+    is on every device.
 
     Example:
         >>> mesh = meshes.make_mesh()
@@ -145,14 +150,24 @@ def state_shardings(
     everywhere = meshes.replicated(mesh)
     boxed = jax.eval_shape(init_params, key)
     params = meshes.parameter_shardings(boxed, mesh)
-    abstract = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract,
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
+    unboxed = nn.meta.unbox(boxed)
+    leaves = jax.tree_util.tree_leaves_with_path(unboxed)
+    like = {
+        path: (leaf.shape, sharding.spec)
+        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(params), strict=True)
+    }
+
+    def moment(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        ends = (path[start:] for start in range(len(path) + 1))
+        shape, spec = next((like[end] for end in ends if end in like), (None, P()))
+        if leaf.shape == shape:
+            return NamedSharding(mesh, spec)
+        if leaf.shape[1:] == shape and leaf.ndim:
+            return NamedSharding(mesh, P(None, *spec))
+        return everywhere
+
+    abstract = jax.eval_shape(optimizer.init, unboxed)
+    opt_state = jax.tree_util.tree_map_with_path(moment, abstract)
     return TrainState(everywhere, params, opt_state, everywhere)  # type: ignore[arg-type]
 
 
@@ -168,12 +183,14 @@ def make_train_step(
 
     Args:
         loss_fn: `loss_fn(params, batch, key)`, the mean loss over the rows of the batch.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation; it is told `value`, `grad` and `value_fn` if it takes
+            extra arguments (line searches, `optax.contrib.reduce_on_plateau`, Polyak steps).
         accumulation_steps: split the batch into this many microbatches, whose gradients are
-            averaged one after the other; the update sees one gradient.
+            averaged one after the other, in float32 at least; the update sees one gradient.
         gradient_fn: `(params, batch, key) -> (loss, gradient)` in place of
             `jax.value_and_grad(loss_fn)`: clipped per example, say.
-        shardings: from `state_shardings`, so that the new state stays where the old one was.
+        shardings: from `state_shardings`, so that the new state stays where the old one was, and
+            the modules of `jaxkit.models` split their activations over the same mesh.
 
     Returns:
         A jitted `step(state, batch) -> (state, StepMetrics)` that consumes (donates) its state.
@@ -192,6 +209,7 @@ def make_train_step(
     """
     validation.integer("accumulation_steps", accumulation_steps, minimum=1)
     gradient = gradient_fn or jax.value_and_grad(loss_fn)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def accumulate(params: PyTree, batch: Any, key: Key[Array, ""]) -> tuple[Array, PyTree]:
         size = jax.tree.leaves(batch)[0].shape[0]
@@ -201,25 +219,47 @@ def make_train_step(
             )
         if accumulation_steps == 1:
             return gradient(params, batch, key)
+
+        def wide(*arguments: Any) -> tuple[Array, PyTree]:
+            loss, gradients = gradient(*arguments)
+            return loss, jax.tree.map(_at_least_float32, gradients)
+
         mean = optax.microbatching.AccumulationType.MEAN
         microbatch_size = size // accumulation_steps
-        return optax.microbatching.microbatch(gradient, 1, microbatch_size, mean)(
+        loss, gradients = optax.microbatching.microbatch(wide, 1, microbatch_size, mean)(
             params, batch, key
         )
+        return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
         loss, gradients = accumulate(state.params, batch, key)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            gradients,
+            state.opt_state,
+            state.params,
+            value=loss,
+            grad=gradients,
+            value_fn=lambda params: loss_fn(params, batch, key),
+        )
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(gradients))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
-    everywhere = shardings.step
+    everywhere: Any = shardings.step
+
+    def step_on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+        with jax.sharding.use_abstract_mesh(everywhere.mesh.abstract_mesh):
+            return step(state, batch)
+
     return jax.jit(
-        step,
+        step_on_mesh,
         donate_argnums=0,
         out_shardings=(shardings, StepMetrics(everywhere, everywhere)),
     )
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -285,7 +285,6 @@ class TrainConfig:
                 dtype=self.dtype,
                 remat=self.remat,
                 unroll_layers=on_cpu and self.num_layers <= 8,
-                attention_implementation="einsum" if on_cpu else None,
                 readout_multiplier=multiplier,
             )
         )

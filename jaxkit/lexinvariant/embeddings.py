@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxkit import validation
+from jaxkit import pytrees, validation
 
 KINDS = ("gaussian", "orthogonal", "rademacher")
 Kind = Literal["gaussian", "orthogonal", "rademacher"]
@@ -73,7 +73,7 @@ def sequence_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " 
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
 
 
-@struct.dataclass
+@pytrees.dataclass
 class RandomTable:
     r"""A fresh token table for every sequence, drawn where it is read and never stored.
 

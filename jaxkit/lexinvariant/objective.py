@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ def anonymised(
         row_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         learned: Any = model.apply(params, method="token_table")
         mask = embeddings.random_rows(mask_keys, config.vocab_size, p)
-        drawn = random.replace(keys=row_keys).whole()  # type: ignore[attr-defined]
+        drawn = dataclasses.replace(random, keys=row_keys).whole()
         return tokens, embeddings.mix_embedding(mask, learned, drawn), None
     return tokens, None, None
 
@@ -160,7 +161,7 @@ def token_losses(
     validation.choice("kind with chunk_size", kind, ("gaussian", "rademacher"))
     hidden: Any = model.apply(params, inputs, table, method="hidden_states")
     if table is None:
-        table: Any = model.apply(params, method="token_table")
+        table: Any = model.apply(params, method="readout_table")
     return models.chunked_cross_entropy(hidden, targets, table, chunk_size)
 
 

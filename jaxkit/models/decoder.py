@@ -12,8 +12,8 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Float, Int, Key
 
-from jaxkit import validation
-from jaxkit.models import decoder_blocks, readout
+from jaxkit import training, validation
+from jaxkit.models import decoder_blocks, products, readout
 from jaxkit.models.decoder_config import DecoderConfig
 
 
@@ -21,8 +21,8 @@ class KeyValueCache(NamedTuple):
     """Keys and values of the tokens read so far.
 
     Attributes:
-        keys: ``[L, B, S, H, K]``.
-        values: ``[L, B, S, H, K]``.
+        keys: ``[L, B, S, J, K]``, J the heads of keys and values.
+        values: ``[L, B, S, J, K]``.
         position: number of tokens read, int32 scalar.
 
     Example:
@@ -35,8 +35,8 @@ class KeyValueCache(NamedTuple):
         ((1, 3, 8), (1, 1, 8, 4, 32))
     """
 
-    keys: Float[Array, "L B S H K"]
-    values: Float[Array, "L B S H K"]
+    keys: Float[Array, "L B S J K"]
+    values: Float[Array, "L B S J K"]
     position: Int[Array, ""]
 
 
@@ -55,7 +55,7 @@ def empty_cache(config: DecoderConfig, batch_size: int, length: int) -> KeyValue
         >>> empty_cache(DecoderConfig(vocab_size=8), 2, 16).keys.shape
         (4, 2, 16, 4, 32)
     """
-    shape = (config.num_layers, batch_size, length, config.num_heads, config.head_dim)
+    shape = (config.num_layers, batch_size, length, config.kv_heads, config.head_dim)
     zeros = jnp.zeros(shape, config.dtype)
     return KeyValueCache(zeros, zeros, jnp.zeros((), jnp.int32))
 
@@ -91,16 +91,16 @@ class DecoderLM(nn.Module):
     def setup(self):
         """Declare the parameters."""
         c = self.config
+        rows = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         if c.embedding == "fixed":
-            self.embedding: Any = self.param(
-                "embedding",
-                nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
-                (c.vocab_size, c.d_model),
-            )
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-        self.embedding_scale: Any = self.param("embedding_scale", ones, (c.d_model,))
-        self.embedding_bias: Any = self.param("embedding_bias", zeros, (c.d_model,))
+            self.embedding: Any = self.param("embedding", rows, (c.vocab_size, c.d_model))
+        if not c.tied_readout:
+            self.unembedding: Any = self.param("unembedding", rows, (c.vocab_size, c.d_model))
+        if c.embedding_affine:
+            ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            self.embedding_scale: Any = self.param("embedding_scale", ones, (c.d_model,))
+            self.embedding_bias: Any = self.param("embedding_bias", zeros, (c.d_model,))
         if c.position == "t5" and c.share_relative_bias:
             self.relative_bias = decoder_blocks.relative_bias(self, c)
         block = (
@@ -116,7 +116,7 @@ class DecoderLM(nn.Module):
             unroll=c.num_layers if c.unroll_layers else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
-        self.final_norm = decoder_blocks.RMSNorm()
+        self.final_norm = decoder_blocks.RMSNorm(c.norm_epsilon)
 
     def __call__(
         self, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
@@ -151,14 +151,18 @@ class DecoderLM(nn.Module):
 
         A `TokenTable` is computed again in the backward pass instead of being stored.
         """
-        table = self._table(embedding, hidden.shape[0])
+        table = self.readout_table() if embedding is None else self._table(embedding, len(hidden))
         if isinstance(table, readout.TokenTable):
             return jax.checkpoint(lambda h, t: readout.scores(h, t.whole()))(hidden, table)
         return readout.scores(hidden, table)
 
     def token_table(self) -> Float[Array, "V D"]:
-        """The learned table, of models with `embedding="fixed"`."""
+        """The learned table that tokens are read from, of models with `embedding="fixed"`."""
         return self._table(None, 0)
+
+    def readout_table(self) -> Float[Array, "V D"]:
+        """The learned table that `readout` scores against."""
+        return self._table(None, 0) if self.config.tied_readout else self.unembedding
 
     def decode_step(
         self, cache: KeyValueCache, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
@@ -198,7 +202,9 @@ class DecoderLM(nn.Module):
         if not validation.is_traced(tokens):
             validate_tokens(tokens, c.vocab_size)
         rows = self._rows(tokens, self._table(embedding, tokens.shape[0]))
-        x = (rows * self.embedding_scale + self.embedding_bias).astype(c.dtype)
+        if c.embedding_affine:
+            rows = rows * self.embedding_scale + self.embedding_bias
+        x = training.constrain(rows.astype(c.dtype), "batch", None, None)
         shared = c.position == "t5" and c.share_relative_bias
         keys_values = None if cache is None else (cache.keys, cache.values)
         position: Any = 0 if cache is None else cache.position
@@ -213,7 +219,7 @@ class DecoderLM(nn.Module):
         if isinstance(table, readout.TokenTable):
             return table.rows(tokens)
         if table.ndim == 2:
-            return jnp.take(table, tokens, axis=0)
+            return products.read_rows(table, tokens)
         return jnp.take_along_axis(table, tokens[..., None], axis=1)
 
     def _table(self, embedding: Any, batch_size: int) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,7 +17,7 @@ from jaxkit.models.decoder_config import DecoderConfig
 
 def _matmul_parameters(config: DecoderConfig) -> int:
     """Number of weights in the matrices of the blocks (no table, norms or biases)."""
-    attention = 4 * config.d_model * config.num_heads * config.head_dim
+    attention = 2 * config.d_model * config.head_dim * (config.num_heads + config.kv_heads)
     mlp = (3 if config.gated_mlp else 2) * config.d_model * config.d_ff
     return config.num_layers * (attention + mlp)
 
@@ -57,7 +56,7 @@ class ParameterCounts(NamedTuple):
         norms: scales of the norms.
         relative_bias: T5 biases.
         embedding_affine: scale and bias of the embedding.
-        table: the learned token table; 0 where it is given.
+        table: the learned token tables; 0 where one is given.
         logit_scale: scales of normalised attention logits.
 
     Example:
@@ -88,15 +87,16 @@ def parameter_counts(config: DecoderConfig) -> ParameterCounts:
         788352
     """
     layers, heads, width = config.num_layers, config.num_heads, config.d_model
-    tables = 0
+    biases = 0
     if config.position == "t5":
-        tables = 1 if config.share_relative_bias else layers
+        biases = 1 if config.share_relative_bias else layers
+    tables = (config.embedding == "fixed") + (not config.tied_readout)
     return ParameterCounts(
         matmul=_matmul_parameters(config),
         norms=(2 * layers + 1) * width,
-        relative_bias=tables * heads * config.num_buckets,
-        embedding_affine=2 * width,
-        table=config.vocab_size * width if config.embedding == "fixed" else 0,
+        relative_bias=biases * heads * config.num_buckets,
+        embedding_affine=2 * width if config.embedding_affine else 0,
+        table=tables * config.vocab_size * width,
         logit_scale=layers * heads if config.qk_norm else 0,
     )
 
@@ -145,32 +145,14 @@ class StepCost(NamedTuple):
         return self.data_exchange_bytes + self.fsdp_exchange_bytes + self.tensor_exchange_bytes
 
 
-def _is_boxed(leaf: Any) -> bool:
-    return isinstance(leaf, nn.LogicallyPartitioned)
-
-
-def _axes(leaf: Any) -> set[str]:
-    """The axes of the mesh that an array is split over."""
-    names = leaf.names if _is_boxed(leaf) else ()
-    return {training.RULES[name] for name in names if name in training.RULES}
-
-
 def _all_reduce_bytes(size: int, parts: int) -> int:
     """Bytes that one of `parts` devices receives in a ring sum of an array of `size` bytes."""
     return 2 * size * (parts - 1) // parts
 
 
-def _share_bytes(leaf: Any, mesh: Mesh | AbstractMesh) -> int:
-    """Bytes of one device's part of an array whose axes have logical names."""
-    array = jax.tree.leaves(leaf)[0]
-    names = leaf.names if _is_boxed(leaf) else (None,) * array.ndim
-    size = array.dtype.itemsize
-    for length, name in zip(array.shape, names, strict=True):
-        parts = mesh.shape[training.RULES[name]] if name in training.RULES else 1
-        if length % parts and name != "vocab":
-            raise ValueError(f"mesh must divide {name} of size {length}, got {parts} parts")
-        size *= length // parts if length % parts == 0 else length
-    return size
+def _share_bytes(array: Any) -> int:
+    """Bytes of one device's part of an array."""
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def step_cost(
@@ -206,30 +188,16 @@ def step_cost(
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if validation.integer("batch_size", batch_size, minimum=1) % parts:
         raise ValueError(f"batch_size must be divisible by data x fsdp = {parts}, got {batch_size}")
-    model = decoder.DecoderLM(config)
-    table = (config.vocab_size, config.d_model)
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.zeros(table))
-
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    shares = jax.tree.map(lambda leaf: _share_bytes(leaf, mesh), boxed, is_leaf=_is_boxed)
-    # Optimizer moments follow their parameters; everything else of its state is on every device.
-    optimizer_shares = optax.tree.map_params(
-        optimizer,
-        lambda _, share: share,
-        jax.eval_shape(optimizer.init, nn.meta.unbox(boxed)),
-        shares,
-        transform_non_params=lambda leaf: leaf.size * leaf.dtype.itemsize,
-    )
-    parameters = sum(jax.tree.leaves(shares))
+    init = decoder.initializer(decoder.DecoderLM(config))
+    state = training.abstract_state(init, optimizer, jax.random.key(0), mesh)
+    parameters = sum(map(_share_bytes, jax.tree.leaves(state.params)))
     rows, tensor = batch_size // parts, mesh.shape["tensor"]
     divided = config.vocab_size % tensor == 0
     vocab_share = config.vocab_size // tensor if divided else config.vocab_size
     tables = 4 * rows * vocab_share * config.d_model if config.embedding == "given" else 0
     activation = rows * sequence_length * config.d_model * jnp.dtype(config.dtype).itemsize
     logits = 4 * rows * sequence_length * vocab_share
-    data, fsdp, gathered = _gradient_exchange(config, boxed, shares, mesh, activation)
+    data, fsdp, gathered = _gradient_exchange(config, state.params, mesh, activation)
     summed = (6 if config.remat else 4) * config.num_layers + (2 if divided else 0)
     scores = 12 * rows * sequence_length if divided else 0
     tokens = batch_size * sequence_length // num_devices
@@ -238,7 +206,7 @@ def step_cost(
     return StepCost(
         num_devices=num_devices,
         parameter_bytes=parameters,
-        optimizer_bytes=sum(jax.tree.leaves(optimizer_shares)),
+        optimizer_bytes=sum(map(_share_bytes, jax.tree.leaves(state.opt_state))),
         gradient_bytes=parameters,
         table_bytes=tables,
         logits_bytes=logits,
@@ -259,43 +227,41 @@ def step_cost(
 
 
 def _gradient_exchange(
-    config: DecoderConfig,
-    boxed: Any,
-    shares: Any,
-    mesh: Mesh | AbstractMesh,
-    activation: int,
+    config: DecoderConfig, params: Any, mesh: Mesh | AbstractMesh, activation: int
 ) -> tuple[int, int, int]:
     """Bytes received over `data` and `fsdp`, and those of gathered weights alive at a time."""
     copies, parts = mesh.shape["data"], mesh.shape["fsdp"]
     itemsize = jnp.dtype(config.dtype).itemsize
     data = fsdp = gathered = 0
-    leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
-    for leaf, share in zip(leaves, jax.tree.leaves(shares), strict=True):
-        if "fsdp" not in _axes(leaf):  # on every device, its gradient in float32
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        share = _share_bytes(leaf)
+        if "fsdp" not in leaf.sharding.spec:  # on every device, its gradient in float32
             data += _all_reduce_bytes(share, copies * parts)
             continue
         used = share * itemsize // 4
         # A ring gather brings the other shares, and so does a ring sum that leaves each its part.
         data += _all_reduce_bytes(used, copies)
-        if "vocab" in leaf.names:
-            # Read out as any matrix, once; the rows read come to their sequences and their
-            # gradients go back, one of the two in float32, as do the sums of those.
-            fsdp += (
-                2 * used * (parts - 1)
-                + (itemsize + 4) * activation // itemsize * (parts - 1) // parts
-            )
-            data += _all_reduce_bytes(share, copies)
-            gathered += used * parts
-        else:
+        name = path[-1].key
+        read, scored = name == "embedding", name == "unembedding" or config.tied_readout
+        if name not in ("embedding", "unembedding"):
             fsdp += 3 * used * (parts - 1)
             gathered += 2 * used * parts // config.num_layers
+            continue
+        if scored:  # once, as any matrix
+            fsdp += 2 * used * (parts - 1)
+            gathered += used * parts
+        if read:
+            # The rows read come to their sequences and their gradients go back, one of the two in
+            # float32, as do the sums of those.
+            fsdp += (itemsize + 4) * activation // itemsize * (parts - 1) // parts
+            data += _all_reduce_bytes(share, copies)
     return data, fsdp, gathered
 
 
 def _layer_bytes(config: DecoderConfig, rows: int, sequence_length: int, tensor: int) -> int:
     """What one layer keeps for its backward pass, its attention logits in two types."""
     itemsize = jnp.dtype(config.dtype).itemsize
-    heads = 4 * config.num_heads * config.head_dim
+    heads = 2 * (config.num_heads + config.kv_heads) * config.head_dim
     mlp = (3 if config.gated_mlp else 2) * config.d_ff
     activations = itemsize * sequence_length * (heads + mlp) // tensor
     attention = 8 * sequence_length**2 * config.num_heads // tensor

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxkit import validation
+from jaxkit import training, validation
 from jaxkit.models import products
 
 
@@ -61,11 +61,12 @@ def scores(
     Source: arXiv 2305.16349 §2.3; the factor is not in the paper: with :math:`|h| \approx \sqrt{D}`
     a matching row scores :math:`\sqrt{D}` against noise of variance 1.
     """
-    table = table.astype(hidden.dtype)
     if table.ndim == 2:
-        product = products.project(hidden, table.T, preferred_element_type=jnp.float32)
+        product = products.score_rows(hidden, table)
     else:
+        table = training.constrain(table.astype(hidden.dtype), "batch", "vocab", None)
         product = jnp.einsum("btd,bvd->btv", hidden, table, preferred_element_type=jnp.float32)
+        product = training.constrain(product, "batch", None, "vocab")
     return product * hidden.shape[-1] ** -0.5
 
 

@@ -32,6 +32,7 @@ from jaxkit.training.mesh import (
     mesh_in_use,
     parameter_shardings,
     parse_mesh,
+    partition_count,
     place_batch,
     replicated,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "model_flops_utilization",
     "parameter_shardings",
     "parse_mesh",
+    "partition_count",
     "place_batch",
     "program_cost",
     "read_metrics",

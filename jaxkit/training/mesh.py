@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax import nnx
+from flax.linen import spmd
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -170,11 +171,31 @@ def constrain(x: Array, *names: str | None) -> Array:
     if len(names) != x.ndim:
         raise ValueError(f"names must be one an axis of x, {x.ndim} of them, got {names}")
     spec = []
-    for size, axes in zip(x.shape, nn.logical_to_mesh_axes(names, RULES) or (), strict=True):
+    for size, axes in zip(x.shape, spmd.logical_to_mesh_axes(names, RULES) or (), strict=True):
         axes = tuple(axis for axis in _as_tuple(axes) if mesh.shape.get(axis, 1) > 1)
         mine = all(axis in mesh.auto_axes for axis in axes) and size % _parts(axes, mesh) == 0
         spec.append((axes or None) if mine else P.UNCONSTRAINED)
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def partition_count(name: str, mesh: AbstractMesh | None) -> int:
+    """Into how many parts `constrain` splits an axis of this logical name.
+
+    Args:
+        name: a name of `RULES`.
+        mesh: from `mesh_in_use`.
+
+    Returns:
+        The number; 1 without a mesh.
+
+    Example:
+        >>> partition_count("batch", None)
+        1
+    """
+    if mesh is None:
+        return 1
+    axes = _as_tuple(dict(RULES).get(name))
+    return _parts(tuple(axis for axis in axes if axis in mesh.auto_axes), mesh)
 
 
 def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -186,7 +207,7 @@ def _parts(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int
     return math.prod(mesh.shape.get(axis, 1) for axis in _as_tuple(axes))
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of a parameter tree from the logical axis names in its metadata.
 
     Args:
@@ -219,7 +240,7 @@ def _is_boxed(leaf: Any) -> bool:
     return isinstance(leaf, nn.Partitioned | nnx.Variable)
 
 
-def _partition_spec(path: str, leaf: Any, mesh: Mesh) -> P:
+def _partition_spec(path: str, leaf: Any, mesh: Mesh | AbstractMesh) -> P:
     """How a parameter is split, from what Linen's boxes and NNX's variables say of its axes."""
     if isinstance(leaf, nnx.Variable):
         metadata = leaf.get_metadata()
@@ -231,7 +252,7 @@ def _partition_spec(path: str, leaf: Any, mesh: Mesh) -> P:
     if names is None:
         return P()
     array = jax.tree.leaves(leaf)[0]
-    axes_of_names = nn.logical_to_mesh_axes(tuple(names), tuple(rules)) or ()
+    axes_of_names = spmd.logical_to_mesh_axes(tuple(names), tuple(rules)) or ()
     spec = []
     for size, name, axes in zip(array.shape, names, axes_of_names, strict=True):
         # `nn.Partitioned` names axes of the mesh themselves, and so may a logical name.
@@ -249,7 +270,7 @@ def _partition_spec(path: str, leaf: Any, mesh: Mesh) -> P:
     return P(*spec)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of a value that every device holds.
 
     Example:

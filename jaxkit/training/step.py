@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -111,7 +111,7 @@ def abstract_state(
     init_params: Callable[[Key[Array, ""]], PyTree],
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
 ) -> TrainState:
     """The state that `init_state` would make, as shapes, types and shardings: nothing allocated.
 
@@ -132,7 +132,7 @@ def state_shardings(
     init_params: Callable[[Key[Array, ""]], PyTree],
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
 ) -> TrainState:
     """The sharding of every array of the state: what is shaped like a parameter is split like it.
 

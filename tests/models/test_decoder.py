@@ -22,7 +22,7 @@ OPTIONS = {
     "rope": {"position": "rope"},
     "qk norm": {"qk_norm": True},
     "shared bias": {"share_relative_bias": True},
-    "plain contractions": {"attention_implementation": "einsum"},
+    "plain contractions": {"attention": "einsum"},
 }
 
 

@@ -29,8 +29,8 @@ OPTIONS = {
     "remat": {"remat": True},
     "unrolled": {"unroll_layers": True},
     "multiplied": {"readout_multiplier": 0.5},
-    "plain contractions": {"attention_implementation": "einsum"},
-    "plain contractions without bias": {"attention_implementation": "einsum", "position": "none"},
+    "plain contractions": {"attention": "einsum"},
+    "plain contractions without bias": {"attention": "einsum", "position": "none"},
 }
 #: Every option above at least once, in three programs.
 TOGETHER = {
@@ -45,7 +45,7 @@ TOGETHER = {
         "share_relative_bias": True,
         "qk_norm": True,
         "unroll_layers": True,
-        "attention_implementation": "einsum",
+        "attention": "einsum",
     },
 }
 

@@ -220,9 +220,11 @@ def make_training(
         if clip_ratio is not None:
             outputs = policy.apply(state.params["policy"], drawn.observations)
             old = jax.lax.stop_gradient(policy.log_prob(outputs, drawn.actions))
-        # Steps first, so that a slice is one piece of memory.
+        # Steps first, so that a slice is one piece of memory; but episodes first where those are
+        # split over devices, so that each decision stays where it is.
+        ordered = (lambda x: jnp.swapaxes(x, 0, 1)) if mesh is None else (lambda x: x)
         by_step = jax.tree.map(
-            lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), (chosen, advantage, q, old)
+            lambda x: ordered(x).reshape(-1, *x.shape[2:]), (chosen, advantage, q, old)
         )
 
         def objective_of(parameters, part):

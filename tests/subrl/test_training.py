@@ -56,6 +56,17 @@ def test_eight_devices_give_the_metrics_of_one(seeds, devices):
         )
 
 
+def test_devices_exchange_a_gradient_and_no_decision(devices):
+    mesh = jax.make_mesh((8,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+    train = _training(mesh=mesh)
+    cost = training.program_cost(jax.jit(train.run).lower(jax.random.key(0)).compile(), mesh)
+    params = jax.eval_shape(train.init, jax.random.key(0)).params
+    gradient = 2 * 7 / 8 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert gradient <= cost.received() / train.epochs < 2 * gradient
+    # Of each episode no more than its value crosses, for the median.
+    assert cost.received(kind="all-gather") <= train.epochs * 2 * 4 * 16
+
+
 @pytest.mark.slow
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     whole = subrl.fit(_training(4), jax.random.key(0), chunk=1)

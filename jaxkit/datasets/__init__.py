@@ -1,17 +1,17 @@
 """Real data, embedded and the user's own, and batches of it.
 
-How to choose: `embedded_prose` needs no file and no network; `load_text` maps a file or folder of
-any size. `ByteTokenizer` knows every text and costs no memory; `CharTokenizer` is for alphabets
-beyond ASCII that fit 255 characters; `JsonTokenizer` reads any file of the `tokenizers` package.
-`tokenize` makes one array of a corpus, `token_batches` trains on it, `evaluation_batches` scores
-it. For arrays: `load_digits`, `load_table`, then `array_batches`. For pictures: `find_pictures`
-recognizes folders, CIFAR, STL-10, Tiny-ImageNet, IDX and NPZ; `picture_recipe` names a published
-transform; `picture_batches` decodes when asked, `decode_pictures` what is tested on. Sharp edges: a
-shuffled stream keeps a permutation of 4 bytes a window in memory; a finite stream leaves out its
-last batch unless it is full; a batch `index` is int64 on the host and becomes int32 on a device;
-`JsonTokenizer` is saved by path and SHA-256, so keep the file; a tokenizer that marks the start of
-a text marks every 1 MiB piece of a corpus; the embedded prose differs a little between Python
-versions.
+How to choose: `embedded_prose` needs no file and no network; `load_text` maps files of any size:
+plain, compressed, JSON lines, Parquet. `ByteTokenizer` knows every text and costs no memory;
+`CharTokenizer` is for alphabets beyond ASCII that fit 255 characters; `JsonTokenizer` reads any
+file of the `tokenizers` package. `tokenize` makes one array of a corpus, `token_batches` trains on
+it, `evaluation_batches` scores it. For arrays: `load_digits`, `load_table`, then `array_batches`.
+For pictures: `find_pictures` recognizes folders, CIFAR, STL-10, Tiny-ImageNet, IDX and NPZ;
+`picture_recipe` names a published transform; `picture_batches` decodes when asked,
+`decode_pictures` what is tested on. Sharp edges: a shuffled stream keeps a permutation of 4 bytes a
+window in memory; a finite stream leaves out its last batch unless it is full; a batch `index` is
+int64 on the host and becomes int32 on a device; `JsonTokenizer` is saved by path and SHA-256, so
+keep the file; a tokenizer that marks the start of a text marks every 1 MiB piece of a corpus; the
+embedded prose differs a little between Python versions.
 """
 
 from jaxkit.datasets.array_files import read_csv, read_idx, read_npz

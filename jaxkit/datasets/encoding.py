@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import UInt
 
-from jaxkit.datasets.mapped import read_mapped, write_mapped
+from jaxkit.datasets.mapped import grow_mapped, write_mapped
 from jaxkit.datasets.text import Corpus
 from jaxkit.datasets.tokenizers import ByteTokenizer, Tokenizer
 
@@ -29,8 +29,9 @@ def tokenize(
     Args:
         corpus: the text.
         tokenizer: how to encode it.
-        cache_dir: folder for the encoded array, found again by corpus and tokenizer; None keeps
-            the array in memory, or in a temporary file if the text is larger than 64 MiB.
+        cache_dir: folder for the encoded array, found again by corpus and tokenizer; encoding goes
+            on there where it was interrupted. None keeps the array in memory, or in a temporary
+            file if the text is larger than 64 MiB.
 
     Returns:
         The tokens, `[tokens]`, of the smallest unsigned type that holds the vocabulary.
@@ -48,21 +49,20 @@ def tokenize(
     dtype = np.min_scalar_type(max(tokenizer.vocab_size - 1, 0))
     if cache_dir is not None:
         path = pathlib.Path(cache_dir) / f"{_cache_key(corpus, tokenizer)}.npy"
-        if path.exists():
-            try:
-                return read_mapped(path, dtype)
-            except (ValueError, EOFError):
-                pass  # damaged since it was written: encode again
-        return write_mapped(_pieces(corpus, tokenizer), dtype, path)
+        return grow_mapped(path, dtype, lambda start: _pieces(corpus, tokenizer, start or 0))
+    pieces = (tokens for tokens, _ in _pieces(corpus, tokenizer))
     if len(corpus) > _IN_MEMORY:
-        return write_mapped(_pieces(corpus, tokenizer), dtype)
-    return np.concatenate([np.empty(0, dtype), *_pieces(corpus, tokenizer)])
+        return write_mapped(pieces, dtype)
+    return np.concatenate([np.empty(0, dtype), *pieces])
 
 
-def _pieces(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    for piece in corpus.pieces():
+def _pieces(
+    corpus: Corpus, tokenizer: Tokenizer, start: int = 0
+) -> Iterator[tuple[np.ndarray, int]]:
+    for end in corpus.cuts(start=start):
         try:
-            yield tokenizer.encode(piece)
+            yield tokenizer.encode(corpus.data[start:end].tobytes().decode("utf-8")), end
+            start = end
         except ValueError as error:
             raise ValueError(f"{corpus.name}: {error}") from error
 

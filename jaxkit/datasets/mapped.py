@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
+import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxkit.files import atomic_writer
+from jaxkit.files import atomic_writer, write_atomically
 
 
 def write_mapped(
-    chunks: Iterable[np.ndarray], dtype: np.typing.DTypeLike, path: pathlib.Path | None = None
+    chunks: Iterable[np.ndarray],
+    dtype: np.typing.DTypeLike,
+    path: pathlib.Path | None = None,
+    *,
+    empty: bool = False,
 ) -> Shaped[np.ndarray, " n"]:
     """Stream chunks into one flat array on disk and map it read-only.
 
@@ -23,6 +31,7 @@ def write_mapped(
         dtype: type of the elements.
         path: the `.npy` file to write atomically; None writes an unnamed temporary file (under
             `TMPDIR`) that disappears with the array.
+        empty: whether there may be nothing to write.
 
     Returns:
         The mapped array, `[n]`.
@@ -38,16 +47,116 @@ def write_mapped(
     dtype = np.dtype(dtype)
     if path is None:
         with tempfile.TemporaryFile() as stream:
-            length = _write(stream, chunks, dtype)
+            length = _write(stream, chunks, dtype, empty)
+            if not length:
+                return np.empty(0, dtype)
             return np.memmap(stream, dtype, mode="r", shape=(length,))
     with atomic_writer(path) as stream:
         header = _write_header(stream, 0, dtype)
-        length = _write(stream, chunks, dtype)
+        length = _write(stream, chunks, dtype, empty)
         stream.seek(0)
         # NumPy pads the header for a growing first axis, so the final one fits the same space.
         if _write_header(stream, length, dtype) != header:
             raise OSError(f"the header of {path} does not fit its space")
     return read_mapped(path, dtype)
+
+
+def grow_mapped(
+    path: pathlib.Path,
+    dtype: np.typing.DTypeLike,
+    chunks: Callable[[Any], Iterable[tuple[np.ndarray, Any]]],
+    *,
+    save_every: int = 1 << 26,
+) -> Shaped[np.ndarray, " n"]:
+    """Find an array on disk or write it, going on where an earlier process was interrupted.
+
+    Processes that want the same array wait for the one that writes it.
+
+    Args:
+        path: the `.npy` file; beside it, while it grows, lie `.partial` and `.position`.
+        dtype: type of the elements.
+        chunks: `chunks(position)` gives flat arrays from a position on, each with the position
+            behind it, of JSON types; from the start where the position is None.
+        save_every: bytes after which the position is saved.
+
+    Returns:
+        The mapped array, `[n]`: the same however often the writing was interrupted.
+
+    Raises:
+        OSError: if the disk refuses.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "a.npy"
+        ...     letters = lambda at: ((np.array([i]), i + 1) for i in range(at or 0, 3))
+        ...     grow_mapped(path, np.uint8, letters).tolist()
+        [0, 1, 2]
+    """
+    dtype = np.dtype(dtype)
+    partial, saved = path.with_suffix(".partial"), path.with_suffix(".position")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(partial) as stream:
+        if path.exists():
+            try:
+                array = read_mapped(path, dtype)
+                partial.unlink()
+                return array
+            except (ValueError, EOFError):
+                pass  # damaged since it was written: write it again
+        header = _write_header(stream, 0, dtype)
+        position, size = _saved_position(saved, header, stream.seek(0, os.SEEK_END))
+        stream.truncate(size)
+        stream.seek(size)
+        since = 0
+        try:
+            for chunk, at in chunks(position):
+                since += stream.write(np.ascontiguousarray(chunk, dtype).data)
+                if since >= save_every:
+                    _sync(stream)
+                    write_atomically(saved, json.dumps([at, stream.tell()]))
+                    since = 0
+            length = (stream.tell() - header) // dtype.itemsize
+            stream.seek(0)
+            # NumPy pads the header for a growing first axis, so the final one fits its space.
+            _write_header(stream, length, dtype)
+            _sync(stream)
+        except Exception:
+            # Not an interruption: it would fail again at the same place.
+            partial.unlink()
+            saved.unlink(missing_ok=True)
+            raise
+        saved.unlink(missing_ok=True)
+        if not length:
+            partial.unlink()
+            return np.empty(0, dtype)
+        os.replace(partial, path)
+    return read_mapped(path, dtype)
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Open a file to read and write once no other process has it open so; make it if need be."""
+    while True:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            # The process that one has waited for may have renamed or removed the file.
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                yield stream
+                return
+
+
+def _saved_position(saved: pathlib.Path, header: int, available: int) -> tuple[Any, int]:
+    try:
+        position, size = json.loads(saved.read_text("utf-8"))
+        # A position without its bytes would leave a hole.
+        return (position, size) if header <= size <= available else (None, header)
+    except (OSError, ValueError, TypeError):
+        return None, header
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def read_mapped(path: pathlib.Path, dtype: np.typing.DTypeLike) -> Shaped[np.ndarray, " n"]:
@@ -78,12 +187,12 @@ def read_mapped(path: pathlib.Path, dtype: np.typing.DTypeLike) -> Shaped[np.nda
     return array
 
 
-def _write(stream: BinaryIO, chunks: Iterable[np.ndarray], dtype: np.dtype) -> int:
+def _write(stream: BinaryIO, chunks: Iterable[np.ndarray], dtype: np.dtype, empty: bool) -> int:
     length = 0
     for chunk in chunks:
         stream.write(np.ascontiguousarray(chunk, dtype).data)
         length += chunk.size
-    if not length:
+    if not length and not empty:
         raise ValueError("there is nothing to write: every chunk is empty")
     stream.flush()
     return length

@@ -1,12 +1,20 @@
+import contextlib
+import functools
+import gzip
 import hashlib
+import json
+import logging
+import sys
 import tracemalloc
 
 import hypothesis
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import strategies as st
 
 from jaxkit import datasets
+from jaxkit.datasets import documents, encoding, mapped, text
 
 
 def test_a_file_is_mapped_and_split_at_the_fraction(tmp_path):
@@ -148,7 +156,7 @@ def test_a_missing_path_is_answered_with_the_closest(tmp_path):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no text: a folder must contain \.txt files"):
+    with pytest.raises(ValueError, match=r"a folder must contain files ending in .txt"):
         datasets.load_text(tmp_path)
 
 
@@ -165,3 +173,187 @@ def test_real_text_keeps_its_bytes(shared_data):
     tokenizer = datasets.CharTokenizer.from_corpus(split.train)
     assert tokenizer.vocab_size == 66
     assert tokenizer.decode(datasets.tokenize(split.train, tokenizer)) == split.train.text()
+
+
+# JSON lines, compression, Parquet, and what else people have.
+
+ROWS = [
+    {"text": "one\ntwo", "meta": {"set": "Github"}},
+    {"text": "drei \N{SNOWMAN}\r\n", "meta": {"set": "Books"}},
+    {"text": "", "meta": {"set": "Github"}},
+    {"text": "four", "meta": {"set": "Github"}, "a.b": 1},
+]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def whole(path, **options):
+    return datasets.load_text(path, validation_fraction=0, **options).train.text()
+
+
+def zst(content, frames=2):
+    cut = len(content) // frames
+    parts = [content[i : i + cut] for i in range(0, len(content), cut)]
+    return b"".join(map(zstandard.compress, parts))
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"),
+    [(".jsonl", bytes), (".jsonl.gz", gzip.compress), (".JSONL.zst", zst), (".ndjson", bytes)],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_json_lines_are_the_same_text_however_they_are_packed(tmp_path, ending, pack, cached):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(pack(b"\xef\xbb\xbf" + LINES))
+    options = {"cache_dir": tmp_path / "cache" if cached else None}
+    assert whole(path, **options) == "one\ntwo\n\ndrei \N{SNOWMAN}\n\nfour"
+    assert whole(path, where=["meta.set=Github"], **options) == "one\ntwo\n\nfour"
+    assert whole(path, where=["meta.set=Github", "a.b=1"], **options) == "four"
+    assert (
+        whole(path, field="meta.set", separator="<>", **options) == "Github<>Books<>Github<>Github"
+    )
+    assert "drei \N{SNOWMAN}\r\n" in whole(path, newlines="keep", **options)
+
+
+def test_parquet_is_read_as_rows(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"text": [r["text"] for r in ROWS]}), tmp_path / "a.parquet")
+    assert whole(tmp_path / "a.parquet") == "one\ntwo\n\ndrei \N{SNOWMAN}\n\nfour"
+
+
+def test_without_a_reader_of_parquet_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match=r"pip install 'jaxkit\[parquet\]'"):
+        whole(tmp_path / "a.parquet")
+
+
+def test_several_files_patterns_suffixes_and_compressed_text(tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(LINES)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"alpha\r\nbeta"))
+    (tmp_path / "c.py").write_text("code\n")
+    (tmp_path / "d.md").write_text("\ufeffprose")
+    assert whole(tmp_path, where=["a.b=1"]) == "alpha\nbeta\n\nfour"
+    assert whole(tmp_path, suffixes=[".py", ".md"]) == "code\nprose"
+    assert whole(str(tmp_path / "[ac].*")) == "alpha\nbeta\ncode\n"
+    assert whole([tmp_path / "d.md", tmp_path / "c.py"]) == "prose\ncode\n"
+    with pytest.raises(ValueError, match=r"x\*\.txt matches no file"):
+        whole(str(tmp_path / "x*.txt"))
+
+
+def test_a_byte_order_mark_is_no_letter_and_windows_line_ends_are_newlines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfabc\n")
+    corpus = datasets.load_text(path, validation_fraction=0).train
+    assert corpus.text() == "abc\n"
+    assert isinstance(corpus.data, np.memmap)
+    path.write_bytes(b"a\r\nb\rc\r\n" + b"x" * ((1 << 22) - 9) + b"\r\ny\r")
+    assert whole(path) == "a\nb\rc\n" + "x" * ((1 << 22) - 9) + "\ny\r"
+    assert whole(path, newlines="keep").encode() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "not a JSON object"),
+        (b"[1]", "field 'text' must be a string, got no such field"),
+        (b'{"txt": ""}', r"no such field among \['txt'\]"),
+        (b'{"text": 3}', "must be a string, got int"),
+        (b'{"text": "\\ud800"}', "surrogates not allowed"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b"\xff", "not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, caplog, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "too"}')
+    with pytest.raises(ValueError, match=rf"a\.jsonl:3: .*{message}"):
+        whole(path)
+    with caplog.at_level(logging.INFO, "jaxkit.datasets"):
+        assert whole(path, broken="skip") == "good\n\ntoo"
+    assert "left out 1 documents" in caplog.text
+
+
+def test_binary_files_among_sources_are_skipped_and_counted(tmp_path, caplog):
+    (tmp_path / "a.py").write_text("code\n")
+    (tmp_path / "b.py").write_bytes(b"PK\0")
+    with pytest.raises(ValueError, match=r"b\.py is binary"):
+        whole(tmp_path, suffixes=[".py"])
+    with caplog.at_level(logging.INFO, "jaxkit.datasets"):
+        assert whole(tmp_path, suffixes=[".py"], broken="skip") == "code\n"
+    assert "left out 1 documents" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)[:-5], "is truncated or damaged gzip"),
+        ("a.jsonl.zst", zst(LINES)[:-5], "is truncated zstd"),
+        ("a.jsonl.zst", b"no zstd at all", "is damaged zstd"),
+        ("a.jsonl", b"\n", "is empty"),
+        ("a.jsonl.zst", b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_packed_files_that_are_cut_or_empty_are_refused(tmp_path, name, content, message, cached):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        whole(tmp_path / name, cache_dir=tmp_path / "cache" if cached else None)
+
+
+def test_conditions_must_be_equations(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    with pytest.raises(ValueError, match="where must be field=value, got 'meta'"):
+        whole(tmp_path / "a.jsonl", where=["meta"])
+
+
+class Killed(BaseException):
+    """Stands for a process that ends anywhere."""
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 30])
+def test_writing_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, stop):
+    for part in range(3):
+        rows = [{"text": f"document {part}.{i}\n" * (i % 4)} for i in range(20)]
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (tmp_path / f"{part}.jsonl.zst").write_bytes(zst(content))
+    pattern, expected = str(tmp_path / "*.zst"), whole(str(tmp_path / "*.zst"))
+    options = {"cache_dir": tmp_path / "cache"}
+    grow = functools.partial(mapped.grow_mapped, save_every=100)
+    monkeypatch.setattr(text, "grow_mapped", grow)
+    monkeypatch.setattr(encoding, "grow_mapped", grow)
+    monkeypatch.setattr(datasets.Corpus, "cuts", functools.partialmethod(datasets.Corpus.cuts, 64))
+    read, begun = documents.documents, []
+
+    def interrupted(files, options, start):
+        begun.append(start)
+        for count, found in enumerate(read(files, options, start)):
+            if count == stop and len(begun) == 1:
+                raise Killed
+            yield found
+
+    monkeypatch.setattr(documents, "documents", interrupted)
+    with pytest.raises(Killed):
+        whole(pattern, **options)
+    assert whole(pattern, **options) == expected
+    assert (list(begun[1]) > list(begun[0])) == (stop >= 7)
+    assert whole(pattern, **options) == expected
+    assert len(begun) == 2
+
+    tokenizer = datasets.ByteTokenizer()
+    monkeypatch.setattr(encoding, "ByteTokenizer", type(None))
+    corpus, encode = datasets.load_text(pattern, **options).train, tokenizer.encode
+    calls = []
+
+    def fails_once(piece):
+        calls.append(piece)
+        if len(calls) == stop + 1:
+            raise Killed
+        return encode(piece)
+
+    monkeypatch.setattr(tokenizer, "encode", fails_once)
+    with contextlib.suppress(Killed):
+        datasets.tokenize(corpus, tokenizer, tmp_path / "cache")
+    tokens = datasets.tokenize(corpus, tokenizer, tmp_path / "cache")
+    assert tokens.tobytes().decode() == corpus.text()
+    assert len(calls) <= len(list(corpus.cuts())) + 4
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".npy", ".npy"]

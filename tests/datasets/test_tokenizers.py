@@ -192,9 +192,8 @@ def test_byte_tokens_are_the_corpus_itself(tmp_path):
 def test_tokens_of_a_corpus_are_those_of_its_text(tokenizer, tmp_path, monkeypatch, place):
     if place == "temporary file":
         monkeypatch.setattr(encoding, "_IN_MEMORY", 0)
-    monkeypatch.setattr(
-        datasets.Corpus, "pieces", lambda self, f=datasets.Corpus.pieces: f(self, 100)
-    )
+    cuts = datasets.Corpus.cuts
+    monkeypatch.setattr(datasets.Corpus, "cuts", lambda self, start: cuts(self, 100, start))
     tokens = datasets.tokenize(CORPUS, tokenizer, tmp_path if place == "cache" else None)
     np.testing.assert_array_equal(tokens, tokenizer.encode(CORPUS.text()))
     assert tokens.dtype == np.min_scalar_type(tokenizer.vocab_size - 1)

@@ -195,7 +195,7 @@ def _small_data(keys: Key[Array, " seeds"]) -> dict[str, Measured]:
     x, labels = split.train_inputs, split.train_labels
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1) / np.sqrt(x.shape[1] + 1)
     problem = private_descent.Problem(
-        privacy.clip_rows(jnp.asarray(x, jnp.float32)),
+        privacy.clip_per_example(jnp.asarray(x, jnp.float32), 1.0).gradients,
         jnp.asarray(2.0 * labels - 1, jnp.float32),
         jnp.ones(len(x), jnp.int32),
         jnp.eye(x.shape[1]),

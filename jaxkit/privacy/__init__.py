@@ -1,8 +1,7 @@
 """Differentially private optimisation and private stationary points (arXiv 2206.00846).
 
 A private step is three values: a `ClippedGradient` (`clipped_grad_sum` for any loss,
-`ghost_clipped_grad_sum` for Flax models of dense, embedding, attention and normalisation layers at
-about the cost of a plain gradient, `glm_clipped_grad_sum` for linear models), a `Sampling`
+at about the cost of a plain gradient, `glm_clipped_grad_sum` for linear models), a `Sampling`
 (`poisson_sampling`, `fixed_sampling`, `full_batches`), and noise as an optax piece (`dp_sgd`,
 `dp_adam`, `dp_ftrl`, or `privatize_sum` before any optimizer). `calibrate_dp_sgd` turns a budget
 into a noise multiplier, `dp_sgd_mechanism` with `epsilon_spent` tells what k steps cost, and
@@ -13,9 +12,9 @@ sqrt(d), where it reaches smaller gradients at equal cost; `dp_ftrl` where batch
 dimension; `recursive_regularization` for study. Practical SpiderBoost: calibrate, q = T/10, full
 anchors, batches of 1-5 % for variations, eta around 1/L1 to 4/L1. Sharp edges: divide by the
 expected batch size, never by the number of examples drawn; with several devices add noise once, to
-the sum over all, never on each; a loss that mixes rows (batch normalisation, in-batch negatives)
-has no per-example gradient, and only `check_ghost` notices; every run of a hyper-parameter search
-spends budget; losses, norms and counts in `ClippedSum` are not private; Lipschitz constants and
+the sum over all, never on each; a loss that mixes rows (in-batch negatives) is trained
+on rows alone; every run of a hyper-parameter search
+spends budget; losses, norms and counts in `BoundedSum` are not private; Lipschitz constants and
 radii must be declared, never measured on the data; floating-point noise is not the real Gaussian
 and JAX's generator is not cryptographic, so neither resists an attacker who sees every bit; a key
 must serve one run; a binding clip on differences biases the estimate until the next anchor; bounded
@@ -49,10 +48,9 @@ from jaxkit.privacy.calibration import (
     calibrate_one_pass,
     calibrate_spiderboost,
 )
-from jaxkit.privacy.clipped_gradients import ClippedGradient, ClippedSum, clipped_grad_sum
-from jaxkit.privacy.clipping import ClippedExamples, clip_per_example, clip_scales
-from jaxkit.privacy.ghost import check_ghost, ghost_clipped_grad_sum
-from jaxkit.privacy.glm import clip_rows, glm_clipped_grad_sum, logistic_loss, sigmoid_loss
+from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, clipped_grad_sum
+from jaxkit.privacy.clipping import clip_per_example
+from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss, sigmoid_loss
 from jaxkit.privacy.mechanisms import (
     Mechanism,
     dp_ftrl_mechanism,
@@ -89,9 +87,8 @@ from jaxkit.privacy.theory import (
 __all__ = [
     "Audit",
     "Batch",
-    "ClippedExamples",
+    "BoundedSum",
     "ClippedGradient",
-    "ClippedSum",
     "Mechanism",
     "NoiseState",
     "RecursiveRun",
@@ -109,10 +106,7 @@ __all__ = [
     "calibrate_dp_sgd",
     "calibrate_one_pass",
     "calibrate_spiderboost",
-    "check_ghost",
     "clip_per_example",
-    "clip_rows",
-    "clip_scales",
     "clipped_grad_sum",
     "dp_adam",
     "dp_aggregate",
@@ -126,7 +120,6 @@ __all__ = [
     "full_batches",
     "gaussian_delta",
     "gaussian_draw",
-    "ghost_clipped_grad_sum",
     "glm_clipped_grad_sum",
     "jl_dimension",
     "jl_embed",

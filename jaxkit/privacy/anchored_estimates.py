@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import batches, mechanisms, noise
-from jaxkit.privacy.clipped_gradients import ClippedGradient, ClippedSum, Mask
+from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, Mask
 
 
 class SpiderBoostState(NamedTuple):
@@ -66,8 +66,8 @@ class SpiderBoost(NamedTuple):
     """
 
     init: Callable[[PyTree, Key[Array, ""]], SpiderBoostState]
-    anchor: Callable[..., tuple[SpiderBoostState, ClippedSum]]
-    variation: Callable[..., tuple[SpiderBoostState, ClippedSum]]
+    anchor: Callable[..., tuple[SpiderBoostState, BoundedSum]]
+    variation: Callable[..., tuple[SpiderBoostState, BoundedSum]]
 
 
 def spiderboost(

@@ -1,72 +1,85 @@
 """Sums of clipped per-example gradients, and of their differences, as values that know their bound.
 
-Three ways to the same sum: by `vmap` for any loss (here), by ghost norms for Flax models (`ghost`)
-and in closed form for generalised linear models (`glm`). All return a `ClippedGradient`.
+Two ways to the same sum: from the program of any loss (`clipped_grad_sum`), and in closed form for
+generalised linear models (`glm`). Both return a `ClippedGradient`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import pytrees, validation
 from jaxkit.privacy import clipping
+from jaxkit.privacy.factors import Factors
+from jaxkit.privacy.ghost import RowProgram
 
 Neighbours = Literal["add_or_remove", "zero_out", "replace"]
 NEIGHBOURS = ("add_or_remove", "zero_out", "replace")
+Method = Literal["auto", "ghost", "vmap"]
 Mask = Bool[Array, " B"] | Int[Array, " B"] | None
-LossFunction = Callable[[Any, Any, Any], Float[Array, ""]]
+LossFunction = Callable[[Any, Any, Any], Any]
 
 #: Bytes of per-example gradients in memory at once. A CPU is fastest with several examples at a
 #: time that stay near it, in its second or third cache (scripts/benchmarks/privacy.py).
 _CPU_BYTES = 2**23
 _ACCELERATOR_BYTES = 2**28
+#: Axes of a mesh that rows may be split over.
+_ROW_AXES = ("data", "fsdp", "clients")
 
 
-class ClippedSum(NamedTuple):
-    """A sum over examples, each bounded. Only `total` is protected, and only after noise.
+@pytrees.dataclass
+class BoundedSum:
+    """A sum over examples and the bound on what any one of them adds to it.
+
+    Only `total` is protected, and only by noise that follows `clip_norm`; the rest is not private.
 
     Attributes:
-        total: sum of the clipped gradients, float32, shaped like the parameters.
+        total: sum of the clipped gradients, float32 or wider, shaped like the parameters.
+        clip_norm: the largest norm of one example's part, C.
         loss: sum of the losses of the examples that count (those with a finite gradient).
         count: number of examples, int32.
         clipped: how many of them were scaled down, int32.
         non_finite: how many contributed 0 because their gradient was not finite, int32.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 0.25)
-        >>> batch = (jnp.array([[1.0], [1.0]]), jnp.array([1.0, 1.0]))
-        >>> found = jax.jit(gradient)(jnp.zeros(1), batch)
-        >>> found.total.tolist(), int(found.count), int(found.clipped)
-        ([-0.5], 2, 2)
+        aux: what the loss returned beside itself, for each row, or None.
+        unit: what one row is: `"example"`, `"user"`, `"client"`.
     """
 
-    total: PyTree[Float[Array, " ..."]]
-    loss: Float[Array, ""]
-    count: Int[Array, ""]
-    clipped: Int[Array, ""]
-    non_finite: Int[Array, ""]
+    total: PyTree
+    clip_norm: Any
+    loss: Any
+    count: Any
+    clipped: Any
+    non_finite: Any
+    aux: Any = None
+    unit: str = flax.struct.field(pytree_node=False, default="example")
 
+    def __add__(self, other: BoundedSum) -> BoundedSum:
+        """The sum over both batches, which must be of different examples."""
+        if not isinstance(other, BoundedSum) or other.unit != self.unit:
+            raise TypeError(f"only a BoundedSum over {self.unit}s can be added, got {other!r}")
+        added = [
+            jax.tree.map(jnp.add, getattr(self, name), getattr(other, name))
+            for name in ("total", "loss", "count", "clipped", "non_finite")
+        ]
+        return BoundedSum(
+            added[0], jnp.maximum(self.clip_norm, other.clip_norm), *added[1:], unit=self.unit
+        )
 
-class Example(NamedTuple):
-    """The gradient of an example and what bounds it; with a batch axis in a microbatch.
-
-    Attributes:
-        loss: its loss.
-        gradient: its gradient, a `clipping.finite_stand_in`.
-        bound: the factors of its arrays.
-    """
-
-    loss: Float[Array, "*B"]
-    gradient: PyTree[Float[Array, " ..."]]
-    bound: clipping.Bound
+    def scale(self, factor: Any) -> BoundedSum:
+        """The sum times a constant, and its bound with it."""
+        return dataclasses.replace(
+            self, total=optax.tree.scale(factor, self.total), clip_norm=abs(factor) * self.clip_norm
+        )
 
 
 @pytrees.dataclass
@@ -77,8 +90,9 @@ class ClippedGradient:
     or how many identical examples a row stands for; each of them is clipped on its own.
 
     Attributes:
-        clip_norm: the largest norm C of one example's gradient.
+        clip_norm: the largest norm C of one example's gradient, or a tree of those of its arrays.
         mode: the clipping mode.
+        unit: what one row is.
 
     Example:
         >>> loss = lambda params, batch, key: jnp.mean(params * batch)
@@ -89,12 +103,17 @@ class ClippedGradient:
 
     clip_norm: Any
     mode: clipping.Mode = flax.struct.field(pytree_node=False)
-    sum_fn: Callable[..., ClippedSum] = flax.struct.field(pytree_node=False, repr=False)
-    difference_fn: Callable[..., ClippedSum] = flax.struct.field(pytree_node=False, repr=False)
+    sum_fn: Callable[..., BoundedSum] = flax.struct.field(pytree_node=False, repr=False)
+    difference_fn: Callable[..., BoundedSum] = flax.struct.field(pytree_node=False, repr=False)
+    unit: str = flax.struct.field(pytree_node=False, default="example")
+
+    # The bound may be an array or a tree, which have no hash.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
     def __call__(
         self, params: PyTree, batch: PyTree, key: Key[Array, ""] | None = None, mask: Mask = None
-    ) -> ClippedSum:
+    ) -> BoundedSum:
         """Sum the clipped gradients of a batch.
 
         Args:
@@ -104,12 +123,16 @@ class ClippedGradient:
             mask: which rows are examples ``[B]`` (all if None), or how many each stands for.
 
         Returns:
-            The sum with its counts.
+            The sum with its bound and its counts.
 
         Raises:
-            ValueError: if the arrays of the batch differ in size or the mask has another shape.
+            ValueError: if the arrays of the batch differ in size or the mask has another shape, or
+                a layer of the loss couples the rows of a batch.
         """
-        return self.sum_fn(params, batch, key, _multiplicity(batch, mask), self.clip_norm)
+        found = self.sum_fn(params, batch, key, _multiplicity(batch, mask), self.clip_norm)
+        return dataclasses.replace(
+            found, clip_norm=clipping.total_clip_norm(self.clip_norm), unit=self.unit
+        )
 
     def difference(
         self,
@@ -119,7 +142,7 @@ class ClippedGradient:
         bound: Any,
         key: Key[Array, ""] | None = None,
         mask: Mask = None,
-    ) -> ClippedSum:
+    ) -> BoundedSum:
         r"""Sum the clipped differences :math:`\nabla f(w;x) - \nabla f(w';x)` (flat clipping).
 
         Args:
@@ -133,9 +156,10 @@ class ClippedGradient:
         Returns:
             The sum with its counts; `loss` is that at w.
         """
-        return self.difference_fn(
+        found = self.difference_fn(
             params, prev_params, batch, key, _multiplicity(batch, mask), bound
         )
+        return dataclasses.replace(found, clip_norm=bound, unit=self.unit)
 
     def sensitivity(self, neighbours: Neighbours = "add_or_remove") -> Any:
         """How far the sum moves between neighbouring data sets.
@@ -150,7 +174,8 @@ class ClippedGradient:
             ValueError: if the relation is unknown.
         """
         validation.choice("neighbours", neighbours, NEIGHBOURS)
-        return 2 * self.clip_norm if neighbours == "replace" else self.clip_norm
+        clip_norm = clipping.total_clip_norm(self.clip_norm)
+        return 2 * clip_norm if neighbours == "replace" else clip_norm
 
 
 def clipped_grad_sum(
@@ -158,90 +183,166 @@ def clipped_grad_sum(
     clip_norm: Any,
     *,
     mode: clipping.Mode = "flat",
+    method: Method = "auto",
     microbatch_size: int | None = None,
+    has_aux: bool = False,
+    unit: str = "example",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> ClippedGradient:
     r"""Clip the gradient of each example of any loss, and sum.
 
     .. math:: \sum_i m_i\, \mathrm{clip}_C(\nabla_w f(w; x_i))
 
+    Matrices and tables need no gradients of single examples (ghost clipping): the norm follows from
+    their inputs and the derivatives of their outputs,
+
+    .. math:: \|g_i\|^2 = \|\textstyle\sum_t a_{it}\delta_{it}^\top\|^2, \qquad
+        \sum_i c_i g_i = \sum_{i,t} a_{it}(c_i\delta_{it})^\top
+
+    Every norm is an upper bound, rounding included, so that no example adds more than C. Parameters
+    used in any other way have their gradients made example by example, in microbatches. Any
+    function will do: parameters in one tree (Linen, NNX after `nnx.split`, Equinox after
+    `eqx.partition`), frozen ones and other collections closed over.
+
     Args:
         loss_fn: `loss_fn(params, batch, key)`, the mean over rows; it is called on single rows
             (leading size 1), so that a loss written for batches needs no change.
-        clip_norm: C > 0; may be traced.
+        clip_norm: C > 0, or a tree of bounds for the arrays of the parameters; may be traced.
         mode: see `clip_per_example`.
+        method: `"ghost"` wherever there is a rule, `"vmap"` nowhere, or `"auto"` where it is less
+            work. Does not change the result beyond rounding.
         microbatch_size: examples whose gradients are in memory at once; by default as many as fit
             in 8 MiB (CPU) or 256 MiB. Does not change the result beyond rounding.
+        has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is then in `BoundedSum.aux`, for
+            each row, and is not private.
+        unit: what one row is. `"user"` rows ``[E, ...]`` are the examples of one person and reach
+            the loss as they are, so that the person's mean gradient is what is clipped.
+        mesh: of devices among which the rows are split along `data`, `fsdp` or `clients`: each
+            then sums its own, and sums cross devices once.
 
     Returns:
         The function, which knows its sensitivity.
 
     Raises:
-        ValueError: if a number or the mode is not allowed.
+        ValueError: if a number or a choice is not allowed.
+        TypeError: if `loss_fn` does not take three arguments.
 
-    Source: Abadi et al. 2016; differences arXiv 2206.00846 Algorithm 2.
+    Source: Abadi et al. 2016; Goodfellow 2015, Li et al. 2022 (norms); Bu et al. 2023 (sums from
+        the factors); differences arXiv 2206.00846 Algorithm 2.
 
     Example:
         >>> loss = lambda params, batch, key: jnp.mean((params["w"] - batch) ** 2) / 2
         >>> gradient = clipped_grad_sum(loss, clip_norm=1.0)
         >>> result = gradient({"w": jnp.zeros(())}, jnp.array([0.5, -3.0, jnp.nan]))
-        >>> float(result.total["w"]), int(result.clipped), int(result.non_finite)
+        >>> float(result.total["w"].round(3)), int(result.clipped), int(result.non_finite)
         (0.5, 1, 1)
     """
     clipping.check_clip_norm(clip_norm, mode)
+    validation.choice("method", method, ("auto", "ghost", "vmap"))
+    validation.choice("unit", unit, ("example", "user"))
     if microbatch_size is not None:
         validation.integer("microbatch_size", microbatch_size, minimum=1)
+    _check_signature(loss_fn)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    limit = _CPU_BYTES if platform == "cpu" else _ACCELERATOR_BYTES
 
-    def gradient(params, row, index, key):
-        one = jax.tree.map(lambda x: x[None], row)
-        example_key = None if key is None else jax.random.fold_in(key, index)
-        return jax.value_and_grad(loss_fn)(params, one, example_key)
+    def row_loss(params, row, key):
+        one = row if unit == "user" else jax.tree.map(lambda x: x[None], row)
+        return loss_fn(params, one, key)
+
+    def program(params, batch, key) -> RowProgram:
+        row = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batch)
+        key = None if key is None else jax.eval_shape(lambda k: jax.random.fold_in(k, 0), key)
+        kept = limit if platform == "cpu" else 0
+        return RowProgram(
+            row_loss, params, row, key, has_aux=has_aux, method=method, kept_bytes=kept
+        )
+
+    def bounded(found, params, bound, mode, direct, count, losses, aux, gradients):
+        norms = [_norms(gradient, direct, count) for gradient in gradients]
+        limits = clipping.leaf_bounds(bound, params)
+        scales = clipping.bound_leaves(norms, limits, mode)
+        totals = [
+            found.weighted_sum(index, gradient, scale * count)
+            for index, (gradient, scale) in enumerate(zip(gradients, scales.scales, strict=True))
+        ]
+        total = jax.tree.unflatten(jax.tree.structure(params), totals)
+        return counted_sum(total, losses, scales.clipped, scales.non_finite, count), aux
+
+    def over_rows(found, params, batch, key, count, summed):
+        def rows_sum(batch, index, count):
+            keys = key
+            if key is not None:
+                keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+            return summed(batch, keys, count)
+
+        size = microbatch_size or default_microbatch_size(found.kept_size, count.shape[0], limit)
+        index = jnp.arange(count.shape[0])
+        if mesh is None:
+            return _in_microbatches(rows_sum, batch, index, count, size)
+        return _on_mesh(mesh, rows_sum, batch, index, count, size)
 
     def sum_fn(params, batch, key, count, bound):
-        def example(row, index):
-            loss, grad = gradient(params, row, index, key)
-            return _bounded(loss, grad, bound, mode)
+        found = program(params, batch, key)
 
-        return _sum_rows(example, batch, count, params, microbatch_size)
+        def summed(batch, keys, count):
+            parts = found.gradients(params, batch, keys)
+            return bounded(found, params, bound, mode, False, count, *parts)
+
+        return over_rows(found, params, batch, key, count, summed)
 
     def difference_fn(params, prev_params, batch, key, count, bound):
-        def example(row, index):
-            loss, grad = gradient(params, row, index, key)
-            _, prev_grad = gradient(prev_params, row, index, key)
-            difference = optax.tree.sub(grad, prev_grad)
-            return _bounded(loss, difference, bound, "flat")
+        found = program(params, batch, key)
 
-        return _sum_rows(example, batch, count, params, microbatch_size)
+        def summed(batch, keys, count):
+            losses, aux, here = found.gradients(params, batch, keys)
+            _, _, there = found.gradients(prev_params, batch, keys)
+            change = [_minus(a, b) for a, b in zip(here, there, strict=True)]
+            return bounded(found, params, bound, "flat", True, count, losses, aux, change)
 
-    return ClippedGradient(clip_norm, mode, sum_fn, difference_fn)
+        return over_rows(found, params, batch, key, count, summed)
+
+    return ClippedGradient(clip_norm, mode, sum_fn, difference_fn, unit)
 
 
-def default_microbatch_size(params: PyTree, rows: int) -> int:
-    """How many per-example gradients `clipped_grad_sum` keeps in memory at once.
+def default_microbatch_size(size: int, rows: int, limit: int) -> int:
+    """How many gradients of `size` numbers `clipped_grad_sum` keeps in memory at once.
 
     Of the sizes between half of what fits and all that fits, the one that needs the least padding.
-
-    Example:
-        >>> default_microbatch_size(jnp.zeros(1000), 4)
-        4
-        >>> default_microbatch_size(jnp.zeros(2**19), 6)
-        3
     """
-    limit = _CPU_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES
-    gradient_bytes = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    fitting = max(1, min(rows, limit // max(1, gradient_bytes)))
+    fitting = max(1, min(rows, limit // max(1, 4 * size)))
     return max(range((fitting + 1) // 2, fitting + 1), key=lambda size: (-(-rows % size), size))
 
 
-def _bounded(loss, gradient, clip_norm, mode) -> Example:
-    gradient = clipping.finite_stand_in(gradient)
-    return Example(loss, gradient, clipping.one_bound(gradient, clip_norm, mode))
+def counted_sum(total, losses, clipped, non_finite, count) -> BoundedSum:
+    """Put a total together with the counts of what happened to the examples ``[B]``."""
+    counts = lambda flags: jnp.sum(jnp.where(flags, count, 0))  # noqa: E731
+    used = (count > 0) & ~non_finite
+    loss = jnp.sum(jnp.where(used, losses.astype(jnp.float32) * count, 0))
+    # The caller knows the bound.
+    return BoundedSum(total, 0.0, loss, jnp.sum(count), counts(clipped), counts(non_finite))
 
 
-def _sum_rows(example, batch, count, params, microbatch_size):
+def _norms(gradient, direct: bool, count) -> Float[Array, " B"]:
+    if gradient is None:
+        return jnp.zeros(count.shape[0])
+    if isinstance(gradient, Factors):
+        return gradient.norms(direct)
+    return jax.vmap(clipping.norm_bound)(gradient)
+
+
+def _minus(here, there):
+    if here is None:
+        return None
+    if isinstance(here, Factors):
+        return here.minus(there)
+    wide = clipping.wide(here.dtype)
+    return here.astype(wide) - there.astype(wide)
+
+
+def _in_microbatches(rows_sum, batch, index, count, size: int) -> BoundedSum:
     rows = count.shape[0]
-    size = microbatch_size or default_microbatch_size(params, rows)
     size = min(size, rows)
-    index = jnp.arange(rows)
     # Rows that stand for no example fill the last microbatch; their gradients are multiplied by 0.
     padding = -rows % size
     batch, index, count = jax.tree.map(
@@ -251,36 +352,34 @@ def _sum_rows(example, batch, count, params, microbatch_size):
         (batch, index, count),
     )
     count = count.at[rows:].set(0) if padding else count
-
-    def microbatch_sum(batch, index, count):
-        return weighted_total(jax.vmap(example)(batch, index), count)
-
-    if size == count.shape[0]:
-        return microbatch_sum(batch, index, count)
-    add = optax.microbatching.AccumulationType.SUM
-    return optax.microbatching.microbatch(microbatch_sum, (0, 1, 2), size, add)(batch, index, count)
-
-
-def weighted_total(examples: Example, count: Int[Array, " B"]) -> ClippedSum:
-    """Sum gradients ``[B, ...]``, each times its scale and its multiplicity."""
-
-    def add(scales, leaf):
-        # As a product, because XLA's CPU backend is slow at sums over the leading axis; in full
-        # precision, because that of accelerators could exceed the bound.
-        weights = scales * count
-        return jnp.einsum("b,b...->...", weights, leaf, precision=jax.lax.Precision.HIGHEST)
-
-    bound = examples.bound
-    total = jax.tree.map(add, bound.scales, examples.gradient)
-    return counted_sum(total, examples.loss, bound.clipped, bound.non_finite, count)
+    if size == rows:
+        found, aux = rows_sum(batch, index, count)
+        return dataclasses.replace(found, aux=aux)
+    accumulate = optax.microbatching.AccumulationType
+    found, aux = optax.microbatching.microbatch(
+        rows_sum, (0, 1, 2), size, (accumulate.SUM, accumulate.CONCAT)
+    )(batch, index, count)
+    return dataclasses.replace(found, aux=jax.tree.map(lambda x: x[:rows], aux))
 
 
-def counted_sum(total, losses, clipped, non_finite, count) -> ClippedSum:
-    """Put a total together with the counts of what happened to the examples ``[B]``."""
-    counts = lambda flags: jnp.sum(jnp.where(flags, count, 0))  # noqa: E731
-    used = (count > 0) & ~non_finite
-    loss = jnp.sum(jnp.where(used, losses.astype(jnp.float32) * count, 0))
-    return ClippedSum(total, loss, jnp.sum(count), counts(clipped), counts(non_finite))
+def _on_mesh(mesh, rows_sum, batch, index, count, size: int) -> BoundedSum:
+    """Each device sums the rows it holds; what crosses devices is one sum of the results."""
+    axes = tuple(axis for axis in _ROW_AXES if axis in mesh.axis_names)
+
+    def local(batch, index, count):
+        found = _in_microbatches(rows_sum, batch, index, count, size)
+        return jax.lax.psum(dataclasses.replace(found, aux=None), axes), found.aux
+
+    rows = PartitionSpec(axes)
+    found, aux = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(rows, rows, rows),
+        out_specs=(PartitionSpec(), rows),
+        axis_names=set(axes),
+        check_vma=False,
+    )(batch, index, count)
+    return dataclasses.replace(found, aux=aux)
 
 
 def _multiplicity(batch: PyTree, mask: Mask) -> Int[Array, " B"]:
@@ -292,3 +391,18 @@ def _multiplicity(batch: PyTree, mask: Mask) -> Int[Array, " B"]:
     if not jnp.issubdtype(mask.dtype, jnp.integer) and mask.dtype != bool:
         raise TypeError(f"mask must be boolean or integer counts, got {mask.dtype}")
     return mask.astype(jnp.int32)
+
+
+def _check_signature(loss_fn: LossFunction) -> None:
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function (params, batch, key), got {loss_fn!r}")
+    try:
+        signature = inspect.signature(loss_fn)
+    except ValueError:  # a built-in without one
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            f"loss_fn must take three arguments (params, batch, key), got {signature}"
+        ) from None

@@ -1,4 +1,8 @@
-"""Bounding what one example can contribute: the clipping modes, on gradients already at hand."""
+"""Bounding what one example can contribute: norms that are never too small, and clipping modes.
+
+Every norm here is an *upper bound* of the true one: the computed value plus the most that rounding
+can have taken from it. A factor C / norm then keeps the rounded result within C.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,18 @@ Mode = Literal["flat", "per_layer", "automatic", "normalised"]
 MODES = ("flat", "per_layer", "automatic", "normalised")
 #: Stabiliser of the automatic mode (AUTO-S).
 AUTOMATIC_GAMMA = 0.01
+#: Numbers added in one go: the error of a sum grows with how many follow each other.
+_BLOCK = 64
 
 
 class ClippedExamples(NamedTuple):
     """Gradients of single examples, each bounded.
 
     Attributes:
-        gradients: tree of float32 arrays ``[B, ...]``; no example's norm exceeds the clip norm.
+        gradients: tree of arrays ``[B, ...]``; no example's norm exceeds the clip norm.
         norms: norms before clipping ``[B]``, infinite where a gradient is not finite.
         clipped: which examples were scaled down ``[B]``.
         non_finite: which examples had a norm that is not finite and now are exactly 0 ``[B]``.
-
-    Example:
-        >>> result = clip_per_example(jnp.array([[3.0, 4.0], [0.5, 0.0]]), 1.0)
-        >>> result.norms.tolist(), result.clipped.tolist()
-        ([5.0, 0.5], [True, False])
     """
 
     gradients: PyTree[Float[Array, "B ..."]]
@@ -37,57 +38,78 @@ class ClippedExamples(NamedTuple):
     non_finite: Bool[Array, " B"]
 
 
-class Bound(NamedTuple):
-    """What keeps one gradient within its bound.
-
-    Attributes:
-        scales: tree of scalars, the factor of each array of the gradient.
-        norm: the norm before clipping.
-        clipped: whether a factor is below 1.
-        non_finite: whether the norm is not finite and all factors are therefore 0.
-    """
-
-    scales: PyTree[Float[Array, ""]]
-    norm: Float[Array, ""]
-    clipped: Bool[Array, ""]
-    non_finite: Bool[Array, ""]
-
-
 def check_clip_norm(clip_norm: Any, mode: str) -> None:
-    """Raise if the bound or the mode is not allowed (used by everything that clips).
-
-    Example:
-        >>> check_clip_norm(1.0, "flat")
-    """
-    validation.number("clip_norm", clip_norm, minimum=0, open_minimum=True)
+    """Raise if the bound, or one of the bounds of a tree, or the mode is not allowed."""
+    leaves = jax.tree.leaves(clip_norm)
+    if not leaves:
+        raise ValueError(f"clip_norm must hold at least one number, got {clip_norm!r}")
+    for leaf in leaves:
+        validation.number("clip_norm", leaf, minimum=0, open_minimum=True)
     validation.choice("mode", mode, MODES)
+    if mode != "flat" and jax.tree.structure(clip_norm) != jax.tree.structure(0):
+        raise ValueError(f"mode must be 'flat' where clip_norm is a tree, got {mode!r}")
+
+
+def total_clip_norm(clip_norm: Any) -> Any:
+    """The bound on a whole gradient, C, or the root of the sum of squares of a tree of bounds."""
+    leaves = jax.tree.leaves(clip_norm)
+    return leaves[0] if len(leaves) == 1 else jnp.sqrt(sum(jnp.square(leaf) for leaf in leaves))
+
+
+def wide(dtype: Any) -> Any:
+    """The type that sums are kept in: float64 for float64 (under x64), else float32."""
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+
+
+def rounding(count: float, dtype: Any) -> float:
+    r"""Relative error of a sum of products of `count` terms: :math:`\gamma_n = nu/(1-nu)`."""
+    unit = float(jnp.finfo(dtype).eps) / 2
+    return count * unit / (1 - min(count * unit, 0.5))
+
+
+def norm_bound(leaf: Shaped[Array, " ..."]) -> Float[Array, ""]:
+    """The norm of an array, never below the true one; infinite or NaN where it is not finite.
+
+    The largest entry is divided out first, so that squares neither vanish nor overflow, and sums
+    are made in blocks, so that small entries are not lost beside a long sum.
+    """
+    leaf = leaf.astype(wide(leaf.dtype))
+    largest = jnp.max(jnp.abs(leaf), initial=0)
+    unit = divisor(largest)
+    total, added = jnp.square(leaf / unit).ravel(), 0
+    while total.size > 1:
+        block = min(_BLOCK, total.size)
+        total = jnp.pad(total, (0, -total.size % block)).reshape(-1, block).sum(1)
+        # Without a barrier the compiler joins the levels to one long sum.
+        total, added = jax.lax.optimization_barrier(total), added + block
+    # A root has half the relative error of its square.
+    error = rounding(added / 2 + 5, leaf.dtype)
+    return jnp.where(jnp.isfinite(largest), unit, largest) * jnp.sqrt(total.sum()) * (1 + error)
+
+
+def joint_norm(norms: list[Float[Array, " *B"]]) -> Float[Array, " *B"]:
+    """The norm of a vector from bounds on the norms of its parts."""
+    if len(norms) == 1:
+        return norms[0]
+    stacked = jnp.stack(norms)
+    largest = jnp.max(stacked, 0)
+    unit = divisor(largest)
+    error = rounding(len(norms) / 2 + 5, stacked.dtype)
+    scaled = jnp.sqrt(jnp.sum(jnp.square(stacked / unit), 0))
+    return jnp.where(jnp.isfinite(largest), unit, largest) * scaled * (1 + error)
 
 
 def clip_scales(
     norms: Float[Array, " ..."], clip_norm: Any, mode: Mode = "flat"
 ) -> Float[Array, " ..."]:
-    r"""The factor that bounds a vector of given norm.
+    r"""The factor that bounds a vector of given norm; 0 where the norm is not finite.
 
     .. math::
         \text{flat: } \min(1, C/\|g\|), \quad
         \text{automatic: } C/(\|g\| + 0.01), \quad \text{normalised: } C/\|g\|
-
-    A norm that is not finite has factor 0, and so has norm 0 when it cannot be normalised.
-
-    Args:
-        norms: norms of the vectors, any shape.
-        clip_norm: C > 0; may be traced.
-        mode: as above; `"per_layer"` is flat clipping of each layer and takes the flat factor.
-
-    Returns:
-        Factors of the same shape.
-
-    Source: Abadi et al. 2016 (flat), Bu et al. 2023 (automatic, AUTO-S).
-
-    Example:
-        >>> clip_scales(jnp.array([0.5, 4.0, jnp.inf]), 1.0).tolist()
-        [1.0, 0.25, 0.0]
     """
+    # A quotient and its product with an entry are each rounded, perhaps up.
+    norms = norms * (1 + rounding(4, norms.dtype))
     positive = jnp.where(norms > 0, norms, 1)
     if mode == "automatic":
         scales = clip_norm / (norms + AUTOMATIC_GAMMA)
@@ -95,7 +117,55 @@ def clip_scales(
         scales = jnp.where(norms > 0, clip_norm / positive, 0)
     else:
         scales = jnp.where(norms > 0, jnp.minimum(1, clip_norm / positive), 1)
-    return jnp.where(jnp.isfinite(norms), scales, 0)
+    return jnp.where(jnp.isfinite(norms) & jnp.isfinite(scales), scales, 0)
+
+
+class Bound(NamedTuple):
+    """What keeps gradients within their bounds.
+
+    Attributes:
+        scales: one factor ``[*B]`` for each array of the gradient, in order.
+        norm: the norms before clipping ``[*B]``.
+        clipped: whether a factor is below 1 ``[*B]``.
+        non_finite: whether the norm is not finite and all factors are therefore 0 ``[*B]``.
+    """
+
+    scales: list[Float[Array, " *B"]]
+    norm: Float[Array, " *B"]
+    clipped: Bool[Array, " *B"]
+    non_finite: Bool[Array, " *B"]
+
+
+def bound_leaves(norms: list[Float[Array, " *B"]], clip_norm: Any, mode: Mode) -> Bound:
+    """The factors that bound gradients whose arrays have at most these norms.
+
+    Args:
+        norms: one for each array of the gradient, ``[*B]``.
+        clip_norm: C, or the list of bounds of the arrays.
+        mode: see `clip_per_example`.
+    """
+    norm = joint_norm(norms)
+    finite = jnp.isfinite(norm)
+    if isinstance(clip_norm, list):
+        factors = [clip_scales(n, limit) for n, limit in zip(norms, clip_norm, strict=True)]
+    elif mode == "per_layer":
+        factors = [clip_scales(n, clip_norm / len(norms) ** 0.5) for n in norms]
+    else:
+        factors = [clip_scales(norm, clip_norm, mode)] * len(norms)
+    clipped = finite & jnp.any(jnp.stack(factors) < 1, axis=0)
+    return Bound([jnp.where(finite, f, 0) for f in factors], norm, clipped, ~finite)
+
+
+def leaf_bounds(clip_norm: Any, params: PyTree) -> Any:
+    """A tree of bounds as the list that belongs to the arrays of a tree; a number stays itself."""
+    if jax.tree.structure(clip_norm) == jax.tree.structure(0):
+        return clip_norm
+    if jax.tree.structure(clip_norm) != jax.tree.structure(params):
+        raise ValueError(
+            "clip_norm must be a number or a tree of numbers like the parameters, got "
+            f"{jax.tree.structure(clip_norm)} for {jax.tree.structure(params)}"
+        )
+    return jax.tree.leaves(clip_norm)
 
 
 def clip_per_example(
@@ -103,97 +173,58 @@ def clip_per_example(
 ) -> ClippedExamples:
     r"""Bound the gradient of each example of a batch.
 
-    Flat, automatic and normalised clipping scale the whole gradient (`clip_scales`); per-layer
-    clipping bounds each of the K arrays of the tree by :math:`C/\sqrt K`. In every mode
+    .. math::
+        \text{flat: } \min(1, C/\|g\|)g, \quad \text{automatic: } C g/(\|g\| + 0.01), \quad
+        \text{normalised: } C g/\|g\|
+
+    Per-layer clipping bounds each of the K arrays of the tree by :math:`C/\sqrt K`. In every mode
     :math:`\|\mathrm{clip}(g)\| \le C`, and a gradient whose norm is not finite becomes exactly 0.
 
     Args:
         gradients: tree of arrays ``[B, ...]`` with one leading size B >= 1.
-        clip_norm: C > 0; may be traced.
+        clip_norm: C > 0, or a tree of bounds, one for each array; may be traced.
         mode: `"flat"`, `"per_layer"`, `"automatic"` or `"normalised"`.
 
     Returns:
-        The clipped gradients in float32 with what was done to each.
+        The clipped gradients, in float32 (float64 for float64), with what was done to each.
 
     Raises:
         ValueError: if the clip norm or mode is not allowed, or sizes differ.
 
-    Source: arXiv 2206.00846 assumes bounded gradients; modes as in `clip_scales`.
+    Source: Abadi et al. 2016 (flat), Bu et al. 2023 (automatic, AUTO-S).
 
     Example:
         >>> result = clip_per_example({"w": jnp.array([[3.0, 4.0], [jnp.nan, 0.0]])}, 1.0)
-        >>> print(result.gradients["w"], result.non_finite)
+        >>> print(result.gradients["w"].round(3), result.non_finite)
         [[0.6 0.8]
          [0.  0. ]] [False  True]
     """
     check_clip_norm(clip_norm, mode)
     batch_size("gradients", gradients)
-    return jax.vmap(lambda gradient: clip_one(gradient, clip_norm, mode))(gradients)
+    leaves, structure = jax.tree.flatten(gradients)
+    bounds = leaf_bounds(clip_norm, gradients)
+    norms = [jax.vmap(norm_bound)(leaf) for leaf in leaves]
+    bound = bound_leaves(norms, bounds, mode)
+    clipped = [
+        scale.reshape(-1, *(1,) * (leaf.ndim - 1)) * finite_entries(leaf)
+        for scale, leaf in zip(bound.scales, leaves, strict=True)
+    ]
+    return ClippedExamples(
+        jax.tree.unflatten(structure, clipped),
+        jnp.where(bound.non_finite, jnp.inf, bound.norm),
+        bound.clipped,
+        bound.non_finite,
+    )
 
 
-def clip_one(
-    gradient: PyTree[Shaped[Array, " ..."]], clip_norm: Any, mode: Mode
-) -> ClippedExamples:
-    """Bound one gradient without a batch axis; the fields of the result are scalars.
-
-    Example:
-        >>> float(clip_one(jnp.array([3.0, 4.0]), 1.0, "flat").norms)
-        5.0
-    """
-    gradient = finite_stand_in(gradient)
-    bounds = one_bound(gradient, clip_norm, mode)
-    clipped = jax.tree.map(lambda scale, leaf: scale * leaf, bounds.scales, gradient)
-    return ClippedExamples(clipped, bounds.norm, bounds.clipped, bounds.non_finite)
-
-
-def finite_stand_in(gradient: PyTree[Shaped[Array, " ..."]]) -> PyTree[Float[Array, " ..."]]:
-    """A gradient in float32 whose infinities and NaNs are the largest number instead.
-
-    Its norm still overflows, so that the example is seen and its factor is 0; but 0 times it is 0,
-    and a weighted sum over examples needs no second look at each entry.
-
-    Example:
-        >>> stand_in = finite_stand_in(jnp.array([jnp.nan, 2.0]))
-        >>> print(0 * stand_in, jnp.sum(stand_in**2))
-        [0. 0.] inf
-    """
-    largest = float(jnp.finfo(jnp.float32).max)
-
-    def finite(leaf):
-        leaf = leaf.astype(jnp.float32)
-        return jnp.nan_to_num(leaf, nan=largest, posinf=largest, neginf=-largest)
-
-    return jax.tree.map(finite, gradient)
-
-
-def one_bound(gradient: PyTree[Float[Array, " ..."]], clip_norm: Any, mode: Mode) -> Bound:
-    """The factors that bound one gradient, a `finite_stand_in`.
-
-    Example:
-        >>> float(one_bound(jnp.array([3.0, 4.0]), 1.0, "flat").scales)
-        0.20000000298023224
-    """
-    squares = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), gradient)
-    leaves, structure = jax.tree.flatten(squares)
-    norm = jnp.sqrt(sum(leaves))
-    finite = jnp.isfinite(norm)
-    if mode == "per_layer":
-        limit = clip_norm / len(leaves) ** 0.5
-        factors = [clip_scales(jnp.sqrt(square), limit) for square in leaves]
-    else:
-        factors = [clip_scales(norm, clip_norm, mode)] * len(leaves)
-    clipped = finite & jnp.any(jnp.stack(factors) < 1)
-    scales = jax.tree.unflatten(structure, [jnp.where(finite, f, 0) for f in factors])
-    return Bound(scales, norm, clipped, ~finite)
+def finite_entries(leaf: Shaped[Array, " ..."]) -> Float[Array, " ..."]:
+    """An array in its wide type with 0 for what is not finite, so that 0 times it is 0."""
+    leaf = leaf.astype(wide(leaf.dtype))
+    return jnp.where(jnp.isfinite(leaf), leaf, 0)
 
 
 def batch_size(name: str, tree: PyTree) -> int:
-    """The one leading size of all arrays of a tree, or raise.
-
-    Example:
-        >>> batch_size("batch", {"x": jnp.zeros((3, 2)), "y": jnp.zeros(3)})
-        3
-    """
+    """The one leading size of all arrays of a tree, or raise."""
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got {tree!r}")
@@ -205,3 +236,13 @@ def batch_size(name: str, tree: PyTree) -> int:
             + ", ".join(map(str, shapes))
         )
     return sizes[0]
+
+
+def divisor(largest: Float[Array, " *B"]) -> Float[Array, " *B"]:
+    """What to divide entries by: about the largest, never 0, and with a normal reciprocal.
+
+    Compilers make a product with the reciprocal of a division, and subnormal numbers are zeros.
+    """
+    tiny = float(jnp.finfo(largest.dtype).tiny)
+    usable = (largest >= tiny) & jnp.isfinite(largest)
+    return jnp.where(usable, jnp.minimum(largest, 1 / tiny), 1)

@@ -1,307 +1,570 @@
-"""Ghost clipping of Flax models: per-example norms and clipped sums without per-example gradients.
+"""Per-example gradients from the program of a loss: which equations use a parameter, and how.
 
-One forward and one backward pass over the batch record, for every layer, its input a and the
-derivative delta of each example's loss by its output. The gradient of a kernel is the outer product
-of the two, so that norms and clipped sums follow from them without a gradient for each example.
+The program is that of *one* row; `jax.vmap` makes it many. So rows cannot mix, positions, shared
+inputs and constants need no rule, and whatever `vmap` can do is right: a parameter that is used in
+a way without a rule (`_use`) has its gradient made for every row. For the others, the derivative
+of each use's result and its other operand are the factors of the gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+import traceback as tb
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import flax.linen as nn
+import flax.errors
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
-import numpy as np
-from flax import traverse_util
-from jaxtyping import Array, Float, Key, PyTree
+from jax.lax import GatherScatterMode
+from jaxtyping import Array, Float, PyTree
 
-from jaxkit.privacy import clipping
-from jaxkit.privacy.clipped_gradients import ClippedGradient, counted_sum
-from jaxkit.privacy.factors import Factors, Lookups, OuterProducts, Rows
+from jaxkit.privacy import clipping, factors
 
-_INPUT, _DELTA = "ghost_input", "ghost_delta"
-#: Losses of a batch ``[B]`` from `apply(*args, **kwargs)`, the model with its parameters bound.
-PerExampleLosses = Callable[[Callable[..., Any], Any, Any], Float[Array, " B"]]
+#: Positions from which a matrix's own gradient costs no more than its factors, if it fits memory.
+_MANY_POSITIONS = 8
 
 
-def ghost_clipped_grad_sum(
-    model: nn.Module,
-    losses_fn: PerExampleLosses,
-    clip_norm: Any,
-    *,
-    mode: clipping.Mode = "flat",
-) -> ClippedGradient:
-    r"""Clip the gradient of each example of a Flax model, at about the cost of a plain gradient.
+class View(NamedTuple):
+    """A parameter seen through changes of shape.
 
-    .. math::
-        \|g_i\|^2 = \sum_{layers}\Big(\sum_{t,s}(a_t\cdot a_s)(\delta_t\cdot\delta_s) +
-        \|\textstyle\sum_t\delta_t\|^2\Big), \qquad
-        \sum_i c_i g_i = \sum_{i,t} a_{it}\,(c_i\delta_{it})^\top
+    Attributes:
+        param: its number.
+        steps: ("reshape" or "transpose", argument, shape before) up to the base.
+        base: shape of the base.
+        axes: the view is the base with its axes in this order.
+        stack: lengths of the loops that it is a slice in, the outermost first.
+    """
 
-    The model may hold `Dense`, `DenseGeneral` (hence `MultiHeadDotProductAttention`), `Embed`,
-    `LayerNorm` and `RMSNorm`, each called once, and nothing else with parameters. Layers inside
-    `nn.scan` are not seen; use `clipped_grad_sum` for such models. Differences of gradients cost
-    two such passes.
+    param: int
+    steps: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    base: tuple[int, ...]
+    axes: tuple[int, ...]
+    stack: tuple[int, ...] = ()
+
+    @classmethod
+    def whole(cls, param: int, shape: tuple[int, ...], stack: tuple[int, ...] = ()) -> View:
+        """A parameter, or its slice in a loop, as it is."""
+        return cls(param, (), shape, tuple(range(len(shape))), stack)
+
+
+class Use(NamedTuple):
+    """An equation that multiplies a parameter, or reads rows of it.
+
+    Attributes:
+        view: how it sees the parameter.
+        kind: `"product"` or `"lookup"`.
+        rows: axes of the base that meet the other operand, or the one that is looked up.
+        columns: the axes that are left.
+        operand: from the other operand to inputs ``[T, I]``, or to the rows read ``[T]``.
+        arrange: from an array like the result to ``[T, O]``.
+        result: shape and type of the result.
+        positions: T.
+        drop: whether positions outside the table read nothing instead of its nearest row.
+    """
+
+    view: View
+    kind: str
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    operand: Callable[[Any], Any]
+    arrange: Callable[[Any], Any]
+    result: Any
+    positions: int
+    drop: bool = False
+
+
+class RowProgram:
+    """The loss of one row, and which of its parameters need no gradients of single rows.
 
     Args:
-        model: a Linen module; parameters are its `"params"` collection.
-        losses_fn: `losses_fn(apply, batch, key)`, losses of the rows ``[B]``; the loss of a row
-            must depend on that row alone (`check_ghost` looks). `apply` stands for `model.apply`
-            with the variables given, and is called once.
-        clip_norm: C > 0; may be traced.
-        mode: see `clip_per_example`.
-
-    Returns:
-        The function, which knows its sensitivity; it gives what `clipped_grad_sum` gives.
-
-    Raises:
-        ValueError: if the clip norm or mode is not allowed; at the first call, if a parameter
-            belongs to a layer without a rule or a layer is used twice.
-
-    Source: Goodfellow 2015; Li et al. 2022 (sequences); Bu et al. 2023 (sums from the factors); the
-        extension to differences is this project's.
-
-    Example:
-        >>> model = nn.Dense(1)
-        >>> losses = lambda apply, batch, key: jnp.sum(apply(batch) ** 2, axis=-1)
-        >>> gradient = ghost_clipped_grad_sum(model, losses, clip_norm=1.0)
-        >>> params = {"kernel": jnp.ones((3, 1)), "bias": jnp.zeros(1)}
-        >>> gradient(params, jnp.ones((1, 3))).total["bias"].tolist()
-        [0.5]
-    """
-    clipping.check_clip_norm(clip_norm, mode)
-
-    def losses_and_factors(params, batch, key):
-        return _losses_and_factors(model, losses_fn, params, batch, key)
-
-    def clipped_sum(losses, factors, params, count, bound, mode):
-        squares = {path: factor.norms_squared() for path, factor in factors.items()}
-        norms = jnp.sqrt(sum(squares.values()))
-        finite = jnp.isfinite(norms)
-        if mode == "per_layer":
-            limit = bound / len(factors) ** 0.5
-            scales = {p: clipping.clip_scales(jnp.sqrt(s), limit) for p, s in squares.items()}
-        else:
-            scales = dict.fromkeys(factors, clipping.clip_scales(norms, bound, mode))
-        weights = {path: jnp.where(finite, scale * count, 0) for path, scale in scales.items()}
-        flat_params: Any = traverse_util.flatten_dict(params)
-        total = {
-            path: factor.weighted_sum(weights[path]).reshape(flat_params[path].shape)
-            for path, factor in factors.items()
-        }
-        total = traverse_util.unflatten_dict(total)
-        scaled = finite & jnp.any(jnp.stack([scale < 1 for scale in scales.values()]), axis=0)
-        return counted_sum(total, losses, scaled, ~finite, count)
-
-    def sum_fn(params, batch, key, count, bound):
-        losses, factors = losses_and_factors(params, batch, key)
-        return clipped_sum(losses, factors, params, count, bound, mode)
-
-    def difference_fn(params, prev_params, batch, key, count, bound):
-        losses, factors = losses_and_factors(params, batch, key)
-        prev_factors: dict[Any, Any]
-        _, prev_factors = losses_and_factors(prev_params, batch, key)
-        differences = {path: factors[path].minus(prev_factors[path]) for path in factors}
-        return clipped_sum(losses, differences, params, count, bound, "flat")
-
-    return ClippedGradient(clip_norm, mode, sum_fn, difference_fn)
-
-
-def check_ghost(
-    model: nn.Module,
-    losses_fn: PerExampleLosses,
-    params: PyTree,
-    batch: PyTree,
-    key: Key[Array, ""] | None = None,
-    *,
-    tolerance: float = 1e-3,
-) -> None:
-    """Check on a real batch that each example's ghost gradient is its own gradient.
-
-    Catches losses that mix rows (batch normalisation, in-batch negatives) and parameters used
-    outside their layer (tied weights): their guarantee would be wrong without any other sign. A
-    loss that draws random numbers must draw the same for a row in whatever batch it stands.
-
-    Args:
-        model: the module.
-        losses_fn: losses of the rows.
-        params: parameters.
-        batch: tree of arrays ``[B, ...]``, B >= 2; the first two rows are checked.
-        key: for a random loss.
-        tolerance: largest relative error of a gradient.
+        loss_fn: `loss_fn(params, row, key)`, a scalar, or with `has_aux` a pair of it and a tree.
+        params: tree of parameters.
+        row: one row of the batch, arrays or their shapes.
+        key: a typed key or its shape, or None.
+        has_aux: whether the loss comes with more.
+        method: `"vmap"`, `"ghost"` or `"auto"`.
+        kept_bytes: with `"auto"`, parameters up to this size have gradients of single rows where
+            that is no more work.
 
     Raises:
-        ValueError: if a gradient differs, or the model cannot be ghost clipped.
-
-    Example:
-        >>> model = nn.Dense(1)
-        >>> losses = lambda apply, batch, key: jnp.sum(apply(batch) ** 2, axis=-1)
-        >>> params = {"kernel": jnp.ones((3, 1)), "bias": jnp.zeros(1)}
-        >>> check_ghost(model, losses, params, jnp.ones((2, 3)))
+        TypeError: if a parameter is not an array of real numbers.
+        ValueError: if the loss is not a scalar, or a layer couples the rows of a batch.
     """
-    rows = clipping.batch_size("batch", batch)
-    if rows < 2:
-        raise ValueError(f"batch must have at least 2 rows to compare, got {rows}")
 
-    def gradients(params, batch, row):
-        """The gradient of one row, by its factors in the batch and by the row alone."""
-
-        def loss(params):
-            def apply(*args, **kwargs):
-                return model.apply({"params": params}, *args, **kwargs)
-
-            one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), batch)
-            return jnp.sum(losses_fn(apply, one, key))
-
-        _, factors = _losses_and_factors(model, losses_fn, params, batch, key)
-        weights = jnp.zeros(rows).at[row].set(1)
-        alone: Any = traverse_util.flatten_dict(jax.grad(loss)(params))
-        ghost = {p: f.weighted_sum(weights).reshape(alone[p].shape) for p, f in factors.items()}
-        return ghost, alone
-
-    compiled = jax.jit(gradients)
-    for row in range(2):
-        ghost, alone = jax.device_get(compiled(params, batch, row))
-        scale = max(float(np.max(np.abs(leaf))) for leaf in alone.values())
-        for path, gradient in alone.items():
-            error = float(np.max(np.abs(ghost[path] - gradient))) / max(scale, 1e-30)
-            if not error <= tolerance:
-                raise ValueError(
-                    f"losses_fn must give row {row} a loss of its own, and each layer its own "
-                    f"parameters: the gradient of {'/'.join(path)} in a batch differs from that of "
-                    f"the row alone by {error:.1e} of the largest entry; use clipped_grad_sum"
+    def __init__(
+        self,
+        loss_fn: Callable[..., Any],
+        params: PyTree,
+        row: PyTree,
+        key: Any,
+        *,
+        has_aux: bool,
+        method: str,
+        kept_bytes: float,
+    ):
+        self.leaves, self._structure = jax.tree.flatten(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(
+                    f"params must hold arrays of real numbers, got {jnp.result_type(leaf)} at "
+                    f"{jax.tree_util.keystr(path) or 'its root'}: close over what is not trained"
                 )
 
+        def program(leaves, row, key):
+            found = loss_fn(jax.tree.unflatten(self._structure, leaves), row, key)
+            if has_aux and not (isinstance(found, tuple) and len(found) == 2):
+                raise ValueError(f"loss_fn must return (loss, aux) with has_aux, got {found}")
+            return found if has_aux else (found, None)
 
-def _losses_and_factors(
-    model, losses_fn, params, batch, key
-) -> tuple[Float[Array, " B"], dict[tuple[str, ...], Factors]]:
-    layers: dict[tuple[str, ...], nn.Module] = {}
-
-    def record(call, args, kwargs, context):
-        layer = context.module
-        if type(layer) not in _RULES or context.method_name == "setup":
-            return call(*args, **kwargs)
-        if context.method_name != "__call__":
+        trace = jax.make_jaxpr(program, return_shape=True)
+        try:
+            self._traced, (loss, aux) = trace(self.leaves, row, key)
+        except flax.errors.TraceContextError as error:  # an NNX layer that updates its statistics
+            frames = [frame.f_code.co_qualname for frame, _ in tb.walk_tb(error.__traceback__)]
+            layer = _batch_normalisation(frames)
+            if layer is None:
+                raise
+            raise ValueError(_COUPLED.format(layer)) from error
+        if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(
-                f"ghost clipping knows only calls of {'/'.join(layer.path)}, not its method "
-                f"{context.method_name!r} (tied weights): use clipped_grad_sum"
+                f"loss_fn must return one real number for a row, got {loss}"
+                + ("" if has_aux else "; for more than a loss, has_aux=True")
             )
-        # A module without a parent has no name of its own to keep records under.
-        layers[layer.path] = layer.clone(parent=None, name=None)
-        layer.sow(_INPUT, "x", args[0])
-        return layer.perturb("y", call(*args, **kwargs), _DELTA)
-
-    def forward(deltas, collections):
-        inputs: list[Mapping[str, Any]] = []
-
-        def apply(*args, **kwargs):
-            variables = {"params": params}
-            if deltas is not None:
-                variables[_DELTA] = deltas
-            with nn.intercept_methods(record):
-                output, state = model.apply(variables, *args, mutable=collections, **kwargs)
-            inputs.append(state)
-            return output
-
-        losses = losses_fn(apply, batch, key)
-        rows = clipping.batch_size("batch", batch)
-        if losses.shape != (rows,):
-            raise ValueError(f"losses_fn must return one loss a row, ({rows},), got {losses.shape}")
-        if len(inputs) != 1:
-            raise ValueError(f"losses_fn must call apply once, it did {len(inputs)} times")
-        return losses, inputs[0]
-
-    # A first, abstract pass finds the shapes of the layers' outputs.
-    _, shapes = jax.eval_shape(lambda: forward(None, [_INPUT, _DELTA]))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.get(_DELTA, {}))
-    losses, backward, state = jax.vjp(lambda z: forward(z, [_INPUT]), zeros, has_aux=True)
-    (deltas,) = backward(jnp.ones_like(losses))
-    return losses, _factors(layers, params, state.get(_INPUT, {}), deltas)
-
-
-def _factors(layers, params, input_tree, delta_tree) -> dict[tuple[str, ...], Factors]:
-    inputs: Any = traverse_util.flatten_dict(input_tree)
-    deltas: Any = traverse_util.flatten_dict(delta_tree)
-    flat_params: Any = traverse_util.flatten_dict(params)
-    factors: dict[tuple[str, ...], Factors] = {}
-    for path, layer in layers.items():
-        calls = inputs[(*path, "x")]
-        if len(calls) != 1:
-            raise ValueError(
-                f"ghost clipping needs each layer called once, {'/'.join(path)} is called "
-                f"{len(calls)} times: use clipped_grad_sum"
-            )
-        delta = deltas[(*path, "y")].astype(jnp.float32)
-        own = {p[-1]: flat_params[p] for p in flat_params if p[:-1] == path}
-        for name, factor in _RULES[type(layer)](layer, calls[0], delta, own).items():
-            if name in own:
-                factors[*path, name] = factor
-    missing = sorted("/".join(path) for path in flat_params.keys() - factors.keys())
-    if missing:
-        known = ", ".join(sorted(rule.__name__ for rule in _RULES))
-        raise ValueError(
-            f"ghost clipping has rules for {known}, not for the layer of {', '.join(missing)}: "
-            "use clipped_grad_sum"
+        self._aux = jax.tree.structure(aux)
+        refuse_coupled(self._traced.jaxpr)
+        # An abstract pass finds the uses.
+        search = _Run(frozenset(), None)
+        inputs = (*jax.tree.leaves(row), *jax.tree.leaves(key))
+        jax.eval_shape(lambda leaves, rest: self._values(leaves, rest, search), self.leaves, inputs)
+        self.uses = search.uses
+        self.ghost = frozenset(
+            index
+            for index, leaf in enumerate(self.leaves)
+            if method != "vmap"
+            and index not in search.unknown
+            and _joinable(uses := [use for use in search.uses if use.view.param == index])
+            and (method == "ghost" or not _kept_is_cheaper(leaf, uses, kept_bytes))
         )
-    return {path: factors[path] for path in flat_params}
 
+    @property
+    def kept_size(self) -> int:
+        """How many numbers are in the parameters whose gradients are made for every row."""
+        return sum(jnp.size(leaf) for i, leaf in enumerate(self.leaves) if i not in self.ghost)
 
-def _sum_over_positions(x: Float[Array, "B ..."], trailing: int) -> Float[Array, "B ..."]:
-    return jnp.sum(x, tuple(range(1, x.ndim - trailing)))
+    def gradients(self, params: PyTree, rows: PyTree, keys: Any):
+        """Losses ``[B]``, what came with them, and the gradients of each parameter.
 
+        Returns:
+            (losses, aux, gradients): for each parameter `factors.Factors`, or an array ``[B, ...]``
+            of its gradients, or None if the loss does not use it.
+        """
+        leaves = jax.tree.leaves(params)
+        kept = {i: leaf for i, leaf in enumerate(leaves) if i not in self.ghost}
 
-def _dense(layer, x, delta, own):
-    return _dense_general(layer, x, delta, own, axes=1)
+        def loss(kept, deltas, row, key):
+            run = _Run(self.ghost, deltas)
+            values = [kept.get(i, leaf) for i, leaf in enumerate(leaves)]
+            rest = (*jax.tree.leaves(row), *jax.tree.leaves(key))
+            loss, *aux = self._values(values, rest, run)
+            return loss, (jax.tree.unflatten(self._aux, aux), run.operands)
 
+        zeros = [
+            jnp.zeros((*use.view.stack, *use.result.shape), use.result.dtype)
+            for use in self.uses
+            if use.view.param in self.ghost
+        ]
+        derivative = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        axes = (None, None, 0, None if keys is None else 0)
+        (losses, (aux, operands)), (gradients, deltas) = jax.vmap(derivative, axes)(
+            kept, zeros, rows, keys
+        )
+        uses = [use for use in self.uses if use.view.param in self.ghost]
+        for index in self.ghost:
+            mine = [
+                (use, operand, delta)
+                for use, operand, delta in zip(uses, operands, deltas, strict=True)
+                if use.view.param == index
+            ]
+            gradients[index] = _factors(mine) if mine else None
+        return losses, aux, [gradients[index] for index in range(len(leaves))]
 
-def _dense_general(layer, x, delta, own, axes=None):
-    if axes is None:
-        axis = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
-        axes = len(axis)
-        if layer.batch_dims or sorted(a % x.ndim for a in axis) != list(
-            range(x.ndim - axes, x.ndim)
-        ):
-            raise ValueError(
-                f"ghost clipping knows DenseGeneral over trailing axes without batch_dims, got "
-                f"axis={layer.axis}, batch_dims={layer.batch_dims}: use clipped_grad_sum"
+    def weighted_sum(self, index: int, gradient: Any, weights: Float[Array, " B"]):
+        """The sum over rows of the gradients of a parameter, each times its weight."""
+        leaf = self.leaves[index]
+        if gradient is None:
+            return jnp.zeros(jnp.shape(leaf), clipping.wide(jnp.result_type(leaf)))
+        if index not in self.ghost:
+            # As a product, because XLA's CPU backend is slow at sums over the leading axis.
+            return jnp.einsum(
+                "b,b...->...",
+                weights,
+                clipping.finite_entries(gradient),
+                precision=jax.lax.Precision.HIGHEST,
             )
-    rows = x.shape[0]
-    kernel = own["kernel"].shape
-    fan_in = int(np.prod(kernel[:axes]))
-    x = x.astype(jnp.float32).reshape(rows, -1, fan_in)
-    bias = Rows(_sum_over_positions(delta, len(kernel) - axes))
-    return {"kernel": OuterProducts(x, delta.reshape(rows, x.shape[1], -1)), "bias": bias}
+        use = next(use for use in self.uses if use.view.param == index)
+        if isinstance(gradient, factors.Tied):
+            use = next(u for u in self.uses if u.view.param == index and u.kind == "lookup")
+        axes, stack = use.rows + use.columns, use.view.stack
+        total = gradient.weighted_sum(weights).reshape(*stack, *(use.view.base[a] for a in axes))
+        total = _transpose_back(total, stack, axes)
+        for kind, argument, before in reversed(use.view.steps):
+            total = (
+                total.reshape(*stack, *before)
+                if kind == "reshape"
+                else _transpose_back(total, stack, argument)
+            )
+        return total.astype(clipping.wide(jnp.result_type(leaf)))
+
+    def _values(self, leaves, rest, run):
+        views = [View.whole(index, jnp.shape(leaf)) for index, leaf in enumerate(leaves)]
+        values, views = _evaluate(
+            self._traced.jaxpr,
+            self._traced.consts,
+            [*leaves, *rest],
+            [*views, *[None] * len(rest)],
+            run,
+        )
+        run.unknown.update(view.param for view in views if view is not None)
+        return values
 
 
-def _embed(layer, tokens, delta, own):
-    del layer
-    rows, features = tokens.shape[0], delta.shape[-1]
-    lookups = Lookups(
-        tokens.reshape(rows, -1), delta.reshape(rows, -1, features), own["embedding"].shape[0]
-    )
-    return {"embedding": lookups}
+class _Run:
+    """What one evaluation meets: uses, what they multiply, and parameters used otherwise."""
+
+    def __init__(self, ghost: frozenset[int], deltas: Sequence[Any] | None):
+        self.ghost, self.deltas = ghost, deltas
+        self.uses: list[Use] = []
+        self.unknown: set[int] = set()
+        self.operands: list[Any] = []
+
+    def meet(self, use: Use, operand: Any, result: Any) -> Any:
+        """Note a use; where its parameter is ghost, the result takes up its perturbation."""
+        self.uses.append(use)
+        if use.view.param not in self.ghost or self.deltas is None:
+            return result
+        delta = self.deltas[len(self.operands)]
+        self.operands.append(use.operand(operand))
+        return result + delta
 
 
-def _norm(layer, x, delta, own):
-    del own
-    without: dict[str, Any] = {"use_scale": False}
-    if isinstance(layer, nn.LayerNorm):
-        without["use_bias"] = False
-    normalised: Any = layer.clone(**without).apply({}, x)
-    normalised = normalised.astype(jnp.float32)
-    return {
-        "scale": Rows(_sum_over_positions(normalised * delta, 1)),
-        "bias": Rows(_sum_over_positions(delta, 1)),
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
+_CHECKPOINTS = ("checkpoint", "remat", "remat2")
+_NORM_PRESERVING = ("copy", "copy_p", "sharding_constraint", "optimization_barrier")
+
+
+def _evaluate(jaxpr, consts, values, views, run: _Run):
+    """Evaluate a program, following parameters through changes of shape and inner programs."""
+    env: dict[Any, tuple[Any, View | None]] = {}
+
+    def read(atom):
+        return (atom.val, None) if isinstance(atom, jex.core.Literal) else env[atom]
+
+    env.update(zip(jaxpr.constvars, [(const, None) for const in consts], strict=True))
+    env.update(zip(jaxpr.invars, zip(values, views, strict=True), strict=True))
+    for eqn in jaxpr.eqns:
+        values, views = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
+        found = [view for view in views if view is not None]
+        new_views: Sequence[View | None] = [None] * len(eqn.outvars)
+        if found and eqn.primitive.name in _CALLS:
+            inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
+            outs, new_views = _evaluate(inner.jaxpr, inner.consts, values, views, run)
+        elif found and eqn.primitive.name == "scan":
+            outs = _scanned(eqn, values, views, run)
+        elif found and eqn.primitive.name in _CHECKPOINTS:
+            outs, new_views = _rematerialised(eqn, values, views, run)
+        else:
+            outs = _bind(jaxpr, eqn, values)
+            if len(found) == 1:
+                view = _reshaped(eqn, found[0])
+                use = None if view else _use(eqn, views)
+                if view is not None:
+                    new_views = [view]
+                elif use is not None:
+                    (operand,) = [v for v, seen in zip(values, views, strict=True) if seen is None]
+                    outs = [run.meet(use, operand, outs[0])]
+                else:
+                    run.unknown.add(found[0].param)
+            else:
+                run.unknown.update(view.param for view in found)
+        env.update(zip(eqn.outvars, zip(outs, new_views, strict=True), strict=True))
+    return map(list, zip(*map(read, jaxpr.outvars), strict=True)) if jaxpr.outvars else ([], [])
+
+
+def _bind(jaxpr, eqn, values):
+    """Evaluate one equation as a program: how primitives bind is JAX's private matter."""
+    given = {
+        atom: value
+        for atom, value in zip(eqn.invars, values, strict=True)
+        if not isinstance(atom, jex.core.Literal)
     }
+    debug = jaxpr.debug_info.with_unknown_names()
+    alone = jex.core.Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects, debug)
+    return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(alone, ()))(*given.values())
 
 
-_RULES: dict[type, Callable[..., Mapping[str, Factors]]] = {
-    nn.Dense: _dense,
-    nn.DenseGeneral: _dense_general,
-    nn.Embed: _embed,
-    nn.LayerNorm: _norm,
-    nn.RMSNorm: _norm,
-}
+def _rematerialised(eqn, values, views, run: _Run):
+    """A checkpointed part, still checkpointed: what its uses multiply are further results."""
+    seen = []
+
+    def inner(values):
+        part = _Run(run.ghost, None if run.deltas is None else run.deltas[len(run.operands) :])
+        outs, new_views = _evaluate(eqn.params["jaxpr"], (), values, views, part)
+        seen[:] = [part, new_views]
+        return outs, part.operands
+
+    options = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+    outs, operands = jax.checkpoint(inner, **options)(list(values))
+    part, new_views = seen
+    run.uses += part.uses
+    run.unknown |= part.unknown
+    run.operands += operands
+    return outs, new_views
+
+
+def _scanned(eqn, values, views, run: _Run):
+    """A loop: of the parameters that it slices, each step's uses are uses of a slice."""
+    sizes = [eqn.params["num_consts"], eqn.params["num_carry"]]
+    first, body = sum(sizes), eqn.params["jaxpr"]
+    consts, carry, xs = values[: sizes[0]], values[sizes[0] : first], values[first:]
+    slices: list[View | None] = []
+    for view in views[first:]:
+        sliced = view is not None and view == View.whole(view.param, view.base, view.stack)
+        length = eqn.params["length"]
+        slices.append(
+            View.whole(view.param, view.base[1:], (*view.stack, length))  # type: ignore[union-attr]
+            if sliced
+            else None
+        )
+    other = (*views[:first], *(v for v, s in zip(views[first:], slices, strict=True) if s is None))
+    run.unknown.update(view.param for view in other if view is not None)
+
+    def step(carry, xs, deltas):
+        part = _Run(run.ghost, deltas)
+        outs, new_views = _evaluate(
+            body.jaxpr, body.consts, [*consts, *carry, *xs], [*[None] * first, *slices], part
+        )
+        part.unknown.update(view.param for view in new_views if view is not None)
+        return outs, part
+
+    seen = []
+
+    def search(carry, xs):
+        outs, part = step(carry, xs, None)
+        seen[:] = [part]
+        return outs
+
+    jax.eval_shape(search, carry, [x[0] for x in xs])
+    (found,) = seen
+    run.uses += found.uses
+    run.unknown |= found.unknown
+    deltas = None
+    if run.deltas is not None:
+        mine = sum(use.view.param in run.ghost for use in found.uses)
+        deltas = run.deltas[len(run.operands) : len(run.operands) + mine]
+
+    def loop_body(carry, xs):
+        outs, part = step(carry, *xs)
+        return outs[: sizes[1]], (outs[sizes[1] :], part.operands)
+
+    options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    carry, (ys, operands) = jax.lax.scan(loop_body, list(carry), (list(xs), deltas), **options)
+    run.operands += operands
+    return [*carry, *ys]
+
+
+def _reshaped(eqn, view: View) -> View | None:
+    """The view after an equation that keeps all numbers of a parameter, or None."""
+    name, before = eqn.primitive.name, tuple(view.base[axis] for axis in view.axes)
+    if len(eqn.invars) != 1:
+        return None
+    after = eqn.outvars[0].aval.shape
+    if name in _NORM_PRESERVING:
+        return view
+    if name == "convert_element_type":
+        floating = jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
+        return view if floating else None
+    if name == "transpose":
+        return view._replace(axes=tuple(view.axes[axis] for axis in eqn.params["permutation"]))
+    added = name == "broadcast_in_dim" and math.prod(after) == math.prod(before)
+    if name in ("squeeze", "expand_dims") or added or _plain_reshape(eqn):
+        steps = view.steps
+        if view.axes != tuple(range(len(view.axes))):
+            steps = (*steps, ("transpose", view.axes, view.base))
+        steps = (*steps, ("reshape", tuple(after), before))
+        after = tuple(after)
+        return View(view.param, steps, after, tuple(range(len(after))), view.stack)
+    return None
+
+
+def _plain_reshape(eqn) -> bool:
+    return eqn.primitive.name == "reshape" and eqn.params["dimensions"] is None
+
+
+def _use(eqn, views: Sequence[View | None]) -> Use | None:
+    """How an equation uses a parameter, if there is a rule for it."""
+    if eqn.primitive.name == "dot_general":
+        return _product(eqn, views)
+    if eqn.primitive.name == "gather" and views[0] is not None:
+        return _lookup(eqn, views[0])
+    return None
+
+
+def _product(eqn, views) -> Use | None:
+    contracted, batch = eqn.params["dimension_numbers"]
+    mine = next(i for i, view in enumerate(views) if view is not None)
+    view, other = views[mine], eqn.invars[1 - mine].aval
+    result = eqn.outvars[0].aval
+    if batch[0] or not jnp.issubdtype(other.dtype, jnp.floating):
+        return None
+    rows = tuple(view.axes[axis] for axis in contracted[mine])
+    columns = tuple(axis for axis in view.axes if axis not in rows)
+    met = tuple(contracted[1 - mine])
+    free = tuple(axis for axis in range(other.ndim) if axis not in met)
+    fan_in = math.prod(view.base[axis] for axis in rows)
+    positions = math.prod(other.shape[axis] for axis in free)
+    fan_out = math.prod(view.base[axis] for axis in columns)
+    if not (fan_in and fan_out and positions):
+        return None
+
+    def operand(x):
+        return jnp.transpose(x, free + met).reshape(positions, fan_in)
+
+    def arrange(delta):
+        shape = (fan_out, positions) if mine == 0 else (positions, fan_out)
+        delta = delta.reshape(shape)
+        return delta.T if mine == 0 else delta
+
+    return Use(view, "product", rows, columns, operand, arrange, result, positions)
+
+
+def _lookup(eqn, view: View) -> Use | None:
+    numbers, indices = eqn.params["dimension_numbers"], eqn.invars[1].aval
+    result, width = eqn.outvars[0].aval, view.base[1:]
+    leading = indices.ndim - 1
+    whole_rows = (
+        not view.stack
+        and view.axes == tuple(range(len(view.base)))
+        and tuple(numbers.collapsed_slice_dims) == (0,)
+        and tuple(numbers.start_index_map) == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(numbers.offset_dims) == tuple(range(leading, leading + len(width)))
+        and tuple(eqn.params["slice_sizes"]) == (1, *width)
+    )
+    mode, positions = eqn.params["mode"], math.prod(indices.shape[:-1])
+    if not whole_rows or mode == GatherScatterMode.ONE_HOT or not positions or not view.base[0]:
+        return None
+
+    def operand(x):
+        return x.reshape(positions)
+
+    def arrange(delta):
+        return delta.reshape(positions, math.prod(width))
+
+    columns = tuple(range(1, len(view.base)))
+    drop = mode == GatherScatterMode.FILL_OR_DROP
+    return Use(view, "lookup", (0,), columns, operand, arrange, result, positions, drop)
+
+
+def _joinable(uses: Sequence[Use]) -> bool:
+    """Whether factors are known for the sum of these uses of one parameter."""
+    if len({(use.view.steps, use.view.base, use.view.stack) for use in uses}) > 1:
+        return False
+    # A product may meet the rows of another with its columns: the factors change places.
+    sides = {frozenset((use.rows, use.columns)) for use in uses}
+    return len(sides) <= 1
+
+
+def _kept_is_cheaper(leaf, uses: Sequence[Use], kept_bytes: float) -> bool:
+    products = [use for use in uses if use.kind == "product"]
+    many = sum(use.positions for use in products) >= _MANY_POSITIONS
+    return bool(products) and many and 4 * jnp.size(leaf) <= kept_bytes
+
+
+def _factors(uses: Sequence[tuple[Use, Any, Any]]) -> factors.Factors:
+    stack = uses[0][0].view.stack
+    if stack:
+        plain = [
+            (use._replace(view=use.view._replace(stack=())), operand, delta)
+            for use, operand, delta in uses
+        ]
+
+        def layers(x):
+            flat = x.reshape(len(x), math.prod(stack), *x.shape[1 + len(stack) :])
+            return jnp.moveaxis(flat, 1, 0)
+
+        def of_layer(operands, deltas):
+            return _factors(
+                [(use, o, d) for (use, _, _), o, d in zip(plain, operands, deltas, strict=True)]
+            )
+
+        operands, deltas = ([layers(use[part]) for use in uses] for part in (1, 2))
+        layered: Any = jax.vmap(of_layer)(operands, deltas)
+        return factors.Stacked(layered)
+    lookups = [(use, *rest) for use, *rest in uses if use.kind == "lookup"]
+    rows = (lookups or uses)[0][0].rows
+    products, found = [], []
+    for use, operand, delta in uses:
+        delta = jax.vmap(use.arrange)(delta)
+        if use.kind == "lookup":
+            count = use.view.base[0]
+            inside = (operand >= 0) & (operand < count)
+            if use.drop:
+                operand = jnp.where(inside, operand, count)
+                delta = jnp.where(inside[:, :, None], delta, 0)
+            found.append((jnp.clip(operand, 0, count - (not use.drop)), delta))
+        else:
+            products.append((operand, delta) if use.rows == rows else (delta, operand))
+    join = lambda parts: [jnp.concatenate(side, 1) for side in zip(*parts, strict=True)]  # noqa: E731
+    outer = factors.outer_products(*join(products)) if products else None
+    if not found:
+        assert outer is not None
+        return outer
+    tokens, delta = join(found)
+    delta = delta.astype(clipping.wide(delta.dtype))
+    looked = factors.Lookups(tokens, delta, lookups[0][0].view.base[0])
+    return looked if outer is None else factors.Tied(looked, outer)
+
+
+def _transpose_back(total, stack: tuple[int, ...], axes: Sequence[int]):
+    """Undo a transposition of the axes after those of the loops."""
+    loops = len(stack)
+    inverse = sorted(range(len(axes)), key=lambda axis: axes[axis])
+    return jnp.transpose(total, [*range(loops), *(loops + axis for axis in inverse)])
+
+
+_COUPLED = (
+    "loss_fn must give each row a loss of its own, but the layer {} normalises by statistics of "
+    "the batch: use running averages (use_running_average=True) or GroupNorm"
+)
+
+
+def refuse_coupled(jaxpr: Any) -> None:
+    """Raise if a program holds batch normalisation that computes statistics of its batch.
+
+    With single rows it would run, on batches of one, and train another model than the user's.
+    """
+    for eqn in _equations(jaxpr):
+        if eqn.primitive.name != "reduce_sum" or eqn.source_info.traceback is None:
+            continue
+        names = [frame.function_name for frame in eqn.source_info.traceback.frames]
+        layer = _batch_normalisation(names)
+        if layer is not None and any("_compute_stats" in name for name in names):
+            raise ValueError(_COUPLED.format(str(eqn.source_info.name_stack) or layer))
+
+
+def _batch_normalisation(names: Sequence[str]) -> str | None:
+    """The class of a layer of batch normalisation among names of functions."""
+    classes = (name.split(".")[0] for name in names if "." in name)
+    return next((name for name in classes if name.endswith("BatchNorm")), None)
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if isinstance(inner, jex.core.Jaxpr):
+                    yield from _equations(inner)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkit.privacy import clipping
+from jaxkit.privacy import clipping, factors
 from jaxkit.privacy.clipped_gradients import ClippedGradient, counted_sum
 
 #: One example's loss as a function of its score <w, x> and its label.
@@ -38,27 +38,6 @@ def sigmoid_loss(score: Float[Array, ""], label: Any) -> Float[Array, ""]:
         0.5
     """
     return jax.nn.sigmoid(-label * score)
-
-
-def clip_rows(x: Float[Array, "n d"], radius: Any = 1.0) -> Float[Array, "n d"]:
-    """Scale rows down to norm at most `radius`, so that declared constants of a GLM hold.
-
-    Args:
-        x: features ``[n, d]``.
-        radius: R > 0; a constant, never a norm measured on the private data.
-
-    Returns:
-        Features ``[n, d]``; a row that is not finite becomes 0.
-
-    Raises:
-        ValueError: if `radius` is not positive.
-
-    Example:
-        >>> print(clip_rows(jnp.array([[3.0, 4.0], [0.3, 0.4]])))
-        [[0.6 0.8]
-         [0.3 0.4]]
-    """
-    return clipping.clip_per_example(x, radius).gradients
 
 
 def glm_clipped_grad_sum(
@@ -92,17 +71,15 @@ def glm_clipped_grad_sum(
     slope = jax.vmap(jax.value_and_grad(scalar_loss))
 
     def clipped_sum(x, slopes, losses, count, bound, mode):
-        # Entries that are not finite would survive a product with 0.
-        norms = jnp.abs(slopes) * jnp.linalg.norm(x, axis=1)
-        finite = jnp.isfinite(norms)
-        scales = clipping.clip_scales(norms, bound, mode)
-        weights = jnp.where(finite, scales * slopes, 0) * count
-        total = weights @ jnp.where(finite[:, None], x, 0)
-        return counted_sum(total, losses, finite & (scales < 1), ~finite, count)
+        # One gradient is one outer product; entries that are not finite count as such.
+        gradients = factors.outer_products(slopes[:, None, None], x[:, None, :])
+        bounds = clipping.bound_leaves([gradients.norms()], bound, mode)
+        total = gradients.weighted_sum(bounds.scales[0] * count)[0]
+        return counted_sum(total, losses, bounds.clipped, bounds.non_finite, count)
 
     def slopes_at(params, batch):
-        x, y = batch
-        losses, slopes = slope(x @ params, y)
+        x, y = jnp.asarray(batch[0]), batch[1]
+        losses, slopes = slope(jnp.matmul(x, params, precision=jax.lax.Precision.HIGHEST), y)
         return x, losses, slopes
 
     def sum_fn(params, batch, key, count, bound):

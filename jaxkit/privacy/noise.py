@@ -225,8 +225,8 @@ def dp_aggregate(
     Example:
         >>> mean = dp_aggregate(1.0, 0.0, 2, jax.random.key(0))
         >>> rows = jnp.array([[3.0, 4.0], [0.0, 0.5]])
-        >>> print(mean.update(rows, mean.init(jnp.zeros(2)))[0])
-        [0.3  0.65]
+        >>> mean.update(rows, mean.init(jnp.zeros(2)))[0].round(3).tolist()
+        [0.30000001192092896, 0.6500000357627869]
     """
     clipping.check_clip_norm(clip_norm, mode)
     noisy_mean = privatize_sum(clip_norm, noise_multiplier, expected_batch_size, key)

@@ -33,7 +33,7 @@ def dp_sgd(
         nesterov: whether the momentum is Nesterov's.
 
     Returns:
-        An optax optimizer whose updates are `ClippedSum.total`.
+        An optax optimizer whose updates are `BoundedSum.total`.
 
     Raises:
         ValueError: if a number is not allowed.
@@ -82,7 +82,7 @@ def dp_adam(
         weight_decay: decoupled; does not touch the data and needs no noise.
 
     Returns:
-        An optax optimizer whose updates are `ClippedSum.total`.
+        An optax optimizer whose updates are `BoundedSum.total`.
 
     Raises:
         ValueError: if a number is not allowed.
@@ -129,7 +129,7 @@ def dp_ftrl(
         momentum: of SGD, none by default.
 
     Returns:
-        An optax optimizer whose updates are `ClippedSum.total`.
+        An optax optimizer whose updates are `BoundedSum.total`.
 
     Raises:
         ValueError: if a number is not allowed.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxkit import validation
-from jaxkit.privacy import glm
+from jaxkit.privacy import clipping
 
 
 def projection(key: Key[Array, ""], dimension: int, target_dimension: int) -> Float[Array, "k d"]:
@@ -68,7 +68,7 @@ def jl_embed(
     """
     if x.ndim != 2 or phi.ndim != 2 or x.shape[1] != phi.shape[1]:
         raise ValueError(f"x [n, d] and phi [k, d] must share d, got {x.shape} and {phi.shape}")
-    return glm.clip_rows(x @ phi.T, radius)
+    return clipping.clip_per_example(x @ phi.T, radius).gradients
 
 
 def jl_lift(params: Float[Array, " k"], phi: Float[Array, "k d"]) -> Float[Array, " d"]:

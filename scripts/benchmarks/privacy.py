@@ -93,12 +93,13 @@ def compare(title: str, model: nn.Module, losses_fn: Any, batch: Any) -> Table:
         scales = jnp.minimum(1, 1 / norms)
         return jax.tree.map(lambda g: jnp.tensordot(scales, g, 1), gradients)
 
-    ghost = privacy.ghost_clipped_grad_sum(model, losses_fn, 1.0)
-    default = privacy.clipped_grad_sum(loss, 1.0)
+    def ours(method):
+        gradient = privacy.clipped_grad_sum(loss, 1.0, method=method)
+        return lambda params, batch: gradient(params, batch).total
+
     ways: dict[str, Callable] = {
         PLAIN: jax.grad(loss),
-        "ghost_clipped_grad_sum": lambda p, b: ghost(p, b).total,
-        "clipped_grad_sum": lambda p, b: default(p, b).total,
+        **{f"clipped_grad_sum, {method}": ours(method) for method in ("ghost", "vmap", "auto")},
         "naive vmap": naive,
         **jax_privacy_ways(loss, batch[0].shape[0]),
     }
@@ -115,7 +116,7 @@ def compare(title: str, model: nn.Module, losses_fn: Any, batch: Any) -> Table:
     peers = {name: v for name, v in seconds.items() if name.startswith("jax-privacy")}
     if peers:
         best = min(peers, key=lambda name: float(np.median(peers[name])))
-        for name in ("clipped_grad_sum", "ghost_clipped_grad_sum"):
+        for name in (name for name in ways if name.startswith("clipped")):
             ratio = seconds[name] / seconds[best]
             rows.append([f"{name} / {best}", "", *spread(ratio), ""])
     backend = jax.default_backend()

@@ -116,10 +116,6 @@ CASES = {
     ),
     "audit runs": (lambda: privacy.audit_llr(np.ones(3), np.ones(3), 1.0), "at least 30"),
     "audit nan": (lambda: privacy.audit_llr(np.full(40, np.nan), np.ones(40), 1.0), "absent"),
-    "ghost check": (
-        lambda: privacy.check_ghost(None, None, None, np.ones((1, 2))),  # type: ignore[arg-type]
-        "at least 2 rows",
-    ),
 }  # fmt: skip
 
 

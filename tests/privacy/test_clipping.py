@@ -1,6 +1,5 @@
 """Clipped sums: bounds, invariances, non-finite examples, and what they cost in traces."""
 
-import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -104,7 +103,7 @@ def test_sums_do_not_depend_on_microbatches_padding_or_order(quadratic, microbat
 def test_non_finite_examples_contribute_exactly_zero_and_are_counted(quadratic, close):
     batch = batch_of(1)
     batch[2, 1], batch[4, 0], batch[5, 2] = np.nan, np.inf, -np.inf
-    batch[6, 0] = 1e30  # finite, but its norm overflows
+    batch[6] = 3e38  # finite, but its norm overflows
     result = quadratic(None)(batch, np.ones(7, bool))
     good = np.delete(batch, [2, 4, 5, 6], axis=0)
     close(result.total, expected_sum(good))
@@ -202,18 +201,13 @@ def test_sums_are_equal_on_one_and_eight_devices(devices, close):
         del key
         return jnp.mean(jax.vmap(privacy.logistic_loss)(batch[0] @ params, batch[1]))
 
-    def row_losses(apply, batch, key):
-        del key
-        return jax.vmap(privacy.logistic_loss)(apply(batch[0])[:, 0], batch[1])
-
     noise = privacy.privatize_sum(0.3, 1.0, 16, jax.random.key(0))
 
     def private_mean(params, batch):
-        ghost = privacy.ghost_clipped_grad_sum(nn.Dense(1, use_bias=False), row_losses, 0.3)
-        sums = (
-            privacy.clipped_grad_sum(loss, 0.3, microbatch_size=8)(params, batch).total,
-            ghost({"kernel": params[:, None]}, batch).total["kernel"][:, 0],
-        )
+        sums = [
+            privacy.clipped_grad_sum(loss, 0.3, microbatch_size=2, **options)(params, batch).total
+            for options in ({"method": "vmap"}, {"method": "ghost"}, {"mesh": mesh})
+        ]
         return [noise.update(total, noise.init(params))[0] for total in sums]
 
     alone = jax.jit(private_mean)(jnp.ones(3), (x, y))

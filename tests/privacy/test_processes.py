@@ -27,15 +27,10 @@ PROGRAM = textwrap.dedent(
         batch = {"inputs": inputs[rows], "labels": labels[rows], "mask": mask[rows]}
         batch = training.place_batch(batch, mesh)
 
-        def losses(apply, batch, key):
-            logits, labels = apply(batch["inputs"]), batch["labels"]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-        model = nn.Dense(3)
-
         def loss(params, batch, key):
-            apply = lambda x: model.apply({"params": params}, x)
-            return jnp.mean(losses(apply, batch, key))
+            logits = nn.Dense(3).apply({"params": params}, batch["inputs"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+            return jnp.mean(losses)
 
         params = {"kernel": jnp.eye(5, 3), "bias": jnp.zeros(3)}
         found = {}
@@ -43,7 +38,8 @@ PROGRAM = textwrap.dedent(
             "vmap": privacy.clipped_grad_sum(loss, 0.4),
             "microbatches": privacy.clipped_grad_sum(loss, 0.4, microbatch_size=8),
             "per layer": privacy.clipped_grad_sum(loss, 0.4, mode="per_layer"),
-            "ghost": privacy.ghost_clipped_grad_sum(model, losses, 0.4),
+            "ghost": privacy.clipped_grad_sum(loss, 0.4, method="ghost"),
+            "mesh": privacy.clipped_grad_sum(loss, 0.4, microbatch_size=1, mesh=mesh),
         }.items():
             noise = privacy.privatize_sum(0.4, 1.0, 16, jax.random.key(1))
 
@@ -71,6 +67,6 @@ def test_two_processes_take_the_private_step_of_one(on_processes):
             np.testing.assert_allclose(here, there, atol=1e-6)
         assert expected[1:4] == [14, expected[2], 1]  # of 14 examples one has no finite gradient
         np.testing.assert_allclose(expected[0], alone["vmap"][0], rtol=1e-5)
-    for name in ("microbatches", "ghost"):  # one draw of noise, whatever made the sum
+    for name in ("microbatches", "ghost", "mesh"):  # one draw of noise, whatever made the sum
         for here, there in zip(alone[name], alone["vmap"], strict=True):
             np.testing.assert_allclose(here, there, atol=1e-6)

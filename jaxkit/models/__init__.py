@@ -1,4 +1,4 @@
-"""Networks that several rooms use: a decoder language model and a vision transformer.
+"""Networks that several rooms use: a decoder language model, a vision transformer, ResNets.
 
 Nothing of a method is in them: `DecoderLM` reads its token table as an argument if asked to, and
 `VisionTransformer` takes branches beside its MLPs.
@@ -20,14 +20,20 @@ from jaxkit.models.decoder_cost import (
     train_flops_per_token,
 )
 from jaxkit.models.generation import generate
+from jaxkit.models.plain_networks import MLP, VGG11, LeNet
 from jaxkit.models.readout import TokenTable, chunked_cross_entropy
+from jaxkit.models.resnet import ResNet, resnet18, resnet20, wide_resnet
 from jaxkit.models.vision_transformer import VisionTransformer
 
 __all__ = [
+    "MLP",
+    "VGG11",
     "DecoderConfig",
     "DecoderLM",
     "KeyValueCache",
+    "LeNet",
     "ParameterCounts",
+    "ResNet",
     "StepCost",
     "TokenTable",
     "VisionTransformer",
@@ -36,7 +42,10 @@ __all__ = [
     "generate",
     "initializer",
     "parameter_counts",
+    "resnet18",
+    "resnet20",
     "step_cost",
     "train_flops_per_token",
     "validate_tokens",
+    "wide_resnet",
 ]

@@ -18,6 +18,7 @@ from jaxkit.datasets.array_files import read_csv, read_idx, read_npz
 from jaxkit.datasets.batches import BatchIterator, array_batches, token_batches
 from jaxkit.datasets.encoding import tokenize
 from jaxkit.datasets.order import BatchRows, ExampleOrder
+from jaxkit.datasets.packed import IdTokenizer, load_tokens
 from jaxkit.datasets.picture_batches import decode_pictures, picture_batches
 from jaxkit.datasets.picture_layouts import find_pictures
 from jaxkit.datasets.pictures import PictureFiles, Pictures, PictureSplit
@@ -44,6 +45,7 @@ __all__ = [
     "Corpus",
     "EvaluationBatches",
     "ExampleOrder",
+    "IdTokenizer",
     "JsonTokenizer",
     "PictureFiles",
     "PictureRecipe",
@@ -59,6 +61,7 @@ __all__ = [
     "load_digits",
     "load_table",
     "load_text",
+    "load_tokens",
     "picture_batches",
     "picture_recipe",
     "read_csv",

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Integer, UInt
 
 from jaxkit.datasets.extras import require
+from jaxkit.datasets.packed import IdTokenizer
 from jaxkit.datasets.text import Corpus
 from jaxkit.validation import choice
 
@@ -255,12 +256,14 @@ def tokenizer_from_config(config: Mapping[str, Any]) -> Tokenizer:
         >>> tokenizer_from_config(CharTokenizer("ab").to_config()).vocab_size
         3
     """
-    builders = {"bytes": ByteTokenizer, "characters": CharTokenizer, "json": JsonTokenizer}
+    builders = ["bytes", "characters", "ids", "json"]
     options = dict(config)
     kind = choice("tokenizer kind", options.pop("kind", None), builders)
     try:
         if kind == "characters":
             return CharTokenizer(options.pop("characters"), **options)
+        if kind == "ids":
+            return IdTokenizer(**options)
         if kind == "json":
             return JsonTokenizer(options.pop("path"), **options)
         return ByteTokenizer(**options)

@@ -167,7 +167,7 @@ def test_json_file_that_is_missing_wrong_or_changed_is_refused(tmp_path, json_pa
     ("config", "message"),
     [
         ({"kind": "byte"}, "did you mean 'bytes'"),
-        ({}, "tokenizer kind must be one of 'bytes', 'characters', 'json', got None"),
+        ({}, "tokenizer kind must be one of 'bytes', 'characters', 'ids', 'json', got None"),
         ({"kind": "characters"}, "does not fit 'characters'"),
         ({"kind": "bytes", "size": 3}, "does not fit 'bytes'"),
     ],
@@ -219,3 +219,42 @@ def test_a_failed_encoding_leaves_no_file_and_names_the_corpus(tmp_path):
     with pytest.raises(ValueError, match=r"^foxes: character"):
         datasets.tokenize(CORPUS, datasets.CharTokenizer("Theq uick"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("a.bin", "uint16"), ("a.bin", "uint32"), ("a.npy", "uint8")]
+)
+def test_packed_tokens_are_mapped(tmp_path, name, dtype):
+    tokens = np.arange(200).astype(dtype)
+    if name == "a.npy":
+        np.save(tmp_path / name, tokens)
+    else:
+        tokens.tofile(tmp_path / name)
+    found = datasets.load_tokens(
+        tmp_path / name, vocab_size=200, **({} if name == "a.npy" else {"dtype": dtype})
+    )
+    np.testing.assert_array_equal(found, tokens, strict=True)
+    assert isinstance(found, np.memmap)
+    with pytest.raises(ValueError, match="ids below vocab_size=199, got 199 at token 199"):
+        datasets.load_tokens(tmp_path / name, vocab_size=199, dtype=dtype)
+    tokenizer = datasets.tokenizer_from_config(datasets.IdTokenizer(200).to_config())
+    np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(found)), tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.bin", b"odd", "must hold uint16 of 2 bytes each, got 3 bytes"),
+        ("a.bin", b"", "got 0 bytes"),
+        ("a.npy", b"x", "cannot be read as an array"),
+    ],
+)
+def test_files_that_hold_no_tokens_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        datasets.load_tokens(tmp_path / name, vocab_size=9)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="flat array of unsigned integers, got float64"):
+        datasets.load_tokens(tmp_path / "b.npy", vocab_size=9)
+    with pytest.raises(ValueError, match="text must be ids below 9, got '9'"):
+        datasets.IdTokenizer(9).encode("8 9")

@@ -78,7 +78,7 @@ def sample(
     """
     from jaxkit import jobs
 
-    opened = jobs.open_run(run, _say)
+    opened = jobs.open_run(run)
     print(
         prompt
         + jobs.sample_run(opened, prompt, num_tokens=num_tokens, temperature=temperature, seed=seed)
@@ -96,7 +96,7 @@ def evaluate(run: Positional[str], text: str) -> None:
 
     from jaxkit import datasets, jobs
 
-    opened = jobs.open_run(run, _say)
+    opened = jobs.open_run(run)
     corpus = datasets.load_text(
         text, validation_fraction=0, minimum_length=opened.config.sequence_length + 1
     ).train
@@ -131,7 +131,7 @@ def decipher(
     """
     from jaxkit import datasets, jobs
 
-    opened = jobs.open_run(run, _say)
+    opened = jobs.open_run(run)
     corpus = datasets.load_text(
         text, validation_fraction=0, minimum_length=opened.config.sequence_length
     ).train
@@ -281,8 +281,9 @@ def subrl(
         seed=seed,
         out=out,
     )
-    console.Console().print(found.table)
-    print(*filter(None, (found.curves, found.paths, found.metrics)), sep="\n")
+    if found is not None:
+        console.Console().print(found.table)
+        print(*filter(None, (found.curves, found.paths, found.metrics)), sep="\n")
 
 
 def reproduce(
@@ -411,7 +412,3 @@ def _overview() -> str:
             "jaxkit COMMAND --help lists the options of a command.",
         ]
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -55,6 +55,33 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
     return number
 
 
+def seed(name: str, value: Any) -> int:
+    """Return `value` if it is a seed that JAX tells from every other, or raise.
+
+    `jax.random.key` keeps 32 bits: 2^32 would draw what 0 draws.
+
+    Args:
+        name: name of the argument, for the message.
+        value: as for `integer`.
+
+    Returns:
+        The Python int.
+
+    Raises:
+        TypeError: if `value` is not an integer.
+        ValueError: if it is not in [0, 2^32).
+
+    Example:
+        >>> seed("seed", 2**32)
+        Traceback (most recent call last):
+        ValueError: seed must be an integer in [0, 4294967296), got 4294967296
+    """
+    number = integer(name, value)
+    if not 0 <= number < 2**32:
+        raise ValueError(f"{name} must be an integer in [0, {2**32}), got {number}")
+    return number
+
+
 def number(
     name: str,
     value: Any,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from jaxkit import files, training, validation
+from jaxkit import training, validation
 from jaxkit.continual.learners import Advance, Learner
 from jaxkit.continual.streams import Stream
 
@@ -89,28 +88,25 @@ def run_stream(
     stream: Stream,
     *,
     seed: int = 0,
-    folder: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | training.Run | None = None,
     checkpoint_every: int = 0,
     max_steps: int = 1_000_000,
     on_advance: Callable[[int, Advance], Any] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    report: Callable[[str], Any] = print,
 ) -> StreamResult:
     """Let a learner learn the tasks of a stream in turn, testing it on all tasks seen after each.
 
     With a folder, the run is saved and an interrupted one goes on where its last checkpoint stands,
-    in the middle of a phase too; the result is then the same to the bit.
+    in the middle of a phase too; the result is then the same to the bit. SIGTERM, SIGHUP and Ctrl-C
+    end it after the piece in flight.
 
     Args:
         learner: SEMA or a baseline.
         stream: the tasks.
         seed: of first parameters, new adapters and orders of batches.
-        folder: where to keep checkpoints; None to keep none.
+        folder: of the run, or a `training.Run` claimed already; None to keep nothing.
         checkpoint_every: optimizer steps between checkpoints; 0 for one after each task only.
         max_steps: steps in one piece of work; a piece ends at every checkpoint anyway.
         on_advance: called with the number of the task and each piece of work done.
-        should_stop: asked after each piece; if true, the run is saved and ends.
-        report: called with a line of text when a checkpoint is damaged.
 
     Returns:
         The result; unfinished if it was stopped.
@@ -118,7 +114,7 @@ def run_stream(
     Raises:
         ValueError: if a number is out of range, or the folder holds a run with other settings,
             all of which are named.
-        OSError: if the disk refuses.
+        OSError: if another process writes the folder, or the disk refuses.
         FloatingPointError: if training diverges.
 
     Example:
@@ -132,53 +128,62 @@ def run_stream(
         >>> 0 < average_accuracy(result.accuracy) < 0.3
         True
     """
-    validation.integer("seed", seed, minimum=0)
+    validation.seed("seed", seed)
     validation.integer("checkpoint_every", checkpoint_every, minimum=0)
     validation.integer("max_steps", max_steps, minimum=1)
-    run = _Run(learner, stream, seed)
-    if folder is None:
-        return _loop(run, None, checkpoint_every, max_steps, on_advance, should_stop)
-    place = pathlib.Path(folder)
-    _require_same_run(place / "description.json", describe_run(learner, stream, seed))
-    with training.Checkpoints(place / "checkpoints", report=report) as checkpoints:
-        run.restore(checkpoints)
-        return _loop(run, checkpoints, checkpoint_every, max_steps, on_advance, should_stop)
+    work = _Work(learner, stream, seed)
+    saved = 0
 
-
-def _loop(
-    run: _Run,
-    checkpoints: training.Checkpoints | None,
-    checkpoint_every: int,
-    max_steps: int,
-    on_advance: Callable[[int, Advance], Any] | None,
-    should_stop: Callable[[], bool],
-) -> StreamResult:
-    tasks, saved = len(run.stream.tasks), run.record["num_steps"]
-    while run.record["task"] < tasks:
-        due = saved + checkpoint_every - run.record["num_steps"] if checkpoint_every else max_steps
-        piece = run.advance(min(max_steps, due))
+    def advance(state: PyTree, pieces: int, most: int | None) -> training.Lap:
+        nonlocal saved
+        due = saved + checkpoint_every - work.record["num_steps"] if checkpoint_every else max_steps
+        piece = work.advance(min(max_steps, due))
         new_task = piece.position is None
+        task = work.record["task"] - new_task
         if on_advance is not None:
-            on_advance(run.record["task"] - new_task, piece)
-        due = checkpoint_every and run.record["num_steps"] - saved >= checkpoint_every
-        stop = run.record["task"] < tasks and training.any_process(should_stop())
-        if checkpoints is not None and (new_task or due or stop):
-            run.save(checkpoints)
-            saved = run.record["num_steps"]
-        if stop:
-            return run.result(finished=False)
-    return run.result(finished=True)
+            on_advance(task, piece)
+        checkpoint = new_task or work.record["num_steps"] - saved >= (checkpoint_every or np.inf)
+        saved = work.record["num_steps"] if checkpoint else saved
+        row = {"step": pieces + 1, "task": task, "num_steps": work.record["num_steps"]}
+        return training.Lap(
+            work.state,
+            rows=lambda seconds: [{**row, "doing": piece.doing, "share": piece.share}],
+            checkpoint=checkpoint,
+            finished=work.record["task"] == len(stream.tasks),
+        )
+
+    with contextlib.ExitStack() as stack:
+        run, first = None, 0
+        if folder is not None:
+            claimed = isinstance(folder, training.Run)
+            run = folder if claimed else stack.enter_context(training.Run(folder))
+            run.identify(describe_run(learner, stream, seed))
+            restored = run.restore(work.state)
+            if restored is not None:
+                first, work.state, work.record = restored
+                saved = work.record["num_steps"]
+        if work.record["task"] == len(stream.tasks):
+            return work.result(finished=True)
+        # A piece may be a whole phase, so processes agree on stopping after each.
+        result = training.drive(
+            advance,
+            work.state,
+            first_step=first,
+            run=run,
+            cadence=training.Cadence(None, None, agree_every=1),
+            record=lambda step: work.record,
+        )
+    return work.result(finished=result.finished)
 
 
-class _Run:
+class _Work:
     """A learner's arrays and the facts beside them, which together are a checkpoint."""
 
     def __init__(self, learner: Learner, stream: Stream, seed: int):
         self.learner, self.stream, self.seed = learner, stream, seed
-        self.state = learner.init(seed)
+        self.state = jax.tree.map(jnp.asarray, learner.init(seed))
         self.record: dict[str, Any] = {
-            "task": 0, "position": learner.begin(0), "num_steps": 0, "num_pieces": 0,
-            "accuracy": [], "events": [],
+            "task": 0, "position": learner.begin(0), "num_steps": 0, "accuracy": [], "events": [],
         }  # fmt: skip
 
     def advance(self, max_steps: int) -> Advance:
@@ -187,9 +192,8 @@ class _Run:
             self.state, record["position"], self.stream, record["task"],
             seed=self.seed, max_steps=max_steps,
         )  # fmt: skip
-        self.state = piece.state
+        self.state = jax.tree.map(jnp.asarray, piece.state)
         record["num_steps"] += piece.num_steps
-        record["num_pieces"] += 1
         record["events"].extend(piece.events)
         record["position"] = piece.position
         if piece.position is None:
@@ -202,20 +206,6 @@ class _Run:
             record["task"] += 1
             record["position"] = self.learner.begin(record["task"])
         return piece
-
-    def save(self, checkpoints: training.Checkpoints) -> None:
-        checkpoints.save(self._as_train_state(), json.loads(json.dumps(self.record)))
-
-    def restore(self, checkpoints: training.Checkpoints) -> None:
-        restored = checkpoints.restore(self._as_train_state())
-        if restored is not None:
-            self.state = restored.state.params
-            self.record = json.loads(json.dumps(restored.record))
-
-    def _as_train_state(self) -> training.TrainState:
-        step = jnp.asarray(self.record["num_pieces"], jnp.int32)
-        arrays = jax.tree.map(jnp.asarray, self.state)
-        return training.TrainState(step, arrays, (), jax.random.key(self.seed))
 
     def result(self, *, finished: bool) -> StreamResult:
         tasks = len(self.stream.tasks)
@@ -241,29 +231,12 @@ def describe_run(learner: Learner, stream: Stream, seed: int) -> dict[str, Any]:
         >>> describe_run(learner, digits_stream()[0], 0)["stream"]
         'digits'
     """
-    digest = hashlib.sha256()
-    for task in stream.tasks:
-        for array in (task.train_labels, task.test_labels, task.train_images, task.test_images):
-            for start in range(0, len(array), 1024):
-                digest.update(np.ascontiguousarray(array[start : start + 1024]).tobytes())
+    data = [
+        (task.train_labels, task.test_labels, task.train_images, task.test_images)
+        for task in stream.tasks
+    ]
     facts = {
-        "format": FORMAT, "seed": seed, "stream": stream.name, "data": digest.hexdigest(),
+        "format": FORMAT, "seed": seed, "stream": stream.name, "data": training.fingerprint(data),
         "tasks": [task.name for task in stream.tasks], **learner.description(),
     }  # fmt: skip
     return json.loads(json.dumps(facts))
-
-
-def _require_same_run(path: pathlib.Path, description: dict[str, Any]) -> None:
-    if path.exists():
-        try:
-            stored = dict(json.loads(path.read_text("utf-8")))
-        except (json.JSONDecodeError, TypeError, ValueError):
-            raise ValueError(f"{path} is damaged: it is not the description of a run") from None
-        names = [n for n in {**stored, **description} if stored.get(n) != description.get(n)]
-        if names:
-            changes = ", ".join(
-                f"{n}: {stored.get(n)!r} there, {description.get(n)!r} now" for n in names
-            )
-            raise ValueError(f"{path.parent} holds a run with other settings ({changes})")
-    elif jax.process_index() == 0:
-        files.write_atomically(path, json.dumps(description, indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,13 +12,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from jaxkit import files, training, validation
+from jaxkit import training, validation
 from jaxkit.federated import algorithm as algorithms
 from jaxkit.federated import clients as client_examples
 from jaxkit.federated import cohorts, fitness, local_steps, mapping, rounds
 from jaxkit.federated import state as states
-
-_DESCRIPTION = "federated.json"
 
 
 class SimulationResult(NamedTuple):
@@ -28,7 +25,7 @@ class SimulationResult(NamedTuple):
     Attributes:
         state: after the last round.
         history: a row a round: `"step"` (rounds made), the metrics of `RoundMetrics`, and on rounds
-            with an evaluation what it returned. After a resumption, from the file of metrics.
+            with an evaluation what it returned. After a resumption, from the logs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +76,8 @@ def simulate(
         client_map: backend, by default `vmap_clients()`.
         evaluate: `(params) -> {name: scalar}`, pure; compiled once.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
-        folder: where metrics (`metrics.jsonl`) and checkpoints go, or None to keep nothing.
+        folder: of the run (`training.Run`): metrics, evaluations and checkpoints; None to keep
+            nothing. More `num_rounds` than before make a run longer.
         checkpoint_every: rounds between checkpoints.
         progress: where to show it: `jaxkit.training.Console(num_rounds)` draws a bar.
 
@@ -89,7 +87,9 @@ def simulate(
     Raises:
         NonFiniteLossError: if a client diverged, naming the round; the checkpoints before it stand.
         TypeError: if the loss is not a scalar or a parameter not floating point.
-        ValueError: if the parts do not fit, or the folder holds another run.
+        ValueError: if the parts do not fit, or the folder holds another run: other data, key,
+            batches or computations.
+        OSError: if another process writes the folder, or the disk refuses.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,11 +112,13 @@ def simulate(
     ):
         validation.integer(name, value, minimum=1)
     client_map = client_map or mapping.vmap_clients()
-    mesh = client_map.mesh
+    mesh, given = client_map.mesh, data
     if mesh is not None:
         data = client_examples.place_data(data, mesh)
     state = states.init_state(algorithm, params, sampler.num_clients, key, mesh=mesh)
     fitness.check_run(algorithm, local, state, data, sampler, client_map)
+    if folder is not None:
+        identity = _identity(algorithm, local, params, given, sampler, key)
     step = jax.jit(
         lambda state, data: rounds.federated_round(
             algorithm, local, state, data, sampler, client_map
@@ -124,43 +126,61 @@ def simulate(
         donate_argnums=0,
     )
     measure = None if evaluate is None else jax.jit(evaluate)
-    main = jax.process_index() == 0
+    history: list[dict[str, Any]] = []
 
-    with contextlib.ExitStack() as stack:
-        checkpoints = log = None
-        history: list[dict[str, Any]] = []
-        if folder is not None:
-            folder = pathlib.Path(folder)
-            _claim(folder, algorithm, state)
-            checkpoints = stack.enter_context(training.Checkpoints(folder / "checkpoints"))
-            restored = checkpoints.restore(_pack(state))
-            state = state if restored is None else _unpack(state, restored.state)
-            if main:
-                path = folder / "metrics.jsonl"
-                log = stack.enter_context(training.MetricsLog(path, int(state.round)))
-                history = training.read_metrics(path)
-        shown = progress or training.Silent()
-        stack.enter_context(shown)
-        for made in range(int(state.round) + 1, num_rounds + 1):
-            state, metrics = step(state, data)
-            row = {"step": made, **_numbers(metrics._replace(evaluation=None)._asdict())}
+    def advance(state: states.FederatedState, made: int, most: int | None) -> training.Lap:
+        state, metrics = step(state, data)
+
+        def rows(seconds: float | None) -> list[dict[str, Any]]:
+            row = {"step": made + 1, **_numbers(metrics._replace(evaluation=None)._asdict())}
             if row["nonfinite_clients"]:
                 raise training.NonFiniteLossError(
                     f"{row['nonfinite_clients']} of {row['num_participants']} clients diverged in "
-                    f"round {made}: their local models are not finite"
+                    f"round {made + 1}: their local models are not finite"
                 )
-            last = made == num_rounds
-            if measure is not None and (made % evaluate_every == 0 or last):
-                evaluation = _numbers(measure(state.params))
-                row |= evaluation
-                shown.evaluation(made, evaluation)
-            shown.step(row)
             history.append(row)
-            if log is not None:
-                log.write(row)
-            if checkpoints is not None and (made % checkpoint_every == 0 or last):
-                checkpoints.save(_pack(state), {"algorithm": algorithm.name})
-    return SimulationResult(state, history)
+            return [dict(row)]
+
+        return training.Lap(state, rows=rows)
+
+    def score(made: int, state: states.FederatedState) -> dict[str, Any]:
+        found = _numbers(measure(state.params)) if measure else {}
+        history[-1] |= found
+        return found
+
+    with contextlib.ExitStack() as stack:
+        run, first = None, 0
+        if folder is not None:
+            run = stack.enter_context(training.Run(folder))
+            run.identify(identity)
+            restored = run.restore(state)
+            if restored is not None:
+                first, state = restored.step, restored.state
+            history += _told(run.folder, first)
+        result = training.drive(
+            advance,
+            state,
+            first_step=first,
+            num_steps=num_rounds,
+            run=run,
+            cadence=training.Cadence(checkpoint_every, evaluate_every),
+            evaluate=None if evaluate is None else score,
+            progress=progress,
+        )
+    return SimulationResult(result.state, history)
+
+
+def _told(folder: pathlib.Path, last: int) -> list[dict[str, Any]]:
+    """What the logs of an interrupted run say of its rounds up to `last`."""
+    rows = {
+        row["step"]: row
+        for row in training.read_metrics(folder / "metrics.jsonl")
+        if row["step"] <= last
+    }
+    for row in training.read_metrics(folder / "evaluations.jsonl"):
+        if row["step"] in rows:
+            rows[row["step"]] |= row
+    return list(rows.values())
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,38 +189,28 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value).item() for name, value in fetched.items()}
 
 
-def _pack(state: states.FederatedState) -> training.TrainState:
-    """The state in the form that checkpoints are written in; the number of clients is not in it."""
-    held = {"params": state.params, "shared": state.shared, "clients": state.clients}
-    return training.TrainState(state.round, held, state.server_optimizer_state, state.key)
+def _identity(
+    algorithm: algorithms.FederatedAlgorithm,
+    local: local_steps.LocalTraining,
+    params: PyTree,
+    data: client_examples.ClientData,
+    sampler: cohorts.Sampler,
+    key: Key[Array, ""],
+) -> dict[str, Any]:
+    """What two starts of one run share; how clients are spread over devices is not among it."""
 
+    def one_round(params: PyTree, data: Any, key: Any) -> Any:
+        state = states.init_state(algorithm, params, sampler.num_clients, key)
+        return rounds.federated_round(
+            algorithm, local, state, data, sampler, mapping.vmap_clients()
+        )
 
-def _unpack(like: states.FederatedState, packed: training.TrainState) -> states.FederatedState:
-    return like._replace(
-        round=packed.step,
-        **packed.params,
-        server_optimizer_state=packed.opt_state,
-        key=packed.key,
-    )
-
-
-def _claim(
-    folder: pathlib.Path, algorithm: algorithms.FederatedAlgorithm, state: states.FederatedState
-) -> None:
-    """Refuse a folder whose run has other shapes, before anything in it is read or written."""
-    shapes = {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(_pack(state))
+    return {
+        "algorithm": algorithm.name,
+        "sampler": {name: v for name, v in sampler._asdict().items() if not callable(v)},
+        "local": {name: v for name, v in local._asdict().items() if not callable(v)},
+        "params": training.fingerprint(params),
+        "data": training.fingerprint(data),
+        "key": training.fingerprint(key),
+        "program": training.program_fingerprint(one_round, params, data, key),
     }
-    ours = {"algorithm": algorithm.name, "num_clients": int(state.num_clients), **shapes}
-    path = folder / _DESCRIPTION
-    if path.exists():
-        theirs = json.loads(path.read_text("utf-8"))
-        for name in [*ours, *(theirs.keys() - ours.keys())]:
-            if ours.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"folder {folder} holds another run: its {name} is {theirs.get(name)}, this "
-                    f"run's is {ours.get(name)}"
-                )
-    elif jax.process_index() == 0:
-        files.write_atomically(path, json.dumps(ours, indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,8 +16,8 @@ from jaxkit.jobs import refinement
 
 #: Fields that a resumed run may change: they do not touch the numbers.
 FREE_FIELDS = frozenset(
-    {"checkpoint_every", "evaluate_every", "evaluation_windows", "keep_checkpoints", "log_every",
-     "mesh", "runs"}
+    {"checkpoint_every", "evaluate_every", "evaluation_windows", "keep_best", "keep_checkpoints",
+     "keep_every", "log_every", "mesh", "runs"}
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class TrainConfig:
         text: UTF-8 text file or folder of them; without it, prose embedded in Python.
         validation_fraction: share of the text kept for validation.
         tokenizer: "char" (the characters of the training text), "byte", or a tokenizers JSON file.
-        steps: optimizer updates.
+        steps: optimizer updates; more than before make a finished run longer.
         batch_size: sequences in a batch, over all devices.
         sequence_length: tokens of context T.
         accumulation_steps: microbatches whose gradients make one update.
@@ -91,6 +91,9 @@ class TrainConfig:
         mesh: devices as axis=size pairs, such as data=2,fsdp=2,tensor=2; default: all on data.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the latest checkpoints to keep.
+        keep_every: also keep the checkpoints of steps divisible by this.
+        keep_best: also keep the checkpoint of the least validation loss, among those whose step has
+            an evaluation; sample and evaluate read it as --step STEP.
         evaluate_every: steps between evaluations.
         evaluation_windows: contexts of validation text in each evaluation but the last.
         log_every: steps between lines of metrics.
@@ -137,21 +140,17 @@ class TrainConfig:
     mesh: str = ""
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    keep_every: int | None = None
+    keep_best: bool = False
     evaluate_every: int = 100
     evaluation_windows: int = 64
     log_every: int = 1
 
     def __post_init__(self):
-        if (
-            not self.name
-            or self.name != self.name.strip()
-            or "/" in self.name
-            or self.name[0] == "."
-        ):
-            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        folder_name("name", self.name)
         for field in ("sequence_length", "batch_size", "keep_checkpoints", "evaluation_windows"):
             validation.integer(field, getattr(self, field), minimum=1)
-        validation.integer("seed", self.seed, minimum=0)
+        validation.seed("seed", self.seed)
         validation.integer("accumulation_steps", self.accumulation_steps, minimum=1)
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
@@ -199,6 +198,15 @@ class TrainConfig:
                     raise ValueError(
                         f"{field} must be left out of a private run, got {getattr(self, field)}"
                     )
+        if self.keep_every is not None:
+            validation.integer("keep_every", self.keep_every, minimum=1)
+        for field in ("checkpoint_every", "evaluate_every", "log_every"):
+            validation.integer(field, getattr(self, field), minimum=1)
+        if self.keep_best and self.checkpoint_every % self.evaluate_every:
+            raise ValueError(
+                "keep_best needs an evaluation at each checkpoint: evaluate_every must divide "
+                f"checkpoint_every={self.checkpoint_every}, got {self.evaluate_every}"
+            )
         if self.pilot is None:
             self.schedule_function()
         if self.base_width is not None:
@@ -251,7 +259,7 @@ class TrainConfig:
             scaling = width_room.width_scaling(base, target, delta=delta)
             adamw = width_room.adamw_width_scaled(schedule, self.weight_decay, scaling, **moments)
         recorded = optax.chain(
-            schedules.record_gradient_norms(self.steps, min(self.steps, 1024), norm="l1"),
+            schedules.record_gradient_norms(self.steps, norm="l1"),
             optax.clip_by_global_norm(self.clip_norm),
             adamw,
         )
@@ -326,6 +334,19 @@ class TrainConfig:
         return nn.meta.unbox(jax.eval_shape(models.initializer(model), jax.random.key(0)))
 
 
+def folder_name(name: str, value: str) -> str:
+    """Return `value` if it names a folder in another, or raise.
+
+    Example:
+        >>> folder_name("name", "../x")
+        Traceback (most recent call last):
+        ValueError: name must be a plain folder name, got '../x'
+    """
+    if not value or value != value.strip() or "/" in value or value[0] == "." or "\0" in value:
+        raise ValueError(f"{name} must be a plain folder name, got {value!r}")
+    return value
+
+
 def decay_mask(params: Any) -> Any:
     """Which parameters weight decay applies to: matrices, not norms, biases or token tables.
 
@@ -336,17 +357,3 @@ def decay_mask(params: Any) -> Any:
     """
     matrices = {"query", "key", "value", "out", "up", "gate", "down"}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
-
-
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """How a stored configuration differs from one given now, in fields that change the numbers.
-
-    Example:
-        >>> config_differences({"steps": 5, "mesh": ""}, {"steps": 6, "mesh": "data=2"})
-        ['steps was 5, is now 6']
-    """
-    return [
-        f"{field} was {old.get(field)!r}, is now {new.get(field)!r}"
-        for field in sorted(old.keys() | new.keys())
-        if field not in FREE_FIELDS and old.get(field) != new.get(field)
-    ]

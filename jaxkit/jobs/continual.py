@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from rich import console, progress, table
+from rich import console, table
 
-from jaxkit import continual, files, models, plotting, validation
-from jaxkit.jobs import pages, runs
+from jaxkit import continual, files, models, plotting, training, validation
+from jaxkit.jobs import config as configs
+from jaxkit.jobs import pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,6 +59,14 @@ class ContinualConfig:
     runs: str = "runs"
     name: str = "continual"
 
+    def __post_init__(self):
+        configs.folder_name("name", self.name)
+        validation.seed("seed", self.seed)
+        if self.image_size is not None:
+            validation.integer("image_size", self.image_size, minimum=1)
+        if self.weights == "":
+            raise ValueError("weights must name a file or be left out, got ''")
+
 
 class ContinualFiles(NamedTuple):
     """What a run wrote.
@@ -102,17 +107,16 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
     """
     validation.choice("method", config.method, [*_POLICIES, "l2p", "simple-cil"])
     folder = pathlib.Path(config.runs) / config.name
-    with runs.exclusive(folder):
+    with training.Run(folder) as run:
         stream, model, backbone = _stream_and_backbone(config, folder)
         learner = _learner(config, stream, model, backbone)
-        with _Bar(stream) as bar, _stop_signals() as stopping:
+        with _Bar(stream) as bar:
             result = continual.run_stream(
-                learner, stream, seed=config.seed, folder=folder,
+                learner, stream, seed=config.seed, folder=run,
                 checkpoint_every=config.checkpoint_every, on_advance=bar.advance,
-                should_stop=lambda: bool(stopping), report=_say,
             )  # fmt: skip
         if not result.finished:
-            _say(f"stopped after {result.num_steps} steps; run the same command to resume")
+            training.say(f"stopped after {result.num_steps} steps; run the same command to resume")
             return ContinualFiles(folder, None, result)
         return ContinualFiles(folder, _report(config, folder, learner, stream, result), result)
 
@@ -122,16 +126,16 @@ def _stream_and_backbone(
 ) -> tuple[continual.Stream, models.VisionTransformer, Any]:
     pretraining = None
     if config.stream == "digits":
-        if config.weights:
+        if config.weights is not None:
             raise ValueError("weights must be left out for stream='digits', whose images are 8 x 8")
         stream, pretraining = continual.digits_stream(config.seed)
     else:
-        size = config.image_size or (224 if config.weights else 32)
+        size = _given(config.image_size, 32 if config.weights is None else 224)
         stream = continual.folder_stream(
             config.stream, image_size=size, classes_per_task=config.classes_per_task,
             seed=config.seed,
         )  # fmt: skip
-    if config.weights:
+    if config.weights is not None:
         model = models.VisionTransformer(image_size=stream.tasks[0].image_shape[0], num_classes=0)
         variables = continual.load_vision_transformer(config.weights, model, resize_positions=True)
         return stream, model, variables
@@ -164,7 +168,7 @@ def _pretrained(
             return serialization.from_bytes(like, path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path} is not this run's backbone ({error})") from None
-    _say(f"pre-training a backbone on {len(images)} images")
+    training.say(f"pre-training a backbone on {len(images)} images")
     backbone = continual.pretrain_backbone(
         jax.random.key(config.seed), model, images, labels, batch_size=min(64, len(images))
     )
@@ -185,7 +189,7 @@ def _learner(
         return continual.L2P(
             model, backbone, stream.num_classes, epochs=config.train_epochs,
             prompt_length=2 if tiny else 5,
-            learning_rate=config.train_learning_rate or (0.03 if tiny else 0.00375),
+            learning_rate=_given(config.train_learning_rate, 0.03 if tiny else 0.00375),
         )  # fmt: skip
     rates = (0.05, 0.05) if tiny else (0.005, 0.01)
     settings = continual.SEMASettings(
@@ -193,8 +197,8 @@ def _learner(
         threshold=config.threshold,
         train_epochs=config.train_epochs,
         describe_epochs=config.describe_epochs,
-        train_learning_rate=config.train_learning_rate or rates[0],
-        describe_learning_rate=config.describe_learning_rate or rates[1],
+        train_learning_rate=_given(config.train_learning_rate, rates[0]),
+        describe_learning_rate=_given(config.describe_learning_rate, rates[1]),
     )
     shapes = continual.SEMAConfig(
         model, stream.num_classes, capacity=len(stream.tasks),
@@ -207,58 +211,35 @@ def _learner(
     return learner
 
 
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
 class _Bar:
-    """A bar over tasks and one over the present phase; growth as a line of its own."""
+    """A bar over tasks that says what is being done; growth as a line of its own."""
 
     def __init__(self, stream: continual.Stream):
         self._names = [task.name for task in stream.tasks]
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TimeElapsedColumn(),
-            console=console.Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
-        )
-        self._tasks = self._bar.add_task("tasks", total=len(self._names))
-        self._phase = self._bar.add_task("", total=1.0)
+        self._bar = training.Console(len(self._names))
 
     def __enter__(self) -> _Bar:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._bar.stop()
+        self._bar.__exit__(*exception)
 
     def advance(self, index: int, piece: continual.Advance) -> None:
         """Show a piece of work."""
-        self._bar.update(
-            self._phase, description=f"{self._names[index]}: {piece.doing}", completed=piece.share
-        )
-        done = index + (piece.position is None)
-        self._bar.update(self._tasks, completed=done)
+        name, learnt = self._names[index], piece.position is None
+        doing = f"{name}: {piece.doing} {piece.share:.0%}"
+        self._bar.step({"step": index + learnt, "doing": doing})
         for event in piece.events:
             if event["kind"] == "expand":
                 score = "" if event["score"] is None else f", score {event['score']:.2f}"
-                _say(
-                    f"task {index + 1} ({self._names[index]}): block {event['block']} grows{score}"
-                )
-        if piece.position is None:
-            _say(f"task {index + 1} ({self._names[index]}) learnt")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    received: list[int] = []
-    old = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+                training.say(f"task {index + 1} ({name}): block {event['block']} grows{score}")
+        if learnt:
+            training.say(f"task {index + 1} ({name}) learnt")
 
 
 def _report(
@@ -339,16 +320,11 @@ def _print(
     summary: dict[str, str],
     path: pathlib.Path,
 ) -> None:
-    terminal = console.Console()
+    terminal = console.Console(markup=False)
     columns = ["accuracy on", *(f"after {i + 1}" for i in range(len(stream.tasks)))]
     matrix = table.Table(*columns)
     for task, row in zip(stream.tasks, result.accuracy, strict=True):
         matrix.add_row(task.name, *("" if np.isnan(a) else f"{100 * a:.1f}" for a in row))
     terminal.print(matrix)
-    for name, text in summary.items():
-        terminal.print(f"{name:32s} {text}", soft_wrap=True, highlight=False)
-    terminal.print(f"{'report':32s} {os.fspath(path)}", soft_wrap=True, highlight=False)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    for name, text in {**summary, "report": os.fspath(path)}.items():
+        training.say(f"{name:32s} {text}", out=True)

@@ -42,6 +42,7 @@ def decipher_run(
         OSError: if the training text cannot be read.
 
     Example:
+        >>> from jaxkit import models
         >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
         >>> model = config.model(tokenizer.vocab_size)
         >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))

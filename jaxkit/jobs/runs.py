@@ -1,13 +1,11 @@
-"""The folder of a run: what lies where, who may write, and how to open it again."""
+"""The folder of a language-model run: what lies where, and how to open it again."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,24 +51,6 @@ class RunFiles(NamedTuple):
         )
 
 
-@contextlib.contextmanager
-def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a run's folder for writing; a second writer is refused.
-
-    Raises:
-        OSError: if another process holds it.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{folder} is being written by another process") from None
-        yield
-
-
 @dataclasses.dataclass(frozen=True)
 class Description:
     """What `config.json` says of a run.
@@ -84,12 +64,6 @@ class Description:
     config: TrainConfig
     tokenizer: dict[str, Any]
     data: dict[str, str | None]
-
-
-def write_description(run: RunFiles, description: Description) -> None:
-    """Write a run's description, atomically."""
-    text = json.dumps(dataclasses.asdict(description), indent=2)
-    files.write_atomically(run.config, text + "\n")
 
 
 def read_description(run: RunFiles) -> Description | None:
@@ -129,12 +103,18 @@ class Run(NamedTuple):
     files: RunFiles
 
 
-def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = print) -> Run:
-    """Load the latest checkpoint of a run.
+def open_run(
+    folder: str | os.PathLike[str],
+    report: Callable[[str], None] = training.say,
+    *,
+    step: int | None = None,
+) -> Run:
+    """Load a checkpoint of a run, which may be training: nothing is written.
 
     Args:
         folder: the run's folder, `runs/NAME`.
-        report: called with a line of text for each checkpoint that cannot be read.
+        report: called with a line of text for each checkpoint that is damaged.
+        step: which checkpoint; by default the newest whole one.
 
     Returns:
         The run.
@@ -166,9 +146,5 @@ def open_run(folder: str | os.PathLike[str], report: Callable[[str], None] = pri
         jax.random.key(config.seed),
         training.make_mesh("data=-1"),
     )
-    with training.Checkpoints(run.checkpoints, report=report) as checkpoints:
-        restored = checkpoints.restore(abstract)
-    if restored is None:
-        raise ValueError(f"{folder} has no checkpoint yet")
-    state = restored.state
-    return Run(config, tokenizer, model, state.params, int(state.step), run)
+    restored = training.read_run(folder, abstract, step=step, report=report)
+    return Run(config, tokenizer, model, restored.state.params, restored.step, run)

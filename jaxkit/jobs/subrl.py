@@ -73,7 +73,7 @@ def train_world(
     chunk: int = 10,
     out: str | os.PathLike[str] = "subrl",
     progress: training.Progress | None = None,
-) -> SubrlFiles:
+) -> SubrlFiles | None:
     """Train SubPO (or ModPO) on a world of `subrl.WORLDS`; run it again to resume.
 
     Args:
@@ -95,13 +95,15 @@ def train_world(
         progress: where to show it; a bar on the terminal by default.
 
     Returns:
-        The files, and what was reached beside planners that know the world.
+        The files, and what was reached beside planners that know the world; None if the run was
+        told to stop.
 
     Raises:
         ValueError: if a name is unknown or a number out of range, or the folder holds a run with
             other options.
     """
     validation.choice("env", env, subrl.WORLDS)
+    validation.seed("seed", seed)
     world_key, train_key, draw_key = jax.random.split(jax.random.key(seed), 3)
     features = "visited" if memory else "position"
     world = subrl.named_world(env, world_key, horizon=horizon, slip=slip, features=features)
@@ -120,19 +122,18 @@ def train_world(
     options = f"{env}-{features}-{objective}-{signal}-{baseline}-h{horizon}-p{slip:g}-s{seeds}"
     numbers = f"b{batch_size}-lr{learning_rate:g}-c{entropy_coefficient:g}-{seed}"
     folder = pathlib.Path(out) / f"{options}-{numbers}"
-    with (
-        training.Checkpoints(folder / "checkpoints") as checkpoints,
-        training.MetricsLog(folder / "metrics.jsonl", max(checkpoints.steps, default=0)) as log,
-    ):
-        fitted = subrl.fit(
-            run,
-            train_key,
-            num_seeds=seeds,
-            chunk=chunk,
-            progress=progress or training.Console(epochs, extra=("mean", "best")),
-            log=log,
-            checkpoints=checkpoints,
-        )
+    fitted = subrl.fit(
+        run,
+        train_key,
+        num_seeds=seeds,
+        chunk=chunk,
+        progress=progress or training.Console(epochs, extra=("mean", "best")),
+        folder=folder,
+    )
+    made = fitted.metrics.mean.shape[1]
+    if made < epochs:
+        training.say(f"stopped at epoch {made} of {epochs}; run the same command to resume")
+        return None
     known = known_values(world)
     method = "SubPO" if objective == "submodular" else "ModPO"
     curves, panel = plotting.axes(width=6.5, height=3.8)

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +21,7 @@ from jaxkit.jobs import (
     runs,
     sampling,
 )
-from jaxkit.jobs.config import TrainConfig, config_differences
+from jaxkit.jobs.config import FREE_FIELDS, TrainConfig
 
 
 def train(config: TrainConfig) -> runs.RunFiles:
@@ -49,18 +47,22 @@ def train(config: TrainConfig) -> runs.RunFiles:
         ValueError: no/such/text does not exist
     """
     training.keep_freed_memory()
-    run = runs.RunFiles.of(config.runs, config.name)
-    if jax.process_index() == 0:
-        with runs.exclusive(run.folder):
-            return _train(config, run)
-    return _train(config, run)
+    files = runs.RunFiles.of(config.runs, config.name)
+    keep = training.Keep(
+        config.keep_checkpoints,
+        config.keep_every,
+        "validation_loss" if config.keep_best else None,
+    )
+    with training.Run(files.folder, keep=keep) as run:
+        _train(config, files, run)
+    return files
 
 
-def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
+def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None:
     mesh = training.make_mesh(config.mesh)
     index, count = training.local_rows(mesh, config.batch_size)
     split = load_text(config)
-    stored = runs.read_description(run)
+    stored = runs.read_description(files)
     tokenizer = make_tokenizer(config, split.train)
     description = runs.Description(
         config,
@@ -71,7 +73,6 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
             "pilot": None if config.pilot is None else _fingerprint(config.pilot),
         },
     )
-    _require_same_run(run, stored, description)
     train_tokens = datasets.tokenize(split.train, tokenizer)
     validation_tokens = datasets.tokenize(split.validation, tokenizer)
     plan = None
@@ -81,7 +82,7 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
         plan = private_training.plan_private_training(config, windows, multiple=parts)
         rows = training.local_rows(mesh, plan.sampling.padded_size)
         batches = private_training.PrivateBatches(train_tokens, plan, *rows)
-        _say(plan.statement())
+        training.say(plan.statement())
     else:
         batches = datasets.token_batches(
             train_tokens,
@@ -104,74 +105,89 @@ def _train(config: TrainConfig, run: runs.RunFiles) -> runs.RunFiles:
     job = program.training_program(config, tokenizer.vocab_size, mesh, plan)
     model, key = job.model, jax.random.key(config.seed)
     score = evaluation.make_evaluator(model, mesh, jax.random.fold_in(key, 1), config.reading)
-    main = jax.process_index() == 0
-    if main:
-        runs.write_description(run, description)
+    schedule = jax.jit(config.schedule_function())
+    flops_per_token = models.train_flops_per_token(model.config, config.sequence_length)
 
-    with training.Checkpoints(
-        run.checkpoints, keep=config.keep_checkpoints, report=_say
-    ) as checkpoints:
-        restored = checkpoints.restore(job.state)
-        if restored is None:
-            state = training.init_state(job.init, job.optimizer, key, mesh)
-        else:
-            state = restored.state
-            batches.set_state(restored.record["batches"])
-            _say(f"resuming {run.folder} at step {int(state.step)}")
-        first = int(state.step)
-        schedule = jax.jit(config.schedule_function())
-        with (
-            training.MetricsLog(run.metrics, first) as log,
-            training.MetricsLog(run.evaluations, first) as evaluation_log,
-        ):
+    def advance(state: training.TrainState, step: int, most: int | None) -> training.Lap:
+        state, measured = job.step(state, training.place_batch(next(batches), mesh))
 
-            def evaluate(step: int, params: Any) -> Mapping[str, float]:
-                loss = score(params, some_batches).loss
-                if main:
-                    evaluation_log.write({"step": step, "validation_loss": loss})
-                return {"validation_loss": loss}
+        def rows(seconds: float | None) -> list[dict[str, Any]]:
+            row = {
+                "step": step + 1,
+                "loss": float(measured.loss),
+                "gradient_norm": float(measured.gradient_norm),
+                # The update that makes step s uses the schedule at count s - 1.
+                "learning_rate": float(schedule(step)),
+            }
+            training.require_finite(step + 1, row["loss"])
+            training.require_finite(step + 1, row["gradient_norm"], "gradient norm")
+            if plan is not None:
+                row["epsilon"] = plan.spent(step + 1)
+            if seconds is not None:
+                row["tokens_per_second"] = config.batch_size * config.sequence_length / seconds
+                used = training.model_flops_utilization(row["tokens_per_second"] * flops_per_token)
+                row |= {} if used is None else {"mfu": used}
+            return [row]
 
-            def facts(step: int) -> dict[str, float]:
-                # The update that makes step s used the schedule at count s - 1.
-                found = {"learning_rate": float(schedule(step - 1))}
-                return found | ({"epsilon": plan.spent(step)} if plan else {})
+        return training.Lap(state, rows=rows)
 
-            result = training.fit(
-                job.step,
-                state,
-                batches,
-                mesh=mesh,
-                cadence=training.Cadence(
-                    config.steps,
-                    checkpoint_every=config.checkpoint_every,
-                    evaluate_every=config.evaluate_every,
-                    log_every=config.log_every,
-                ),
-                log=log if main else None,
-                checkpoints=checkpoints,
-                record={"data": description.data},
-                evaluate=evaluate,
-                facts=facts,
-                tokens_per_step=config.batch_size * config.sequence_length,
-                flops_per_token=models.train_flops_per_token(model.config, config.sequence_length),
-                progress=training.Console(config.steps, first, ("epsilon",)) if main else None,
-            )
-    step = int(result.state.step)
+    run.identify(dataclasses.asdict(description), may_change=_may_change(stored, config, run))
+
+    def like(record: dict[str, Any]) -> training.TrainState:
+        # The recorder of gradient norms has the length of the run as it was then.
+        before = dataclasses.replace(config, steps=record["steps"])
+        return program.training_program(before, tokenizer.vocab_size, mesh, plan).state
+
+    restored = run.restore(like)
+    if restored is None:
+        first, state = 0, training.init_state(job.init, job.optimizer, key, mesh)
+    else:
+        first, state = restored.step, restored.state
+        state = schedules.lengthen_recorder(state, restored.record["steps"], config.steps)
+        batches.set_state(restored.record["batches"])
+        training.say(f"resuming {run.folder} at step {first}")
+    result = training.drive(
+        advance,
+        state,
+        first_step=first,
+        num_steps=config.steps,
+        run=run,
+        cadence=training.Cadence(
+            config.checkpoint_every, config.evaluate_every, log_every=config.log_every
+        ),
+        evaluate=lambda step, state: {"validation_loss": score(state.params, some_batches).loss},
+        record=lambda step: {"steps": config.steps, "batches": dict(batches.get_state())},
+        progress=training.Console(config.steps, first, ("epsilon",))
+        if jax.process_index() == 0
+        else None,
+    )
     if not result.finished:
-        _say(f"stopped at step {step} of {config.steps}; run the same command to resume")
-        return run
+        training.say(
+            f"stopped at step {result.step} of {config.steps}; run the same command to resume"
+        )
+        return
     final = score(result.state.params, validation_batches())
     # Process 0 writes the report alone, so it needs parameters that no other process holds a part
     # of; every process takes part in gathering them.
     gather = jax.jit(lambda params: params, out_shardings=training.replicated(mesh))
     params = jax.device_get(gather(result.state.params))
-    if main:
+    if jax.process_index() == 0:
         norms = schedules.recorded_norms(result.state.opt_state)
-        refinement.write_gradient_norms(run.gradient_norms, np.asarray(norms), config.steps)
-        trained = runs.Run(config, tokenizer, model, params, step, run)
+        refinement.write_gradient_norms(files.gradient_norms, np.asarray(norms), config.steps)
+        trained = runs.Run(config, tokenizer, model, params, result.step, files)
         statement = None if plan is None else plan.statement()
         _finish(trained, final, train_tokens, validation_tokens, statement)
-    return run
+
+
+def _may_change(
+    stored: runs.Description | None, config: TrainConfig, run: training.Run
+) -> set[str]:
+    free = {f"config.{field}" for field in FREE_FIELDS}
+    # A finished run may be made longer; the noise of a private one was chosen for its length.
+    if stored is not None and not config.private and run.steps[-1:] == [stored.config.steps]:
+        if config.steps > stored.config.steps:
+            free |= {"config.steps"}
+    return free
 
 
 def _finish(
@@ -212,9 +228,8 @@ def _finish(
         baseline=baseline,
         sample=prompt + "\N{VERTICAL LINE}" + sample,
     )
-    for name, text in summary.items():
-        print(f"{name:16s} {text}")
-    print(f"{'report':16s} {run.report}")
+    for name, text in {**summary, "report": run.report}.items():
+        training.say(f"{name:16s} {text}", out=True)
 
 
 def load_text(config: TrainConfig) -> datasets.TextSplit:
@@ -241,28 +256,3 @@ def make_tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tok
     if config.tokenizer == "char":
         return datasets.CharTokenizer.from_corpus(corpus)
     return datasets.JsonTokenizer(config.tokenizer)
-
-
-def _require_same_run(
-    run: runs.RunFiles, stored: runs.Description | None, description: runs.Description
-) -> None:
-    if stored is None:
-        return
-    differences = config_differences(
-        *(dataclasses.asdict(each.config) for each in (stored, description))
-    )
-    differences += [
-        f"the {name} data is another"
-        for name, fingerprint in description.data.items()
-        if stored.data.get(name) != fingerprint
-    ]
-    if differences:
-        raise ValueError(
-            f"{run.folder} holds a run with another configuration ({'; '.join(differences)}): "
-            "give the old values to resume it, or another --name for a new run"
-        )
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)

@@ -36,7 +36,12 @@ from jaxkit.schedules.profile_schedules import (
     standard_schedules,
 )
 from jaxkit.schedules.profiles import PROFILES, Profile, profile_by_name
-from jaxkit.schedules.recorder import gradient_norm, record_gradient_norms, recorded_norms
+from jaxkit.schedules.recorder import (
+    gradient_norm,
+    lengthen_recorder,
+    record_gradient_norms,
+    recorded_norms,
+)
 from jaxkit.schedules.refinement import refine_schedule, refined_schedule, smooth_norms
 
 __all__ = [
@@ -48,6 +53,7 @@ __all__ = [
     "gradient_norm",
     "last_iterate_bound",
     "last_iterate_path",
+    "lengthen_recorder",
     "onecycle_momentum_schedule",
     "plot_schedules",
     "profile_by_name",

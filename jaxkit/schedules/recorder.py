@@ -171,6 +171,48 @@ def recorded_norms(state: PyTree) -> Float[Array, "*batch bins"]:
     return gap_filling.fill_gaps(means, known)
 
 
+def lengthen_recorder(state: PyTree, total_steps: int, new_total_steps: int) -> PyTree:
+    """Make room in a recorder for the updates of a run that was made longer.
+
+    Each norm goes to the bin of the update in the middle of its old one.
+
+    Args:
+        state: any pytree that holds a recorder's state, such as a train state.
+        total_steps: T that the recorder was made for, with at most 1024 bins.
+        new_total_steps: the longer T.
+
+    Returns:
+        The state, its recorder like that of `record_gradient_norms(new_total_steps)`.
+
+    Raises:
+        ValueError: if `new_total_steps` is less than `total_steps`.
+
+    Example:
+        >>> recorder = record_gradient_norms(2)
+        >>> _, state = recorder.update(jnp.array([3.0, 4.0]), recorder.init(jnp.zeros(2)))
+        >>> lengthen_recorder(state, 2, 4).total.tolist()
+        [5.0, 0.0, 0.0, 0.0]
+    """
+    validation.integer("new_total_steps", new_total_steps, minimum=total_steps)
+
+    def is_recorder(node: Any) -> bool:
+        return isinstance(node, GradientNormState)
+
+    def longer(node: Any) -> Any:
+        if new_total_steps == total_steps or not is_recorder(node):
+            return node
+        old, new = len(node.total), min(new_total_steps, 1024)
+        middles = ((np.arange(old) + 0.5) * total_steps / old).astype(int)
+        bins = middles * new // new_total_steps
+        total, hits = np.zeros(new, np.float32), np.zeros(new, np.int32)
+        np.add.at(total, bins, np.asarray(node.total))
+        np.add.at(hits, bins, np.asarray(node.hits))
+        place = node.total.sharding
+        return node._replace(total=jax.device_put(total, place), hits=jax.device_put(hits, place))
+
+    return jax.tree.map(longer, state, is_leaf=is_recorder)
+
+
 def _real(leaf: Array) -> Array:
     return (jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf).astype(jnp.float32)
 

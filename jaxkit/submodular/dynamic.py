@@ -10,9 +10,9 @@ queries, not wall-clock time, and about streams fixed before the random draws.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxkit import validation
+from jaxkit import training, validation
 from jaxkit.submodular import guesses, levels, oracle, set_functions
 from jaxkit.submodular.levels import Levels, LevelSettings
 from jaxkit.submodular.selection import Guarantee
@@ -129,19 +129,31 @@ class DynamicMaximiser:
     ):
         self.function = function
         self.settings = LevelSettings(k, eps, mode, growth, num_trials)
-        n = function.num_items
+        self._key = key
+        self._state = self._empty()
+
+    def _empty(self) -> DynamicState:
+        n, k = self.function.num_items, self.settings.k
         one_copy = jax.tree.map(np.asarray, Levels.empty(k))
-        self._state = DynamicState(
+        return DynamicState(
             np.zeros(0, np.int64),
             np.zeros(0, np.float32),
             np.zeros((0, n), np.int32),
             jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), one_copy),
-            jax.tree.map(lambda leaf: leaf[None][:0], levels.empty_prefixes(function, k)),
+            jax.tree.map(lambda leaf: leaf[None][:0], levels.empty_prefixes(self.function, k)),
             np.zeros(0, np.float64),
             np.zeros(n, bool),
-            key,
+            self._key,
             np.zeros((), np.int64),
         )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "num_items": self.function.num_items,
+            "function": type(self.function).__name__,
+            "data": training.fingerprint(self.function),
+        }
 
     @property
     def guarantee(self) -> Guarantee:
@@ -294,35 +306,49 @@ class DynamicMaximiser:
         return Solution(chosen, float(polished.value), asked)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the state as an orbax checkpoint; the folder must not exist.
+        """Add the state to a run's folder (`training.Run`), which keeps the last two.
 
         Args:
             folder: where.
 
         Raises:
-            ValueError: if the folder exists.
+            ValueError: if it holds the states of another function or other settings.
+            OSError: if another process writes it, or the disk refuses.
         """
-        from orbax.checkpoint import v1 as ocp
-
-        ocp.save(str(pathlib.Path(folder).resolve()), jax.device_get(self._to_arrays()))
+        state = self._state
+        sizes = {
+            "copies": len(state.exponents),
+            "bank": jax.tree.leaves(state.prefixes)[0].shape[0],
+        }
+        with training.Run(folder) as run:
+            run.identify(self._identity())
+            run.save(max(run.steps, default=-1) + 1, state, sizes)
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
-        """Continue from a state that `save` wrote under the same function and settings.
+        """Continue from the last state that `save` wrote under the same function and settings.
 
         Args:
             folder: where.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it was written for another number of items or another k.
+            ValueError: if there is none, or it was written under another function or settings.
+            OSError: if it is damaged, or the disk refuses.
         """
-        from orbax.checkpoint import v1 as ocp
 
-        path = pathlib.Path(folder).resolve()
-        if not path.is_dir():
-            raise FileNotFoundError(f"folder must hold a saved state, got {path}")
-        arrays: Any = ocp.load(str(path))
-        self._from_arrays(arrays)
+        def like(sizes: dict[str, int]) -> DynamicState:
+            def rows(name: str, count: int) -> Any:
+                def held(leaf: Any) -> Any:
+                    make = jnp.zeros if isinstance(leaf, jax.Array) else np.zeros
+                    return make((count, *leaf.shape[1:]), leaf.dtype)
+
+                return jax.tree.map(held, getattr(empty, name))
+
+            empty = self._empty()
+            by_copy = ("exponents", "guesses", "depth", "levels", "values")
+            held = {name: rows(name, sizes["copies"]) for name in by_copy}
+            return empty._replace(**held, prefixes=rows("prefixes", sizes["bank"]))
+
+        self._state = training.read_run(folder, like, identity=self._identity()).state
 
     def _item(self, element: Any) -> int:
         item = validation.integer("element", element)
@@ -402,31 +428,3 @@ class DynamicMaximiser:
     def _store(self, copy: int, new: Levels) -> None:
         for bank, leaf in zip(self._state.levels, new, strict=True):
             bank[copy] = leaf
-
-    def _to_arrays(self) -> dict[str, Any]:
-        state = self._state._replace(key=jax.random.key_data(self._state.key))
-        return {
-            **state._asdict(),
-            "levels": state.levels._asdict(),
-            "prefixes": jax.tree.leaves(state.prefixes),
-        }
-
-    def _from_arrays(self, arrays: dict[str, Any]) -> None:
-        now = self._state
-        k, n = self.settings.k, self.function.num_items
-        saved_k, saved_n = arrays["levels"]["order"].shape[-1], arrays["live"].shape[0]
-        if (saved_k, saved_n) != (k, n):
-            raise ValueError(
-                f"the state must be of k = {k} and {n} items, got k = {saved_k}, {saved_n} items"
-            )
-        host = {name: np.array(arrays[name]) for name in ("depth", "values", "live", "exponents")}
-        self._state = DynamicState(
-            **host,
-            guesses=np.array(arrays["guesses"]),
-            levels=Levels(**{name: np.array(leaf) for name, leaf in arrays["levels"].items()}),
-            prefixes=jax.tree.unflatten(
-                jax.tree.structure(now.prefixes), [jnp.asarray(x) for x in arrays["prefixes"]]
-            ),
-            key=jax.random.wrap_key_data(jnp.asarray(arrays["key"])),
-            num_queries=np.array(arrays["num_queries"]),
-        )

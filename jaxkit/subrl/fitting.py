@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +38,8 @@ class Fitted(NamedTuple):
     metrics: EpochMetrics
 
 
+_NAMES = EpochMetrics._fields
+
 #: A state of several seeds: they share the step.
 _OVER_SEEDS: Any = runs.TrainState(None, 0, 0, 0)  # type: ignore[arg-type]
 
@@ -48,10 +52,9 @@ def fit(
     chunk: int = 10,
     params: Params | None = None,
     progress: runs.Progress | None = None,
-    log: runs.MetricsLog | None = None,
-    checkpoints: runs.Checkpoints | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Fitted:
-    """Train several seeds together, chunk by chunk; with checkpoints, go on where it stopped.
+    """Train several seeds together, chunk by chunk; with a folder, go on where it stopped.
 
     The same numbers as `vmap(training.run)` of the keys `split(key, num_seeds)`. At most two
     programs are compiled: one for whole chunks and one for a shorter last.
@@ -60,18 +63,19 @@ def fit(
         training: from `make_training`.
         key: typed PRNG key, split over the seeds.
         num_seeds: S, independent runs.
-        chunk: epochs between looks of the host.
+        chunk: epochs between looks of the host, each of which is a checkpoint.
         params: numbers of the environment.
-        progress: where to show it; each chunk is told as one step.
-        log: where a line for each epoch goes, means over the seeds.
-        checkpoints: where the state goes after each chunk.
+        progress: where to show it.
+        folder: of the run (`training.Run`): a line for each epoch, means over the seeds, and
+            checkpoints; None to keep nothing. More epochs than before make a run longer.
 
     Returns:
         The last state, and all metrics.
 
     Raises:
         NonFiniteLossError: if a loss or gradient is not finite; the checkpoints before it stand.
-        ValueError: if a number is out of range, or a checkpoint is of another number of seeds.
+        ValueError: if a number is out of range, or the folder holds another run.
+        OSError: if another process writes the folder, or the disk refuses.
 
     Example:
         >>> import optax
@@ -84,19 +88,10 @@ def fit(
     """
     num_seeds = validation.integer("num_seeds", num_seeds, minimum=1)
     chunk = validation.integer("chunk", chunk, minimum=1)
-    progress = progress or runs.Silent()
-    keys = jax.random.split(key, num_seeds)
-    state: Any = jax.jit(jax.vmap(training.init))(keys)
-    state = state._replace(step=jnp.zeros((), jnp.int32))
-    history: dict[str, Any] = {
-        name: np.zeros((num_seeds, 0), np.float32) for name in EpochMetrics._fields
-    }
-    restored = None if checkpoints is None else checkpoints.restore(state)
-    if restored is not None:
-        state = restored.state
-        history = {
-            name: np.asarray(restored.record["metrics"][name], np.float32) for name in history
-        }
+
+    def first(keys: Key[Array, " seeds"]) -> Any:
+        state: Any = jax.vmap(training.init)(keys)
+        return state._replace(step=jnp.zeros((), jnp.int32))
 
     def several(state, params, length):
         def epoch(state, _):
@@ -105,35 +100,52 @@ def fit(
         over = jax.vmap(epoch, (_OVER_SEEDS, None), (_OVER_SEEDS, 0))
         return jax.lax.scan(over, state, None, length=length)
 
-    advance = jax.jit(several, static_argnums=2, donate_argnums=0)
-    with progress:
-        while (done := int(state.step)) < training.epochs:
-            state, measured = advance(state, params, min(chunk, training.epochs - done))
-            measured = jax.tree.map(lambda x: np.asarray(x).T, measured)
-            for name, values in measured._asdict().items():
-                history[name] = np.concatenate([history[name], values], axis=1)
-            _tell(done, measured, progress, log)
-            if checkpoints is not None:
-                record = {name: values.tolist() for name, values in history.items()}
-                checkpoints.save(state, {"metrics": record})
-        if checkpoints is not None:
-            checkpoints.wait()
-    return Fitted(state, EpochMetrics(**history))
+    advance_several = jax.jit(several, static_argnums=2, donate_argnums=0)
+
+    def advance(held: Fitted, done: int, most: int | None) -> runs.Lap:
+        length = min(chunk, most or chunk)
+        state, measured = advance_several(held.state, params, length)
+        measured = jax.tree.map(lambda x: np.asarray(x).T, measured)
+        metrics = jax.tree.map(lambda a, b: np.append(a, b, axis=1), held.metrics, measured)
+        return runs.Lap(Fitted(state, metrics), length, rows=lambda seconds: _rows(done, measured))
+
+    def means(done: int, held: Fitted) -> dict[str, float]:
+        return {n: float(getattr(held.metrics, n)[:, -1].mean()) for n in ("mean", "best")}
+
+    def holding(epochs: int) -> EpochMetrics:
+        empty: Any = (np.zeros((num_seeds, epochs), np.float32) for _ in _NAMES)
+        return EpochMetrics(*empty)
+
+    keys = jax.random.split(key, num_seeds)
+    held = Fitted(jax.jit(first)(keys), holding(0))
+    with contextlib.ExitStack() as stack:
+        run = done = None
+        if folder is not None:
+            run = stack.enter_context(runs.Run(folder))
+            program = runs.program_fingerprint(lambda k: several(first(k), params, 1), keys)
+            run.identify({"key": runs.fingerprint(key), "num_seeds": num_seeds, "program": program})
+            done = run.restore(lambda record: Fitted(held.state, holding(record["epochs"])))
+            held = held if done is None else done.state
+        result = runs.drive(
+            advance,
+            held,
+            first_step=0 if done is None else done.step,
+            num_steps=training.epochs,
+            run=run,
+            cadence=runs.Cadence(chunk, chunk),
+            evaluate=means,
+            record=lambda step: {"epochs": step},
+            progress=progress,
+        )
+    return result.state
 
 
-def _tell(done: int, measured: EpochMetrics, progress: runs.Progress, log: Any) -> None:
-    """Check, log and show the epochs of a chunk, as means over the seeds."""
-    rows = [
-        {
-            "step": done + 1 + t,
-            **{name: float(x) for name, x in zip(measured._fields, at, strict=True)},
-        }
-        for t, at in enumerate(zip(*(np.mean(values, 0) for values in measured), strict=True))
-    ]
-    for row in rows:
-        runs.require_finite(row["step"], row["loss"])
-        runs.require_finite(row["step"], row["gradient_norm"], "gradient norm")
-        if log is not None:
-            log.write(row)
-    progress.step(rows[-1])
-    progress.evaluation(rows[-1]["step"], {"mean": rows[-1]["mean"], "best": rows[-1]["best"]})
+def _rows(done: int, measured: EpochMetrics) -> list[dict[str, float]]:
+    """The epochs of a chunk, as means over the seeds."""
+    rows = []
+    for t, at in enumerate(zip(*(np.mean(values, 0) for values in measured), strict=True)):
+        row = dict(zip(_NAMES, map(float, at), strict=True))
+        runs.require_finite(done + 1 + t, row["loss"])
+        runs.require_finite(done + 1 + t, row["gradient_norm"], "gradient norm")
+        rows.append({"step": done + 1 + t, **row})
+    return rows

@@ -1,15 +1,17 @@
-"""The one training loop: state, step, mesh and sharding, checkpoints, metrics, progress.
+"""The one driver: run folder, mesh and sharding, step, checkpoints of any pytree, clean stops.
 
-`make_mesh` arranges the devices, `init_state` makes every array where it will live,
-`make_train_step` compiles one donated update of any pure loss with any optax optimizer, and `fit`
-drives it: metrics as JSON lines, atomic checkpoints in the background, a clean stop on SIGTERM,
-exact resumption. A lone loop needs only `make_train_step`.
+`make_mesh` arranges the devices, `init_state` makes every array where it will live and
+`make_train_step` compiles one donated update of any pure loss with any optax optimizer. `Run` is a
+folder claimed by one writer: it knows which run it holds, keeps proved checkpoints of any pytree
+and logs. `drive` advances a state in it: metrics as JSON lines, checkpoints in the background, a
+clean stop on SIGTERM, exact resumption. `read_run` reads a run, also while it is trained. A lone
+loop needs only `make_train_step`.
 
-Sharp edges: the state given to a step is consumed; `total_steps` counts optimizer updates, not
+Sharp edges: the state given to a step is consumed; `num_steps` counts optimizer updates, not
 microbatches; put the `tensor` axis of a mesh inside a process.
 """
 
-from jaxkit.training.checkpoints import Checkpoints, Restored
+from jaxkit.training.checkpoints import Restored
 from jaxkit.training.chips import (
     CHIPS,
     Roofline,
@@ -17,8 +19,8 @@ from jaxkit.training.chips import (
     roofline,
     topology_devices,
 )
+from jaxkit.training.driver import Cadence, Driven, Lap, drive
 from jaxkit.training.host_memory import keep_freed_memory
-from jaxkit.training.loop import Batches, Cadence, FitResult, fit
 from jaxkit.training.mesh import (
     AXES,
     RULES,
@@ -43,7 +45,15 @@ from jaxkit.training.metrics import (
     require_finite,
 )
 from jaxkit.training.programs import Collective, ProgramCost, program_cost
-from jaxkit.training.progress import Console, Progress, Silent
+from jaxkit.training.progress import Console, Progress, Silent, say
+from jaxkit.training.runs import (
+    Keep,
+    Run,
+    fingerprint,
+    program_fingerprint,
+    read_identity,
+    read_run,
+)
 from jaxkit.training.step import (
     StepMetrics,
     TrainState,
@@ -57,18 +67,19 @@ __all__ = [
     "AXES",
     "CHIPS",
     "RULES",
-    "Batches",
     "Cadence",
-    "Checkpoints",
     "Collective",
     "Console",
-    "FitResult",
+    "Driven",
+    "Keep",
+    "Lap",
     "MetricsLog",
     "NonFiniteLossError",
     "ProgramCost",
     "Progress",
     "Restored",
     "Roofline",
+    "Run",
     "Silent",
     "StepMetrics",
     "TrainState",
@@ -77,7 +88,8 @@ __all__ = [
     "batch_sharding",
     "constrain",
     "distributed_run",
-    "fit",
+    "drive",
+    "fingerprint",
     "init_state",
     "initialize_distributed",
     "keep_freed_memory",
@@ -91,10 +103,14 @@ __all__ = [
     "partition_count",
     "place_batch",
     "program_cost",
+    "program_fingerprint",
+    "read_identity",
     "read_metrics",
+    "read_run",
     "replicated",
     "require_finite",
     "roofline",
+    "say",
     "state_shardings",
     "topology_devices",
 ]

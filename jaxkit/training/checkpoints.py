@@ -1,181 +1,336 @@
-"""Checkpoints of a run: written in the background, whole or not at all, the last few kept."""
+"""One checkpoint: any pytree and a JSON record, whole or not there, proved by digests."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import errno
+import fcntl
+import functools
+import hashlib
+import inspect
+import json
 import os
 import pathlib
+import re
+import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from orbax.checkpoint import v1 as ocp
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
 
-from jaxkit import validation
-from jaxkit.training import step as steps
+#: Written last: a digest for every other file, as `sha256sum` writes and checks them.
+SUMS = "SHA256SUMS"
+_RECORD, _ARRAYS = "record.json", "state"
 
-_LOGGER = logging.getLogger(__name__)
+
+#: Orbax numbers its operations for the whole process: two at a time take each other's signals.
+_ORBAX = threading.Lock()
 
 
 class Restored(NamedTuple):
     """What a checkpoint holds.
 
     Attributes:
-        state: the training state.
-        record: what was stored beside it (the configuration, the position in the data).
-
-    Example:
-        >>> import tempfile, jax.numpy as jnp
-        >>> state = steps.TrainState(jnp.array(3), {"w": jnp.ones(2)}, (), jax.random.key(0))
-        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
-        ...     checkpoints.save(state, {"position": 7})
-        ...     checkpoints.wait()
-        ...     restored = checkpoints.restore(state)
-        >>> int(restored.state.step), restored.record
-        (3, {'position': 7})
+        step: steps made when it was written.
+        state: the state, like what it was asked to be like.
+        record: the JSON stored beside it.
     """
 
-    state: steps.TrainState
-    record: Mapping[str, Any]
+    step: int
+    state: Any
+    record: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of one run, in one folder.
+class DamagedCheckpointError(OSError):
+    """A checkpoint that was not written to its end, or whose bytes are not those written."""
 
-    Use it as a context manager: leaving the block waits for the save in flight.
 
-    Args:
-        folder: where they are; made if missing.
-        keep: how many of the latest to keep.
-        report: called with a line of text when something was wrong but could be mended.
+class _Leaf(NamedTuple):
+    """A leaf of a state: where, how large, of what type, and its numbers if it is stored."""
 
-    Raises:
-        ValueError: if `keep` is not positive.
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: Any
 
-    Example:
-        >>> import tempfile, jax.numpy as jnp
-        >>> state = steps.TrainState(jnp.array(3), {"w": jnp.ones(2)}, (), jax.random.key(0))
-        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
-        ...     checkpoints.save(state, {"position": 3})
-        ...     checkpoints.wait()
-        ...     checkpoints.restore(state).record
-        {'position': 3}
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        keep: int = 2,
-        report: Callable[[str], None] = _LOGGER.warning,
-    ):
-        validation.integer("keep", keep, minimum=1)
-        self.folder = pathlib.Path(folder).resolve()
-        self._report = report
-        latest: Any = ocp.training.preservation_policies.LatestN(keep)
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self.folder), preservation_policy=latest, cleanup_tmp_directories=True
-        )
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    @classmethod
+    def of(cls, path: Any, value: Any) -> _Leaf:
+        if not hasattr(value, "dtype"):
+            value = np.asarray(value)
+        name = jax.tree_util.keystr(path)
+        return cls(name, str(value.dtype), tuple(value.shape), value)
 
     @property
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+    def empty(self) -> bool:
+        """Whether there is nothing to store; Orbax refuses such arrays."""
+        return 0 in self.shape
 
-    def save(self, state: steps.TrainState, record: Mapping[str, Any]) -> None:
-        """Start writing a checkpoint and return at once; the state may be donated afterwards.
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
 
-        A step that has a checkpoint already is left as it is.
 
-        Args:
-            state: the training state.
-            record: JSON-able facts that belong to this step.
+def _leaves(state: PyTree) -> list[_Leaf]:
+    return [_Leaf.of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
 
-        Raises:
-            OSError: if an earlier save failed, for want of space, say.
-        """
-        self.wait()
-        step = int(state.step)
-        if step in self.steps:
-            return
-        with _as_os_error(self.folder):
-            # Without `force`, a policy of orbax decides whether to save at all.
-            self._checkpointer.save_checkpointables_async(
-                step, {"state": state._asdict()}, force=True, custom_metadata=dict(record)
-            )
 
-    def wait(self) -> None:
-        """Wait until the save in flight is on disk.
+def _stored(value: Any) -> Any:
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    if jax.process_count() > 1 and isinstance(value, jax.Array):
+        return value
+    # A copy, because the state may be donated while it is being written; and TensorStore never
+    # gives back the memory of the metrics that Orbax asks it for at each save of a `jax.Array`.
+    return np.array(value)
 
-        Raises:
-            OSError: if it failed.
-        """
-        with _as_os_error(self.folder):
-            self._checkpointer.wait()
 
-    def restore(self, like: steps.TrainState) -> Restored | None:
-        """Load the latest whole checkpoint onto the devices of `like`.
+def start_writing(
+    path: pathlib.Path, state: PyTree, record: Mapping[str, Any], value: float | None = None
+) -> Callable[[], None]:
+    """Begin a checkpoint; the state may be donated when this returns.
 
-        A checkpoint that cannot be read is reported, set aside (renamed `damaged-STEP`) and the
-        one before it is tried.
+    Every process calls it, and then what it returns, which may run in a thread.
 
-        Args:
-            like: a state of the same shapes; its shardings say where the arrays go, so that a run
-                can move to another mesh.
+    Args:
+        path: where it will be; nothing may be there.
+        state: any pytree of arrays and numbers.
+        record: JSON.
+        value: by which the best checkpoint is told.
 
-        Returns:
-            The state and its record, or None if there is no checkpoint.
+    Returns:
+        A function that waits for the arrays, adds record and digests and gives the checkpoint its
+        name.
+    """
+    from orbax.checkpoint import v1 as ocp
 
-        Raises:
-            OSError: if there are checkpoints and none can be read.
-        """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-        )
-        found = sorted(self.steps, reverse=True)
-        for step in found:
-            try:
-                loaded = self._checkpointer.load_checkpointables(
-                    step, {"state": abstract._asdict()}
-                )
-                metadata = self._checkpointer.checkpointables_metadata(step)
-                record: Any = metadata.custom_metadata
-                if record is None:
-                    raise ValueError("its record is missing")
-                return Restored(steps.TrainState(**loaded["state"]), record)
-            except Exception as error:
-                cause: BaseException = error
-                while cause.__cause__ is not None:
-                    cause = cause.__cause__
-                reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-                self._report(f"checkpoint {step} in {self.folder} cannot be read ({reason[:200]})")
-                self._set_aside(step)
-        if found:
-            raise OSError(f"none of the {len(found)} checkpoints in {self.folder} can be read")
-        return None
+    writing = path.with_name(f".{path.name}.writing")
+    leaves = _leaves(state)
+    layout = [[leaf.path, leaf.dtype, leaf.shape] for leaf in leaves]
+    text = json.dumps({"record": dict(record), "value": value, "state": layout}, indent=1)
+    if jax.process_index() == 0:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+    arrays = {leaf.path: _stored(leaf.value) for leaf in leaves if not leaf.empty}
+    written = None
+    if arrays:
+        _ORBAX.acquire()
+        try:
+            with _cause_named(path):
+                written = ocp.save_async(str(writing / _ARRAYS), arrays)
+        finally:
+            if written is None:
+                _ORBAX.release()
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            damaged = self.folder / f"damaged-{step}"
-            (self.folder / str(step)).rename(damaged)
-        self._checkpointer.reload()
+    def finish() -> None:
+        with _cause_named(path):
+            if written is not None:
+                try:
+                    # Only this ends the thread and the event loop that Orbax made for the save.
+                    written.result()
+                finally:
+                    _ORBAX.release()
+            if jax.process_index() == 0:
+                (writing / _RECORD).write_text(text, "utf-8")
+                _seal(writing)
+                writing.rename(path)
+                _sync(path.parent)
+
+    return finish
+
+
+def _seal(folder: pathlib.Path) -> None:
+    names = _files(folder, folder)
+    lines = [f"{_digest(folder / name, sync=True)}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines), "utf-8")
+    for path in (folder / SUMS, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        _sync(path)
+
+
+def _files(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
+    return sorted(p.relative_to(root).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def _sync(path: pathlib.Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: pathlib.Path, *, sync: bool = False) -> str:
+    with path.open("rb") as stream:
+        if sync:
+            os.fsync(stream.fileno())
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def prove(path: pathlib.Path) -> None:
+    """Compare every byte of a checkpoint with its digests.
+
+    Raises:
+        DamagedCheckpointError: if they differ, or the write was not ended.
+        FileNotFoundError: if there is no such checkpoint (any more).
+        OSError: if the disk refuses.
+    """
+    try:
+        lines = [line.partition("  ") for line in (path / SUMS).read_text("utf-8").splitlines()]
+        changed = [name for digest, _, name in lines if _digest(path / name) != digest]
+        # Digests themselves may be cut short.
+        changed += {_RECORD, *_files(path / _ARRAYS, path)} - {name for _, _, name in lines}
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+        if not path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no checkpoint", str(path)) from None
+        if not (path / SUMS).exists():
+            raise DamagedCheckpointError(f"it holds no {SUMS}: its write was interrupted") from None
+        raise DamagedCheckpointError(str(error)) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # after a flip of a separator
+            raise DamagedCheckpointError(f"its {SUMS} are not what was written") from None
+        raise
+    if changed:
+        raise DamagedCheckpointError(f"{', '.join(sorted(changed))} is not what was written")
 
 
 @contextlib.contextmanager
-def _as_os_error(folder: pathlib.Path) -> Iterator[None]:
-    # Orbax and its storage layer raise errors of many types for a disk that refuses.
+def held(path: pathlib.Path) -> Iterator[None]:
+    """Keep a checkpoint from being pruned while it is read; nothing is written.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint (any more).
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: it may be pruned
+            fcntl.flock(handle, fcntl.LOCK_SH)
         yield
-    except OSError:
-        raise
-    except Exception as error:
-        if any(sign in str(error) for sign in ("No space", "RESOURCE_EXHAUSTED", "ENOSPC")):
-            raise OSError(28, "no space left for a checkpoint", str(folder)) from error
-        raise
+    finally:
+        os.close(handle)
+
+
+def prune(path: pathlib.Path) -> None:
+    """Remove a checkpoint, unless it is being read: then it stays until the next time."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        gone = path.with_name(f".{path.name}.pruned")
+        path.rename(gone)  # at once, so that a reader never meets a part of it
+        shutil.rmtree(gone, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+class Record(NamedTuple):
+    """What lies beside the arrays: a caller's JSON, a value to be best by, what the state is."""
+
+    record: dict[str, Any]
+    value: float | None
+    leaves: list[_Leaf]
+
+
+def read_record(path: pathlib.Path) -> Record:
+    """Read what lies beside the arrays of a checkpoint."""
+    found = json.loads((path / _RECORD).read_text("utf-8"))
+    leaves = [_Leaf(name, dtype, tuple(shape), None) for name, dtype, shape in found["state"]]
+    return Record(found["record"], found["value"], leaves)
+
+
+def load(path: pathlib.Path, like: PyTree | Callable[[dict[str, Any]], PyTree]) -> Restored:
+    """Load a checkpoint that was proved.
+
+    Args:
+        path: the checkpoint; its name is its step.
+        like: arrays, or `jax.ShapeDtypeStruct` with shardings, of the same shapes and types; or a
+            function from the record to them.
+
+    Raises:
+        ValueError: if the state stored has other leaves, all of which are named.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    found = read_record(path)
+    if inspect.isfunction(like):
+        like = like(found.record)
+    wanted = _leaves(like)
+    _require_same_leaves(path, found.leaves, wanted)
+    arrays: Any = {}
+    if not all(leaf.empty for leaf in wanted):
+        abstract = {leaf.path: _abstract(leaf.value) for leaf in wanted if not leaf.empty}
+        with _ORBAX:
+            arrays = ocp.load(str(path / _ARRAYS), abstract)
+    leaves = [_as_wanted(leaf, arrays.get(leaf.path)) for leaf in wanted]
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return Restored(int(path.name), state, found.record)
+
+
+def _abstract(value: Any) -> Any:
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(value.shape, value.dtype))
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_everywhere(value.sharding))
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=_place(value.sharding))
+
+
+def _place(sharding: Any) -> Any:
+    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _everywhere(sharding: Any) -> Any:
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return _place(sharding)
+
+
+def _as_wanted(leaf: _Leaf, loaded: Any) -> Any:
+    value = leaf.value
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):  # a copy that may be written to
+        return np.zeros(leaf.shape, value.dtype) if leaf.empty else np.array(loaded)
+    if leaf.empty:
+        make = functools.partial(jnp.zeros, leaf.shape, value.dtype)
+        return jax.jit(make, out_shardings=value.sharding)()
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        impls: list[Any] = []
+        abstract = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), abstract)
+        wrap = functools.partial(jax.random.wrap_key_data, impl=impls[0])
+        return jax.jit(wrap, out_shardings=value.sharding)(loaded)
+    return loaded
+
+
+def _require_same_leaves(path: pathlib.Path, stored: list[_Leaf], wanted: list[_Leaf]) -> None:
+    theirs = {leaf.path: str(leaf) for leaf in stored}
+    ours = {leaf.path: str(leaf) for leaf in wanted}
+    differences = [
+        f"{name or 'the state'} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} "
+        "here"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differences:
+        raise ValueError(f"checkpoint {path} is of another state: {'; '.join(differences)}")
+
+
+class _cause_named:
+    """Orbax and TensorStore raise errors of many types for a disk that refuses: name the cause."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, OSError):
+            return
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found:
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(self.path)) from error

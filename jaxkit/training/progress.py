@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+
+def say(line: str, *, out: bool = False) -> None:
+    """Tell the user a line, from process 0 only; a closed pipe or terminal stops nothing.
+
+    Args:
+        line: the text, shown as it is.
+        out: to standard output, as a result; otherwise to standard error, as news.
+
+    Example:
+        >>> say("loss 1.5", out=True)
+        loss 1.5
+    """
+    if jax.process_index() == 0:
+        _write(sys.stdout if out else sys.stderr, line + "\n")
+
+
+def _write(stream: Any, text: str) -> None:
+    if stream is None:  # closed before the process began
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError) as error:
+        # Nobody reads any more (`| head`, a terminal closed). What is buffered would raise again,
+        # at the latest when the interpreter ends.
+        if isinstance(error, ValueError) and not stream.closed:
+            raise
+        if not stream.closed:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """What `fit` tells as it goes; a context manager around the whole run.
+    """What `drive` tells as it goes; a context manager around the whole run.
 
     Example:
         >>> class Losses(Silent):
@@ -75,14 +112,17 @@ class Console:
         from rich import console, progress
 
         self._total, self._extra = total_steps, extra
-        self._terminal = console.Console().is_terminal
+        stream: Any = _Tolerant(sys.stdout or io.StringIO())
+        terminal = console.Console(file=stream)
+        self._terminal = terminal.is_terminal
         self._numbers: dict[str, float] = {}
         self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=None),
             progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[numbers]}"),
+            progress.TextColumn("{task.fields[numbers]}", markup=False),
             progress.TimeRemainingColumn(),
+            console=terminal,
             disable=not self._terminal,
         )
         self._task = self._bar.add_task(
@@ -97,17 +137,35 @@ class Console:
         self._bar.stop()
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """Move the bar to this step."""
+        """Move the bar to this step; a row's `"doing"` is shown in front of it."""
         shown = ("loss", "tokens_per_second", "mfu", *self._extra)
         self._numbers |= {name: row[name] for name in shown if name in row}
-        self._bar.update(self._task, completed=row["step"], numbers=_line(self._numbers))
+        self._bar.update(
+            self._task,
+            completed=row["step"],
+            numbers=_line(self._numbers),
+            description=row.get("doing", "train"),
+        )
 
     def evaluation(self, step: int, numbers: Mapping[str, float]) -> None:
         """Show an evaluation; without a terminal, as a line of its own."""
         if not self._terminal:
             line = _line({**self._numbers, **numbers})
-            print(f"step {step}/{self._total}  {line}", flush=True)
+            say(f"step {step}/{self._total}  {line}", out=True)
         self._numbers |= numbers
+
+
+class _Tolerant:
+    """A stream whose reader may go away."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        _write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 _FORMATS = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "mfu {:.1%}"}

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import signal
 import subprocess
 import sys
 
@@ -84,6 +86,17 @@ class Stop(Exception):
     """A kill."""
 
 
+def stop_at(piece):
+    """Ask for a clean end during that piece of work."""
+    pieces = itertools.count(1)
+
+    def on_advance(task, done):
+        if next(pieces) == piece:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_advance
+
+
 @pytest.mark.parametrize(
     "kill_at", [17, *(pytest.param(piece, marks=pytest.mark.slow) for piece in (1, 9, 30))]
 )
@@ -108,9 +121,8 @@ def test_a_run_killed_at_any_batch_resumes_to_the_same_bits(
 
 
 def test_a_run_stopped_on_request_says_so_and_resumes(learner, whole, stream, tmp_path):
-    asked = itertools.count()
     options = {"seed": 3, "folder": tmp_path / "run"}
-    first = continual.run_stream(learner, stream, should_stop=lambda: next(asked) == 4, **options)
+    first = continual.run_stream(learner, stream, on_advance=stop_at(5), **options)
     assert not first.finished
     assert same(continual.run_stream(learner, stream, **options).state, whole.state)
 
@@ -119,11 +131,11 @@ def test_a_folder_of_another_run_is_refused_with_all_differences(
     learner, backbone, stream, tmp_path
 ):
     options = {"seed": 3, "folder": tmp_path / "run"}
-    continual.run_stream(learner, stream, should_stop=lambda: True, **options)
+    continual.run_stream(learner, stream, on_advance=stop_at(1), **options)
     other = continual.SEMALearner(
         dataclasses.replace(CONFIG, capacity=4, adapter_dim=3), backbone, SETTINGS
     )
-    with pytest.raises(ValueError, match=r"adapter_dim: 2 there, 3 now, capacity: 3 there, 4 now"):
+    with pytest.raises(ValueError, match=r"adapter_dim was 2, is now 3.*capacity was 3, is now 4"):
         continual.run_stream(other, stream, **options)
 
 
@@ -206,8 +218,7 @@ def test_adapted_prototypes_resume_too(backbone, stream, tmp_path):
     learner = continual.AdaptedPrototypes(continual.SEMALearner(CONFIG, backbone, settings))
     whole = continual.run_stream(learner, stream, seed=3)
     options = {"seed": 3, "folder": tmp_path / "run", "checkpoint_every": 4}
-    asked = itertools.count()
-    continual.run_stream(learner, stream, should_stop=lambda: next(asked) == 2, **options)
+    continual.run_stream(learner, stream, on_advance=stop_at(3), **options)
     resumed = continual.run_stream(learner, stream, **options)
     assert same(resumed.state, whole.state)
     assert resumed.state.prototypes.counts.sum() == 66

@@ -1,6 +1,7 @@
 """Whole runs: metrics, evaluation, checkpoints that resume bit for bit."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +48,28 @@ def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path)
     logs = [training.read_metrics(tmp_path / n / "metrics.jsonl") for n in ("whole", "parts")]
     assert [row["step"] for row in logs[1]] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
-    with pytest.raises(ValueError, match=r"holds another run: its algorithm is FedSMOO"):
-        run(problem, folder=tmp_path / "parts")
+    assert whole.history[-1] == parts.history[-1]
+    assert ["accuracy" in row for row in parts.history] == [False] * 3 + [True, False, True]
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), problem.params)
-    with pytest.raises(ValueError, match=r"holds another run: its .* is float32\[.*is bfloat16\["):
-        run(problem, folder=tmp_path / "parts", params=half, method=method)
+    other = {**problem.examples, "x": 1 + problem.examples["x"]}
+    other = types.SimpleNamespace(**{**vars(problem), "data": fl.stack_clients(other)})
+    for changed, message in (
+        ({"method": fl.fedspeed()}, "algorithm was .FedSMOO"),
+        ({"method": fl.with_relaxed_start(fl.fedsmoo(), 0.2)}, "program.sha256 was"),
+        ({"params": half}, "params was"),
+        ({"key": jax.random.key(4)}, "key was"),
+        ({"training": fl.local_training(problem.loss, batch_size=3)}, "local.batch_size was"),
+        ({"sampler": fl.uniform_sampler(10, 4)}, "sampler.cohort_size was 5, is now 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(problem, folder=tmp_path / "parts", **{**options, **changed})
+    with pytest.raises(ValueError, match="data was"):
+        run(other, folder=tmp_path / "parts", **options)
+    with (
+        training.Run(tmp_path / "parts"),
+        pytest.raises(OSError, match="parts is being written by another process"),
+    ):
+        run(problem, folder=tmp_path / "parts", **options)
 
 
 def test_history_has_every_round_and_evaluations_where_asked(problem, capsys):

@@ -48,15 +48,15 @@ def train_until_killed(monkeypatch):
     """`train_until_killed(config, step)`: train, killed just before the checkpoint of a step."""
 
     def train(config, step):
-        save = training.Checkpoints.save
+        save = training.Run.save
 
-        def killed(self, state, record):
-            if int(state.step) == step:
+        def killed(self, at, *arguments):
+            if at == step:
                 raise KeyboardInterrupt
-            save(self, state, record)
+            save(self, at, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training.Checkpoints, "save", killed)
+            patch.setattr(training.Run, "save", killed)
             with pytest.raises(KeyboardInterrupt):
                 jobs.train(config)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkit import jobs, models, training
-from jaxkit.jobs import runs
+from jaxkit.jobs import continual
 
 KEY = jax.random.key(0)
 
@@ -76,11 +76,11 @@ def test_another_configuration_or_text_is_refused_and_nothing_is_touched(
 ):
     shutil.copytree(finished_run.folder, tmp_path / "default")
     before = {path: path.read_bytes() for path in (tmp_path / "default").glob("*.json*")}
-    with pytest.raises(ValueError, match=r"seed was 0, is now 1.*another --name"):
+    with pytest.raises(ValueError, match=r"config.seed was 0, is now 1.*another folder"):
         jobs.train(small_config(tmp_path, seed=1))
     other = tmp_path / "other.txt"
     other.write_text("the quick brown fox jumps over the lazy god; " * 200)
-    with pytest.raises(ValueError, match=r"text was .*the train data is another"):
+    with pytest.raises(ValueError, match=r"config.text was .*data.train was"):
         jobs.train(small_config(tmp_path, text=str(other)))
     assert before == {path: path.read_bytes() for path in before}
 
@@ -93,13 +93,12 @@ def test_a_damaged_configuration_is_named(finished_run, small_config, tmp_path):
         jobs.train(small_config(tmp_path))
 
 
-def test_two_writers_of_one_run_are_refused(tmp_path):
+def test_two_writers_of_one_run_are_refused(small_config, tmp_path):
     with (
-        runs.exclusive(tmp_path / "run"),
-        pytest.raises(OSError, match="is being written by another process"),
-        runs.exclusive(tmp_path / "run"),
+        training.Run(tmp_path / "default"),
+        pytest.raises(OSError, match="default is being written by another process"),
     ):
-        pass
+        jobs.train(small_config(tmp_path))
 
 
 @pytest.mark.usefixtures("bad_input")
@@ -192,3 +191,96 @@ def test_the_width_rule_reaches_the_optimizer_and_the_readout(small_config, tmp_
 def test_a_base_width_must_scale_the_heads_to_a_whole_number(small_config, tmp_path):
     with pytest.raises(ValueError, match=r"base_width=12 must scale num_heads=2 .* got 1.5"):
         small_config(tmp_path, base_width=12)
+
+
+def test_a_finished_run_is_made_longer_and_only_then(finished_run, small_config, tmp_path):
+    shutil.copytree(finished_run.folder, tmp_path / "default")
+    jobs.train(small_config(tmp_path, steps=9))
+    run = jobs.open_run(tmp_path / "default")
+    assert (run.step, run.config.steps) == (9, 9)
+    rows = training.read_metrics(tmp_path / "default" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert rows[:6] == training.read_metrics(finished_run.metrics)
+    norms = (tmp_path / "default" / "gradient_norms.csv").read_text().splitlines()
+    assert norms[1:7] == finished_run.gradient_norms.read_text().splitlines()[1:]
+    assert len(norms) == 10
+    with pytest.raises(ValueError, match=r"config\.steps was 9, is now 6"):
+        jobs.train(small_config(tmp_path, steps=6))
+
+
+def test_an_unfinished_run_keeps_its_length(small_config, tmp_path, train_until_killed):
+    train_until_killed(small_config(tmp_path), step=4)
+    with pytest.raises(ValueError, match=r"config\.steps was 6, is now 9"):
+        jobs.train(small_config(tmp_path, steps=9))
+
+
+def test_the_best_and_every_nth_checkpoint_are_kept_and_read(small_config, tmp_path):
+    files = jobs.train(
+        small_config(tmp_path, keep_checkpoints=1, keep_every=4, keep_best=True, evaluate_every=2)
+    )
+    kept = sorted(int(path.name) for path in files.checkpoints.iterdir())
+    losses = {
+        row["step"]: row["validation_loss"] for row in training.read_metrics(files.evaluations)
+    }
+    assert kept == sorted({4, 6, min(losses, key=lambda step: losses[step])})
+    assert jobs.open_run(files.folder, step=4).step == 4
+    with pytest.raises(ValueError, match="has no checkpoint 2"):
+        jobs.open_run(files.folder, step=2)
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_a_configuration_changed_by_hand_is_said_and_nothing_is_renamed(finished_run, tmp_path):
+    shutil.copytree(finished_run.folder, tmp_path / "default")
+    path = tmp_path / "default" / "config.json"
+    good = path.read_text()
+    path.write_text(good.replace('"d_model": 16', '"d_model": 8'))
+    listed = sorted((tmp_path / "default").rglob("*"))
+    with pytest.raises(ValueError, match=r"params.*is float32\[\d+, 16\] there, .* 8\] here"):
+        jobs.open_run(tmp_path / "default")
+    assert sorted((tmp_path / "default").rglob("*")) == listed
+    path.write_text(good)
+    assert jobs.open_run(tmp_path / "default").step == 6
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_a_tokenizer_that_changed_is_refused_and_the_stored_one_stays(tmp_path, small_config):
+    words = tmp_path / "words.json"
+    vocabulary = {"the": 0, "quick": 1, "[UNK]": 2}
+
+    def write(**extra):
+        words.write_text(json.dumps({
+            "version": "1.0", "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+            "model": {"type": "WordLevel", "vocab": vocabulary | extra, "unk_token": "[UNK]"},
+        }))  # fmt: skip
+
+    write()
+    files = jobs.train(small_config(tmp_path, tokenizer=str(words), steps=2, warmup_steps=0))
+    before = {p: p.read_bytes() for p in files.folder.rglob("*") if p.is_file()}
+    for extra in ({"brown": 3}, {"quick": 3, "brown": 1}):
+        write(**extra)
+        with pytest.raises(ValueError, match=r"tokenizer\.fingerprint was"):
+            jobs.train(small_config(tmp_path, tokenizer=str(words), steps=2, warmup_steps=0))
+    assert before == {p: p.read_bytes() for p in files.folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.usefixtures("bad_input")
+@pytest.mark.parametrize("seed", [2**32, 2**63, -1])
+def test_a_seed_that_would_wrap_is_refused(small_config, tmp_path, seed):
+    with pytest.raises(ValueError, match=r"seed must be an integer in \[0, 4294967296\)"):
+        small_config(tmp_path, seed=seed)
+    with pytest.raises(ValueError, match="seed must be"):
+        continual.ContinualConfig(seed=seed)
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_keeping_the_best_needs_its_evaluation(small_config, tmp_path):
+    with pytest.raises(ValueError, match="evaluate_every must divide checkpoint_every=2, got 3"):
+        small_config(tmp_path, keep_best=True)
+
+
+@pytest.mark.usefixtures("bad_input")
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "", "a/b", ".x"])
+def test_a_run_of_continual_stays_in_its_folder(name):
+    with pytest.raises(ValueError, match="name must be a plain folder name"):
+        continual.ContinualConfig(name=name)

@@ -287,9 +287,21 @@ def test_a_restored_maximiser_goes_on_as_the_saved_one(tmp_path):
         apply(second, insert, item)
         assert first.num_queries == second.num_queries
         assert first.solution().indices.tolist() == second.solution().indices.tolist()
-    with pytest.raises(ValueError, match="k = 2"):
-        submodular.DynamicMaximiser(function, 2, jax.random.key(0)).restore(tmp_path / "state")
-    with pytest.raises(FileNotFoundError):
+    second.save(tmp_path / "state")  # beside the first, of which it is a later state
+    first.restore(tmp_path / "state")
+    assert first.live.tolist() == second.live.tolist()
+    for k, options, other, message in (
+        (2, {}, function, "settings.k was 3, is now 2"),
+        (K, {"eps": 0.1}, function, "settings.eps was 0.2, is now 0.1"),
+        (K, {"mode": "single"}, function, "settings.mode was 'verified', is now 'single'"),
+        (K, {}, facility(rng), "data was"),
+        (K, {}, coverage(rng), "function was 'FacilityLocation', is now"),
+    ):
+        third = submodular.DynamicMaximiser(other, k, jax.random.key(0), **options)
+        for use in (third.restore, third.save):
+            with pytest.raises(ValueError, match=message):
+                use(tmp_path / "state")
+    with pytest.raises(ValueError, match="none has no checkpoint yet"):
         second.restore(tmp_path / "none")
 
 

@@ -31,10 +31,9 @@ def test_chunks_of_a_fit_are_the_whole_run_and_are_compiled_once(seeds, count_tr
     _, metrics = seeds
     train = _training()
     counted = count_traces(train.epoch)
-    with training.MetricsLog(tmp_path / "metrics.jsonl") as log:
-        short = train._replace(epoch=counted, epochs=4)
-        fitted = subrl.fit(short, jax.random.key(0), num_seeds=2, chunk=2, log=log)
-    assert counted.count == 1
+    short = train._replace(epoch=counted, epochs=4)
+    fitted = subrl.fit(short, jax.random.key(0), num_seeds=2, chunk=2, folder=tmp_path)
+    assert counted.count == 2  # once more to know the program by
     for name in ("mean", "loss", "best", "entropy"):
         got = getattr(fitted.metrics, name)
         np.testing.assert_allclose(got, getattr(metrics, name)[:, :4], rtol=1e-5, atol=1e-6)
@@ -70,19 +69,18 @@ def test_devices_exchange_a_gradient_and_no_decision(devices):
 @pytest.mark.slow
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     whole = subrl.fit(_training(4), jax.random.key(0), chunk=1)
-    with training.Checkpoints(tmp_path / "c") as checkpoints:
-        subrl.fit(_training(2), jax.random.key(0), chunk=1, checkpoints=checkpoints)
-    with training.Checkpoints(tmp_path / "c") as checkpoints:
-        rest = subrl.fit(_training(4), jax.random.key(0), chunk=1, checkpoints=checkpoints)
+    subrl.fit(_training(2), jax.random.key(0), chunk=1, folder=tmp_path)
+    rest = subrl.fit(_training(4), jax.random.key(0), chunk=1, folder=tmp_path)
     assert int(rest.state.step) == 4
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole.metrics, rest.metrics
+        lambda a, b: np.testing.assert_array_equal(a, b),
+        (whole.metrics, whole.state.params),
+        (rest.metrics, rest.state.params),
     )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-        whole.state.params,
-        rest.state.params,
-    )
+    with pytest.raises(ValueError, match=r"key was '.*num_seeds was 1, is now 2"):
+        subrl.fit(_training(4), jax.random.key(1), num_seeds=2, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"program.sha256 was"):
+        subrl.fit(_training(4, batch_size=8), jax.random.key(0), folder=tmp_path)
 
 
 @pytest.mark.slow

@@ -65,6 +65,10 @@ def sample(
     prompt: str = "\n",
     num_tokens: int = 400,
     temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | None = None,
+    unknown: Literal["error", "skip", "replace"] | None = None,
     seed: int = 0,
 ) -> None:
     """Let a trained run write text.
@@ -74,33 +78,48 @@ def sample(
         prompt: text to continue.
         num_tokens: tokens to add.
         temperature: 1 samples from the model, 0 takes the most probable token.
+        top_k: draw among this many of the most probable tokens.
+        top_p: draw among the most probable tokens that have this probability together.
+        stop: end before this text.
+        unknown: what happens to characters of the prompt outside the run's alphabet: error, skip or
+            replace; by default what happened in training.
         seed: seed of the draw.
     """
     from jaxkit import jobs
 
-    opened = jobs.open_run(run)
-    print(
-        prompt
-        + jobs.sample_run(opened, prompt, num_tokens=num_tokens, temperature=temperature, seed=seed)
-    )
+    opened = jobs.open_run(run, unknown=unknown)
+    text = jobs.sample_run(
+        opened, prompt, num_tokens=num_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        stop=stop, seed=seed,
+    )  # fmt: skip
+    print(prompt + text)
 
 
-def evaluate(run: Positional[str], text: str) -> None:
+def evaluate(
+    run: Positional[str],
+    text: str,
+    unknown: Literal["error", "skip", "replace"] | None = None,
+) -> None:
     """Score a text with a trained run.
 
     Args:
         run: folder of the run, runs/NAME.
         text: UTF-8 text file, or folder of them.
+        unknown: what happens to characters outside the run's alphabet: error, skip or replace; by
+            default what happened in training.
     """
     import numpy as np
 
     from jaxkit import datasets, jobs
+    from jaxkit.jobs import texts
 
-    opened = jobs.open_run(run)
+    opened = jobs.open_run(run, unknown=unknown)
     corpus = datasets.load_text(
         text, validation_fraction=0, minimum_length=opened.config.sequence_length + 1
     ).train
     result = jobs.evaluate_run(opened, corpus)
+    if foreign := texts.count_unknown(corpus, opened.tokenizer):
+        print(f"{foreign:,} characters are outside the alphabet: skipped or replaced")
     bits = result.loss * result.tokens / np.log(2) / len(corpus)
     print(
         f"{result.loss:.4f} nats per token over {result.tokens:,} tokens "

@@ -28,15 +28,18 @@ from jaxkit.datasets.splits import ArraySplit, split_arrays, standardise
 from jaxkit.datasets.tables import load_digits, load_table
 from jaxkit.datasets.text import Corpus, TextSplit, load_text
 from jaxkit.datasets.tokenizers import (
+    AlphabetError,
     ByteTokenizer,
     CharTokenizer,
     JsonTokenizer,
     Tokenizer,
+    Unknown,
     tokenizer_from_config,
 )
 from jaxkit.datasets.windows import EvaluationBatches, evaluation_batches
 
 __all__ = [
+    "AlphabetError",
     "ArraySplit",
     "BatchIterator",
     "BatchRows",
@@ -53,6 +56,7 @@ __all__ = [
     "Pictures",
     "TextSplit",
     "Tokenizer",
+    "Unknown",
     "array_batches",
     "decode_pictures",
     "embedded_prose",

@@ -64,7 +64,7 @@ def _pieces(
             yield tokenizer.encode(corpus.data[start:end].tobytes().decode("utf-8")), end
             start = end
         except ValueError as error:
-            raise ValueError(f"{corpus.name}: {error}") from error
+            raise type(error)(f"{corpus.name}: {error}") from error
 
 
 def _cache_key(corpus: Corpus, tokenizer: Tokenizer) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt
@@ -15,6 +15,9 @@ from jaxkit.datasets.extras import require
 from jaxkit.datasets.packed import IdTokenizer
 from jaxkit.datasets.text import Corpus
 from jaxkit.validation import choice
+
+#: What a `CharTokenizer` does with a character outside its alphabet.
+Unknown = Literal["error", "skip", "replace"]
 
 _CODE_POINTS = 0x110000
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -74,21 +77,34 @@ class ByteTokenizer:
         return {"kind": "bytes"}
 
 
+class AlphabetError(ValueError):
+    """A text has characters that a `CharTokenizer` with `unknown="error"` does not take.
+
+    Example:
+        >>> try:
+        ...     CharTokenizer("ab").encode("abc")
+        ... except AlphabetError as error:
+        ...     print(error)
+        character 'c' at position 2 is not one of the 2 of the vocabulary (1 such in all)
+    """
+
+
 class CharTokenizer:
     """One token per character of a small alphabet; id 0 is any other character.
 
     Args:
         characters: the alphabet, at most 255 different characters; ids 1, 2, ... in code point
             order.
-        errors: what `encode` does with a character outside the alphabet: `"strict"` raises,
-            `"replace"` gives id 0, which decodes to U+FFFD and `count_replaced` counts.
+        unknown: what `encode` does with a character outside the alphabet: `"error"` raises,
+            `"skip"` leaves it out, `"replace"` gives id 0, which decodes to U+FFFD and
+            `count_replaced` counts.
 
     Raises:
-        ValueError: if the alphabet is empty or too large, repeats a character, or `errors` is
-            unknown.
+        ValueError: if the alphabet is empty or too large, repeats a character, or `unknown` is
+            none of the three.
 
     Example:
-        >>> tokenizer = CharTokenizer("abc", errors="replace")
+        >>> tokenizer = CharTokenizer("abc", unknown="replace")
         >>> ids = tokenizer.encode("cab?")
         >>> ids.tolist(), tokenizer.count_replaced(ids)
         ([3, 1, 2, 0], 1)
@@ -96,33 +112,33 @@ class CharTokenizer:
 
     unknown_id = 0
 
-    def __init__(self, characters: str, *, errors: Literal["strict", "replace"] = "strict"):
-        choice("errors", errors, ["strict", "replace"])
+    def __init__(self, characters: str, *, unknown: Unknown = "error"):
+        choice("unknown", unknown, get_args(Unknown))
         if not 0 < len(characters) <= 255 or len(set(characters)) < len(characters):
             raise ValueError(
                 "characters must be 1 to 255 different ones, got "
                 f"{len(characters)} of which {len(set(characters))} differ"
             )
-        self.characters, self.errors = "".join(sorted(characters)), errors
+        self.characters, self.unknown = "".join(sorted(characters)), unknown
         self._points = np.append(np.uint32(ord(_REPLACEMENT)), _code_points(self.characters))
         self._ids = np.zeros(_CODE_POINTS, np.uint8)
         self._ids[self._points[1:]] = np.arange(1, len(self._points))
 
     @classmethod
-    def from_corpus(
-        cls, corpus: Corpus, *, errors: Literal["strict", "replace"] = "strict"
-    ) -> CharTokenizer:
+    def from_corpus(cls, corpus: Corpus, *, unknown: Unknown = "error") -> CharTokenizer:
         """Take the alphabet of a training text.
 
         Args:
             corpus: the text; read as a stream.
-            errors: as above; with `"replace"` the 255 most frequent characters are kept.
+            unknown: as above; with `"skip"` and `"replace"` the 255 most frequent characters are
+                kept.
 
         Returns:
             The tokenizer.
 
         Raises:
-            ValueError: if the text is empty, or has more than 255 characters under `"strict"`.
+            AlphabetError: under `"error"`, if the text has more than 255 different characters.
+            ValueError: if it is empty.
 
         Example:
             >>> CharTokenizer.from_corpus(Corpus.from_text("banana", "fruit")).characters
@@ -132,13 +148,13 @@ class CharTokenizer:
         for piece in corpus.pieces():
             counts += np.bincount(_code_points(piece), minlength=_CODE_POINTS)
         found = np.flatnonzero(counts)
-        if len(found) > 255 and errors == "strict":
-            raise ValueError(
+        if len(found) > 255 and unknown == "error":
+            raise AlphabetError(
                 f"{corpus.name} has {len(found)} different characters, a character vocabulary "
-                "holds 255: use errors='replace' to keep the most frequent, or ByteTokenizer"
+                "holds 255"
             )
         kept = found[np.argsort(-counts[found], kind="stable")][:255]
-        return cls("".join(map(chr, kept)), errors=errors)
+        return cls("".join(map(chr, kept)), unknown=unknown)
 
     @property
     def vocab_size(self) -> int:
@@ -149,15 +165,16 @@ class CharTokenizer:
         """Return the ids of `text`, `[characters]` uint8.
 
         Raises:
-            ValueError: under `"strict"`, if a character is outside the alphabet.
+            AlphabetError: under `"error"`, if a character is outside the alphabet.
         """
         ids = self._ids[_code_points(text)]
-        if self.errors == "strict" and not ids.all():
+        if self.unknown == "skip":
+            return ids[ids != self.unknown_id]
+        if self.unknown == "error" and not ids.all():
             position = int(np.argmin(ids))
-            raise ValueError(
+            raise AlphabetError(
                 f"character {text[position]!r} at position {position} is not one of the "
-                f"{len(self.characters)} of the vocabulary ({self.count_replaced(ids)} such in "
-                "all): use errors='replace', or ByteTokenizer"
+                f"{len(self.characters)} of the vocabulary ({self.count_replaced(ids)} such in all)"
             )
         return ids
 
@@ -176,7 +193,7 @@ class CharTokenizer:
 
     def to_config(self) -> dict[str, Any]:
         """Return the alphabet and the handling of unknown characters."""
-        return {"kind": "characters", "characters": self.characters, "errors": self.errors}
+        return {"kind": "characters", "characters": self.characters, "unknown": self.unknown}
 
 
 class JsonTokenizer:
@@ -225,8 +242,15 @@ class JsonTokenizer:
         self.vocab_size = max(ids, default=-1) + 1
 
     def encode(self, text: str) -> UInt[np.ndarray, " tokens"]:
-        """Return the ids of `text`, `[tokens]`, uint8, uint16 or uint32 by vocabulary."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the ids of `text`, `[tokens]`, uint8, uint16 or uint32 by vocabulary.
+
+        Raises:
+            ValueError: if the file has no token for a part of it.
+        """
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the package raises nothing narrower
+            raise ValueError(f"{self.path} cannot encode the text: {error}") from error
         return np.array(ids, np.min_scalar_type(self.vocab_size - 1))
 
     def decode(self, ids: Integer[np.ndarray, " tokens"]) -> str:
@@ -256,19 +280,24 @@ def tokenizer_from_config(config: Mapping[str, Any]) -> Tokenizer:
         >>> tokenizer_from_config(CharTokenizer("ab").to_config()).vocab_size
         3
     """
-    builders = ["bytes", "characters", "ids", "json"]
-    options = dict(config)
-    kind = choice("tokenizer kind", options.pop("kind", None), builders)
-    try:
-        if kind == "characters":
-            return CharTokenizer(options.pop("characters"), **options)
-        if kind == "ids":
-            return IdTokenizer(**options)
-        if kind == "json":
-            return JsonTokenizer(options.pop("path"), **options)
-        return ByteTokenizer(**options)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"tokenizer config {dict(config)!r} does not fit {kind!r}") from error
+    entries: dict[str, tuple[Any, dict[str, type]]] = {
+        "bytes": (ByteTokenizer, {}),
+        "characters": (CharTokenizer, {"characters": str, "unknown": str}),
+        "ids": (IdTokenizer, {"vocab_size": int}),
+        "json": (JsonTokenizer, {"path": str, "fingerprint": str}),
+    }
+    kind = config.get("kind")
+    make, types = entries[choice("kind", kind if isinstance(kind, str) else repr(kind), entries)]
+    options = {name: value for name, value in config.items() if name != "kind"}
+    faulty = options.keys() ^ types.keys()
+    faulty |= {name for name, kind in types.items() if type(options.get(name)) is not kind}
+    if faulty:
+        expected = ", ".join(f"{name}: {kind.__name__}" for name, kind in types.items())
+        raise ValueError(
+            f"a tokenizer of kind {kind!r} must hold {expected or 'nothing else'}, "
+            f"at fault: {sorted(faulty)}"
+        )
+    return make(**options)
 
 
 def _code_points(text: str) -> np.ndarray:

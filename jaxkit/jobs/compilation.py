@@ -16,10 +16,9 @@ from jax.sharding import Mesh
 from rich import console
 from rich import table as tables
 
-from jaxkit import datasets, files, models, training, validation
-from jaxkit.jobs import private_training, program
+from jaxkit import files, models, training, validation
+from jaxkit.jobs import private_training, program, texts
 from jaxkit.jobs.config import TrainConfig
-from jaxkit.jobs.train import load_text, make_tokenizer
 
 Effort = Literal["default", "low"]
 EFFORTS = ("default", "low")
@@ -93,12 +92,12 @@ def compile_program(
         validation.integer("vocab_size", vocab_size, minimum=1)
     plan = None
     if vocab_size is None or config.private:
-        corpus = load_text(config).train
-        tokenizer = make_tokenizer(config, corpus)
+        corpus = texts.load_text(config).train
+        tokenizer = texts.make_tokenizer(config, corpus)
         if vocab_size is None:
             vocab_size = tokenizer.vocab_size
         if config.private:
-            tokens = datasets.tokenize(corpus, tokenizer)
+            tokens = texts.encode(corpus, tokenizer)
             windows = private_training.num_private_windows(tokens, config.sequence_length)
             parts = mesh.shape["data"] * mesh.shape["fsdp"]
             plan = private_training.plan_private_training(config, windows, multiple=parts)

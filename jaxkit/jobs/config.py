@@ -55,6 +55,11 @@ class TrainConfig:
         text: UTF-8 text file or folder of them; without it, prose embedded in Python.
         validation_fraction: share of the text kept for validation.
         tokenizer: "char" (the characters of the training text), "byte", or a tokenizers JSON file.
+        unknown: what the tokenizer "char" does with characters that the training text lacks, or
+            rarer than its 255 most frequent: "error" refuses, "skip" leaves them out, "replace"
+            reads each as one token for unknown.
+        init_from: folder of a run whose newest parameters this one begins with; its tokenizer is
+            taken over too.
         steps: optimizer updates; more than before make a finished run longer.
         batch_size: sequences in a batch, over all devices.
         sequence_length: tokens of context T.
@@ -111,6 +116,8 @@ class TrainConfig:
     text: str | None = None
     validation_fraction: float = 0.1
     tokenizer: str = "char"
+    unknown: Literal["error", "skip", "replace"] = "error"
+    init_from: str | None = None
     steps: int = 1000
     batch_size: int = 16
     sequence_length: int = 128
@@ -150,6 +157,14 @@ class TrainConfig:
         folder_name("name", self.name)
         for field in ("sequence_length", "batch_size", "keep_checkpoints", "evaluation_windows"):
             validation.integer(field, getattr(self, field), minimum=1)
+        validation.choice("unknown", self.unknown, ("error", "skip", "replace"))
+        if self.unknown != "error" and self.tokenizer != "char":
+            raise ValueError(
+                f"unknown needs tokenizer='char', got {self.unknown!r} with {self.tokenizer!r}"
+            )
+        for field in ("runs", "text", "tokenizer", "init_from"):
+            if getattr(self, field) == "":
+                raise ValueError(f"{field} must not be empty, got ''")
         validation.seed("seed", self.seed)
         validation.integer("accumulation_steps", self.accumulation_steps, minimum=1)
         if self.batch_size % self.accumulation_steps:

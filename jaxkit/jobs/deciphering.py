@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxkit import datasets, lexinvariant, validation
-from jaxkit.jobs import runs, train
+from jaxkit.jobs import runs, texts
 
 #: Characters of the text read that are shown.
 SHOWN = 400
@@ -67,8 +67,10 @@ def decipher_run(
             f"got {config.tokenizer!r}"
         )
     text = corpus.text()
-    run.tokenizer.encode(text)  # an unknown character is better met before the probe is trained
-    learned = train.load_text(config).train
+    texts.encode(
+        text, run.tokenizer
+    )  # an unknown character is better met before the probe is trained
+    learned = texts.load_text(config).train
     description = runs.read_description(run.files)
     if description is None or description.data.get("train") != learned.fingerprint:
         raise ValueError(

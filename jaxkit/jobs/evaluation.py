@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer, Key
 
 from jaxkit import datasets, lexinvariant, models, training
+from jaxkit.jobs import texts
 from jaxkit.jobs.runs import Run
 
 
@@ -132,7 +133,7 @@ def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:
     size = mesh.shape["data"] * max(1, config.batch_size // mesh.shape["data"])
     index, count = training.local_rows(mesh, size)
     batches = datasets.evaluation_batches(
-        datasets.tokenize(corpus, run.tokenizer),
+        texts.encode(corpus, run.tokenizer),
         sequence_length=config.sequence_length,
         batch_size=size,
         process_index=index,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxkit import datasets, files, models, training
-from jaxkit.jobs import refinement
+from jaxkit.jobs import refinement, texts
 from jaxkit.jobs.config import TrainConfig
 
 
@@ -108,6 +108,7 @@ def open_run(
     report: Callable[[str], None] = training.say,
     *,
     step: int | None = None,
+    unknown: datasets.Unknown | None = None,
 ) -> Run:
     """Load a checkpoint of a run, which may be training: nothing is written.
 
@@ -115,6 +116,8 @@ def open_run(
         folder: the run's folder, `runs/NAME`.
         report: called with a line of text for each checkpoint that is damaged.
         step: which checkpoint; by default the newest whole one.
+        unknown: what its tokenizer of characters does with others (`datasets.CharTokenizer`); None
+            for what it did in training.
 
     Returns:
         The run.
@@ -134,7 +137,7 @@ def open_run(
         raise ValueError(f"{folder} is not a run: it holds no config.json")
     config = description.config
     try:
-        tokenizer = datasets.tokenizer_from_config(description.tokenizer)
+        tokenizer = texts.stored_tokenizer(description.tokenizer, unknown)
     except ValueError as error:
         raise ValueError(f"{run.config}: tokenizer: {error}") from None
     model = config.model(tokenizer.vocab_size)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkit import lexinvariant, models, validation
+from jaxkit.jobs import texts
 from jaxkit.jobs.runs import Run
 
 
@@ -15,6 +19,9 @@ def sample_run(
     *,
     num_tokens: int = 400,
     temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | None = None,
     seed: int = 0,
 ) -> str:
     """Continue a prompt.
@@ -24,11 +31,14 @@ def sample_run(
         prompt: text to start from, at least one token.
         num_tokens: tokens to add.
         temperature: 1 samples from the model, 0 takes the most probable token.
+        top_k: draw among this many of the most probable tokens.
+        top_p: draw among the most probable tokens that have this probability together.
+        stop: the continuation ends before this text.
         seed: seed of the draw.
 
     Returns:
-        The continuation, without the prompt. A model that knows no names reads the prompt under
-        names, or with a token table, drawn from `seed`.
+        What `decode` gives of prompt and continuation together, without the prompt. A model that
+        knows no names reads the prompt under names, or with a token table, drawn from `seed`.
 
     Raises:
         ValueError: if a number is out of range, or the prompt is empty or holds a character that
@@ -48,9 +58,15 @@ def sample_run(
     validation.integer("num_tokens", num_tokens, minimum=1)
     validation.number("temperature", temperature, minimum=0)
     validation.integer("seed", seed, minimum=0)
-    tokens = jnp.asarray(run.tokenizer.encode(prompt), jnp.int32)[None]
+    if top_k is not None:
+        validation.integer("top_k", top_k, minimum=1)
+    if top_p is not None:
+        validation.number("top_p", top_p, minimum=0, maximum=1, open_minimum=True)
+    if stop == "":
+        raise ValueError("stop must not be empty, got ''")
+    tokens = jnp.asarray(texts.encode(prompt, run.tokenizer), jnp.int32)[None]
     if tokens.shape[1] == 0:
-        raise ValueError("prompt must hold at least one token, got ''")
+        raise ValueError(f"prompt must hold at least one token, got {prompt!r}")
     table_key, sample_key = jax.random.split(jax.random.key(seed))
     config = run.model.config
     prompt_tokens, table, mapping = lexinvariant.anonymised(
@@ -59,11 +75,16 @@ def sample_run(
     if run.config.reading == "lexinvariant":
         # Drawn once, not again for every token.
         table = lexinvariant.draw_embedding(table_key[None], config.vocab_size, config.d_model)
-    continuation = jax.jit(models.generate, static_argnums=(0, 3))(
+    continuation = jax.jit(models.generate, static_argnums=(0, 3), static_argnames="top_k")(
         run.model, run.params, prompt_tokens, num_tokens, sample_key, temperature=temperature,
-        embedding=table,
+        top_k=top_k, top_p=top_p, embedding=table,
     )  # fmt: skip
     if mapping is not None:
         names = lexinvariant.invert_mapping(mapping)
         continuation = jnp.take_along_axis(names, continuation, axis=1)
-    return run.tokenizer.decode(jax.device_get(continuation[0]))
+    whole = np.concatenate([jax.device_get(tokens[0]), jax.device_get(continuation[0])])
+    # Decoders join tokens by rules of their own (spaces, bytes of a character), so all at once.
+    text, start = run.tokenizer.decode(whole), run.tokenizer.decode(whole[: tokens.shape[1]])
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, start, strict=False))
+    text = text[sum(1 for _ in shared) :]
+    return text if stop is None else text.partition(stop)[0]

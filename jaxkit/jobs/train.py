@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from jaxkit.jobs import (
     report,
     runs,
     sampling,
+    texts,
 )
 from jaxkit.jobs.config import FREE_FIELDS, TrainConfig
 
@@ -61,9 +61,9 @@ def train(config: TrainConfig) -> runs.RunFiles:
 def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None:
     mesh = training.make_mesh(config.mesh)
     index, count = training.local_rows(mesh, config.batch_size)
-    split = load_text(config)
+    split = texts.load_text(config)
     stored = runs.read_description(files)
-    tokenizer = make_tokenizer(config, split.train)
+    tokenizer = _tokenizer(config, split.train, stored)
     description = runs.Description(
         config,
         tokenizer.to_config(),
@@ -73,8 +73,8 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             "pilot": None if config.pilot is None else _fingerprint(config.pilot),
         },
     )
-    train_tokens = datasets.tokenize(split.train, tokenizer)
-    validation_tokens = datasets.tokenize(split.validation, tokenizer)
+    train_tokens = texts.encode(split.train, tokenizer)
+    validation_tokens = texts.encode(split.validation, tokenizer)
     plan = None
     if config.private:
         windows = private_training.num_private_windows(train_tokens, config.sequence_length)
@@ -141,6 +141,8 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
     restored = run.restore(like)
     if restored is None:
         first, state = 0, training.init_state(job.init, job.optimizer, key, mesh)
+        if config.init_from is not None:
+            state = state._replace(params=_parameters_of(config.init_from, state.params))
     else:
         first, state = restored.step, restored.state
         state = schedules.lengthen_recorder(state, restored.record["steps"], config.steps)
@@ -232,27 +234,47 @@ def _finish(
         training.say(f"{name:16s} {text}", out=True)
 
 
-def load_text(config: TrainConfig) -> datasets.TextSplit:
-    """The text that a configuration names."""
-    shortest = config.sequence_length + 1
-    if config.text is None:
-        return datasets.embedded_prose()
-    return datasets.load_text(
-        pathlib.Path(config.text),
-        validation_fraction=config.validation_fraction,
-        minimum_length=shortest,
-    )
-
-
 def _fingerprint(pilot: str) -> str:
     norms = np.asarray(refinement.read_pilot(pilot).norms, np.float64)
     return hashlib.sha256(norms.tobytes()).hexdigest()
 
 
-def make_tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tokenizer:
-    """The tokenizer that a configuration names, of its training text."""
-    if config.tokenizer == "byte":
-        return datasets.ByteTokenizer()
-    if config.tokenizer == "char":
-        return datasets.CharTokenizer.from_corpus(corpus)
-    return datasets.JsonTokenizer(config.tokenizer)
+def _tokenizer(
+    config: TrainConfig, corpus: datasets.Corpus, stored: runs.Description | None
+) -> datasets.Tokenizer:
+    """The tokenizer of the run that this one begins from, or that of its text."""
+    if config.init_from is None:
+        return texts.make_tokenizer(config, corpus)
+    if stored is None:
+        stored = runs.read_description(runs.RunFiles.at(config.init_from))
+        if stored is None:
+            raise ValueError(f"{config.init_from} is not a run: it holds no config.json")
+    if stored.config.tokenizer != config.tokenizer:
+        raise ValueError(
+            f"tokenizer must be that of the run in init_from, {stored.config.tokenizer!r}, got "
+            f"{config.tokenizer!r}"
+        )
+    own_rule = config.unknown if stored.tokenizer["kind"] == "characters" else None
+    return texts.stored_tokenizer(stored.tokenizer, own_rule)
+
+
+def _parameters_of(folder: str, params: Any) -> Any:
+    """The newest parameters of another run, where those of this one are."""
+    theirs = runs.open_run(folder).params
+    shapes = [
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (theirs, params)
+    ]
+    if shapes[0] != shapes[1]:
+        changed = [
+            f"{name} is {shapes[0].get(name, 'absent')} there, {shapes[1].get(name, 'absent')} here"
+            for name in sorted(shapes[0].keys() | shapes[1].keys())
+            if shapes[0].get(name) != shapes[1].get(name)
+        ]
+        raise ValueError(f"init_from: {folder} has other parameters: {'; '.join(changed)}")
+    return jax.tree.map(
+        lambda x, like: jax.device_put(np.asarray(x), like.sharding), theirs, params
+    )

@@ -20,6 +20,8 @@ def generate(
     key: Key[Array, ""],
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | None = None,
+    top_p: float | Float[Array, ""] | None = None,
     embedding: decoder.AnyTable | None = None,
 ) -> Int[Array, "B N"]:
     """Continue a prompt by sampling token after token.
@@ -31,14 +33,17 @@ def generate(
         num_tokens: number ``N`` of tokens to add.
         key: typed key.
         temperature: divides the logits; 0 takes the most probable token. May be traced.
+        top_k: draw among the k most probable tokens only, and those equal to the last of them.
+        top_p: draw among the fewest most probable tokens that have this probability together, after
+            `temperature` and `top_k` (nucleus sampling). May be traced.
         embedding: token table, needed by models with `embedding="given"`; the same for every token.
 
     Returns:
         The new token ids ``[B, N]``.
 
     Raises:
-        ValueError: if `num_tokens` is not positive, the prompt is empty, or the temperature is
-            negative.
+        ValueError: if `num_tokens` or `top_k` is not positive, the prompt is empty, the temperature
+            is negative, or `top_p` is not in (0, 1].
 
     Example:
         >>> model = decoder.DecoderLM(decoder.DecoderConfig(vocab_size=8, num_layers=1))
@@ -49,12 +54,17 @@ def generate(
     """
     validation.integer("num_tokens", num_tokens, minimum=1)
     validation.number("temperature", temperature, minimum=0)
+    if top_k is not None:
+        validation.integer("top_k", top_k, minimum=1)
+    if top_p is not None:
+        validation.number("top_p", top_p, minimum=0, maximum=1, open_minimum=True)
     batch_size, length = prompt.shape
     if length == 0:
         raise ValueError("prompt must hold at least one token, got none")
 
     def sample(key: Key[Array, ""], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-        warm = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+        tempered = likeliest(logits / jnp.maximum(temperature, 1e-6), top_k, top_p)
+        warm = jax.random.categorical(key, tempered)
         return jnp.where(temperature > 0, warm, jnp.argmax(logits, axis=-1)).astype(prompt.dtype)
 
     def step(carry, key):
@@ -70,3 +80,27 @@ def generate(
     logits, cache = decode(cache, prompt)
     _, tokens = jax.lax.scan(step, (cache, logits[:, -1]), jax.random.split(key, num_tokens))
     return tokens.T
+
+
+def likeliest(
+    logits: Float[Array, "B V"],
+    top_k: int | None,
+    top_p: float | Float[Array, ""] | None,
+) -> Float[Array, "B V"]:
+    """Logits of the tokens that may be drawn, minus infinity elsewhere; see `generate`.
+
+    Example:
+        >>> likeliest(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), None, 0.7).argmin(-1).tolist()
+        [2]
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        last = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < last, -jnp.inf, logits)
+    if top_p is not None:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        kept = (before < top_p) | (jnp.asarray(top_p) >= 1)  # sums of 1 are rounded
+        last = jnp.min(ordered, axis=-1, where=kept, initial=jnp.inf, keepdims=True)
+        logits = jnp.where(logits < last, -jnp.inf, logits)
+    return logits

@@ -40,7 +40,7 @@ def json_path(tmp_path_factory):
 def tokenizer(request, json_path):
     return {
         "bytes": datasets.ByteTokenizer,
-        "characters": lambda: datasets.CharTokenizer.from_corpus(CORPUS, errors="replace"),
+        "characters": lambda: datasets.CharTokenizer.from_corpus(CORPUS, unknown="replace"),
         "json": lambda: datasets.JsonTokenizer(json_path),
     }[request.param]()
 
@@ -100,7 +100,7 @@ def test_characters_decode_to_the_text_they_were_learnt_from(text):
 
 @hypothesis.given(TEXT)
 def test_replaced_characters_are_counted_and_the_others_kept(text):
-    tokenizer = datasets.CharTokenizer("abcdefgh ", errors="replace")
+    tokenizer = datasets.CharTokenizer("abcdefgh ", unknown="replace")
     ids = tokenizer.encode(text)
     assert tokenizer.count_replaced(ids) == sum(c not in "abcdefgh " for c in text)
     assert tokenizer.decode(ids) == "".join(c if c in "abcdefgh " else "\ufffd" for c in text)
@@ -113,12 +113,19 @@ def test_strict_characters_refuse_an_unknown_one_with_its_place():
         datasets.CharTokenizer("ab").encode("abzz")
 
 
+def test_skipped_characters_are_left_out():
+    tokenizer = datasets.CharTokenizer("abc", unknown="skip")
+    assert tokenizer.decode(tokenizer.encode("a\r\nb\N{CJK UNIFIED IDEOGRAPH-4E00}c")) == "abc"
+    corpus = datasets.Corpus.from_text("xax" * 9, "letters")
+    assert datasets.tokenize(corpus, tokenizer).tolist() == [1] * 9
+
+
 def test_too_many_characters_are_refused_or_the_most_frequent_kept():
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 300))) + "aab"
     corpus = datasets.Corpus.from_text(text + text[100:], "hanzi")
     with pytest.raises(ValueError, match=r"hanzi has 302 different characters.*holds 255"):
         datasets.CharTokenizer.from_corpus(corpus)
-    tokenizer = datasets.CharTokenizer.from_corpus(corpus, errors="replace")
+    tokenizer = datasets.CharTokenizer.from_corpus(corpus, unknown="replace")
     assert tokenizer.vocab_size == 256
     assert set(text[100:]) <= set(tokenizer.characters)
     assert tokenizer.encode(text).dtype == np.uint8
@@ -167,12 +174,17 @@ def test_json_file_that_is_missing_wrong_or_changed_is_refused(tmp_path, json_pa
     ("config", "message"),
     [
         ({"kind": "byte"}, "did you mean 'bytes'"),
-        ({}, "tokenizer kind must be one of 'bytes', 'characters', 'ids', 'json', got None"),
-        ({"kind": "characters"}, "does not fit 'characters'"),
-        ({"kind": "bytes", "size": 3}, "does not fit 'bytes'"),
+        ({}, "kind must be one of 'bytes', 'characters', 'ids', 'json', got 'None'"),
+        ({"kind": ["bytes"]}, "kind must be one of 'bytes', 'characters', 'ids', 'json', got "),
+        ({"kind": "characters"}, r"at fault: \['characters', 'unknown'\]"),
+        ({"kind": "characters", "characters": 3, "unknown": "skip"}, r"fault: \['characters'\]"),
+        ({"kind": "characters", "characters": "ab", "unknown": "none"}, "unknown must be"),
+        ({"kind": "json", "path": None, "fingerprint": "0"}, r"at fault: \['path'\]"),
+        ({"kind": "ids", "vocab_size": 2.5}, r"at fault: \['vocab_size'\]"),
+        ({"kind": "bytes", "size": 3}, r"at fault: \['size'\]"),
     ],
 )
-def test_a_bad_config_is_refused(config, message):
+def test_a_bad_config_is_refused(bad_input, config, message):
     with pytest.raises(ValueError, match=message):
         datasets.tokenizer_from_config(config)
 
@@ -202,7 +214,7 @@ def test_tokens_of_a_corpus_are_those_of_its_text(tokenizer, tmp_path, monkeypat
 
 
 def test_the_cache_is_reused_keyed_by_content_and_repaired(tmp_path, monkeypatch):
-    tokenizer = datasets.CharTokenizer.from_corpus(CORPUS, errors="replace")
+    tokenizer = datasets.CharTokenizer.from_corpus(CORPUS, unknown="replace")
     first = np.array(datasets.tokenize(CORPUS, tokenizer, tmp_path))
     (path,) = tmp_path.iterdir()
     with monkeypatch.context() as patch:
@@ -210,7 +222,7 @@ def test_the_cache_is_reused_keyed_by_content_and_repaired(tmp_path, monkeypatch
         np.testing.assert_array_equal(datasets.tokenize(CORPUS, tokenizer, tmp_path), first)
     path.write_bytes(path.read_bytes()[:200])
     np.testing.assert_array_equal(datasets.tokenize(CORPUS, tokenizer, tmp_path), first)
-    datasets.tokenize(CORPUS, datasets.CharTokenizer("abc", errors="replace"), tmp_path)
+    datasets.tokenize(CORPUS, datasets.CharTokenizer("abc", unknown="replace"), tmp_path)
     datasets.tokenize(datasets.Corpus.from_text("fox", "fox"), tokenizer, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -1,12 +1,15 @@
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from jaxkit import lexinvariant as lx
 from jaxkit import models
+from jaxkit.models import generation
 
 CONFIG = models.DecoderConfig(
     vocab_size=6, d_model=16, num_layers=1, num_heads=2, head_dim=8, d_ff=16, num_buckets=8
@@ -55,3 +58,17 @@ def test_bad_input_is_refused(bad_input):
         models.generate(MODEL, params(), PROMPT[:, :0], 1, key)
     with pytest.raises(ValueError, match="temperature"):
         models.generate(MODEL, params(), PROMPT, 1, key, temperature=-1.0)
+
+
+@hypothesis.given(
+    st.lists(st.integers(-4, 4), min_size=2, max_size=6), st.integers(1, 6), st.floats(0.01, 1.0)
+)
+def test_only_the_likeliest_tokens_may_be_drawn(logits, top_k, top_p):
+    """Against the definition: tokens in order, until k, or until p is reached."""
+    found = np.isfinite(generation.likeliest(jnp.array([logits], jnp.float32), top_k, top_p)[0])
+    order = np.sort(np.array(logits, np.float64))[::-1]
+    among = order[order >= order[min(top_k, len(order)) - 1]]
+    mass = np.cumsum(np.exp(among)) / np.exp(among).sum()
+    hypothesis.assume(np.abs(mass - top_p).min() > 1e-5 or top_p == 1)
+    last = among[min(np.searchsorted(mass, top_p), len(among) - 1)]
+    np.testing.assert_array_equal(found, np.array(logits) >= last)

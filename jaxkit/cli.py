@@ -186,29 +186,56 @@ def fit_curve(
     runs: Positional[tuple[str, ...]],
     predict: tuple[str, ...] = ("constant", "linear", "cosine", "rex", "wsd"),
     decay: float | None = None,
+    level: float = 0.9,
+    warmup_steps: float | None = None,
     first_step: int = 0,
+    step: str = "step",
+    units_per_step: float = 1.0,
+    learning_rate: str = "learning_rate",
+    loss: str = "loss",
+    smoothing: float = 0.0,
     out: str = ".",
 ) -> None:
     """Fit the loss-curve law to runs and predict the loss of other schedules.
 
+    Train with what the law chooses by `jaxkit train --schedule law:OUT`.
+
     Args:
-        runs: run folders, or CSV or JSONL files with step, learning_rate and loss: one with a
-            constant rate and one that decays are what the law needs.
+        runs: run folders, or logs (CSV, JSON lines, TensorBoard event files, W&B exports): one with
+            a constant rate and one that decays are what the law needs.
         predict: schedules, each NAME or NAME:STEPS, at the peak of the runs.
         decay: decay of the annealing momentum per update; by default the best of a few.
+        level: nominal coverage of the intervals.
+        warmup_steps: updates of the warm-up, 0 for none; a run folder says it itself, a log cannot.
         first_step: points before it are left out.
-        out: folder for the figure.
+        step: column of the steps, or of tokens or epochs.
+        units_per_step: growth of that column in one update: tokens of a batch, for example.
+        learning_rate: column of the learning rate.
+        loss: column of the loss, in nats, bits per byte or any unit.
+        smoothing: weight of the exponential average that the logged loss went through.
+        out: folder for the law and the figure.
     """
     from jaxkit.jobs import curve_fit
 
-    found = curve_fit.fit_runs(runs, predict, decay=decay, first_step=first_step, out=out)
-    law = {name: float(value) for name, value in found.fitted.law._asdict().items()}
-    print(
-        "  ".join(f"{name} {value:.6g}" for name, value in law.items()), f" decay {found.decay:g}"
-    )
-    if found.fitted.at_bound:
-        print(f"at a bound, so not identified: {', '.join(found.fitted.at_bound)}")
-    print(found.fit_table, found.predictions, found.figure, sep="\n\n")
+    found = curve_fit.fit_runs(
+        runs, predict, decay=decay, level=level, out=out, warmup_steps=warmup_steps,
+        first_step=first_step, step=step, units_per_step=units_per_step,
+        learning_rate=learning_rate, loss=loss, smoothing=smoothing,
+    )  # fmt: skip
+    law = {name: float(value) for name, value in found.law.constants._asdict().items()}
+    print("  ".join(f"{name} {value:.6g}" for name, value in law.items()), f" {found.law.form}")
+    if found.law.at_bound:
+        print(f"at a bound, so not identified: {', '.join(found.law.at_bound)}")
+    print(found.fit_table, end="\n\n")
+    if found.left_out:
+        errors = ", ".join(f"{name} {error:.3f} %" for name, error in found.left_out.items())
+        print(f"mean error on a run left out of the fit: {errors}")
+    else:
+        print("the error on an unseen schedule is not measured: that takes three runs or more")
+    print(found.predictions, end="\n\n")
+    for message in found.warnings:
+        print(f"warning: {message}")
+    print(found.path, found.figure, sep="\n")
 
 
 def select(

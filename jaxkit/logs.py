@@ -21,12 +21,15 @@ import bisect
 import csv
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxkit import files
+
+#: From (file and line, row) to a row with a `step`.
+Rename = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 
 #: Steps end here, as JAX counts them in int32.
 STEP_LIMIT = 2**31
@@ -77,11 +80,13 @@ class Log(NamedTuple):
         return np.array([row.step for row in named], np.int64), np.array(values, np.float64)
 
 
-def read_log(path: str | os.PathLike[str]) -> Log:
+def read_log(path: str | os.PathLike[str], rename: Rename | None = None) -> Log:
     """Read a log, by the rule above.
 
     Args:
         path: a CSV file with a header (`.csv`), or JSON lines (any other name).
+        rename: from (file and line, row) to the row as this module knows it, for logs that call
+            their step something else.
 
     Returns:
         Its rows.
@@ -90,8 +95,13 @@ def read_log(path: str | os.PathLike[str]) -> Log:
         ValueError: if a line is faulty.
         OSError: if the file cannot be read.
     """
-    lines = _csv_rows if pathlib.Path(path).suffix.lower() == ".csv" else files.json_lines
-    return from_lines(path, lines(pathlib.Path(path)))
+    if pathlib.Path(path).suffix.lower() == ".csv":
+        lines = _csv_rows(pathlib.Path(path), rename)
+    else:
+        lines = files.json_lines(path)
+    if rename is None:
+        return from_lines(path, lines)
+    return from_lines(path, ((line, rename(f"{path}:{line}", row)) for line, row in lines))
 
 
 def from_lines(path: str | os.PathLike[str], lines: Iterable[tuple[int, Mapping[str, Any]]]) -> Log:
@@ -216,13 +226,17 @@ def _replace(rows: list[Row], row: Row) -> None:
             rows.append(old._replace(values=kept))
 
 
-def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+def _csv_rows(
+    path: pathlib.Path, rename: Rename | None
+) -> Iterator[tuple[int, dict[str, str | None]]]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream)
         try:
             header = [name.strip() for name in next(reader, [])]
             repeated = {name for name in header if header.count(name) > 1}
-            if "step" not in header or repeated:
+            if rename is not None:
+                rename(f"{path}:1", dict.fromkeys(header, "0"))
+            if ("step" not in header and rename is None) or repeated:
                 problem = f"{min(repeated)!r} twice" if repeated else "no step"
                 raise ValueError(f"{path}:1: the header names {problem}: {','.join(header)!r}")
             for cells in reader:

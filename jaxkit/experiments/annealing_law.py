@@ -311,9 +311,7 @@ def _decay_fraction(
     predicted, measured = {}, {}
     for total in lengths:
         warm = 1e-3 * 301
-        found = losscurves.optimal_decay_length(
-            fitted.law, total - 300, 1e-3, decay=0.999, prior_sum=warm
-        )
+        found = losscurves.optimal_decay_length(fitted, total - 300, prior_sum=warm)
         predicted[f"{total} steps"] = (found.lengths / total, found.losses)
         points = {
             int(name.split("linear")[1].split("_")[0]) / 100: curve.losses[-1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkit import losscurves
+from jaxkit import losscurves, schedules
 
 CURVES = pathlib.Path(__file__).parents[3] / "shared" / "data" / "loss_curves"
 
@@ -78,8 +78,9 @@ def rates_124m(about: Mapping[str, Any]) -> np.ndarray:
         warm = (1 - np.cos(np.pi * np.minimum(s / 299, 1))) / 2
     elif about["kind"] == "wsd":
         shape = {"linear": "linear", "sqrt": "sqrt"}[about["decay_shape"]]
-        rates = losscurves.hold_then_decay(
-            total, base, int(about["decay_fraction"] * total), shape=shape
+        cooldown = int(about["decay_fraction"] * total) / total
+        rates = losscurves.rates_of(
+            schedules.schedule_from_profile("wsd", base, total, cooldown=cooldown, shape=shape)
         )
         warm = s / 300
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxkit import losscurves
+from jaxkit import losscurves, schedules
 
 PEAK, WARMUP, CONTEXT, BATCH = 3e-3, 100, 8, 128
 #: Share of the run after which the re-warm-up begins. Chosen after a first run at 0.4, where the
@@ -20,24 +20,29 @@ PEAK, WARMUP, CONTEXT, BATCH = 3e-3, 100, 8, 128
 TURN = 0.6
 
 
-def schedules(total_steps: int) -> dict[str, np.ndarray]:
+def learning_rates(total_steps: int) -> dict[str, np.ndarray]:
     """Rates by name, warm-up included: two to fit on, six to predict."""
     n = total_steps - WARMUP
-    shapes = {
-        "constant": losscurves.constant_rates(n, PEAK),
-        "cosine": losscurves.cosine_rates(n, PEAK),
-        "linear": losscurves.hold_then_decay(n, PEAK, n),
-        "step": losscurves.piecewise_rates(n, PEAK, [(0.6, 0.3)]),
-        "wsd 20 %": losscurves.hold_then_decay(n, PEAK, n // 5),
-        "wsd 40 %": losscurves.hold_then_decay(n, PEAK, 2 * n // 5),
-        "wsd 1-sqrt 20 %": losscurves.hold_then_decay(n, PEAK, n // 5, shape="sqrt"),
-        "re-warm-up": np.interp(
-            np.arange(n + 1),
-            [0, TURN * n, (TURN + 0.025) * n, n],
-            [PEAK, 0.02 * PEAK, PEAK, 0.0],
-        ),
+    shapes: dict[str, dict[str, Any]] = {
+        "constant": {"profile": "constant"},
+        "cosine": {"profile": "cosine"},
+        "linear": {"profile": "linear"},
+        "step": {"profile": "step", "boundaries": (0.6,), "factor": 0.3},
+        "wsd 20 %": {"profile": "wsd", "cooldown": n // 5 / n},
+        "wsd 40 %": {"profile": "wsd", "cooldown": 2 * n // 5 / n},
+        "wsd 1-sqrt 20 %": {"profile": "wsd", "cooldown": n // 5 / n, "shape": "sqrt"},
     }
-    return {name: losscurves.with_warmup(rates, WARMUP) for name, rates in shapes.items()}
+    found = {
+        name: losscurves.rates_of(
+            schedules.schedule_from_profile(
+                peak_value=PEAK, total_steps=total_steps, warmup_steps=WARMUP, **options
+            )
+        )
+        for name, options in shapes.items()
+    }
+    corners = [0, WARMUP, WARMUP + TURN * n, WARMUP + (TURN + 0.025) * n, total_steps]
+    values = [0.0, PEAK, 0.02 * PEAK, PEAK, 0.0]
+    return found | {"re-warm-up": np.interp(np.arange(total_steps + 1), corners, values)}
 
 
 def train(total_steps: int, seeds: list[int]) -> list[dict[str, losscurves.LossCurve]]:
@@ -50,7 +55,7 @@ def train(total_steps: int, seeds: list[int]) -> list[dict[str, losscurves.LossC
     Returns:
         For each seed, measured validation curves by schedule name.
     """
-    named = schedules(total_steps)
+    named = learning_rates(total_steps)
     rates = jnp.asarray(np.stack(list(named.values())), jnp.float32)
     runs = []
     every = total_steps // 80

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from jaxkit import lexinvariant, models, privacy, schedules, validation
+from jaxkit import lexinvariant, losscurves, models, privacy, schedules, validation
 from jaxkit import width as width_room
 from jaxkit.jobs import refinement
 
@@ -22,6 +22,7 @@ FREE_FIELDS = frozenset(
 
 
 _REFINED = "refined:"
+_LAW = "law:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ class TrainConfig:
         accumulation_steps: microbatches whose gradients make one update.
         learning_rate: peak learning rate of AdamW.
         schedule: decay of the learning rate: rex, linear, cosine, wsd, constant, ..., or
-            refined:RUN for the schedule refined from the gradient norms of a finished run.
+            refined:RUN for the schedule refined from the gradient norms of a finished run, or
+            law:FIT for the cool-down that a law of `jaxkit fit-curve` chooses.
         warmup_steps: updates of linear warm-up; by default a tenth of the run, 50 at most, and
             none for a refined schedule, which has its own.
         weight_decay: decoupled weight decay of the matrices.
@@ -222,7 +224,7 @@ class TrainConfig:
                 "keep_best needs an evaluation at each checkpoint: evaluate_every must divide "
                 f"checkpoint_every={self.checkpoint_every}, got {self.evaluate_every}"
             )
-        if self.pilot is None:
+        if self.schedule_source is None:
             self.schedule_function()
         if self.base_width is not None:
             self._at_width(validation.integer("base_width", self.base_width, minimum=1))
@@ -237,20 +239,41 @@ class TrainConfig:
         """The run or file of gradient norms that the schedule is refined from, if it is."""
         return self.schedule[len(_REFINED) :] if self.schedule.startswith(_REFINED) else None
 
+    @property
+    def law(self) -> str | None:
+        """The fit that chooses the schedule, if one does."""
+        return self.schedule[len(_LAW) :] if self.schedule.startswith(_LAW) else None
+
+    @property
+    def schedule_source(self) -> str | None:
+        """What the schedule is read from, if it is: the pilot or the fit."""
+        return self.pilot or self.law
+
+    @property
+    def warmup(self) -> int:
+        """Updates of the warm-up; 0 where the schedule has its own."""
+        if self.pilot is not None:
+            return 0
+        return min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
     def schedule_function(self) -> optax.Schedule:
         """The learning rate by step.
 
         Raises:
-            ValueError: if the schedule is unknown, or the pilot's norms cannot be used.
-            OSError: if the pilot's norms cannot be read.
+            ValueError: if the schedule is unknown, or the pilot's norms or the law cannot be used.
+            OSError: if the pilot's norms or the law cannot be read.
         """
         if self.pilot is not None:
             norms = refinement.read_pilot(self.pilot).norms
             # The recorder of this job keeps l1 norms: the rule for optimizers of the Adam family.
             return schedules.refined_schedule(norms, self.learning_rate, self.steps, norm="l1")
-        warmup = min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+        if self.law is not None:
+            law = losscurves.read_law(self.law)
+            return losscurves.chosen_schedule(
+                law, self.steps, peak_value=self.learning_rate, warmup_steps=self.warmup
+            )
         return schedules.schedule_from_profile(
-            self.schedule, self.learning_rate, self.steps, warmup_steps=warmup
+            self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup
         )
 
     def optimizer(self, vocab_size: int, noise_stddev: float = 0.0) -> optax.GradientTransformation:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxkit import losscurves, plotting, schedules, training
+from jaxkit import logs, losscurves, plotting, schedules
 from jaxkit.jobs import runs
 
 #: Decays of the annealing momentum that are compared when none is given.
@@ -20,17 +22,22 @@ class CurveFit(NamedTuple):
     """What `fit_runs` found.
 
     Attributes:
-        fitted: the law.
-        decay: its decay of the annealing momentum.
+        law: the law, with its uncertainty.
         fit_table: how well it describes the runs it was fitted on.
-        predictions: final loss by schedule, best first.
+        left_out: error on each run when it was left out of the fit, in per cent, by name; empty
+            where fewer than three runs do not allow it.
+        predictions: final loss by schedule with its interval, best first.
+        warnings: what to doubt: holes in logs, predictions that extrapolate.
+        path: where the law is, for `jaxkit train --schedule law:PATH`.
         figure: where the figure is.
     """
 
-    fitted: losscurves.LawFit
-    decay: float
+    law: losscurves.Law
     fit_table: losscurves.ComparisonTable
+    left_out: dict[str, float]
     predictions: losscurves.ComparisonTable
+    warnings: tuple[str, ...]
+    path: pathlib.Path
     figure: pathlib.Path
 
 
@@ -39,93 +46,126 @@ def fit_runs(
     predict: Sequence[str] = (),
     *,
     decay: float | None = None,
-    first_step: int = 0,
+    level: float = 0.9,
     out: str | os.PathLike[str] = ".",
+    **reading: Any,
 ) -> CurveFit:
     """Fit the annealing law to runs and predict the final loss of other schedules.
 
     Args:
-        paths: run folders, or CSV or JSONL files with `step, learning_rate, loss`; at least one
-            must anneal, and one constant and one decaying run are what the law needs.
+        paths: run folders, whose configuration says the schedule and the warm-up, or logs that
+            `losscurves.read_curve` reads; at least one must anneal, and one constant and one
+            decaying run are what the law needs.
         predict: schedules to predict, each `NAME` or `NAME:STEPS`, at the peak of the fitted runs;
             STEPS is by default the length of the longest.
         decay: decay of the annealing momentum, per update; None takes the best of `DECAYS`.
-        first_step: points before it are left out; those of a run's warm-up always are.
-        out: folder for `fit_curve.png`.
+        level: nominal coverage of the intervals, in (0, 1).
+        out: folder for `law.json` and `fit_curve.png`.
+        **reading: options of `losscurves.read_curve`: `warmup_steps`, `first_step`, columns, units.
 
     Returns:
-        The law, its tables and its figure.
+        The law, its tables, its file and its figure.
 
     Raises:
-        ValueError: if a file is faulty (naming file and line), a schedule unknown, or the runs do
-            not identify the law.
+        ValueError: if a file is faulty (naming file and line), the warm-up of a log must be given,
+            a schedule is unknown, or the runs do not identify the law.
         OSError: if a file cannot be read or written.
     """
-    curves, warmups = {}, []
-    for path in map(pathlib.Path, paths):
-        curve, warmup = _read(path, first_step)
-        curves[path.name if path.name not in curves else str(path)] = curve
-        warmups.append(warmup)
-    if not curves:
+    if not paths:
         raise ValueError("paths must name at least one run, got none")
-    observed = list(curves.values())
-    if decay is None:
-        decay = losscurves.profile_decay(observed, DECAYS, warmup_steps=warmups).best
-    fitted = losscurves.fit(losscurves.Annealing(decay), observed, warmup_steps=warmups)
-    fit_table = losscurves.comparison_table(
-        {"annealing": fitted}, curves, warmup_steps=max(warmups)
-    )
-    longest = max(len(curve.learning_rates) - 1 for curve in observed)
-    candidates = {name: _rates(name, float(fitted.peak), longest, max(warmups)) for name in predict}
-    losses = {
-        name: float(
-            np.asarray(
-                losscurves.predict(
-                    fitted, rates, steps=np.array([len(rates) - 1]), warmup_steps=max(warmups)
-                )
-            )[-1]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        curves: dict[str, losscurves.LossCurve] = {}
+        for path in map(pathlib.Path, paths):
+            curve = _read(path, reading)
+            curves[path.name if path.name not in curves else str(path)] = curve
+        observed = list(curves.values())
+        if decay is None:
+            decay = losscurves.profile_decay(observed, DECAYS).best
+        form = losscurves.Annealing(decay)
+        law = losscurves.bootstrap_fit(jax.random.key(0), form, observed, num_samples=100)
+        left_out = _left_out(form, curves)
+        warmup = max(curve.warmup_steps for curve in observed)
+        longest = max(len(curve.learning_rates) - 1 for curve in observed)
+        candidates = {name: _schedule(name, law.peak_value(), longest, warmup) for name in predict}
+        rows = [_row(law, name, made, warmup, level) for name, made in candidates.items()]
+        rows.sort(key=lambda row: row[2])
+        figure = losscurves.prediction_figure(
+            law, curves, unseen={name: candidates[name] for name, *_ in rows}, warmup_steps=warmup
         )
-        for name, rates in candidates.items()
-    }
-    ranked = sorted(losses, key=lambda name: losses[name])
-    predictions = losscurves.ComparisonTable(
-        ("schedule", "updates", "final loss predicted"),
-        tuple((name, len(candidates[name]) - 1, losses[name]) for name in ranked),
+        fit_table = losscurves.comparison_table({"annealing": law}, curves)
+    percent = f"{100 * level:g} %"
+    columns = ("schedule", "updates", "final loss predicted", f"{percent} from", f"{percent} to")
+    folder = pathlib.Path(out)
+    return CurveFit(
+        law,
+        fit_table,
+        left_out,
+        losscurves.ComparisonTable(columns, tuple(rows)),
+        tuple(dict.fromkeys(str(one.message) for one in caught)),
+        losscurves.write_law(folder / "law.json", law),
+        plotting.save(figure, folder / "fit_curve.png"),
     )
-    figure = losscurves.prediction_figure(fitted, curves, warmup_steps=max(warmups))
-    for index, (name, rates) in enumerate(candidates.items()):
-        loss = np.asarray(losscurves.predict(fitted, rates, warmup_steps=max(warmups)))
-        start = max(warmups) + max(1, len(rates) // 50)
-        figure.axes[0].plot(
-            np.arange(start, len(rates)),
-            loss[start:],
-            "--",
-            color=plotting.COLORS[(len(curves) + index) % len(plotting.COLORS)],
-            label=f"{name} (predicted)",
-        )
-    figure.axes[0].legend(ncols=2)
-    path = plotting.save(figure, pathlib.Path(out) / "fit_curve.png")
-    return CurveFit(fitted, decay, fit_table, predictions, path)
 
 
-def _read(path: pathlib.Path, first_step: int) -> tuple[losscurves.LossCurve, int]:
-    if not path.is_dir():
-        return losscurves.read_curve(path, first_step=first_step), 0
-    if not runs.RunFiles.at(path).config.exists():
-        raise ValueError(f"{path} is not a run: it holds no config.json")
-    metrics = runs.RunFiles.at(path).metrics
-    rates = [row["learning_rate"] for row in training.read_metrics(metrics)]
-    # The warm-up ends where the rate peaks for the first time.
-    warmup = int(np.argmax(rates)) if len(rates) > 1 and rates[1] > rates[0] else 0
-    return losscurves.read_curve(metrics, first_step=max(first_step, warmup + 1)), warmup
+def _read(path: pathlib.Path, reading: dict[str, Any]) -> losscurves.LossCurve:
+    files = runs.RunFiles.at(path)
+    if not path.is_dir() or not files.config.exists():
+        if path.is_dir() and not list(path.rglob("*tfevents*")):
+            raise ValueError(f"{path} is not a run: it holds no config.json and no event file")
+        return losscurves.read_curve(path, **reading)
+    description = runs.read_description(files)
+    assert description is not None
+    config = description.config
+    known: dict[str, Any] = {"warmup_steps": config.warmup}
+    if config.pilot is not None:  # a refined schedule has a warm-up of its own, of no known length
+        known = {}
+    elif _agrees(files.metrics, config.schedule_function()):
+        known["learning_rates"] = config.schedule_function()
+    given = {name: value for name, value in reading.items() if value is not None}
+    return losscurves.read_curve(files.metrics, **known | given)
 
 
-def _rates(text: str, peak: float, longest: int, warmup: int) -> np.ndarray:
+def _agrees(metrics: pathlib.Path, schedule: Any) -> bool:
+    """Whether the run trained as its configuration says; it may have been resumed with another."""
+    at, rates = logs.read_log(metrics).column("learning_rate")
+    made = np.asarray(schedule(np.maximum(at - 1, 0)))
+    return bool(np.allclose(rates, made, rtol=1e-4, atol=1e-6 * np.nanmax(rates, initial=0.0)))
+
+
+def _left_out(
+    form: losscurves.Annealing, curves: dict[str, losscurves.LossCurve]
+) -> dict[str, float]:
+    if len(curves) < 3:
+        return {}
+    try:
+        scores = losscurves.leave_one_out(form, list(curves.values()))
+    except ValueError as error:
+        warnings.warn(f"no error of an unseen schedule: {error}", stacklevel=2)
+        return {}
+    return {name: 100 * float(one.mean_relative) for name, one in zip(curves, scores, strict=True)}
+
+
+def _schedule(text: str, peak: float, longest: int, warmup: float) -> np.ndarray:
     name, _, steps = text.partition(":")
     if steps and not steps.isdigit():
         raise ValueError(f"predict must be NAME or NAME:STEPS, got {text!r}")
     total = int(steps) if steps else longest
-    schedule = schedules.schedule_from_profile(name, peak, total, warmup_steps=warmup)
+    standard = schedules.standard_schedules(peak, total, warmup_steps=warmup)
+    if name in standard:
+        schedule = standard[name]
+    else:
+        schedule = schedules.schedule_from_profile(name, peak, total, warmup_steps=warmup)
     # The rate in force at step t is that of the update before it.
     rates = losscurves.rates_of(schedule, total - 1)
     return np.concatenate([rates[:1], rates])
+
+
+def _row(
+    law: losscurves.Law, name: str, rates: np.ndarray, warmup: float, level: float
+) -> tuple[str, int, float, float, float]:
+    last = len(rates) - 1
+    found = losscurves.prediction_interval(
+        law, rates, steps=np.array([last]), warmup_steps=warmup, level=level
+    )
+    return name, last, float(found.loss[0]), float(found.low[0]), float(found.high[0])

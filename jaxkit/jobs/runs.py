@@ -142,7 +142,11 @@ def open_run(
         raise ValueError(f"{run.config}: tokenizer: {error}") from None
     model = config.model(tokenizer.vocab_size)
     # The state has the same shapes under any schedule; a refined one would need its pilot here.
-    plain = config if config.pilot is None else dataclasses.replace(config, schedule="constant")
+    plain = (
+        config
+        if config.schedule_source is None
+        else dataclasses.replace(config, schedule="constant")
+    )
     abstract = training.abstract_state(
         models.initializer(model),
         plain.optimizer(tokenizer.vocab_size),

@@ -70,7 +70,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
         {
             "train": split.train.fingerprint,
             "validation": split.validation.fingerprint,
-            "pilot": None if config.pilot is None else _fingerprint(config.pilot),
+            "pilot": None if config.schedule_source is None else _fingerprint(config),
         },
     )
     train_tokens = texts.encode(split.train, tokenizer)
@@ -234,9 +234,13 @@ def _finish(
         training.say(f"{name:16s} {text}", out=True)
 
 
-def _fingerprint(pilot: str) -> str:
-    norms = np.asarray(refinement.read_pilot(pilot).norms, np.float64)
-    return hashlib.sha256(norms.tobytes()).hexdigest()
+def _fingerprint(config: TrainConfig) -> str:
+    """What the schedule is made of: the pilot's norms, or the rates that a law chose."""
+    if config.pilot is not None:
+        values = refinement.read_pilot(config.pilot).norms
+    else:
+        values = config.schedule_function()(np.arange(config.steps))
+    return hashlib.sha256(np.asarray(values, np.float64).tobytes()).hexdigest()
 
 
 def _tokenizer(

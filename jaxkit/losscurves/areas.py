@@ -131,7 +131,7 @@ def final_areas(
 
 
 def warmup_at_peak(
-    learning_rates: Float[ArrayLike, "*batch steps"], warmup_steps: int
+    learning_rates: Float[ArrayLike, "*batch steps"], warmup_steps: float
 ) -> Float[Any, "*batch steps"]:
     """Replace the warm-up by the peak rate: the paper's convention for both areas.
 
@@ -139,14 +139,15 @@ def warmup_at_peak(
 
     Args:
         learning_rates: rate at each step, `[*batch, steps]`.
-        warmup_steps: indices 0 to `warmup_steps`, that one included, are set to the largest rate.
+        warmup_steps: indices 0 to `warmup_steps`, that one included, are set to the largest rate;
+            need not be whole.
 
     Returns:
         The rates, `[*batch, steps]`: NumPy (at its own precision) if NumPy was given, else JAX.
 
     Raises:
         ValueError: if `warmup_steps` is negative or not inside the schedule.
-        TypeError: if it is not an integer.
+        TypeError: if it is not a real number.
 
     Source: arXiv 2408.11029 §3.4.
 
@@ -156,7 +157,7 @@ def warmup_at_peak(
     """
     xp: Any = np if isinstance(learning_rates, np.ndarray) else jnp
     rates = xp.asarray(learning_rates)
-    warmup_steps = validation.integer("warmup_steps", warmup_steps, minimum=0)
+    validation.number("warmup_steps", warmup_steps, minimum=0)
     if warmup_steps >= rates.shape[-1]:
         raise ValueError(
             f"warmup_steps must be inside the schedule of {rates.shape[-1]} values, "
@@ -167,7 +168,7 @@ def warmup_at_peak(
 
 
 def warmed_up_rates(
-    learning_rates: Float[ArrayLike, "*batch steps"], warmup: str, warmup_steps: int
+    learning_rates: Float[ArrayLike, "*batch steps"], warmup: str, warmup_steps: float
 ) -> tuple[Float[Any, "*batch steps"], Float[Any, "*batch steps"]]:
     """Return the rates that S1 and S2 see under a warm-up mode.
 

@@ -8,15 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import scipy
-from jax.typing import ArrayLike
+import scipy.optimize
 from jaxtyping import Float
 
-from jaxkit import validation
-from jaxkit.losscurves import areas, fitting, laws, shapes
+from jaxkit import schedules, validation
+from jaxkit.losscurves import curves, fitting, forms, multi_power
 
 
 class ZeroTail(NamedTuple):
@@ -26,13 +23,6 @@ class ZeroTail(NamedTuple):
         steps: best number of last steps at rate 0.
         real_steps: the same before rounding.
         loss: final loss predicted, nats.
-
-    Example:
-        >>> law = laws.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
-        >>> with warnings.catch_warnings(action="ignore"):
-        ...     tail = optimal_zero_tail(law, 20000, 2e-4, decay=0.999)
-        >>> tail.steps, abs(tail.steps - tail.real_steps) < 1
-        (2494, True)
     """
 
     steps: int
@@ -41,11 +31,10 @@ class ZeroTail(NamedTuple):
 
 
 def optimal_zero_tail(
-    law: laws.AnnealingLaw,
+    law: fitting.Law,
     total_steps: int,
-    peak_value: float,
     *,
-    decay: float,
+    peak_value: float | None = None,
     prior_sum: float = 0.0,
 ) -> ZeroTail:
     r"""Solve in closed form for the best schedule of all, by the annealing law: bang-bang.
@@ -55,50 +44,56 @@ def optimal_zero_tail(
     for the last k steps, where $C \lambda^k = \alpha A (S_w + \eta (T-k))^{-\alpha-1}$.
 
     Args:
-        law: its constants.
+        law: of the form `Annealing`, with a decay > 0.
         total_steps: T, counted steps.
-        peak_value: the peak rate that the law was fitted at.
-        decay: lambda of the law.
-        prior_sum: sum of the rates of a warm-up before these steps.
+        peak_value: the peak rate; that of the fitted curves if None.
+        prior_sum: sum of the rates before these steps, such as a warm-up's.
 
     Returns:
         The optimum.
 
     Raises:
-        ValueError: if a number is out of range.
+        TypeError: if the law has another form.
+        ValueError: if a number is out of range, or the peak is not known.
 
     Warns:
         UserWarning: always. The optimum exploits that the law lets the loss fall at rate 0, where
-            training stands still. Use `optimal_decay_length` or `optimize_schedule` to train.
+            training stands still. Use `optimal_decay_length` or `optimal_schedule` to train.
 
     Source: convexity argument from arXiv 2408.11029 eq. (1).
 
     Example:
-        >>> law = laws.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
+        >>> known = dict(floor=2.628, scale=0.4297, annealing=0.4108, exponent=0.5498)
+        >>> law = fitting.law(forms.Annealing(0.999), peak_value=2e-4, **known)
         >>> with warnings.catch_warnings(action="ignore"):
-        ...     optimal_zero_tail(law, 20000, 2e-4, decay=0.999).steps
+        ...     optimal_zero_tail(law, 20000).steps
         2494
     """
     total = validation.integer("total_steps", total_steps, minimum=1)
-    _check_law(law, peak_value, decay, prior_sum)
+    if not isinstance(law.form, forms.Annealing):
+        raise TypeError(f"law must be of Annealing, got {law.form}")
+    decay, peak, constants = law.form.decay, law.peak_value(peak_value), law.constants
+    validation.number("decay", decay, minimum=0, open_minimum=True)
+    validation.number("prior_sum", prior_sum, minimum=0)
     warnings.warn(
         "the free optimum ends in steps of rate 0, where the annealing law goes on falling "
-        "although training cannot change: use optimal_decay_length or optimize_schedule to train",
+        "although training cannot change: use optimal_decay_length or optimal_schedule to train",
         stacklevel=2,
     )
 
     def gain(k: float) -> float:
         """Logarithm of the gradient's two terms: positive where a longer tail lowers the loss."""
-        forward = prior_sum + peak_value * (total - k)
+        forward = prior_sum + peak * (total - k)
         if forward <= 0:
             return -math.inf
         return (
-            math.log(law.annealing) + k * math.log(decay) + (law.exponent + 1) * math.log(forward)
-            - math.log(law.exponent * law.scale)
+            math.log(constants.annealing) + k * math.log(decay)
+            + (constants.exponent + 1) * math.log(forward)
+            - math.log(constants.exponent * constants.scale)
         )  # fmt: skip
 
     longest = total - 1e-9 if prior_sum == 0 else float(total)
-    if law.annealing == 0 or gain(0.0) <= 0:
+    if constants.annealing == 0 or gain(0.0) <= 0:
         real = 0.0
     elif gain(longest) >= 0:
         real = longest
@@ -107,9 +102,9 @@ def optimal_zero_tail(
         real = float(root)
 
     def loss(k: int) -> float:
-        rates = np.full(total, float(peak_value))
+        rates = np.full(total, peak)
         rates[total - k :] = 0.0
-        return _final_loss(law, rates, peak_value, decay, prior_sum)
+        return _final_loss(law, rates, peak, prior_sum)
 
     near = [k for k in (math.floor(real), math.ceil(real)) if k < total or prior_sum > 0]
     steps = min(near, key=loss)
@@ -125,12 +120,7 @@ class DecayLength(NamedTuple):
         loss: final loss predicted there, nats.
         lengths: the grid looked at, `[n]`, steps.
         losses: final losses predicted on it, `[n]`, nats.
-
-    Example:
-        >>> law = laws.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
-        >>> best = optimal_decay_length(law, 20000, 2e-4, decay=0.999)
-        >>> bool(best.loss <= best.losses.min()), best.fraction == best.steps / 20000
-        (True, True)
+        shape: the shape.
     """
 
     steps: int
@@ -138,52 +128,60 @@ class DecayLength(NamedTuple):
     loss: float
     lengths: np.ndarray
     losses: np.ndarray
+    shape: str
 
 
 def optimal_decay_length(
-    law: laws.AnnealingLaw,
+    law: fitting.Law,
     total_steps: int,
-    peak_value: float,
     *,
-    decay: float,
+    peak_value: float | None = None,
     shape: str = "linear",
     end_value: float = 0.0,
     prior_sum: float = 0.0,
 ) -> DecayLength:
-    """Find over how many last steps to decay, for one shape of decay, by the annealing law.
+    """Find over how many last steps to decay, for one shape of decay.
 
     A grid of 1 % of the run, then every length between the neighbours of its best (by ternary
-    search), each evaluated exactly in O(length) and float64.
+    search), each evaluated exactly in float64. The schedule is then
+    `schedule_from_profile("wsd", peak, total_steps, cooldown=fraction, shape=shape)`.
 
     Args:
-        law: its constants.
-        total_steps: counted steps.
-        peak_value: the peak rate that the law was fitted at.
-        decay: lambda of the law.
-        shape: as for `shapes.hold_then_decay`.
-        end_value: rate at the last step.
-        prior_sum: sum of the rates of a warm-up before these steps.
+        law: of a form with annealing, `Annealing` or `MultiPower`; fitted or published.
+        total_steps: counted steps, at the peak from the first on.
+        peak_value: the peak rate; that of the fitted curves if None.
+        shape: of the cool-down, as for the profile `wsd`.
+        end_value: rate at the last step; > 0 for `MultiPower` and for the exponential shape.
+        prior_sum: sum of the rates before these steps, such as a warm-up's.
 
     Returns:
         The best length and the grid around it.
 
     Raises:
-        ValueError: if a number is out of range or the shape is unknown.
+        TypeError: if the law knows no annealing.
+        ValueError: if a number is out of range, the shape unknown, or the peak not known.
 
     Source: arXiv 2408.11029 §4 (best annealing ratio).
 
     Example:
-        >>> law = laws.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
-        >>> round(optimal_decay_length(law, 20000, 2e-4, decay=0.999).fraction, 2)
+        >>> known = dict(floor=2.628, scale=0.4297, annealing=0.4108, exponent=0.5498)
+        >>> law = fitting.law(forms.Annealing(0.999), peak_value=2e-4, **known)
+        >>> round(optimal_decay_length(law, 20000).fraction, 2)
         0.24
     """
     total = validation.integer("total_steps", total_steps, minimum=1)
-    _check_law(law, peak_value, decay, prior_sum)
+    if not isinstance(law.form, forms.Annealing | multi_power.MultiPower):
+        raise TypeError(f"law must be of Annealing or MultiPower, got {law.form}")
+    peak = law.peak_value(peak_value)
+    validation.number("end_value", end_value, minimum=0, maximum=peak)
+    validation.number("prior_sum", prior_sum, minimum=0)
 
     def loss(steps: int) -> float:
-        rates = shapes.hold_then_decay(steps, peak_value, steps, shape=shape, end_value=end_value)
-        before = prior_sum + peak_value * (total - steps)
-        return _final_loss(law, rates[1:], peak_value, decay, before)
+        fall = cooldown_rates(steps, peak, shape=shape, end_value=end_value)[1:]
+        if isinstance(law.form, forms.Annealing):
+            return _final_loss(law, fall, peak, prior_sum + peak * (total - steps))
+        rates = np.concatenate([np.full(total + 1 - steps, peak), fall])
+        return float(final_losses(law, rates[None], prior_sum=prior_sum)[0])
 
     lengths = np.unique(
         np.append(np.arange(max(total // 100, 1), total, max(total // 100, 1)), total)
@@ -193,17 +191,72 @@ def optimal_decay_length(
     low = int(lengths[max(best - 1, 0)]) if best else 1
     high = int(lengths[min(best + 1, len(lengths) - 1)])
     steps = _integer_minimum(loss, low, high)
-    return DecayLength(steps, steps / total, loss(steps), lengths, losses)
+    return DecayLength(steps, steps / total, loss(steps), lengths, losses, shape)
+
+
+def cooldown_rates(
+    steps: int, peak_value: float, *, shape: str, end_value: float
+) -> Float[np.ndarray, " steps_and_1"]:
+    """Fall from the peak to the last rate, in float64: the cool-down of the profile `wsd`."""
+    end = end_value
+    if shape == "exponential":
+        validation.number("end_value", end_value, minimum=0, open_minimum=True)
+        profile = schedules.profile_by_name(
+            "wsd", cooldown=1.0, shape=shape, ratio=end_value / peak_value
+        )
+        end = 0.0
+    else:
+        profile = schedules.profile_by_name("wsd", cooldown=1.0, shape=shape)
+    done: Any = np.arange(steps + 1) / steps
+    return end + (peak_value - end) * np.asarray(profile.value(done, done[::-1]))
+
+
+def chosen_schedule(
+    law: fitting.Law,
+    total_steps: int,
+    *,
+    peak_value: float | None = None,
+    warmup_steps: float = 0,
+) -> schedules.Schedule:
+    """Make the schedule that the law chooses among cool-downs: shape and length, ready to train.
+
+    Args:
+        law: of the form `Annealing`, fitted or published.
+        total_steps: updates in all, warm-up included.
+        peak_value: the peak rate; that of the fitted curves if None.
+        warmup_steps: updates of a linear warm-up from 0.
+
+    Returns:
+        The schedule, an optax one.
+
+    Raises:
+        TypeError: if the law knows no annealing.
+        ValueError: as `optimal_decay_length`.
+
+    Example:
+        >>> known = dict(floor=2.628, scale=0.4297, annealing=0.4108, exponent=0.5498)
+        >>> law = fitting.law(forms.Annealing(0.999), peak_value=2e-4, **known)
+        >>> schedule = chosen_schedule(law, 20000)
+        >>> round(float(schedule(14000)), 6), round(float(schedule(19000)), 6)
+        (0.0002, 1.9e-05)
+    """
+    peak = law.peak_value(peak_value)
+    total_steps = validation.integer("total_steps", total_steps, minimum=1)
+    counted = max(1, total_steps - math.ceil(warmup_steps))
+    prior = peak * warmup_steps * (1.0 if law.warmup == "peak" else 0.5)
+    found = [
+        optimal_decay_length(law, counted, peak_value=peak, shape=shape, prior_sum=prior)
+        for shape in ("linear", "sqrt", "cosine", "sqrtcube")
+    ]
+    best = min(found, key=lambda one: one.loss)
+    return schedules.schedule_from_profile(
+        "wsd", peak, total_steps, warmup_steps=warmup_steps, cooldown=best.fraction,
+        shape=best.shape,
+    )  # fmt: skip
 
 
 class RankedSchedule(NamedTuple):
-    """One candidate: its name, final loss predicted in nats, and excess over the best.
-
-    Example:
-        >>> rows = [RankedSchedule("wsd", 2.5, 0.0), RankedSchedule("cosine", 2.75, 0.25)]
-        >>> [row.name for row in rows if row.excess < 0.1]  # as good as the best
-        ['wsd']
-    """
+    """One candidate: its name, final loss predicted, and excess over the best."""
 
     name: str
     loss: float
@@ -211,19 +264,23 @@ class RankedSchedule(NamedTuple):
 
 
 def rank_schedules(
-    fitted: fitting.LawFit,
-    candidates: Mapping[str, Float[ArrayLike, " steps"]],
+    law: fitting.Law,
+    candidates: Mapping[str, Any],
     *,
-    warmup_steps: int | None = None,
+    total_steps: int | None = None,
+    warmup_steps: float | None = None,
     model_size: float | None = None,
+    prior_sum: float = 0.0,
 ) -> list[RankedSchedule]:
-    """Sort candidate schedules by the final loss a fit predicts.
+    """Sort candidate schedules by the final loss a law predicts.
 
     Args:
-        fitted: the fit; any law.
-        candidates: schedules by name, of any lengths.
+        law: any, fitted or published.
+        candidates: by name, learning rates of any length or optax schedules.
+        total_steps: as for `predict`.
         warmup_steps: as for `predict`.
         model_size: as for `predict`.
+        prior_sum: as for `predict`.
 
     Returns:
         The candidates, best first.
@@ -232,78 +289,43 @@ def rank_schedules(
         ValueError: if there is no candidate, or as `predict`.
 
     Example:
-        >>> from jaxkit.losscurves import curves, forms
-        >>> at = np.arange(100, 2001, 100)
-        >>> def run(rates):
-        ...     s2 = forms.host_annealing(rates, 0.99)[at]
-        ...     return curves.loss_curve(rates, at, 2 + np.cumsum(rates)[at] ** -0.5 - s2)
-        >>> schedules = shapes.standard_schedules(2000, 1e-3, end_value=1e-5)
-        >>> fitted = fitting.fit(
-        ...     forms.Annealing(0.99), [run(schedules["constant"]), run(schedules["cosine"])]
-        ... )
-        >>> rank_schedules(fitted, schedules)[0].name
+        >>> known = dict(floor=2.0, scale=1.0, annealing=1.0, exponent=0.5)
+        >>> law = fitting.law(forms.Annealing(0.99), **known)
+        >>> rank_schedules(law, schedules.standard_schedules(1e-3, 2000, cooldown=0.3))[0].name
         'wsd_cosine'
     """
     if not candidates:
         raise ValueError("candidates must hold at least one schedule, got none")
+    tables = {name: curves.rates_of(value, total_steps) for name, value in candidates.items()}
     losses: dict[str, float] = {}
-    for length in {np.shape(rates)[-1] for rates in candidates.values()}:
-        names = [name for name, rates in candidates.items() if np.shape(rates)[-1] == length]
-        found = fitting.predict(
-            fitted,
-            np.stack([np.asarray(candidates[name], np.float64) for name in names]),
-            steps=np.array([length - 1]),
-            warmup_steps=warmup_steps,
-            model_size=model_size,
+    for length in {np.shape(rates)[-1] for rates in tables.values()}:
+        names = [name for name, rates in tables.items() if np.shape(rates)[-1] == length]
+        stacked = np.stack([np.asarray(tables[name], np.float64) for name in names])
+        found = final_losses(
+            law, stacked, warmup_steps=warmup_steps, model_size=model_size, prior_sum=prior_sum
         )
-        losses |= dict(zip(names, np.asarray(found, np.float64)[:, 0].tolist(), strict=True))
+        losses |= dict(zip(names, found.tolist(), strict=True))
     best = min(losses.values())
     order = sorted(losses, key=losses.__getitem__)
     return [RankedSchedule(name, losses[name], losses[name] - best) for name in order]
 
 
-def tabulated_schedule(learning_rates: Float[ArrayLike, " steps"]) -> optax.Schedule:
-    """Make an `optax.Schedule` of one rate a step.
-
-    Args:
-        learning_rates: rate at count 0, 1, ..., `[steps]`; the last one is held after the end.
-
-    Returns:
-        The schedule; `rates_of` undoes it.
-
-    Raises:
-        ValueError: if a rate is negative or not finite.
-
-    Example:
-        >>> schedule = tabulated_schedule(np.array([0.1, 0.05, 0.0]))
-        >>> float(schedule(1)), float(schedule(7))
-        (0.05000000074505806, 0.0)
-    """
-    table = jnp.asarray(areas.check_schedule("learning_rates", learning_rates))
-    if table.ndim != 1:
-        raise ValueError(f"learning_rates must have shape [steps], got {table.shape}")
-
-    def schedule(count: Any) -> jax.Array:
-        return table[jnp.clip(count, 0, table.shape[0] - 1)]
-
-    return schedule
+def final_losses(
+    law: fitting.Law, learning_rates: Float[np.ndarray, "batch steps"], **options: Any
+) -> Float[np.ndarray, " batch"]:
+    """Final losses of schedules of one length, float64; options and warnings as `predict`."""
+    with jax.enable_x64(True):
+        last = np.array([learning_rates.shape[-1] - 1])
+        return np.asarray(fitting.predict(law, learning_rates, steps=last, **options))[:, 0]
 
 
-def _check_law(law: laws.AnnealingLaw, peak_value: Any, decay: Any, prior_sum: Any) -> None:
-    validation.number("peak_value", peak_value, minimum=0, open_minimum=True)
-    validation.number("decay", decay, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
-    validation.number("prior_sum", prior_sum, minimum=0)
-    for name, value in law._asdict().items():
-        validation.number(f"law.{name}", value, minimum=0)
-
-
-def _final_loss(
-    law: laws.AnnealingLaw, rates: np.ndarray, peak: float, decay: float, before: float
-) -> float:
-    """Final loss after `rates`, float64, at the peak and of sum `before` until then."""
+def _final_loss(law: fitting.Law, rates: np.ndarray, peak: float, before: float) -> float:
+    """Final loss of the annealing law after `rates`, float64, of sum `before` until then."""
+    form: Any = law.form
+    decay = form.decay
     annealing = np.sum(decay ** np.arange(len(rates) - 1.0, -1.0, -1.0) * (peak - rates))
-    forward = before + rates.sum()
-    return float(law.floor + law.scale * forward**-law.exponent - law.annealing * annealing)
+    floor, scale, drop, exponent = law.constants
+    return float(floor + scale * (before + rates.sum()) ** -exponent - drop * annealing)
 
 
 def _integer_minimum(function: Callable[[int], float], low: int, high: int) -> int:

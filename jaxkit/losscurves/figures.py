@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxkit import plotting
-from jaxkit.losscurves import areas, curves, fitting
+from jaxkit.losscurves import areas, curves, fitting, uncertainty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def prediction_figure(
-    fitted: fitting.LawFit,
+    fitted: fitting.Law,
     observed: Mapping[str, curves.LossCurve],
     *,
-    warmup_steps: int | None = None,
+    unseen: Mapping[str, Any] | None = None,
+    warmup_steps: float | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw observed points and predicted curves, with the relative residuals below.
+    """Draw what was fitted, by how much it misses, and what is predicted of other schedules.
 
     Args:
         fitted: the fit that predicts.
         observed: curves by name.
+        unseen: learning rates or optax schedules by name, drawn dashed and, where the law comes
+            from `bootstrap_fit`, with the 90 % interval of their final loss in a third panel.
         warmup_steps: as for `predict`.
         title: title of the figure.
 
     Returns:
-        A figure of two panels.
+        A figure of two or three panels.
 
     Raises:
         ValueError: as `predict`, or if there is no curve.
@@ -46,19 +49,13 @@ def prediction_figure(
     """
     if not observed:
         raise ValueError("observed must hold at least one curve, got none")
-    figure, (top, bottom) = plotting.axes(
-        2, 1, width=7.0, height=2.6, sharex=True, height_ratios=[2.2, 1]
-    )
+    ratios = [2.2, 1, 0.3 + 0.16 * len(unseen)] if unseen else [2.2, 1]
+    figure, panels = plotting.axes(len(ratios), 1, width=7.0, height=2.6, height_ratios=ratios)
+    top, bottom = panels[0], panels[1]
+    top.sharex(bottom)
+    top.tick_params(labelbottom=False)
     for index, (name, curve) in enumerate(observed.items()):
-        predicted = np.asarray(
-            fitting.predict(
-                fitted,
-                curve.learning_rates,
-                steps=curve.steps,
-                warmup_steps=warmup_steps,
-                model_size=curve.model_size,
-            )
-        )
+        predicted = np.asarray(fitting.predict(fitted, curve, warmup_steps=warmup_steps))
         color = plotting.COLORS[index % len(plotting.COLORS)]
         top.plot(curve.steps, curve.losses, ".", color=color, alpha=0.35, markersize=4)
         top.plot(curve.steps, predicted, color=color, label=name)
@@ -68,17 +65,60 @@ def prediction_figure(
     top.legend(ncols=2)
     bottom.axhline(0.0, color="black", linewidth=0.8)
     bottom.set(xlabel="step", ylabel="residual (%)")
+    if unseen:
+        _draw_unseen(fitted, unseen, top, panels[2], len(observed), warmup_steps)
+        top.legend(ncols=2)
+    # The fall of the first steps would hide what the schedules do.
+    drawn = np.concatenate([curve.losses[len(curve.losses) // 10 :] for curve in observed.values()])
+    margin = 0.1 * np.ptp(drawn)
+    low = min([drawn.min(), *(line.get_ydata()[-1] for line in top.lines)])
+    top.set_ylim(low - margin, drawn.max() + margin)
     return figure
 
 
+def _draw_unseen(
+    law: fitting.Law,
+    unseen: Mapping[str, Any],
+    curves_panel: Any,
+    finals_panel: Any,
+    first_color: int,
+    warmup_steps: float | None,
+) -> None:
+    names = list(unseen)
+    for index, (name, schedule) in enumerate(unseen.items()):
+        rates = curves.rates_of(schedule)
+        steps = np.unique(np.linspace(0, len(rates) - 1, 500).astype(int))[25:]
+        color = plotting.COLORS[(first_color + index) % len(plotting.COLORS)]
+        loss = np.asarray(fitting.predict(law, rates, steps=steps, warmup_steps=warmup_steps))
+        curves_panel.plot(steps, loss, "--", color=color, label=f"{name} (predicted)")
+        half = None
+        if law.samples is not None:
+            last = np.array([len(rates) - 1])
+            found = uncertainty.prediction_interval(
+                law, rates, steps=last, warmup_steps=warmup_steps
+            )
+            half = found.high - found.loss
+        finals_panel.errorbar(
+            loss[-1:], [index], xerr=half, fmt="o", color=color, capsize=3, markersize=4
+        )
+    finals_panel.set_yticks(range(len(names)), names)
+    finals_panel.set_ylim(len(names) - 0.5, -0.5)
+    finals_panel.set(xlabel="final loss predicted, with its 90 % interval")
+
+
 def areas_figure(
-    schedules: Mapping[str, Float[ArrayLike, " steps"]], *, decay: float = 0.999
+    schedules: Mapping[str, Float[ArrayLike, " steps"]],
+    *,
+    decay: float = 0.999,
+    warmup_steps: float = 0,
 ) -> Figure:
     """Draw learning rates and the two areas they give.
 
     Args:
         schedules: rates by name.
         decay: lambda.
+        warmup_steps: last step of a warm-up, whose rates are drawn as the areas count them: at the
+            peak.
 
     Returns:
         A figure of three panels.
@@ -91,6 +131,10 @@ def areas_figure(
         3
     """
     figure, panels = plotting.axes(1, 3, width=4.0, height=2.9)
+    if warmup_steps:
+        schedules = {
+            name: areas.warmup_at_peak(rates, warmup_steps) for name, rates in schedules.items()
+        }
     found = {name: areas.annealing_areas(rates, decay) for name, rates in schedules.items()}
     rows = [
         ("learning rate", {name: np.asarray(rates) for name, rates in schedules.items()}),

@@ -57,6 +57,7 @@ class Form(Protocol):
 
     Attributes:
         model: the pure functions of the law.
+        constants: names of the constants, linear ones first.
         warmup: the warm-up mode the law's authors use.
 
     Example:
@@ -66,6 +67,7 @@ class Form(Protocol):
     """
 
     model: ClassVar[Separable]
+    constants: ClassVar[type[Any]]
     warmup: ClassVar[areas.Warmup]
 
     def features(self, seen: Sequence[Seen]) -> Features:
@@ -177,7 +179,8 @@ class Annealing:
 
     Attributes:
         decay: lambda in [0, 1), per optimizer step; `profile_decay` compares values. A run with
-            another batch size or horizon needs another one.
+            another batch size or horizon needs another one. 0 is annealing without delay, the
+            initial guess of the Multi-Power Law's code.
 
     Source: arXiv 2408.11029.
 
@@ -190,6 +193,7 @@ class Annealing:
     decay: float = 0.999
 
     model: ClassVar[Separable] = Separable(annealing_columns, annealing_law, 3)
+    constants: ClassVar[type[Any]] = laws.AnnealingLaw
     warmup: ClassVar[areas.Warmup] = "peak"
 
     def __post_init__(self) -> None:
@@ -218,19 +222,6 @@ class Annealing:
         return laws.annealing_loss(law, at)[..., steps]
 
 
-class InstantAnnealing(Annealing):
-    """The annealing law without delay: S2 is `eta_0 - eta`, the initial guess of the MPL code.
-
-    Example:
-        >>> law, rates = laws.AnnealingLaw(2.0, 12.0, 0.5, 1.0), np.array([4.0, 4.0, 2.0, 2.0])
-        >>> InstantAnnealing().loss(law, rates, rates, np.array([1, 3]), None).tolist()
-        [3.5, 2.0]
-    """
-
-    def __init__(self) -> None:
-        super().__init__(decay=0.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class RateSumPower:
     """Baseline: a power law in the sum of learning rates (the annealing law with C = 0).
@@ -242,6 +233,7 @@ class RateSumPower:
     """
 
     model: ClassVar[Separable] = Separable(power_columns, power_law, 2)
+    constants: ClassVar[type[Any]] = laws.PowerLaw
     warmup: ClassVar[areas.Warmup] = "peak"
 
     def features(self, seen: Sequence[Seen]) -> Features:
@@ -303,6 +295,7 @@ class ModelSize:
     decay: float = 0.999
 
     model: ClassVar[Separable] = Separable(size_columns, size_law, 4)
+    constants: ClassVar[type[Any]] = laws.SizeLaw
     warmup: ClassVar[areas.Warmup] = "peak"
 
     def __post_init__(self) -> None:

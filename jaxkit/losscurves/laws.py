@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxkit.losscurves import areas
@@ -30,6 +27,7 @@ class AnnealingLaw(NamedTuple):
         exponent: alpha.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> law = AnnealingLaw(floor=2.0, scale=0.5, annealing=0.25, exponent=0.5)
         >>> at = areas.AnnealingAreas(forward=jnp.array(4.0), annealing=jnp.array(1.0))
         >>> float(annealing_loss(law, at))  # 2 + 0.5 / sqrt(4) - 0.25
@@ -104,47 +102,9 @@ def annealing_loss(law: AnnealingLaw, at: areas.AnnealingAreas) -> Float[Array, 
     Source: arXiv 2408.11029 eq. (1).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> law = AnnealingLaw(floor=2.0, scale=1.0, annealing=0.5, exponent=0.5)
         >>> float(annealing_loss(law, areas.AnnealingAreas(jnp.array(4.0), jnp.array(0.2))))
         2.4000000953674316
     """
     return law.floor + law.scale * at.forward**-law.exponent - law.annealing * at.annealing
-
-
-def predict_loss(
-    law: AnnealingLaw,
-    learning_rates: Float[ArrayLike, "*batch steps"],
-    *,
-    decay: float | np.ndarray | Float[Array, "*decays"] = 0.999,
-    warmup: areas.Warmup = "peak",
-    warmup_steps: int = 0,
-) -> Float[Array, "*batch steps"]:
-    """Predict the loss of every step of a schedule by the annealing law.
-
-    Pure and traceable in the law, the rates and the decay.
-
-    Args:
-        law: its constants.
-        learning_rates: the schedule, `[*batch, steps]`, index 0 before the first counted step.
-        decay: lambda, per step, that the law was fitted with.
-        warmup: warm-up mode that the law was fitted with; see `areas.warmed_up_rates`.
-        warmup_steps: last index of the warm-up.
-
-    Returns:
-        Loss after each step, `[*batch, steps]`; meaningless inside the warm-up, infinite while the
-        sum of rates is 0.
-
-    Raises:
-        ValueError: as `annealing_areas` and `areas.warmed_up_rates`.
-
-    Source: arXiv 2408.11029 eq. (1).
-
-    Example:
-        >>> law = AnnealingLaw(floor=2.6, scale=0.4, annealing=0.4, exponent=0.5)
-        >>> predict_loss(law, jnp.full(20001, 2e-4))[-1]
-        Array(2.799995, dtype=float32)
-    """
-    for_s1, for_s2 = areas.warmed_up_rates(learning_rates, warmup, warmup_steps)
-    annealing = areas.annealing_areas(for_s2, decay).annealing
-    forward = jnp.broadcast_to(jnp.cumsum(jnp.asarray(for_s1), axis=-1), annealing.shape)
-    return annealing_loss(law, areas.AnnealingAreas(forward, annealing))

@@ -19,7 +19,7 @@ from jaxkit.losscurves import areas, forms, laws
 
 
 class MultiPowerLaw(NamedTuple):
-    """Constants of the Multi-Power Law; see `predict_multi_power_loss`.
+    """Constants of the Multi-Power Law; see `multi_power_loss`.
 
     Attributes:
         floor: L0, nats.
@@ -31,8 +31,8 @@ class MultiPowerLaw(NamedTuple):
         rate_exponent: gamma.
 
     Example:
-        >>> law = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
-        >>> constant = predict_multi_power_loss(law, jnp.full(101, 0.01), jnp.array([99]))
+        >>> law, rates = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6), jnp.full(101, 0.01)
+        >>> constant = multi_power_loss(law, rates, rates, jnp.array([99]))
         >>> float(constant[0])  # 2.5 + 0.5 / sqrt(100 x 0.01): no drop yet
         3.0
     """
@@ -81,16 +81,15 @@ def delayed_drops(
     return jnp.sum(drops * effect)
 
 
-def predict_multi_power_loss(
+def multi_power_loss(
     law: MultiPowerLaw,
-    learning_rates: Float[ArrayLike, " steps"],
+    for_s1: Float[Array, " steps"],
+    for_s2: Float[Array, " steps"],
     steps: Int[ArrayLike, " n"],
     *,
-    warmup: areas.Warmup = "linear",
-    warmup_steps: int = 0,
     batch_size: int = 16,
 ) -> Float[Array, " n"]:
-    r"""Predict the loss at some steps of one schedule by the Multi-Power Law, O(n x steps).
+    r"""Evaluate the Multi-Power Law on rates that a warm-up mode was applied to, O(n x steps).
 
     $$L(t) = L_0 + A S_1(t)^{-\alpha} -
       B \sum_{k \le t} (\eta_{k-1} - \eta_k)\, G(\eta_k^{-\gamma} S_k(t)), \quad
@@ -102,48 +101,10 @@ def predict_multi_power_loss(
 
     Args:
         law: its constants.
-        learning_rates: the schedule, `[steps]`, > 0 from index 1 on.
-        steps: where to predict, `[n]`.
-        warmup: `"linear"`, `"s2_peak"` or `"peak"`; see `areas.warmed_up_rates`.
-        warmup_steps: last index of the warm-up.
-        batch_size: how many points to evaluate at once (memory: `batch_size x steps`).
-
-    Returns:
-        The loss, `[n]`, nats.
-
-    Raises:
-        ValueError: if a rate after index 0 is not positive.
-
-    Source: arXiv 2503.12811 (law), its published code (conventions).
-
-    Example:
-        >>> law = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
-        >>> predict_multi_power_loss(law, jnp.full(1001, 3e-4), jnp.array([1000]))
-        Array([3.4124148], dtype=float32)
-    """
-    check_positive("learning_rates", learning_rates)
-    for_s1, for_s2 = areas.warmed_up_rates(learning_rates, warmup, warmup_steps)
-    return multi_power_loss(
-        law, jnp.asarray(for_s1), jnp.asarray(for_s2), steps, batch_size=batch_size
-    )
-
-
-def multi_power_loss(
-    law: MultiPowerLaw,
-    for_s1: Float[Array, " steps"],
-    for_s2: Float[Array, " steps"],
-    steps: Int[ArrayLike, " n"],
-    *,
-    batch_size: int = 16,
-) -> Float[Array, " n"]:
-    """Evaluate the Multi-Power Law on rates that a warm-up mode has been applied to.
-
-    Args:
-        law: its constants.
         for_s1: rates that the forward area sees, `[steps]`.
         for_s2: rates whose drops count, `[steps]`, > 0 from index 1 on.
         steps: where to predict, `[n]`.
-        batch_size: as for `predict_multi_power_loss`.
+        batch_size: how many points to evaluate at once (memory: `batch_size x steps`).
 
     Returns:
         The loss, `[n]`, nats.
@@ -262,6 +223,7 @@ class MultiPower:
     model: ClassVar[forms.Separable] = forms.Separable(
         multi_power_columns, multi_power_law, 3, polished=2, tolerance=1e-4
     )
+    constants: ClassVar[type[Any]] = MultiPowerLaw
     warmup: ClassVar[areas.Warmup] = "linear"
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxkit import validation
-from jaxkit.losscurves import areas, fitting, forms, laws, multi_power, shapes
+from jaxkit.losscurves import areas, choosing, fitting, forms, laws, multi_power
 
 
 class OptimizedSchedule(NamedTuple):
@@ -24,12 +24,6 @@ class OptimizedSchedule(NamedTuple):
         baselines: final losses it predicts, by name, for the constant rate, for the cosine to a
             tenth of the peak, and for the best length of each `wsd_*` shape: those within the
             same limits.
-
-    Example:
-        >>> rates = np.array([0.0, 0.1, 0.05])
-        >>> chosen = OptimizedSchedule(rates, 2.25, {"cosine": 2.5, "constant": 2.75})
-        >>> chosen.loss - min(chosen.baselines.values())
-        -0.25
     """
 
     learning_rates: np.ndarray
@@ -37,10 +31,11 @@ class OptimizedSchedule(NamedTuple):
     baselines: dict[str, float]
 
 
-def optimize_schedule(
-    fitted: fitting.LawFit,
+def optimal_schedule(
+    law: fitting.Law,
     total_steps: int,
     *,
+    peak_value: float | None = None,
     minimum_value: float = 0.0,
     max_drop_per_step: float | None = None,
     warmup_rates: Float[ArrayLike, " warmup"] | None = None,
@@ -55,8 +50,9 @@ def optimize_schedule(
     best decay family: a local optimum.
 
     Args:
-        fitted: a fit of `Annealing` or `MultiPower`.
+        law: of `Annealing` or `MultiPower`, fitted or published.
         total_steps: last step, warm-up included.
+        peak_value: the peak rate; that of the fitted curves if None.
         minimum_value: lowest rate; > 0 for the Multi-Power Law.
         max_drop_per_step: largest fall of the rate in one step; no limit if None.
         warmup_rates: rates of the warm-up, index 0 first, before the peak is reached, `[warmup]`.
@@ -64,6 +60,7 @@ def optimize_schedule(
 
     Returns:
         The schedule, its predicted loss and those of the baselines.
+        `schedule_from_values(found.learning_rates, total_steps)` trains with it.
 
     Raises:
         ValueError: if neither limit is given (the optimum would be the degenerate one of
@@ -76,22 +73,15 @@ def optimize_schedule(
     Source: the optimum by an exchange argument; arXiv 2503.12811 (optimised schedules).
 
     Example:
-        >>> from jaxkit.losscurves import curves
-        >>> at = np.arange(100, 2001, 100)
-        >>> def run(rates):
-        ...     s2 = forms.host_annealing(rates, 0.99)[at]
-        ...     return curves.loss_curve(rates, at, 2 + np.cumsum(rates)[at] ** -0.5 - s2)
-        >>> pair = [run(shapes.constant_rates(2000, 1e-3)), run(shapes.cosine_rates(2000, 1e-3))]
-        >>> chosen = optimize_schedule(
-        ...     fitting.fit(forms.Annealing(0.99), pair), 2000, minimum_value=1e-4,
-        ...     max_drop_per_step=5e-6,
-        ... )
+        >>> known = dict(floor=2.0, scale=1.0, annealing=1.0, exponent=0.5)
+        >>> law = fitting.law(forms.Annealing(0.99), peak_value=1e-3, **known)
+        >>> chosen = optimal_schedule(law, 2000, minimum_value=1e-4, max_drop_per_step=5e-6)
         >>> chosen.loss < min(chosen.baselines.values())
         True
     """
     total_steps = validation.integer("total_steps", total_steps, minimum=2)
     levels = validation.integer("levels", levels, minimum=2)
-    peak = float(fitted.peak)
+    peak = law.peak_value(peak_value)
     validation.number("minimum_value", minimum_value, minimum=0, maximum=peak, open_maximum=True)
     if max_drop_per_step is not None:
         validation.number("max_drop_per_step", max_drop_per_step, minimum=0, open_minimum=True)
@@ -112,35 +102,36 @@ def optimize_schedule(
         for name, rates in _families(free_steps, peak, float(minimum_value)).items()
         if np.diff(rates).min() >= -drop * (1 + 1e-9)
     }
-    losses = _final_losses(fitted, np.stack([_join(front, r) for r in families.values()]), front)
-    if isinstance(fitted.form, forms.Annealing):
-        rates = _ramp(fitted, front, free_steps, float(minimum_value), drop)
-    elif isinstance(fitted.form, multi_power.MultiPower):
+    stacked = np.stack([_join(front, rates) for rates in families.values()])
+    losses = choosing.final_losses(law, stacked, warmup_steps=len(front))
+    if isinstance(law.form, forms.Annealing):
+        rates = _ramp(law, peak, front, free_steps, float(minimum_value), drop)
+    elif isinstance(law.form, multi_power.MultiPower):
         validation.number("minimum_value", minimum_value, minimum=0, open_minimum=True)
         start = list(families.values())[int(np.argmin(losses))]
-        rates = _levels(fitted, front, start, float(minimum_value), drop, levels)
+        rates = _levels(law, peak, front, start, float(minimum_value), drop, levels)
     else:
-        raise TypeError(f"fitted must be of Annealing or MultiPower, got {fitted.form}")
+        raise TypeError(f"law must be of Annealing or MultiPower, got {law.form}")
     whole = _join(front, rates)
     baselines: dict[str, float] = {}
     for (name, _), loss in zip(families, losses, strict=True):
         baselines[name] = min(float(loss), baselines.get(name, np.inf))
-    return OptimizedSchedule(whole, float(_final_losses(fitted, whole[None], front)[0]), baselines)
+    loss = choosing.final_losses(law, whole[None], warmup_steps=len(front))[0]
+    return OptimizedSchedule(whole, float(loss), baselines)
 
 
 def _families(steps: int, peak: float, minimum: float) -> dict[tuple[str, int], np.ndarray]:
     lengths = [max(1, round(steps * percent / 100)) for percent in range(5, 65, 5)]
-    names = [*shapes.DECAY_SHAPES, *(["exponential"] if minimum > 0 else [])]
+    names = ["linear", "sqrt", "cosine", "sqrtcube", *(["exponential"] if minimum > 0 else [])]
+
+    def held(shape: str, length: int, end: float) -> np.ndarray:
+        fall = choosing.cooldown_rates(length, peak, shape=shape, end_value=end)
+        return np.concatenate([np.full(steps - length, peak), fall])
+
     return {
-        ("constant", 0): shapes.constant_rates(steps, peak),
-        ("cosine", 0): shapes.cosine_rates(steps, peak, end_value=max(minimum, peak / 10)),
-        **{
-            (f"wsd_{shape}", length): shapes.hold_then_decay(
-                steps, peak, length, shape=shape, end_value=minimum
-            )
-            for shape in names
-            for length in lengths
-        },
+        ("constant", 0): np.full(steps + 1, peak),
+        ("cosine", 0): held("cosine", steps, max(minimum, peak / 10)),
+        **{(f"wsd_{s}", length): held(s, length, minimum) for s in names for length in lengths},
     }
 
 
@@ -148,23 +139,14 @@ def _join(front: np.ndarray, rates: np.ndarray) -> np.ndarray:
     return np.concatenate([front, rates])
 
 
-def _final_losses(fitted: fitting.LawFit, whole: np.ndarray, front: np.ndarray) -> np.ndarray:
-    """Final losses of whole schedules, float64; checks and warnings as `predict`."""
-    with jax.enable_x64(True):
-        last = np.array([whole.shape[-1] - 1])
-        found = fitting.predict(fitted, whole, steps=last, warmup_steps=len(front))
-        return np.asarray(found)[:, 0]
-
-
 def _ramp(
-    fitted: fitting.LawFit, front: np.ndarray, steps: int, minimum: float, drop: float
+    law: fitting.Law, peak: float, front: np.ndarray, steps: int, minimum: float, drop: float
 ) -> np.ndarray:
     """Hold the peak until the best (real) time, then fall by `drop` a step to the minimum."""
-    law: laws.AnnealingLaw = fitted.law
-    form: Any = fitted.form
-    peak = float(fitted.peak)
+    form: Any = law.form
+    constants: laws.AnnealingLaw = law.constants
     for_s1, _ = areas.warmed_up_rates(
-        _join(front, np.full(steps + 1, peak)), fitted.warmup, len(front)
+        _join(front, np.full(steps + 1, peak)), law.warmup, len(front)
     )
     before = for_s1[: len(front) + 1].sum()
     index = np.arange(steps + 1)
@@ -175,8 +157,8 @@ def _ramp(
 
     def loss(start: float) -> float:
         after = rates(start)[1:]
-        power = law.scale * (before + after.sum()) ** -law.exponent
-        return float(power + law.annealing * np.sum(weights * after))
+        power = constants.scale * (before + after.sum()) ** -constants.exponent
+        return float(power + constants.annealing * np.sum(weights * after))
 
     # Unimodal in the start, for the loss is convex in the rates; a hold to the end is its bound.
     found: Any = scipy.optimize.minimize_scalar(
@@ -186,7 +168,8 @@ def _ramp(
 
 
 def _levels(
-    fitted: fitting.LawFit,
+    law: fitting.Law,
+    peak_value: float,
     front: np.ndarray,
     start: np.ndarray,
     minimum: float,
@@ -205,7 +188,7 @@ def _levels(
             lower = rate - share * jnp.minimum(largest, rate - minimum)
             return lower, lower
 
-        peak = jnp.asarray(float(fitted.peak))
+        peak = jnp.asarray(peak_value)
         _, after = jax.lax.scan(fall, peak, (shares, jnp.asarray(piece_drop)))
         return jnp.interp(index, corners, jnp.concatenate([peak[None], after]))
 
@@ -214,7 +197,7 @@ def _levels(
     def objective(shares: jax.Array) -> jax.Array:
         whole = jnp.concatenate([jnp.asarray(front), rates(shares)])
         last = np.array([len(front) + steps])
-        found = fitting.predict(fitted, whole, steps=last, warmup_steps=len(front))
+        found = fitting.predict(law, whole, steps=last, warmup_steps=len(front))
         # In thousandths of a nat: differences that matter are above SciPy's stopping rule.
         return 1e3 * found[0]
 

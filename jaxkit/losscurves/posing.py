@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxkit import validation
 from jaxkit.losscurves import areas, curves, forms, solving
-
-
-class Prior(NamedTuple):
-    """A log-normal prior on some constants, for laws that the curves barely identify.
-
-    It adds `((log value - log centre) / log_sd)^2 / 2` to the objective in units of
-    `huber_delta^2`.
-
-    Attributes:
-        centre: law of the form fitted, at the middle of the prior.
-        log_sd: law of standard deviations of the logarithms; infinite where nothing is known.
-
-    Example:
-        >>> from jaxkit.losscurves import fitting, laws
-        >>> rates, at = np.full(101, 0.1), np.arange(10, 101, 10)
-        >>> run = curves.loss_curve(rates, at, 2 + np.cumsum(rates)[at] ** -0.5)
-        >>> prior = Prior(laws.PowerLaw(2.0, 1.0, 0.3), laws.PowerLaw(np.inf, np.inf, 1e-3))
-        >>> round(float(fitting.fit(forms.RateSumPower(), [run], prior=prior).law.exponent), 2)
-        0.3
-    """
-
-    centre: Any
-    log_sd: Any
 
 
 class Posed(NamedTuple):
@@ -53,21 +31,21 @@ class Posed(NamedTuple):
     seen: tuple[forms.Seen, ...]
     num_points: int
     warmup: areas.Warmup
-    warmup_steps: tuple[int, ...]
+    warmup_steps: tuple[float, ...]
     huber_delta: float
 
 
 def pose(
     form: forms.Form,
-    fitted: Sequence[curves.LossCurve],
+    fitted: Sequence[Any],
     *,
     huber_delta: float = 1e-3,
     warmup: areas.Warmup | None = None,
-    warmup_steps: int | Sequence[int] = 0,
+    warmup_steps: float | Sequence[float] | None = None,
     first_step: int | None = None,
     last_step: int | None = None,
     allow_different_peaks: bool = False,
-    prior: Prior | None = None,
+    prior: Mapping[str, tuple[float, float]] | None = None,
 ) -> Posed:
     """Check the input of `jaxkit.losscurves.fit` and gather the arrays of its problem.
 
@@ -92,12 +70,13 @@ def pose(
     validation.number("huber_delta", huber_delta, minimum=0, open_minimum=True)
     warmup = form.warmup if warmup is None else warmup
     validation.choice("warmup", warmup, areas.WARMUPS)
-    if isinstance(fitted, curves.LossCurve) or not fitted:
-        raise ValueError("curves must be a sequence of at least one LossCurve")
-    warmups = _per_curve(warmup_steps, len(fitted))
+    if not isinstance(fitted, Sequence) or isinstance(fitted, curves.LossCurve | str) or not fitted:
+        raise ValueError("curves must be a sequence of at least one LossCurve, table or file")
+    checked = [curves.as_curve(curve, f"curves[{i}]") for i, curve in enumerate(fitted)]
+    warmups = _per_curve(warmup_steps, checked)
     kept = tuple(
         _select(f"curves[{i}]", curve, warmups[i], first_step, last_step)
-        for i, curve in enumerate(fitted)
+        for i, curve in enumerate(checked)
     )
     seen = tuple(
         forms.Seen(
@@ -114,15 +93,13 @@ def pose(
     pad = _padder(padding)
     num_constants = form.model.num_linear + form.starts().shape[-1]
     centre, precision = np.zeros(num_constants), np.zeros(num_constants)
-    if prior is not None:
-        middle, spread = (np.asarray(part, np.float64) for part in prior)
-        for name, values in (("centre", middle), ("log_sd", spread)):
-            if values.shape != (num_constants,) or not np.all(values > 0):
-                raise ValueError(
-                    f"prior.{name} must be a law of {num_constants} positive constants, "
-                    f"got {getattr(prior, name)}"
-                )
-        centre, precision = np.log(middle), 1 / spread
+    for name, (middle, spread) in (prior or {}).items():
+        index = form.constants._fields.index(
+            validation.choice("prior", name, form.constants._fields)
+        )
+        for value in (middle, spread):
+            validation.number(f"prior[{name!r}]", value, minimum=0, open_minimum=True)
+        centre[index], precision[index] = np.log(middle), 1 / spread
     problem = solving.Problem(
         forms.Features(type(points)(*map(pad, points)), shared),
         pad(np.log(np.concatenate([curve.losses for curve in kept]))),
@@ -138,27 +115,30 @@ def _padder(padding: int) -> Any:
     return lambda points: np.pad(points, (0, padding), mode="edge")
 
 
-def _per_curve(warmup_steps: int | Sequence[int], count: int) -> tuple[int, ...]:
+def _per_curve(
+    warmup_steps: float | Sequence[float] | None, fitted: Sequence[curves.LossCurve]
+) -> tuple[float, ...]:
+    if warmup_steps is None:
+        return tuple(curve.warmup_steps for curve in fitted)
     if isinstance(warmup_steps, Sequence):
-        if len(warmup_steps) != count:
+        if len(warmup_steps) != len(fitted):
             raise ValueError(
-                f"warmup_steps must be one number, or one for each of {count} curves, "
+                f"warmup_steps must be one number, or one for each of {len(fitted)} curves, "
                 f"got {warmup_steps!r}"
             )
         each = tuple(warmup_steps)
     else:
-        each = (warmup_steps,) * count
-    return tuple(validation.integer("warmup_steps", steps, minimum=0) for steps in each)
+        each = (warmup_steps,) * len(fitted)
+    return tuple(validation.number("warmup_steps", steps, minimum=0) for steps in each)
 
 
 def _select(
     name: str,
     curve: curves.LossCurve,
-    warmup_steps: int,
+    warmup_steps: float,
     first_step: int | None,
     last_step: int | None,
 ) -> curves.LossCurve:
-    curve = curves.loss_curve(*curve[:4], model_size=curve.model_size, name=name)
     inside = curve.steps <= warmup_steps if warmup_steps else np.zeros(len(curve.steps), bool)
     if first_step is None and inside.any():
         raise ValueError(
@@ -167,7 +147,7 @@ def _select(
         )
     low, high = -1, len(curve.learning_rates)
     if first_step is not None:
-        low = validation.integer("first_step", first_step, minimum=warmup_steps)
+        low = validation.integer("first_step", first_step, minimum=math.ceil(warmup_steps))
     if last_step is not None:
         high = validation.integer("last_step", last_step, minimum=0)
     keep = (curve.steps >= low) & (curve.steps <= high)

@@ -107,10 +107,10 @@ class ComparisonTable:
 
 
 def comparison_table(
-    fits: Mapping[str, fitting.LawFit],
+    fits: Mapping[str, fitting.Law],
     observed: Mapping[str, curves.LossCurve],
     *,
-    warmup_steps: int | None = None,
+    warmup_steps: float | None = None,
     held_out: Sequence[str] = (),
 ) -> ComparisonTable:
     """Put laws side by side on measured curves.
@@ -118,7 +118,7 @@ def comparison_table(
     Args:
         fits: fitted laws by name.
         observed: measured curves by name.
-        warmup_steps: last warm-up index of the curves, if it is not that of the fits.
+        warmup_steps: last warm-up index of the curves, if they and the fits do not say it.
         held_out: names of the curves that no fit saw, marked in the table: only they tell which
             law predicts better.
 
@@ -148,14 +148,7 @@ def comparison_table(
     for law, fitted in fits.items():
         for name, curve in observed.items():
             predicted = np.asarray(
-                fitting.predict(
-                    fitted,
-                    curve.learning_rates,
-                    steps=curve.steps,
-                    warmup_steps=warmup_steps,
-                    model_size=curve.model_size,
-                ),
-                np.float64,
+                fitting.predict(fitted, curve, warmup_steps=warmup_steps), np.float64
             )
             found = score(predicted, curve.losses)
             last, true = float(predicted[-1]), float(curve.losses[-1])

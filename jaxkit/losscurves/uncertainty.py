@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxkit import validation
-from jaxkit.losscurves import curves, forms, laws, posing, scoring, solving
+from jaxkit.losscurves import fitting, forms, laws, multi_power, posing, scoring, solving
 
 
 class DecayProfile(NamedTuple):
@@ -24,11 +27,6 @@ class DecayProfile(NamedTuple):
         objectives: lowest objective at each, `[d]`.
         laws: the constants at each, fields `[d]`.
         converged: whether each fit converged, `[d]`.
-
-    Example:
-        >>> tried, constants = np.array([0.9, 0.99]), laws.AnnealingLaw(*np.ones((4, 2)))
-        >>> DecayProfile(tried, np.array([0.2, 0.1]), constants, np.array([True, True])).best
-        0.99
     """
 
     decays: Float[np.ndarray, " d"]
@@ -43,7 +41,7 @@ class DecayProfile(NamedTuple):
 
 
 def profile_decay(
-    fitted: Sequence[curves.LossCurve],
+    fitted: Sequence[Any],
     decays: Float[ArrayLike, " d"] | Sequence[float],
     **options: Any,
 ) -> DecayProfile:
@@ -61,6 +59,7 @@ def profile_decay(
         ValueError: if a decay is out of range, or as `fit`.
 
     Example:
+        >>> from jaxkit.losscurves import curves
         >>> rates, at = np.linspace(1e-3, 0.0, 2001), np.arange(100, 2001, 50)
         >>> flat = np.full(2001, 1e-3)
         >>> def run(r):
@@ -91,29 +90,29 @@ def profile_decay(
 def bootstrap_fit(
     key: Key[Array, ""],
     form: forms.Form,
-    fitted: Sequence[curves.LossCurve],
+    fitted: Sequence[Any],
     *,
     num_samples: int = 200,
     block_length: int = 20,
     **options: Any,
-) -> Any:
-    """Refit on moving-block resamples of the residuals: the spread that *noise* alone gives.
+) -> fitting.Law:
+    """Fit, and say how far to trust the fit: `fit` with `samples` and `misfit`.
 
-    Residuals of neighbouring points are alike, so whole blocks of them are resampled. The bands
-    cover noise only: on real curves the error of a prediction is 5 to 30 times larger, because the
-    law itself is not exact. `leave_one_out` measures that.
+    Two errors are measured. Noise: residuals are resampled in whole blocks, as neighbours are
+    alike, and refitted. Misfit: no law is exact, so on an unseen schedule it errs 5 to 30 times
+    more than noise; with three curves or more it is the error of each when left out, with two (or
+    where the others do not identify the law) only that of the fit itself, which is smaller.
 
     Args:
         key: random key.
         form: as for `fit`.
         fitted: as for `fit`.
         num_samples: number of resamples.
-        block_length: points in a block, at most those of the shortest curve.
+        block_length: points in a block; blocks are never longer than the shortest curve.
         **options: those of `fit`.
 
     Returns:
-        The laws, each field `[num_samples]`; `jax.vmap` over them of `predict` with
-        `dataclasses.replace(fit, law=law)` gives a band.
+        The law, ready for `prediction_interval`.
 
     Raises:
         ValueError: if a count is out of range, or as `fit`.
@@ -121,28 +120,25 @@ def bootstrap_fit(
     Source: the moving-block bootstrap of Künsch (1989), applied to log residuals.
 
     Example:
+        >>> from jaxkit.losscurves import curves
         >>> at = np.arange(100, 2001, 50)
         >>> def run(r):
         ...     s2 = forms.host_annealing(r, 0.99)[at]
         ...     exact = 2.0 + np.cumsum(r)[at] ** -0.5 - 0.3 * s2
         ...     return curves.loss_curve(r, at, exact * (1 + 1e-3 * np.sin(at)))
         >>> runs = [run(np.linspace(1e-3, 0.0, 2001)), run(np.full(2001, 1e-3))]
-        >>> laws = bootstrap_fit(
+        >>> law = bootstrap_fit(
         ...     jax.random.key(0), forms.Annealing(0.99), runs, num_samples=40, block_length=5
         ... )
-        >>> laws.floor.shape
-        (40,)
+        >>> law.samples.floor.shape, 0.0005 < law.misfit < 0.001
+        ((40,), True)
     """
     num_samples = validation.integer("num_samples", num_samples, minimum=1)
+    block_length = validation.integer("block_length", block_length, minimum=1)
+    law = fitting.fit(form, fitted, **options)
     posed = posing.pose(form, fitted, **options)
     lengths = tuple(len(curve.steps) for curve in posed.curves)
-    block_length = validation.integer("block_length", block_length, minimum=1)
-    if block_length > min(lengths):
-        raise ValueError(
-            f"block_length must be at most the {min(lengths)} points of the shortest curve, "
-            f"got {block_length}"
-        )
-    draw = jax.vmap(lambda k: moving_blocks(k, lengths, block_length))
+    draw = jax.vmap(lambda k: moving_blocks(k, lengths, min(block_length, *lengths)))
     indices = np.asarray(draw(jax.random.split(key, num_samples)))
     with jax.enable_x64(True):
         found = solving.solve(form.model, posed.problem, form.starts(), posed.huber_delta)
@@ -152,7 +148,82 @@ def bootstrap_fit(
         samples = _refit(
             form.model, posed.problem, resampled, found.log_constants, posed.huber_delta
         )
-        return jax.tree.map(np.asarray, samples)
+        samples = jax.tree.map(np.asarray, samples)
+    misfit = float(np.sqrt(np.mean(law.residuals**2)))
+    if len(lengths) > 2:
+        try:
+            scores = leave_one_out(form, fitted, **options)
+        except ValueError:  # without one of them the others do not tell the constants apart
+            scores = ()
+        if scores:
+            # From a mean absolute to a standard deviation, of a normal error.
+            misfit = float(np.mean([one.mean_relative for one in scores]) * np.sqrt(np.pi / 2))
+    return dataclasses.replace(law, samples=samples, misfit=misfit)
+
+
+class PredictionInterval(NamedTuple):
+    """A prediction and the interval around it, `[*batch, n]` each."""
+
+    loss: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def prediction_interval(
+    law: fitting.Law, schedule: Any, *, level: float = 0.9, **options: Any
+) -> PredictionInterval:
+    r"""Predict, with an interval that the observed loss of a new run should fall into.
+
+    $$\hat L \pm z \sqrt{\mathrm{sd}(\hat L)^2 + (\mathrm{misfit} \cdot \hat L)^2}$$
+
+    Args:
+        law: from `bootstrap_fit`.
+        schedule: as for `predict`.
+        level: nominal coverage, in (0, 1).
+        **options: those of `predict`.
+
+    Returns:
+        The prediction and its interval.
+
+    Raises:
+        ValueError: if the law has no samples, or as `predict`.
+
+    Warns:
+        UserWarning: as `predict`.
+
+    Example:
+        >>> from jaxkit.losscurves import curves
+        >>> rates, at = np.linspace(1e-3, 0.0, 2001), np.arange(100, 2001, 50)
+        >>> flat = np.full(2001, 1e-3)
+        >>> def run(r):
+        ...     s2 = forms.host_annealing(r, 0.99)[at]
+        ...     exact = 2.0 + np.cumsum(r)[at] ** -0.5 - 0.3 * s2
+        ...     return curves.loss_curve(r, at, exact * (1 + 1e-3 * np.sin(at)))
+        >>> runs = [run(rates), run(flat)]
+        >>> law = bootstrap_fit(jax.random.key(0), forms.Annealing(0.99), runs, num_samples=40)
+        >>> found = prediction_interval(law, rates, steps=np.array([2000]))
+        >>> bool(found.low[0] < found.loss[0] < found.high[0])
+        True
+    """
+    validation.number("level", level, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
+    if law.samples is None or law.misfit is None:
+        raise ValueError("law must come from bootstrap_fit, which measures its uncertainty")
+    with jax.enable_x64(True):
+        loss = np.asarray(fitting.predict(law, schedule, **options))
+
+        def resampled(constants: Any) -> jax.Array:
+            with warnings.catch_warnings(action="ignore"):  # said once already
+                sample = dataclasses.replace(law, constants=constants)
+                return fitting.predict(sample, schedule, **options)
+
+        if isinstance(law.form, multi_power.MultiPower):
+            losses = jax.lax.map(resampled, law.samples)
+        else:  # constants of all samples broadcast against the areas, which are computed once
+            axes = (1,) * loss.ndim
+            losses = resampled(jax.tree.map(lambda c: c.reshape(-1, *axes), law.samples))
+        spread = np.std(np.asarray(losses), axis=0)
+    half = scipy.stats.norm.ppf((1 + level) / 2) * np.hypot(spread, law.misfit * loss)
+    return PredictionInterval(loss, loss - half, loss + half)
 
 
 def moving_blocks(
@@ -182,7 +253,7 @@ def moving_blocks(
 
 
 def leave_one_out(
-    form: forms.Form, fitted: Sequence[curves.LossCurve], **options: Any
+    form: forms.Form, fitted: Sequence[Any], **options: Any
 ) -> tuple[scoring.PredictionScore, ...]:
     """Fit on all curves but one and score the prediction of that one, for each.
 
@@ -201,6 +272,7 @@ def leave_one_out(
             without one of them, or as `fit`.
 
     Example:
+        >>> from jaxkit.losscurves import curves
         >>> at = np.arange(100, 2001, 50)
         >>> def run(r):
         ...     s2 = forms.host_annealing(r, 0.99)[at]

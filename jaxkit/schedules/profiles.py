@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
@@ -118,17 +119,22 @@ def wsd(cooldown: Any = 0.2, shape: str = "linear", ratio: Any = 0.1) -> Profile
     validation.choice("shape", shape, COOLDOWNS)
     validation.number("ratio", ratio, minimum=0, maximum=1, open_minimum=True)
     fall = COOLDOWNS[shape]
-    return Profile(lambda z, r: fall(jnp.clip(r / cooldown, 0.0, 1.0), ratio))
+    return Profile(lambda z, r: fall(_like(r).clip(r / cooldown, 0.0, 1.0), ratio))
 
 
 def _half_cosine(r: Any) -> Any:
-    return jnp.sin(jnp.pi / 2 * r) ** 2
+    return _like(r).sin(np.pi / 2 * r) ** 2
+
+
+def _like(r: Any) -> Any:
+    # Tables for a law are made on the host in float64, of lengths that would compile one by one.
+    return np if isinstance(r, np.ndarray) else jnp
 
 
 #: How a cool-down falls, as a function of the share of it that is left (and of the last ratio).
 COOLDOWNS: dict[str, Callable[[Any, Any], Any]] = {
     "linear": lambda left, ratio: left,
-    "sqrt": lambda left, ratio: left / (1 + jnp.sqrt(1 - left)),
+    "sqrt": lambda left, ratio: left / (1 + (1 - left) ** 0.5),
     "cosine": lambda left, ratio: _half_cosine(left),
     "sqrtcube": lambda left, ratio: left**1.5,
     "exponential": lambda left, ratio: ratio ** (1 - left),

@@ -11,10 +11,18 @@ import jax
 import numpy as np
 import scipy.optimize
 
-from jaxkit import losscurves
+from jaxkit import losscurves, schedules
 from jaxkit.experiments.evidence import Table
 
 DECAY, DELTA, PEAK = 0.999, 1e-3, 3e-4
+LAW = losscurves.law(
+    losscurves.Annealing(DECAY), floor=2.52, scale=0.65, annealing=0.57, exponent=0.42
+)
+
+
+def table(name, total, peak, **options):
+    """Learning rates of a named schedule, one a step, float64."""
+    return losscurves.rates_of(schedules.schedule_from_profile(name, peak, total, **options))
 
 
 def run() -> list[Table]:
@@ -25,16 +33,15 @@ def run() -> list[Table]:
 def measured_curves() -> list[losscurves.LossCurve]:
     """Three curves of 24,000 steps and 450 points, with the noise and the length of real ones."""
     rng = np.random.default_rng(0)
-    law = losscurves.AnnealingLaw(2.52, 0.65, 0.57, 0.42)
     curves = []
     for rates in (
-        losscurves.constant_rates(24000, PEAK),
-        losscurves.cosine_rates(24000, PEAK, end_value=PEAK / 10),
-        losscurves.piecewise_rates(24000, PEAK, [(0.4, 0.3)]),
+        table("constant", 24000, PEAK),
+        table("cosine", 24000, PEAK, end_value=PEAK / 10),
+        table("step", 24000, PEAK, boundaries=(0.4,), factor=0.3),
     ):
         steps = np.arange(2176, 24000, 146)
         with jax.enable_x64(True):
-            exact = np.asarray(losscurves.predict_loss(law, rates, decay=DECAY))[steps]
+            exact = np.asarray(losscurves.predict(LAW, rates, steps=steps))
         losses = exact * np.exp(1e-3 * rng.standard_normal(steps.size))
         curves.append(losscurves.loss_curve(rates, steps, losses))
     return curves
@@ -124,11 +131,9 @@ def candidates() -> Table:
     """Predict whole curves of 1000 schedules in one call beside a NumPy loop over schedules."""
     steps, count = 25_000, 1000
     lengths = np.linspace(1, steps, count).astype(int)
-    rates = np.stack([losscurves.hold_then_decay(steps, PEAK, int(n)) for n in lengths]).astype(
-        np.float32
-    )
-    law = losscurves.AnnealingLaw(2.52, 0.65, 0.57, 0.42)
-    compiled = jax.jit(lambda r: losscurves.predict_loss(law, r, decay=DECAY))
+    left = (steps - np.arange(steps + 1)) / lengths[:, None]
+    rates = (PEAK * np.clip(left, 0, 1)).astype(np.float32)
+    compiled = jax.jit(lambda r: losscurves.predict(LAW, r))
     on_device = jax.numpy.asarray(rates)
 
     def ours() -> None:
@@ -140,7 +145,8 @@ def candidates() -> Table:
         s1, s2 = np.cumsum(table, axis=0), np.zeros_like(table)
         for step in range(1, steps + 1):
             s2[step] = DECAY * s2[step - 1] + (table[0] - table[step])
-        law.floor + law.scale * s1**-law.exponent - law.annealing * s2
+        floor, scale, annealing, exponent = LAW.constants
+        floor + scale * s1**-exponent - annealing * s2
 
     return Table(
         "Whole predicted curves of 1000 schedules beside a vectorised NumPy recursion",

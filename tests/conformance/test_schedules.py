@@ -14,6 +14,7 @@ from jaxkit import lexinvariant, losscurves, schedules
 
 TOTAL = 12
 STEPS = np.arange(TOTAL + 4, dtype=np.int32)  # past the end too
+LAW = losscurves.law(losscurves.Annealing(0.9), floor=2.0, scale=1.0, annealing=1.0, exponent=0.5)
 NORMS = np.linspace(2.0, 1.0, 7).astype(np.float32)
 
 
@@ -109,13 +110,12 @@ CASES = (
                 ),
             ),
         ),
-        "losscurves.tabulated_schedule": Case(
-            lambda peak, total: losscurves.tabulated_schedule(peak * jnp.linspace(1, 0.1, total)),
-            traced=(True, False),  # the length of a table
-            knows_horizon=False,
+        "losscurves.chosen_schedule": Case(
+            lambda peak, total: losscurves.chosen_schedule(LAW, total, peak_value=peak),
+            traced=(False, False),  # a choice is made on the host
             refused=(
-                (lambda: losscurves.tabulated_schedule(-np.ones(3)), "learning_rates"),
-                (lambda: losscurves.tabulated_schedule(np.ones((2, 2))), "learning_rates"),
+                (lambda: losscurves.chosen_schedule(LAW, 0, peak_value=1.0), "total_steps must be"),
+                (lambda: losscurves.chosen_schedule(LAW, 5), "peak_value must be given"),
             ),
         ),
         "lexinvariant.relabelling_schedule": Case(
@@ -141,7 +141,6 @@ QUICK = (
     "schedules.schedule_from_profile sampled",
     "schedules.schedule_from_profile step",
     "schedules.schedule_from_values",
-    "losscurves.tabulated_schedule",
     "lexinvariant.relabelling_schedule",
 )
 

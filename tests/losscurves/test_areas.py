@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 
 from jaxkit import losscurves
+from jaxkit import schedules as schedules_room
+from jaxkit.losscurves import areas
+
+
+def table(name, total, peak, **options):
+    """Learning rates of a named schedule, one a step, float64."""
+    return losscurves.rates_of(schedules_room.schedule_from_profile(name, peak, total, **options))
 
 
 def areas64(rates, decay, **options):
     with jax.enable_x64(True):
         found = losscurves.annealing_areas(rates, decay, **options)
-        return losscurves.AnnealingAreas(*map(np.asarray, found))
+        return areas.AnnealingAreas(*map(np.asarray, found))
 
 
 def double_sum(rates, decay, initial_rate=None):
@@ -41,14 +48,14 @@ def named_schedule(name):
         rates = 3e-5 + 0.5 * 2.7e-4 * (1 + np.cos(np.pi * (s - 100) / 1900))
         rates[:101] = 3e-4
     elif name == "wsd_linear20_T2000":
-        rates = losscurves.hold_then_decay(2000, 1e-3, 400)
+        rates = table("wsd", 2000, 1e-3, cooldown=400 / 2000)
     elif name == "wsd_sqrt40_T2000":
-        rates = losscurves.hold_then_decay(2000, 1e-3, 800, shape="sqrt")
+        rates = table("wsd", 2000, 1e-3, cooldown=800 / 2000, shape="sqrt")
     elif name == "two_cycles_T2000":
         first = 1e-4 + 0.5 * 9e-4 * (1 + np.cos(np.pi * s[:1000] / 1000))
         rates = np.append(first, 0.5 * 6e-4 * (1 + np.cos(np.pi * s[:1001] / 1000)))
     elif name == "multi_step_T2000":
-        rates = losscurves.piecewise_rates(2000, 2e-4, [(0.8, 0.1**0.5), (0.9, 0.1)])
+        rates = table("step", 2000, 2e-4, boundaries=(0.8, 0.9), factor=0.1**0.5)
     else:
         rates = 0.5 * 3e-4 * (1 + np.cos(np.pi * (s - 200) / 1800))
         rates[:201] = 3e-4 * s[:201] / 200
@@ -80,8 +87,8 @@ def test_float32_areas_keep_5e_7_after_a_million_steps(golden):
     assert len(cases) == 4
     for case in cases:
         rates = long_schedule(case)
-        for areas in (losscurves.annealing_areas, losscurves.final_areas):
-            found = areas(rates.astype(np.float32), case["decay"])
+        for function in (losscurves.annealing_areas, areas.final_areas):
+            found = function(rates.astype(np.float32), case["decay"])
             s1, s2 = (float(np.ravel(area)[-1]) for area in found)
             assert abs(s1 / case["S1_final"] - 1) < 5e-7
             assert abs(s2 / case["S2_final"] - 1) < 5e-7
@@ -181,11 +188,11 @@ def test_decay_one_is_the_plain_sum():
 def test_gradient_in_the_rates_is_minus_a_power_of_the_decay():
     rates = np.linspace(1.0, 0.2, 50)
     with jax.enable_x64(True):
-        for areas in (
+        for function in (
             lambda r: losscurves.annealing_areas(r, 0.9, initial_rate=1.0).annealing[-1],
-            lambda r: losscurves.final_areas(r, 0.9, initial_rate=1.0).annealing,
+            lambda r: areas.final_areas(r, 0.9, initial_rate=1.0).annealing,
         ):
-            gradient = jax.grad(areas)(jnp.asarray(rates))
+            gradient = jax.grad(function)(jnp.asarray(rates))
             np.testing.assert_allclose(gradient, -(0.9 ** np.arange(49, -1, -1)), rtol=1e-10)
 
 
@@ -217,17 +224,17 @@ def test_sharded_candidates_give_the_areas_of_one_device(devices):
     rates = np.linspace(1.0, np.linspace(0.0, 0.9, 16), 100, axis=-1).astype(np.float32)
     mesh = jax.sharding.Mesh(np.array(devices), ("candidates",))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("candidates"))
-    areas = jax.jit(losscurves.annealing_areas, static_argnums=1)
-    alone, sharded = areas(rates, 0.99), areas(jax.device_put(rates, spec), 0.99)
+    compiled = jax.jit(losscurves.annealing_areas, static_argnums=1)
+    alone, sharded = compiled(rates, 0.99), compiled(jax.device_put(rates, spec), 0.99)
     assert sharded.annealing.sharding.is_equivalent_to(spec, 2)
     np.testing.assert_array_equal(alone.annealing, sharded.annealing)
 
 
 def test_areas_are_traced_once_for_one_shape(count_traces):
     counted = count_traces(lambda rates: losscurves.annealing_areas(rates, 0.9))
-    areas = jax.jit(counted)
+    compiled = jax.jit(counted)
     for scale in (1.0, 0.5, 0.2):
-        areas(jnp.full(10, scale))
+        compiled(jnp.full(10, scale))
     assert counted.count == 1
 
 
@@ -239,7 +246,7 @@ def test_warmup_modes_replace_what_they_say():
         "s2_peak": (rates, peak),
         "linear": (rates, rates),
     }.items():
-        found = losscurves.warmed_up_rates(rates, mode, 2)
+        found = areas.warmed_up_rates(rates, mode, 2)
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_array_equal(found[1], expected[1])
 
@@ -247,7 +254,7 @@ def test_warmup_modes_replace_what_they_say():
 @pytest.mark.parametrize("mode", ["peak", "s2_peak"])
 def test_a_forgotten_warmup_is_caught(mode):
     with pytest.raises(ValueError, match=r"start at 0.*warmup_steps is 0"):
-        losscurves.warmed_up_rates(np.array([0.0, 0.5, 1.0]), mode, 0)
+        areas.warmed_up_rates(np.array([0.0, 0.5, 1.0]), mode, 0)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +278,8 @@ def test_bad_input_is_named(bad_input, rates, decay, options, error, message):
 def test_bad_warmup_is_named(bad_input):
     rates = np.ones(5)
     with pytest.raises(ValueError, match="inside the schedule of 5 values, got 5"):
-        losscurves.warmup_at_peak(rates, 5)
+        areas.warmup_at_peak(rates, 5)
     with pytest.raises(ValueError, match="did you mean 'linear'"):
-        losscurves.warmed_up_rates(rates, "liner", 0)
-    with pytest.raises(TypeError, match="warmup_steps must be an integer"):
-        losscurves.warmup_at_peak(rates, 1.5)
+        areas.warmed_up_rates(rates, "liner", 0)
+    with pytest.raises(TypeError, match="warmup_steps must be a real number"):
+        areas.warmup_at_peak(rates, "1")

@@ -2,36 +2,29 @@
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from jaxkit import losscurves
-from jaxkit.losscurves import forms
+from jaxkit import losscurves, schedules
 
-DEMO = losscurves.AnnealingLaw(2.628, 0.4297, 0.4108, 0.5498)
-
-
-def as_fit(law, form, peak, warmup="peak"):
-    """A fit whose constants are given, to question them."""
-    return losscurves.LawFit(
-        law=jax.tree.map(np.float64, law),
-        objective=np.zeros(()),
-        residuals=np.zeros(0),
-        converged=np.array(True),
-        condition_number=np.ones(()),
-        peak=np.float64(peak),
-        at_bound=(),
-        form=form,
-        warmup=warmup,
-        warmup_steps=(0,),
-        huber_delta=1e-3,
-    )
+DEMO = {"floor": 2.628, "scale": 0.4297, "annealing": 0.4108, "exponent": 0.5498}
 
 
-def final(law, rates, decay, peak, prior=0.0):
+def table(name, total, peak, **options):
+    """Learning rates of a named schedule, one a step, float64."""
+    return losscurves.rates_of(schedules.schedule_from_profile(name, peak, total, **options))
+
+
+def published(constants, decay=0.999, peak=2e-4, warmup="peak"):
+    return losscurves.law(losscurves.Annealing(decay), peak_value=peak, warmup=warmup, **constants)
+
+
+def final(constants, rates, decay, peak, prior=0.0):
     """Final loss of counted rates, float64."""
+    law = types.SimpleNamespace(**constants)
     s2 = np.sum(decay ** np.arange(len(rates) - 1.0, -1, -1) * (peak - rates))
     return law.floor + law.scale * (prior + rates.sum()) ** -law.exponent - law.annealing * s2
 
@@ -40,11 +33,11 @@ def test_zero_tails_equal_the_golden_optimum_within_a_step(golden):
     cases = golden("annealing_law")["schedule_optimum"]["cases"]
     assert len(cases) == 4
     for case in cases:
-        law = losscurves.AnnealingLaw(*case["L0_A_C_alpha"])
+        law = published(
+            dict(zip(DEMO, case["L0_A_C_alpha"], strict=True)), case["decay"], case["peak"]
+        )
         with pytest.warns(UserWarning, match="goes on falling although training cannot change"):
-            found = losscurves.optimal_zero_tail(
-                law, case["steps"], case["peak"], decay=case["decay"], prior_sum=case["prior_S1"]
-            )
+            found = losscurves.optimal_zero_tail(law, case["steps"], prior_sum=case["prior_S1"])
         assert abs(found.steps - case["zero_tail_steps"]) <= 1
         assert abs(found.real_steps - case["zero_tail_real_valued"]) < 1e-3
         assert abs(found.loss - case["loss_bang_bang"]) < 1e-9
@@ -52,15 +45,12 @@ def test_zero_tails_equal_the_golden_optimum_within_a_step(golden):
 
 def test_decay_lengths_equal_the_golden_grid(golden):
     for case in golden("annealing_law")["schedule_optimum"]["cases"]:
-        law = losscurves.AnnealingLaw(*case["L0_A_C_alpha"])
+        law = published(
+            dict(zip(DEMO, case["L0_A_C_alpha"], strict=True)), case["decay"], case["peak"]
+        )
         for shape, expected in case["families"].items():
             found = losscurves.optimal_decay_length(
-                law,
-                case["steps"],
-                case["peak"],
-                decay=case["decay"],
-                shape=shape,
-                prior_sum=case["prior_S1"],
+                law, case["steps"], shape=shape, prior_sum=case["prior_S1"]
             )
             best = int(np.argmin(found.losses))
             assert found.lengths[best] == expected["best_decay_steps_on_1pct_grid"]
@@ -71,9 +61,9 @@ def test_decay_lengths_equal_the_golden_grid(golden):
 
 def test_no_tail_is_best_when_annealing_pays_nothing():
     with pytest.warns(UserWarning, match="free optimum"):
-        found = losscurves.optimal_zero_tail(DEMO._replace(annealing=0.0), 1000, 2e-4, decay=0.999)
+        found = losscurves.optimal_zero_tail(published(DEMO | {"annealing": 0.0}), 1000)
     assert found.steps == 0
-    expected = DEMO.floor + DEMO.scale * 0.2**-DEMO.exponent
+    expected = DEMO["floor"] + DEMO["scale"] * 0.2 ** -DEMO["exponent"]
     assert abs(found.loss - expected) < 1e-12
 
 
@@ -87,7 +77,7 @@ def test_the_final_loss_is_convex_in_the_rates():
 
 def test_the_best_decay_fraction_shrinks_as_runs_get_longer():
     totals = (20_000, 60_000, 100_000, 200_000, 400_000)
-    found = [losscurves.optimal_decay_length(DEMO, total, 2e-4, decay=0.999) for total in totals]
+    found = [losscurves.optimal_decay_length(published(DEMO), total) for total in totals]
     on_grid = [one.lengths[np.argmin(one.losses)] / n for one, n in zip(found, totals, strict=True)]
     np.testing.assert_allclose(on_grid, [0.24, 0.20, 0.18, 0.15, 0.13], atol=1e-9)
     fractions = [one.fraction for one in found]
@@ -95,14 +85,14 @@ def test_the_best_decay_fraction_shrinks_as_runs_get_longer():
 
 
 def test_constant_beats_cosine_on_short_runs_and_loses_on_long_ones():
-    fitted = as_fit(DEMO, losscurves.Annealing(0.999), 2e-4)
+    fitted = published(DEMO)
     expected = {20_000: (2.8285, 2.8404), 60_000: (2.7376, 2.7064)}
     for total, losses in expected.items():
         ranked = losscurves.rank_schedules(
             fitted,
             {
-                "constant": losscurves.constant_rates(total, 2e-4),
-                "cosine": losscurves.cosine_rates(total, 2e-4),
+                "constant": table("constant", total, 2e-4),
+                "cosine": table("cosine", total, 2e-4),
             },
         )
         found = {one.name: one.loss for one in ranked}
@@ -112,18 +102,18 @@ def test_constant_beats_cosine_on_short_runs_and_loses_on_long_ones():
 
 
 def test_candidates_of_different_lengths_are_ranked_together():
-    fitted = as_fit(DEMO, losscurves.Annealing(0.999), 2e-4)
+    fitted = published(DEMO)
     ranked = losscurves.rank_schedules(
-        fitted, {f"{n}": losscurves.hold_then_decay(n, 2e-4, n // 5) for n in (500, 1000, 2000)}
+        fitted, {f"{n}": table("wsd", n, 2e-4, cooldown=(n // 5) / n) for n in (500, 1000, 2000)}
     )
     assert [one.name for one in ranked] == ["2000", "1000", "500"]
 
 
 def test_the_constrained_optimum_beats_every_random_feasible_schedule():
     steps, peak, minimum, drop = 60, 1.0, 0.1, 0.03
-    law = losscurves.AnnealingLaw(2.0, 1.0, 0.02, 0.5)
-    fitted = as_fit(law, losscurves.Annealing(0.8), peak)
-    found = losscurves.optimize_schedule(
+    law = {"floor": 2.0, "scale": 1.0, "annealing": 0.02, "exponent": 0.5}
+    fitted = published(law, 0.8, peak)
+    found = losscurves.optimal_schedule(
         fitted, steps, minimum_value=minimum, max_drop_per_step=drop
     )
     rates = found.learning_rates
@@ -149,10 +139,10 @@ def test_the_constrained_optimum_beats_every_random_feasible_schedule():
 
 def test_an_optimised_schedule_counts_its_warmup_and_beats_the_usual_ones():
     warmup = np.linspace(0, 3e-4, 200, endpoint=False)
-    law = losscurves.AnnealingLaw(2.52, 0.65, 0.57, 0.42)
+    law = {"floor": 2.52, "scale": 0.65, "annealing": 0.57, "exponent": 0.42}
     for mode in ("peak", "s2_peak", "linear"):
-        fitted = as_fit(law, losscurves.Annealing(0.999), 3e-4, mode)
-        found = losscurves.optimize_schedule(
+        fitted = published(law, peak=3e-4, warmup=mode)
+        found = losscurves.optimal_schedule(
             fitted, 4000, minimum_value=3e-6, max_drop_per_step=1e-6, warmup_rates=warmup
         )
         assert found.learning_rates.shape == (4001,)
@@ -160,17 +150,17 @@ def test_an_optimised_schedule_counts_its_warmup_and_beats_the_usual_ones():
         assert found.learning_rates[200] == 3e-4
         assert found.loss < min(found.baselines.values())
         with jax.enable_x64(True):
-            again = losscurves.predict_loss(
-                fitted.law, found.learning_rates, decay=0.999, warmup=mode, warmup_steps=200
-            )
+            again = losscurves.predict(fitted, found.learning_rates, warmup_steps=200)
         np.testing.assert_allclose(found.loss, again[-1], rtol=1e-12)
 
 
 def test_the_multi_power_optimum_is_no_worse_than_its_baselines_and_within_limits():
-    law = losscurves.MultiPowerLaw(2.4, 0.65, 520.0, 0.43, 2.0, 0.6, 0.6)
-    fitted = as_fit(law, losscurves.MultiPower(), 3e-4, "s2_peak")
+    fitted = losscurves.law(
+        losscurves.MultiPower(), floor=2.4, scale=0.65, drop=520.0, exponent=0.43, speed=2.0,
+        saturation=0.6, rate_exponent=0.6, peak_value=3e-4, warmup="s2_peak",
+    )  # fmt: skip
     drop = 3e-4 / 150
-    found = losscurves.optimize_schedule(
+    found = losscurves.optimal_schedule(
         fitted, 1000, minimum_value=3e-6, max_drop_per_step=drop, levels=50
     )
     rates = found.learning_rates
@@ -179,47 +169,65 @@ def test_the_multi_power_optimum_is_no_worse_than_its_baselines_and_within_limit
     assert np.diff(rates).min() >= -drop * (1 + 1e-9)
     assert np.diff(rates).max() <= 1e-18
     with jax.enable_x64(True):
-        again = losscurves.predict_multi_power_loss(law, rates, np.array([1000]))
+        again = losscurves.predict(fitted, rates, steps=np.array([1000]))
     np.testing.assert_allclose(found.loss, again[0], rtol=1e-10)
 
 
-def test_shapes_end_where_they_say_and_stay_between():
-    schedules = losscurves.standard_schedules(1000, 1e-3, decay_fraction=0.3, end_value=1e-5)
-    schedules["cyclic"] = losscurves.cyclic_rates(1000, 1e-3, 3, end_value=1e-5)
-    schedules["rewarmed"] = losscurves.rewarmed_rates(1000, 1e-3)
-    for name, rates in schedules.items():
-        assert rates.shape == (1001,)
-        assert rates[0] == 1e-3
-        assert rates.max() == 1e-3
-        expected = {"constant": 1e-3, "multi_step": 1e-4, "two_stage": 1e-4, "rewarmed": 0.0}
-        assert abs(rates[-1] - expected.get(name, 1e-5)) < 1e-15
-        if name.startswith("wsd"):
-            assert (rates[:701] == 1e-3).all()
-            assert (np.diff(rates[700:]) < 0).all()
+def test_every_shape_that_is_chosen_can_be_trained_with():
+    law = published(DEMO, 0.99, 1e-3)
+    for shape in ("linear", "sqrt", "cosine", "sqrtcube", "exponential"):
+        end = 1e-5 if shape == "exponential" else 0.0
+        best = losscurves.optimal_decay_length(law, 2000, shape=shape, end_value=end)
+        ratio = {"ratio": 0.01} if end else {}
+        rates = table("wsd", 2000, 1e-3, cooldown=best.fraction, shape=shape, **ratio)
+        loss = losscurves.predict(law, rates, steps=np.array([2000]), prior_sum=0.0)
+        with jax.enable_x64(True):
+            loss = final(DEMO, rates[1:], 0.99, 1e-3)
+        np.testing.assert_allclose(loss, best.loss, rtol=1e-9)
+    optimum = losscurves.optimal_schedule(law, 2000, minimum_value=1e-5)
+    trained = schedules.schedule_from_values(optimum.learning_rates, 2000)
+    np.testing.assert_allclose(trained(np.arange(2001)), optimum.learning_rates, rtol=1e-6)
+
+
+def test_the_chosen_schedule_is_the_best_cool_down_of_all_shapes():
+    law = published(DEMO, 0.99, 1e-3)
+    chosen = losscurves.chosen_schedule(law, 2000, warmup_steps=100)
+    assert chosen.total_steps == 2000
+    rivals = {
+        f"{shape} {cooldown}": schedules.schedule_from_profile(
+            "wsd", 1e-3, 2000, warmup_steps=100, cooldown=cooldown, shape=shape
+        )
+        for shape in ("linear", "sqrt", "cosine", "sqrtcube")
+        for cooldown in (0.05, 0.1, 0.2, 0.4)
+    }
+    ranked = losscurves.rank_schedules(law, {"chosen": chosen, **rivals}, warmup_steps=100)
+    assert ranked[0].name == "chosen"
 
 
 BAD = {
-    "limits": (lambda f: losscurves.optimize_schedule(f, 100), ValueError, "without a limit"),
+    "limits": (lambda f: losscurves.optimal_schedule(f, 100), ValueError, "without a limit"),
     "minimum": (
-        lambda f: losscurves.optimize_schedule(f, 100, minimum_value=2e-4),
+        lambda f: losscurves.optimal_schedule(f, 100, minimum_value=2e-4),
         ValueError,
         "minimum_value",
     ),
     "steps": (
-        lambda f: losscurves.optimize_schedule(f, 1.5, minimum_value=1e-5),
+        lambda f: losscurves.optimal_schedule(f, 1.5, minimum_value=1e-5),
         TypeError,
         "total_steps must be an integer, got 1.5",
     ),
     "warm-up": (
-        lambda f: losscurves.optimize_schedule(
+        lambda f: losscurves.optimal_schedule(
             f, 5, minimum_value=1e-5, warmup_rates=np.full(4, 1e-5)
         ),
         ValueError,
         "must leave steps",
     ),
     "law": (
-        lambda f: losscurves.optimize_schedule(
-            dataclasses.replace(f, form=forms.StepPower(), law=losscurves.PowerLaw(1.0, 1.0, 0.5)),
+        lambda f: losscurves.optimal_schedule(
+            losscurves.law(
+                losscurves.StepPower(), floor=1.0, scale=1.0, exponent=0.5, peak_value=1.0
+            ),
             100,
             minimum_value=1e-5,
         ),
@@ -228,32 +236,32 @@ BAD = {
     ),
     "no candidate": (lambda f: losscurves.rank_schedules(f, {}), ValueError, "at least one"),
     "shape": (
-        lambda f: losscurves.optimal_decay_length(f.law, 100, 2e-4, decay=0.9, shape="lin"),
+        lambda f: losscurves.optimal_decay_length(f, 100, shape="lin"),
         ValueError,
         "did you mean 'linear'",
     ),
     "decay": (
-        lambda f: losscurves.optimal_decay_length(f.law, 100, 2e-4, decay=1.0),
-        ValueError,
-        "decay",
-    ),
-    "exponential": (
-        lambda f: losscurves.hold_then_decay(10, 1.0, 5, shape="exponential"),
+        lambda f: losscurves.optimal_decay_length(f, 100, end_value=1.0),
         ValueError,
         "end_value",
     ),
-    "long": (lambda f: losscurves.hold_then_decay(10, 1.0, 11), ValueError, "at most the 10"),
-    "changes": (
-        lambda f: losscurves.piecewise_rates(10, 1.0, [(0.5, 0.1), (0.5, 0.2)]),
+    "exponential": (
+        lambda f: losscurves.optimal_decay_length(f, 10, shape="exponential"),
         ValueError,
-        "increasing fractions",
+        "end_value",
     ),
-    "rewarm": (
-        lambda f: losscurves.rewarmed_rates(10, 1.0, warmup_steps=6),
+    "unknown peak": (
+        lambda f: losscurves.optimal_decay_length(dataclasses.replace(f, peak=None), 10),
         ValueError,
-        "second decay of 10 steps",
+        "peak_value must be given",
     ),
-    "front": (lambda f: losscurves.with_warmup(np.ones(3), -1), ValueError, "warmup_steps"),
+    "no annealing": (
+        lambda f: losscurves.optimal_decay_length(
+            losscurves.law(losscurves.StepPower(), floor=1.0, scale=1.0, exponent=0.5), 10
+        ),
+        TypeError,
+        "Annealing or MultiPower",
+    ),
 }
 
 
@@ -261,4 +269,4 @@ BAD = {
 def test_bad_questions_are_refused_by_name(bad_input, case):
     ask, error, message = BAD[case]
     with pytest.raises(error, match=message):
-        ask(as_fit(DEMO, losscurves.Annealing(0.999), 2e-4))
+        ask(published(DEMO))

@@ -1,20 +1,33 @@
 """Fits: golden constants, SciPy, invariances, recovery by every form, and every refusal."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
-from jaxkit import losscurves
+from jaxkit import losscurves, schedules
 from jaxkit.losscurves import forms, laws, posing, solving
+
+
+def table(name, total, peak, **options):
+    """Learning rates of a named schedule, one a step, float64."""
+    return losscurves.rates_of(schedules.schedule_from_profile(name, peak, total, **options))
+
+
+def warmed(rates, steps):
+    return np.concatenate([np.linspace(0, rates[0], steps, endpoint=False), rates])
+
 
 STEPS = np.arange(200, 4001, 100)
 PEAK = 1e-3
 SCHEDULES = {
-    "constant": losscurves.constant_rates(4000, PEAK),
-    "cosine": losscurves.cosine_rates(4000, PEAK, end_value=1e-5),
-    "wsd": losscurves.hold_then_decay(4000, PEAK, 1000, end_value=1e-5),
+    "constant": table("constant", 4000, PEAK),
+    "cosine": table("cosine", 4000, PEAK, end_value=1e-5),
+    "wsd": table("wsd", 4000, PEAK, cooldown=1000 / 4000, end_value=1e-5),
 }
 
 
@@ -59,21 +72,21 @@ def noisy_runs(law, decay=0.99, seed=0, noise=1e-3, names=("constant", "cosine")
     for name in names:
         rates = SCHEDULES[name]
         with jax.enable_x64(True):
-            exact = losscurves.predict_loss(law, rates, decay=decay)
-            exact = np.asarray(exact)[STEPS]
+            known = losscurves.law(losscurves.Annealing(decay), **law._asdict())
+            exact = np.asarray(losscurves.predict(known, rates, steps=STEPS))
         losses = exact * np.exp(noise * rng.standard_normal(STEPS.size))
         runs.append(losscurves.loss_curve(rates, STEPS, losses))
     return runs
 
 
-LAW = losscurves.AnnealingLaw(2.5, 0.6, 0.9, 0.45)
+LAW = laws.AnnealingLaw(2.5, 0.6, 0.9, 0.45)
 
 
 def test_demo_fit_reaches_the_golden_optimum(golden):
     curves = demo_curves(golden)
     for expected in golden("annealing_law")["official_demo"]["fits"]:
         fitted = losscurves.fit(losscurves.Annealing(expected["decay"]), list(curves.values()))
-        np.testing.assert_allclose(fitted.law, expected["L0_A_C_alpha"], rtol=1e-6)
+        np.testing.assert_allclose(fitted.constants, expected["L0_A_C_alpha"], rtol=1e-6)
         assert float(fitted.objective) <= expected["objective"] * (1 + 1e-8)
         assert fitted.converged
         assert fitted.at_bound == ()
@@ -89,7 +102,7 @@ def test_demo_fit_reaches_the_golden_optimum(golden):
         )
     at_999 = losscurves.fit(losscurves.Annealing(0.999), list(curves.values()))
     assert float(at_999.objective) <= 1.62925e-5
-    np.testing.assert_allclose(at_999.law, [2.62780, 0.42967, 0.41077, 0.54985], rtol=1e-4)
+    np.testing.assert_allclose(at_999.constants, [2.62780, 0.42967, 0.41077, 0.54985], rtol=1e-4)
 
 
 def test_demo_fit_on_the_cosine_alone_is_warned_about_and_predicts_the_constant(golden):
@@ -98,9 +111,10 @@ def test_demo_fit_on_the_cosine_alone_is_warned_about_and_predicts_the_constant(
         with pytest.warns(UserWarning, match="share one schedule"):
             fitted = losscurves.fit(losscurves.Annealing(expected["decay"]), [curves["cosine"]])
         expected = expected["cosine_only"]
-        np.testing.assert_allclose(fitted.law, expected["L0_A_C_alpha"], rtol=1e-5)
+        np.testing.assert_allclose(fitted.constants, expected["L0_A_C_alpha"], rtol=1e-5)
         constant = curves["constant"]
-        predicted = losscurves.predict(fitted, constant.learning_rates, steps=constant.steps)
+        with pytest.warns(UserWarning, match="sums its rates to .* the prediction extrapolates"):
+            predicted = losscurves.predict(fitted, constant)
         error = losscurves.score(np.asarray(predicted), constant.losses).mean_relative
         assert abs(error / expected["metrics_on_constant"]["PredE"] - 1) < 1e-3
 
@@ -117,7 +131,7 @@ def test_noise_free_curves_give_their_constants_back(golden):
             )
         form = losscurves.Annealing(case["decay"])
         np.testing.assert_allclose(
-            losscurves.fit(form, curves).law, case["true_L0_A_C_alpha"], rtol=1e-5
+            losscurves.fit(form, curves).constants, case["true_L0_A_C_alpha"], rtol=1e-5
         )
         posed = posing.pose(form, curves)
         problem = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), posed.problem)
@@ -130,7 +144,7 @@ def test_noise_free_curves_give_their_constants_back(golden):
 def test_scipy_finds_no_lower_objective():
     runs = noisy_runs(LAW)
     fitted = losscurves.fit(losscurves.Annealing(0.99), runs)
-    mine = objective(fitted.law, runs, 0.99)
+    mine = objective(fitted.constants, runs, 0.99)
     np.testing.assert_allclose(mine, fitted.objective, rtol=1e-9)
     best = min(
         scipy.optimize.minimize(
@@ -153,7 +167,9 @@ def test_order_and_splitting_of_curves_do_not_matter():
         for part in (slice(0, 10), slice(10, None))
     ]
     for others in (runs[::-1], [*cut, runs[1]]):
-        np.testing.assert_allclose(losscurves.fit(form, others).law, whole.law, rtol=1e-7)
+        np.testing.assert_allclose(
+            losscurves.fit(form, others).constants, whole.constants, rtol=1e-7
+        )
 
 
 def test_a_weight_counts_like_a_repeated_point():
@@ -161,7 +177,9 @@ def test_a_weight_counts_like_a_repeated_point():
     form = losscurves.Annealing(0.99)
     doubled = [runs[0]._replace(weights=2 * runs[0].weights), runs[1]]
     repeated = losscurves.fit(form, [runs[0], *runs])
-    np.testing.assert_allclose(losscurves.fit(form, doubled).law, repeated.law, rtol=1e-7)
+    np.testing.assert_allclose(
+        losscurves.fit(form, doubled).constants, repeated.constants, rtol=1e-7
+    )
 
 
 def test_a_unit_of_learning_rate_changes_only_scale_and_annealing():
@@ -171,9 +189,9 @@ def test_a_unit_of_learning_rate_changes_only_scale_and_annealing():
     scaled = losscurves.fit(
         form, [run._replace(learning_rates=c * run.learning_rates) for run in runs]
     )
-    floor, scale, annealing, exponent = base.law
+    floor, scale, annealing, exponent = base.constants
     np.testing.assert_allclose(
-        scaled.law, [floor, scale * c**exponent, annealing / c, exponent], rtol=1e-6
+        scaled.constants, [floor, scale * c**exponent, annealing / c, exponent], rtol=1e-6
     )
     np.testing.assert_allclose(scaled.condition_number, base.condition_number, rtol=1e-5)
 
@@ -183,7 +201,9 @@ def test_a_constant_that_belongs_at_zero_is_reported_at_bound():
     fitted = losscurves.fit(losscurves.Annealing(0.99), runs)
     assert fitted.at_bound == ("annealing",)
     np.testing.assert_allclose(
-        [fitted.law.floor, fitted.law.scale, fitted.law.exponent], [2.5, 0.6, 0.45], rtol=1e-4
+        [fitted.constants.floor, fitted.constants.scale, fitted.constants.exponent],
+        [2.5, 0.6, 0.45],
+        rtol=1e-4,
     )
 
 
@@ -199,12 +219,12 @@ def test_total_annealing_is_comparable_between_decays():
 
 FORMS = {
     "annealing": (losscurves.Annealing(0.99), LAW),
-    "instant": (losscurves.InstantAnnealing(), LAW._replace(annealing=90.0)),
-    "rate_sum": (losscurves.RateSumPower(), losscurves.PowerLaw(2.5, 0.6, 0.45)),
-    "steps": (losscurves.StepPower(), losscurves.PowerLaw(2.5, 9.0, 0.45)),
+    "instant": (losscurves.Annealing(0.0), LAW._replace(annealing=90.0)),
+    "rate_sum": (losscurves.RateSumPower(), laws.PowerLaw(2.5, 0.6, 0.45)),
+    "steps": (losscurves.StepPower(), laws.PowerLaw(2.5, 9.0, 0.45)),
     "model_size": (
         losscurves.ModelSize(0.99),
-        losscurves.SizeLaw(1.8, 0.6, 20.0, 0.2, 0.45, 0.2, 0.1),
+        laws.SizeLaw(1.8, 0.6, 20.0, 0.2, 0.45, 0.2, 0.1),
     ),
 }
 
@@ -223,7 +243,7 @@ def test_every_form_recovers_its_law_and_predicts_batches(name):
                 runs.append(losscurves.loss_curve(rates, STEPS, losses, model_size=size))
     fitted = losscurves.fit(form, runs)
     assert fitted.converged
-    np.testing.assert_allclose(fitted.law, law, rtol=1e-4)
+    np.testing.assert_allclose(fitted.constants, law, rtol=1e-4)
     batch = np.stack(list(SCHEDULES.values()))
     predicted = losscurves.predict(fitted, batch, steps=STEPS, model_size=sizes[-1])
     assert predicted.shape == (3, STEPS.size)
@@ -263,7 +283,7 @@ def test_prediction_is_differentiable_in_the_schedule():
     with jax.enable_x64(True):
         rates = jnp.asarray(SCHEDULES["wsd"])
         gradient = jax.grad(lambda r: losscurves.predict(fitted, r, steps=last)[0])(rates)
-    law, s1 = fitted.law, SCHEDULES["wsd"].sum()
+    law, s1 = fitted.constants, SCHEDULES["wsd"].sum()
     expected = -law.exponent * law.scale * s1 ** (-law.exponent - 1)
     expected = expected + law.annealing * 0.99 ** np.arange(4000 - 1, -1, -1.0)
     np.testing.assert_allclose(gradient[1:], expected, rtol=1e-6)
@@ -271,7 +291,7 @@ def test_prediction_is_differentiable_in_the_schedule():
 
 def test_a_rewarmed_schedule_is_predicted_to_bump():
     fitted = losscurves.fit(losscurves.Annealing(0.99), noisy_runs(LAW))
-    rates = losscurves.rewarmed_rates(4000, PEAK, warmup_steps=100)
+    rates = np.interp(np.arange(4001), [0, 2000, 2100, 4000], [PEAK, 0.0, PEAK, 0.0])
     loss = np.asarray(losscurves.predict(fitted, rates, steps=np.arange(100, 4000)))
     before, after = loss[1900], loss[2000:2300].max()
     assert after > before + 0.02
@@ -281,7 +301,14 @@ def test_a_rewarmed_schedule_is_predicted_to_bump():
 def test_defects_of_the_law_are_warned_about():
     fitted = losscurves.fit(losscurves.Annealing(0.99), noisy_runs(LAW))
     with pytest.warns(UserWarning, match=r"peaks at 0.002, above the 0.001"):
-        losscurves.predict(fitted, losscurves.constant_rates(100, 2e-3), steps=np.array([100]))
+        losscurves.predict(fitted, table("constant", 100, 2e-3), steps=np.array([100]))
+    with pytest.warns(UserWarning, match=r"peaks at 0.0005, below the 0.001"):
+        losscurves.predict(fitted, table("constant", 100, 5e-4), steps=np.array([100]))
+    with pytest.warns(UserWarning, match=r"sums its rates to 5.001, beyond the 4.001 .* extrapol"):
+        losscurves.predict(fitted, table("constant", 5000, PEAK), steps=np.array([100]))
+    narrow = dataclasses.replace(fitted, seen=fitted.seen._replace(lowest=0.5e-3))
+    with pytest.warns(UserWarning, match=r"falls to 1e-05, below the 0.0005 of the fitted"):
+        losscurves.predict(narrow, SCHEDULES["wsd"])
     padded = np.append(SCHEDULES["wsd"], np.zeros(50))
     with pytest.warns(UserWarning, match="ends in 50 steps of rate 0"):
         longer = losscurves.predict(fitted, padded, steps=np.array([4000, 4050]))
@@ -317,7 +344,7 @@ BAD_FITS = {
     ),
     "warm-up": ([run(SCHEDULES["cosine"])], {"warmup_steps": 300}, "step 200 is inside the warm"),
     "forgotten warm-up": (
-        [run(losscurves.with_warmup(SCHEDULES["cosine"], 100))],
+        [run(warmed(SCHEDULES["cosine"], 100))],
         {},
         "start at 0.*warmup_steps is 0",
     ),
@@ -376,14 +403,66 @@ def test_different_peaks_can_be_allowed():
     assert fitted.peak == PEAK
 
 
-def test_pure_law_equals_the_fit_interface():
+def test_a_published_law_serves_like_a_fitted_one():
     fitted = losscurves.fit(losscurves.Annealing(0.99), noisy_runs(LAW))
-    pure = losscurves.predict_loss(fitted.law, SCHEDULES["wsd"], decay=0.99)
+    published = losscurves.law(fitted.form, peak_value=PEAK, **fitted.constants._asdict())
+    wsd = SCHEDULES["wsd"]
+    found = losscurves.predict(published, wsd)[1:]
+    np.testing.assert_array_equal(found, losscurves.predict(fitted, wsd)[1:])
+    at = losscurves.annealing_areas(wsd, 0.99)
+    np.testing.assert_allclose(laws.annealing_loss(fitted.constants, at)[1:], found, rtol=1e-6)
+    for ask in (
+        lambda law: losscurves.rank_schedules(law, SCHEDULES),
+        lambda law: losscurves.optimal_decay_length(law, 2000).steps,
+        lambda law: losscurves.optimal_schedule(law, 400, minimum_value=1e-4).loss,
+    ):
+        assert ask(published) == ask(fitted)
+    with pytest.raises(TypeError, match="must be floor, scale, annealing, exponent, got floor"):
+        losscurves.law(losscurves.Annealing(), floor=1.0)
+
+
+def test_curves_and_schedules_are_taken_as_people_have_them(tmp_path):
+    runs = noisy_runs(LAW)
+    tables = [
+        {
+            "step": run.steps,
+            "learning_rate": run.learning_rates[run.steps],
+            "loss": run.losses,
+        }
+        for run in runs
+    ]
+    files = []
+    for index, columns in enumerate(tables):
+        files.append(tmp_path / f"{index}.csv")
+        rows = zip(*columns.values(), strict=True)
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        files[-1].write_text("step,learning_rate,loss\n" + text)
+    form = losscurves.Annealing(0.99)
+    exact = losscurves.fit(form, runs)
+    options = {"warmup_steps": 0}
+    read = [losscurves.read_curve(one, **options) for one in files]
+    np.testing.assert_allclose(losscurves.fit(form, read).constants, exact.constants, rtol=2e-3)
+    taken = [losscurves.read_curve(one, **options) for one in tables]
     np.testing.assert_allclose(
-        pure[1:], losscurves.predict(fitted, SCHEDULES["wsd"])[1:], rtol=1e-6
+        losscurves.fit(form, taken).constants, losscurves.fit(form, read).constants, rtol=1e-9
     )
-    at = losscurves.annealing_areas(SCHEDULES["wsd"], 0.99)
-    np.testing.assert_allclose(laws.annealing_loss(fitted.law, at), pure, rtol=1e-6)
+    wsd = schedules.schedule_from_profile("wsd", PEAK, 4000, cooldown=0.25, end_value=1e-5)
+    by_table = losscurves.predict(exact, SCHEDULES["wsd"])[1:]
+    np.testing.assert_allclose(losscurves.predict(exact, wsd)[1:], by_table, rtol=1e-6)
+    plain = optax.constant_schedule(PEAK)
+    with pytest.raises(ValueError, match="total_steps must be given"):
+        losscurves.predict(exact, plain)
+    at_end = losscurves.predict(exact, plain, total_steps=4000)[-1]
+    np.testing.assert_allclose(
+        at_end, losscurves.predict(exact, SCHEDULES["constant"])[-1], rtol=1e-6
+    )
+
+
+def test_areas_continue_from_a_prior_sum():
+    fitted = losscurves.fit(losscurves.Annealing(0.99), noisy_runs(LAW))
+    whole = losscurves.predict(fitted, SCHEDULES["constant"])[1001:]
+    later = losscurves.predict(fitted, SCHEDULES["constant"][1001:], prior_sum=1001 * PEAK)
+    np.testing.assert_allclose(later, whole, rtol=1e-6)
 
 
 def test_losses_of_many_candidates_come_from_one_trace(count_traces):

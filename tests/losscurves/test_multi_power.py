@@ -5,15 +5,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import losscurves
+from jaxkit import losscurves, schedules
 from jaxkit.losscurves import multi_power
 
-LAW = losscurves.MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
+
+def table(name, total, peak, **options):
+    """Learning rates of a named schedule, one a step, float64."""
+    return losscurves.rates_of(schedules.schedule_from_profile(name, peak, total, **options))
+
+
+def warmed(rates, steps):
+    return np.concatenate([np.linspace(0, rates[0], steps, endpoint=False), rates])
+
+
+def predict(constants, rates, steps, warmup="linear", warmup_steps=0):
+    law = losscurves.law(losscurves.MultiPower(), warmup=warmup, **constants._asdict())
+    return losscurves.predict(law, rates, steps=steps, warmup_steps=warmup_steps)
+
+
+LAW = multi_power.MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
 
 
 def as_law(constants):
     floor, scale, exponent, drop, speed, saturation, rate_exponent = constants
-    return losscurves.MultiPowerLaw(floor, scale, drop, exponent, speed, saturation, rate_exponent)
+    return multi_power.MultiPowerLaw(floor, scale, drop, exponent, speed, saturation, rate_exponent)
 
 
 def plain(law, rates, step):
@@ -33,9 +48,7 @@ def test_predictions_equal_the_published_codes_to_1e_9(golden):
     for case in cases:
         law = as_law(case["params_L0_A_alpha_B_C_beta_gamma"])
         with jax.enable_x64(True):
-            found = losscurves.predict_multi_power_loss(
-                law, np.array(case["learning_rate"]), np.array(case["step"])
-            )
+            found = predict(law, np.array(case["learning_rate"]), np.array(case["step"]))
         np.testing.assert_allclose(found, case["prediction"], rtol=1e-9)
 
 
@@ -59,39 +72,39 @@ def test_curves_of_the_published_parameters_equal_the_published_predictions(gold
     for case in section["official_curve_predictions"]:
         law = as_law(section["official_params"][case["size"]])
         with jax.enable_x64(True):
-            found = losscurves.predict_multi_power_loss(
-                law, llama2_rates(case["curve"]), np.array(case["step"])
-            )
+            found = predict(law, llama2_rates(case["curve"]), np.array(case["step"]))
         np.testing.assert_allclose(found, case["prediction"], rtol=1e-9)
 
 
 def test_the_vectorised_law_equals_the_written_one():
     rates = np.append(0.0, np.random.default_rng(0).uniform(0.1, 1.0, 40)) * 1e-3
     with jax.enable_x64(True):
-        found = losscurves.predict_multi_power_loss(LAW, rates, np.array([1, 7, 40]))
+        found = predict(LAW, rates, np.array([1, 7, 40]))
     np.testing.assert_allclose(found, [plain(LAW, rates, t) for t in (1, 7, 40)], rtol=1e-12)
 
 
 def test_warmup_conventions_differ_by_the_drop_of_the_peak():
-    rates = losscurves.with_warmup(losscurves.hold_then_decay(2000, 1e-3, 400, end_value=1e-5), 50)
+    rates = warmed(table("wsd", 2000, 1e-3, cooldown=400 / 2000, end_value=1e-5), 50)
     steps = np.array([1000, 2000])
     slow = LAW._replace(speed=1e9)  # every change has taken its full effect
     with jax.enable_x64(True):
         linear, excluded = (
-            losscurves.predict_multi_power_loss(slow, rates, steps, warmup=mode, warmup_steps=50)
+            predict(slow, rates, steps, warmup=mode, warmup_steps=50)
             for mode in ("linear", "s2_peak")
         )
         np.testing.assert_allclose(linear - excluded, 400 * 1e-3, rtol=1e-3)
 
 
 def test_a_vanishing_rate_adds_nothing_unlike_in_the_annealing_law():
-    rates = losscurves.hold_then_decay(2000, 1e-3, 400, shape="exponential", end_value=1e-10)
+    rates = table("wsd", 2000, 1e-3, cooldown=0.2, shape="exponential", ratio=1e-7)
     padded = np.append(rates, np.full(500, 1e-10))
     with jax.enable_x64(True):
-        found = losscurves.predict_multi_power_loss(LAW, padded, np.array([2000, 2500]))
+        found = predict(LAW, padded, np.array([2000, 2500]))
         assert abs(float(found[1] - found[0])) < 1e-4
-        law = losscurves.AnnealingLaw(2.5, 0.5, 0.4, 0.5)
-        annealing = losscurves.predict_loss(law, padded, decay=0.999)
+        law = losscurves.law(
+            losscurves.Annealing(0.999), floor=2.5, scale=0.5, annealing=0.4, exponent=0.5
+        )
+        annealing = losscurves.predict(law, padded)
         assert float(annealing[2500] - annealing[2000]) < -0.01
 
 
@@ -100,7 +113,7 @@ def test_gradients_in_rates_and_constants_are_finite_and_right():
     with jax.enable_x64(True):
 
         def loss(law, rates):
-            return losscurves.predict_multi_power_loss(law, rates, np.array([10, 29])).sum()
+            return predict(law, rates, np.array([10, 29])).sum()
 
         law = jax.tree.map(jnp.float64, LAW)
         in_law, in_rates = jax.grad(loss, argnums=(0, 1))(law, jnp.asarray(rates))
@@ -123,17 +136,15 @@ def test_grouped_falls_keep_every_fall():
 
 
 def exact_runs():
-    schedules = [
-        losscurves.constant_rates(4000, 1e-3),
-        losscurves.cosine_rates(4000, 1e-3, end_value=1e-4),
-        losscurves.piecewise_rates(4000, 1e-3, [(0.5, 0.3)]),
+    made = [
+        table("constant", 4000, 1e-3),
+        table("cosine", 4000, 1e-3, end_value=1e-4),
+        table("step", 4000, 1e-3, boundaries=(0.5,), factor=0.3),
     ]
     steps = np.arange(200, 4001, 100)
     with jax.enable_x64(True):
-        losses = [np.asarray(losscurves.predict_multi_power_loss(LAW, r, steps)) for r in schedules]
-    return [
-        losscurves.loss_curve(r, steps, loss) for r, loss in zip(schedules, losses, strict=True)
-    ]
+        losses = [np.asarray(predict(LAW, r, steps)) for r in made]
+    return [losscurves.loss_curve(r, steps, loss) for r, loss in zip(made, losses, strict=True)]
 
 
 @pytest.mark.slow
@@ -141,26 +152,32 @@ def test_a_fit_predicts_what_made_its_curves():
     runs = exact_runs()
     fitted = losscurves.fit(losscurves.MultiPower(group=4), runs)
     assert float(fitted.objective) < 1e-8
-    wsd = losscurves.hold_then_decay(4000, 1e-3, 800, end_value=1e-4)
+    wsd = table("wsd", 4000, 1e-3, cooldown=800 / 4000, end_value=1e-4)
     steps = np.arange(200, 4001, 200)
     found = losscurves.predict(fitted, np.stack([wsd, wsd]), steps=steps)
     with jax.enable_x64(True):
-        exact = np.asarray(losscurves.predict_multi_power_loss(LAW, wsd, steps))
+        exact = np.asarray(predict(LAW, wsd, steps))
     assert found.shape == (2, 20)
     np.testing.assert_allclose(found[0], exact, rtol=5e-4)
     # Seven constants on three curves: the prediction is known far better than the constants.
     assert fitted.condition_number > 1e3
-    assert fitted.total_annealing == float(fitted.law.drop)
-    prior = losscurves.Prior(LAW, losscurves.MultiPowerLaw(*[np.inf] * 4, 0.01, 0.01, 0.01))
+    assert fitted.total_annealing == float(fitted.constants.drop)
+    prior = {name: (getattr(LAW, name), 0.01) for name in LAW._fields[4:]}
     held = losscurves.fit(losscurves.MultiPower(group=4), runs, prior=prior)
-    np.testing.assert_allclose(held.law[4:], LAW[4:], rtol=0.02)
+    np.testing.assert_allclose(held.constants[4:], LAW[4:], rtol=0.02)
     assert held.condition_number < fitted.condition_number
 
 
+@pytest.mark.parametrize("step", [2101, 99999, -1])
+def test_steps_outside_the_schedule_are_refused(bad_input, step):
+    with pytest.raises(ValueError, match=rf"steps must be in \[0, 2101\), got {step}"):
+        predict(LAW, np.full(2101, 1e-3), np.array([step]))
+
+
 def test_rates_of_zero_are_refused(bad_input):
-    rates = losscurves.cosine_rates(4000, 1e-3)
+    rates = table("cosine", 4000, 1e-3)
     with pytest.raises(ValueError, match=r"> 0 after index 0 .* got 0 at index 4000"):
-        losscurves.predict_multi_power_loss(LAW, rates, np.array([10]))
+        predict(LAW, rates, np.array([10]))
     runs = exact_runs()
     runs[0] = runs[0]._replace(learning_rates=rates)
     with pytest.raises(ValueError, match=r"curves\[0\].learning_rates must be > 0"):
@@ -168,7 +185,10 @@ def test_rates_of_zero_are_refused(bad_input):
 
 
 def test_a_faulty_prior_is_refused(bad_input):
-    with pytest.raises(ValueError, match=r"prior\.log_sd must be a law of 7 positive constants"):
-        losscurves.fit(losscurves.MultiPower(), exact_runs(), prior=losscurves.Prior(LAW, LAW[:3]))
+    form, runs = losscurves.MultiPower(), exact_runs()
+    with pytest.raises(ValueError, match="did you mean 'speed'"):
+        losscurves.fit(form, runs, prior={"sped": (1.0, 1.0)})
+    with pytest.raises(ValueError, match=r"prior\['speed'\] must be finite and in \(0, inf\)"):
+        losscurves.fit(form, runs, prior={"speed": (1.0, 0.0)})
     with pytest.raises(ValueError, match="group must be an integer >= 1"):
         losscurves.MultiPower(group=0)

@@ -28,7 +28,7 @@ def test_llama2_fits_equal_the_golden_ones_and_predict_as_well(golden, curves):
         )
         assert len(fitted.residuals) == case["points"]
         assert abs(float(fitted.objective) / case["objective"] - 1) < 1e-4
-        np.testing.assert_allclose(fitted.law, case["L0_A_C_alpha"], rtol=1e-4)
+        np.testing.assert_allclose(fitted.constants, case["L0_A_C_alpha"], rtol=1e-4)
         errors = []
         for name, expected in case["test"].items():
             curve = found[name]
@@ -44,13 +44,13 @@ def test_instant_annealing_gives_the_initial_guess_of_the_published_code(curves)
     for size, (objective, annealing) in expected.items():
         found = curves[f"llama2 {size}"]
         fitted = losscurves.fit(
-            losscurves.InstantAnnealing(),
+            losscurves.Annealing(0.0),
             [found[name] for name in ("cosine_24000", "constant_24000", "wsdcon_9")],
             warmup="s2_peak",
             warmup_steps=2159,
         )
         assert abs(float(fitted.objective) / objective - 1) < 3e-4
-        assert abs(float(fitted.law.annealing) / annealing - 1) < 2e-4
+        assert abs(float(fitted.constants.annealing) / annealing - 1) < 2e-4
 
 
 def test_124m_fits_predict_and_order_the_unseen_schedules(golden, curves, shared_data):
@@ -68,7 +68,7 @@ def test_124m_fits_predict_and_order_the_unseen_schedules(golden, curves, shared
         )
         assert len(fitted.residuals) == case["points"]
         assert abs(float(fitted.objective) / case["objective"] - 1) < 1e-4
-        np.testing.assert_allclose(fitted.law, case["L0_A_C_alpha"], rtol=1e-4)
+        np.testing.assert_allclose(fitted.constants, case["L0_A_C_alpha"], rtol=1e-4)
         errors = []
         for name in case["test_PredE"]:
             curve = found[name]

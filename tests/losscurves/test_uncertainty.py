@@ -1,20 +1,26 @@
 """Decay profiles, block bootstrap, leave-one-schedule-out, scores and figures."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from jaxkit import losscurves
+from jaxkit import losscurves, schedules
 from jaxkit.losscurves import uncertainty
 
+
+def table(name, total, peak, **options):
+    """Learning rates of a named schedule, one a step, float64."""
+    return losscurves.rates_of(schedules.schedule_from_profile(name, peak, total, **options))
+
+
 STEPS = np.arange(200, 4001, 50)
-LAW = losscurves.AnnealingLaw(2.5, 0.6, 0.9, 0.45)
+LAW = losscurves.law(
+    losscurves.Annealing(0.99), floor=2.5, scale=0.6, annealing=0.9, exponent=0.45, peak_value=1e-3
+)
 SCHEDULES = {
-    "constant": losscurves.constant_rates(4000, 1e-3),
-    "cosine": losscurves.cosine_rates(4000, 1e-3, end_value=1e-5),
-    "wsd": losscurves.hold_then_decay(4000, 1e-3, 1000, end_value=1e-5),
+    "constant": table("constant", 4000, 1e-3),
+    "cosine": table("cosine", 4000, 1e-3, end_value=1e-5),
+    "wsd": table("wsd", 4000, 1e-3, cooldown=1000 / 4000, end_value=1e-5),
 }
 
 
@@ -23,7 +29,7 @@ def runs(noise=1e-3, seed=0, correlation=0.8):
     made = {}
     for name, rates in SCHEDULES.items():
         with jax.enable_x64(True):
-            exact = np.asarray(losscurves.predict_loss(LAW, rates, decay=0.99))[STEPS]
+            exact = np.asarray(losscurves.predict(LAW, rates, steps=STEPS))
         error = rng.standard_normal(STEPS.size)
         for i in range(1, STEPS.size):
             error[i] = correlation * error[i - 1] + np.sqrt(1 - correlation**2) * error[i]
@@ -37,7 +43,7 @@ def test_the_profile_finds_the_decay_that_made_the_curves():
     assert profile.converged.all()
     assert (profile.objectives[[0, 3]] > 2 * profile.objectives[2]).all()
     one = losscurves.fit(losscurves.Annealing(0.99), list(runs(1e-4).values()))
-    np.testing.assert_allclose([leaf[2] for leaf in profile.laws], one.law, rtol=1e-9)
+    np.testing.assert_allclose([leaf[2] for leaf in profile.laws], one.constants, rtol=1e-9)
 
 
 def test_blocks_stay_within_their_curve_and_in_order():
@@ -58,34 +64,52 @@ def test_blocks_stay_within_their_curve_and_in_order():
 def test_bootstrap_spread_matches_that_of_fresh_noise():
     form = losscurves.Annealing(0.99)
     made = list(runs().values())
-    laws = losscurves.bootstrap_fit(jax.random.key(1), form, made, num_samples=200, block_length=20)
-    again = losscurves.bootstrap_fit(
-        jax.random.key(1), form, made, num_samples=200, block_length=20
-    )
+
+    def spread_of(block_length):
+        law = losscurves.bootstrap_fit(
+            jax.random.key(1), form, made, num_samples=200, block_length=block_length
+        )
+        return law.samples
+
+    laws, again = spread_of(20), spread_of(20)
     np.testing.assert_array_equal(laws.floor, again.floor)
-    fresh = np.array([losscurves.fit(form, list(runs(seed=s).values())).law for s in range(1, 41)])
+    fresh = np.array(
+        [losscurves.fit(form, list(runs(seed=s).values())).constants for s in range(1, 41)]
+    )
     spread = np.array([np.std(leaf) for leaf in laws])
     ratio = spread / fresh.std(axis=0)
     # Blocks of 20 with correlation .8 lose a little of the long-range part.
     assert ((ratio > 0.4) & (ratio < 1.6)).all(), ratio
-    plain = losscurves.bootstrap_fit(jax.random.key(1), form, made, num_samples=200, block_length=1)
-    assert np.std(plain.floor) < 0.7 * np.std(laws.floor)
+    assert np.std(spread_of(1).floor) < 0.7 * np.std(laws.floor)
 
 
-def test_a_band_of_predictions_comes_from_one_vmap():
-    form = losscurves.Annealing(0.99)
+def test_an_interval_holds_the_curve_of_a_schedule_that_no_fit_saw():
+    made = runs()
+    pair = [made["constant"], made["cosine"]]
+    law = losscurves.bootstrap_fit(
+        jax.random.key(1), losscurves.Annealing(0.99), pair, num_samples=40
+    )
+    found = losscurves.prediction_interval(law, made["wsd"], level=0.9)
+    inside = (made["wsd"].losses > found.low) & (made["wsd"].losses < found.high)
+    assert 0.8 <= np.mean(inside) <= 1.0
+    wider = losscurves.prediction_interval(law, made["wsd"], level=0.99)
+    assert (wider.high - wider.low > 1.5 * (found.high - found.low)).all()
+    np.testing.assert_allclose(found.loss, losscurves.predict(law, made["wsd"]), rtol=1e-6)
+
+
+def test_three_curves_tell_the_error_of_an_unseen_schedule(tmp_path):
     made = list(runs().values())
-    fitted = losscurves.fit(form, made)
-    laws = losscurves.bootstrap_fit(jax.random.key(1), form, made, num_samples=40)
-    band = jax.vmap(
-        lambda law: losscurves.predict(
-            dataclasses.replace(fitted, law=law), SCHEDULES["wsd"], steps=STEPS
-        )
-    )(laws)
-    assert band.shape == (40, STEPS.size)
-    centre = losscurves.predict(fitted, SCHEDULES["wsd"], steps=STEPS)
-    low, high = np.quantile(band, [0.01, 0.99], axis=0)
-    assert np.mean((centre >= low) & (centre <= high)) > 0.8
+    made[1] = made[1]._replace(losses=made[1].losses * 1.004)  # no law fits all three
+    form = losscurves.Annealing(0.99)
+    two = losscurves.bootstrap_fit(jax.random.key(1), form, made[:2], num_samples=4)
+    three = losscurves.bootstrap_fit(jax.random.key(1), form, made, num_samples=4)
+    assert three.misfit > 1.2 * two.misfit
+    again = losscurves.read_law(losscurves.write_law(tmp_path / "law.json", three))
+    for name in ("form", "constants", "warmup", "warmup_steps", "peak", "seen", "misfit"):
+        assert getattr(again, name) == getattr(three, name), name
+    (tmp_path / "law.json").write_text('{"form": "annealling"}')
+    with pytest.raises(ValueError, match=r"law\.json"):
+        losscurves.read_law(tmp_path)
 
 
 def test_leaving_one_out_equals_fitting_the_others():
@@ -106,8 +130,10 @@ def test_uncertainty_refuses_what_it_cannot_do(bad_input):
     constants = [made["constant"], made["constant"], made["cosine"]]
     with pytest.raises(ValueError, match=r"without curves\[2\]: .*Add a decaying schedule"):
         losscurves.leave_one_out(form, constants)
-    with pytest.raises(ValueError, match="at most the 77 points of the shortest curve, got 78"):
-        losscurves.bootstrap_fit(jax.random.key(0), form, constants, block_length=78)
+    with pytest.raises(ValueError, match="block_length must be an integer >= 1, got 0"):
+        losscurves.bootstrap_fit(jax.random.key(0), form, constants, block_length=0)
+    with pytest.raises(ValueError, match="law must come from bootstrap_fit"):
+        losscurves.prediction_interval(LAW, SCHEDULES["wsd"])
     with pytest.raises(ValueError, match="decays"):
         losscurves.profile_decay(list(made.values()), [0.9, 1.0])
 
@@ -147,7 +173,7 @@ def test_tables_and_figures_show_every_law_and_curve(tmp_path):
     assert len(figure.axes[1].lines) == 4
     areas = losscurves.areas_figure(SCHEDULES, decay=0.99)
     assert len(areas.axes[2].lines) == 3
-    lengths = losscurves.optimal_decay_length(LAW, 4000, 1e-3, decay=0.99)
+    lengths = losscurves.optimal_decay_length(LAW, 4000)
     fractions = lengths.lengths / 4000
     figure = losscurves.decay_fraction_figure(
         {"linear": (fractions, lengths.losses)}, {"linear": ([0.1, 0.2], [2.7, 2.6])}

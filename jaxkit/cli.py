@@ -246,24 +246,38 @@ def select(
     ] = "facility_location",
     maximiser: Literal["lazy", "greedy", "stochastic", "threshold"] = "lazy",
     kernel: Literal["cosine", "shifted_cosine", "rbf"] = "cosine",
+    columns: tuple[str, ...] = (),
+    ids: str | None = None,
+    header: bool | None = None,
     out: str | None = None,
 ) -> None:
     """Pick exemplars or a coreset from a table of features.
 
     Args:
-        features: .npy file, or CSV with a header, one row an item.
+        features: .npy, .npz (sparse), .csv, .tsv, .parquet or .arrow file, one row an item.
         k: rows to pick.
         objective: what makes a set of rows good.
         maximiser: how it is found.
         kernel: similarity of two rows.
+        columns: columns to use, by name or number; all by default.
+        ids: column that names the rows; it is written instead of row numbers.
+        header: whether the first line names the columns; by default, unless it is all numbers.
         out: folder to write to; by default that of the file.
     """
     from jaxkit.jobs import selection
 
     found = selection.select_rows(
-        features, k, objective=objective, maximiser=maximiser, kernel=kernel, out=out
+        features,
+        k,
+        objective=objective,
+        maximiser=maximiser,
+        kernel=kernel,
+        columns=columns,
+        ids=ids,
+        header=header,
+        out=out,
     )
-    print(f"value {found.value:.6g} after {found.queries:,} queries ({found.guarantee})")
+    print(f"value {found.value:.6g} after {found.queries:,} queries, {found.guarantee}")
     print(found.indices, found.figure, sep="\n")
 
 

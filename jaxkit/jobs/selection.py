@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxkit import datasets, files, plotting, submodular
+from jaxkit import files, plotting, submodular, validation
 
 
 class SelectionFiles(NamedTuple):
     """What `select_rows` wrote.
 
     Attributes:
-        indices: one row number a line, best first.
+        indices: one row number (or id) a line, best first.
         figure: where the rows lie, and what each added.
         value: value of the set.
         queries: oracle queries spent.
-        guarantee: what the maximiser guarantees, in words.
+        guarantee: what is proved of the value, in words.
     """
 
     indices: pathlib.Path
@@ -29,32 +31,133 @@ class SelectionFiles(NamedTuple):
     guarantee: str
 
 
-def read_features(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read `[n, d]` features from an `.npy` or a CSV file with a header.
+class Table(NamedTuple):
+    """Features as they stand in a file.
+
+    Attributes:
+        features: numbers `[n, d]`, an array or a sparse matrix of SciPy.
+        ids: what the rows are called, `[n]`, or None.
+    """
+
+    features: Any
+    ids: Sequence[str] | None
+
+
+def read_features(
+    path: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    ids: str | None = None,
+    header: bool | None = None,
+) -> Table:
+    """Read features from `.npy`, `.npz` (sparse, of SciPy), CSV, `.tsv`, Parquet or Arrow files.
+
+    Args:
+        path: the file.
+        columns: names (or numbers, from 0) of the columns to read; all by default.
+        ids: name (or number) of the column that names the rows; it is no feature.
+        header: whether the first line of a CSV names the columns; by default, whether it holds
+            anything but numbers.
+
+    Returns:
+        The features as they are in the file, and the ids.
 
     Raises:
-        ValueError: if the file is missing, faulty or not a table of finite numbers.
+        ImportError: if a Parquet or Arrow file is read without pyarrow.
+        ValueError: if the file is missing or faulty, a column is not there or holds text, or an
+            option does not go with the kind of file.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    if path.suffix == ".npy":
-        try:
-            features = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path} is not a whole .npy file ({error})") from None
-    else:
-        features = datasets.read_csv(path)[0]
-    features = np.asarray(features)
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.number):
+    if path.suffix in (".npy", ".npz"):
+        if columns or ids or header is not None:
+            raise ValueError(f"{path} has no named columns: columns, ids and header go with tables")
+        return Table(_array(path), None)
+    table = (
+        _arrow(path) if path.suffix in (".parquet", ".arrow", ".feather") else _csv(path, header)
+    )
+
+    def of(name: str) -> str:
+        if name not in table and name.isdecimal() and int(name) < len(table):
+            return list(table)[int(name)]
+        return validation.choice("column", name, table)
+
+    named = table[of(ids)] if ids else None
+    wanted = [of(name) for name in columns] if columns else list(table)
+    wanted = [name for name in wanted if not ids or name != of(ids)]
+    parsed = {name: _numbers(table[name]) for name in wanted}
+    numbers = {name: found for name, found in parsed.items() if found is not None}
+    text = [name for name in wanted if name not in numbers]
+    if text:
         raise ValueError(
-            f"{path} must hold numbers of shape [rows, features], got {features.dtype} "
-            f"{features.shape}"
+            f"{path} must hold numbers, columns {', '.join(map(repr, text))} do not: choose with "
+            "--columns, or name the rows with --ids"
         )
-    if not np.isfinite(features).all():
-        row = int(np.argwhere(~np.isfinite(features))[0, 0])
-        raise ValueError(f"{path} must hold finite numbers, row {row} does not")
-    return features.astype(np.float32)
+    if not wanted:
+        raise ValueError(f"{path} must have a column of features, got none beside {ids!r}")
+    features = np.stack(list(numbers.values()), axis=1)
+    return Table(features, None if named is None else [str(name) for name in named])
+
+
+def _array(path: pathlib.Path) -> Any:
+    try:
+        if path.suffix == ".npz":
+            import scipy.sparse
+
+            return scipy.sparse.load_npz(path)
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError, KeyError) as error:
+        kind = "a sparse matrix of SciPy" if path.suffix == ".npz" else "a whole .npy file"
+        raise ValueError(f"{path} is not {kind} ({error})") from None
+
+
+def _arrow(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError as error:
+        raise ImportError(f"{path} needs pyarrow: pip install 'jaxkit[parquet]'") from error
+    try:
+        read = parquet.read_table if path.suffix == ".parquet" else feather.read_table
+        table = read(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a whole {path.suffix} file ({error})") from None
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def _csv(path: pathlib.Path, header: bool | None) -> dict[str, np.ndarray]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            lines = [cells for cells in csv.reader(stream, delimiter=delimiter) if cells]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text, got {error}") from None
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    if header is None:
+        header = _numbers(lines[0]) is None
+    names = [name.strip() for name in lines[0]] if header else list(map(str, range(len(lines[0]))))
+    rows = lines[header:]
+    for number, cells in enumerate(rows, 1 + header):
+        if len(cells) != len(names):
+            raise ValueError(
+                f"{path} line {number}: {len(names)} columns expected, got {len(cells)}"
+            )
+    if not rows or len(set(names)) < len(names):
+        raise ValueError(f"{path} must have rows, and columns of different names, got {names}")
+    return {name: np.asarray([cells[i] for cells in rows]) for i, name in enumerate(names)}
+
+
+def _numbers(cells: Any) -> np.ndarray | None:
+    """Cells as numbers, None where one is text."""
+    array = np.asarray(cells)
+    if array.dtype.kind in "biuf":
+        return array
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 def select_rows(
@@ -64,16 +167,22 @@ def select_rows(
     objective: str = "facility_location",
     maximiser: str = "lazy",
     kernel: str = "cosine",
+    columns: Sequence[str] | None = None,
+    ids: str | None = None,
+    header: bool | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> SelectionFiles:
     """Select k rows of a file; write their numbers and a picture beside it.
 
     Args:
-        path: `.npy` or CSV of features, one row an item.
-        k: rows to select.
+        path: features, one row an item (`read_features`).
+        k: rows to select; all of them where there are fewer.
         objective: what makes a set good (`jaxkit.submodular.select`).
         maximiser: how it is found.
         kernel: similarity of two rows.
+        columns: as `read_features`.
+        ids: as `read_features`; the rows are then written by name.
+        header: as `read_features`.
         out: folder to write to; by default that of the file.
 
     Returns:
@@ -83,20 +192,22 @@ def select_rows(
         ValueError: if the file or an option is faulty.
     """
     path = pathlib.Path(path)
-    features = read_features(path)
-    chosen = submodular.select(features, k, objective=objective, maximiser=maximiser, kernel=kernel)
+    features, names = read_features(path, columns=columns, ids=ids, header=header)
+    try:
+        chosen = submodular.select(
+            features, k, objective=objective, maximiser=maximiser, kernel=kernel
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
     folder = pathlib.Path(out) if out else path.parent
     rows = np.asarray(chosen.indices)[np.asarray(chosen.valid)]
+    lines = rows if names is None else [names[row] for row in rows]
     indices = files.write_atomically(
-        folder / f"{path.stem}_selected.txt", "".join(f"{row}\n" for row in rows)
+        folder / f"{path.stem}_selected.txt", "".join(f"{line}\n" for line in lines)
     )
     figure = plotting.save(
         submodular.selection_figure(features, chosen), folder / f"{path.stem}_selected.png"
     )
     return SelectionFiles(
-        indices,
-        figure,
-        float(chosen.value),
-        int(chosen.num_queries),
-        f"{float(chosen.guarantee.ratio):.3f} of the optimum, {chosen.guarantee.holds}",
+        indices, figure, float(chosen.value), int(chosen.num_queries), str(chosen.guarantee)
     )

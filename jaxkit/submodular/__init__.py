@@ -18,12 +18,13 @@ to the solution; guarantees of greedy are for monotone functions, and a `Selecti
 it has; under `jit` the values of traced arrays cannot be checked.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from jaxkit.submodular.cardinality import (
     greedy,
     lazy_greedy,
     random_greedy,
     stochastic_greedy,
-    stochastic_sample_size,
 )
 from jaxkit.submodular.concave import (
     feature_based,
@@ -35,8 +36,8 @@ from jaxkit.submodular.concave import (
 from jaxkit.submodular.constraints import knapsack_greedy, partition_matroid_greedy
 from jaxkit.submodular.cuts import cut, graph_cut
 from jaxkit.submodular.determinants import information_gain, log_det
-from jaxkit.submodular.dynamic import DynamicMaximiser, DynamicState, Solution
-from jaxkit.submodular.exemplars import objective_of, select
+from jaxkit.submodular.dynamic import DynamicMaximiser
+from jaxkit.submodular.exemplars import select
 from jaxkit.submodular.facilities import (
     facility_location,
     facility_location_from_features,
@@ -46,44 +47,34 @@ from jaxkit.submodular.facilities import (
 )
 from jaxkit.submodular.figures import selection_figure
 from jaxkit.submodular.guesses import grid_exponents
-from jaxkit.submodular.kernels import Neighbors, nearest_neighbors, similarity_matrix
-from jaxkit.submodular.levels import Levels, LevelSettings
+from jaxkit.submodular.kernels import nearest_neighbors, similarity_matrix
+from jaxkit.submodular.levels import LevelSettings
 from jaxkit.submodular.mixtures import mixture
-from jaxkit.submodular.queries import QueryCount
 from jaxkit.submodular.restriction import Restriction
-from jaxkit.submodular.scan import ScanState, ScanTrace, dynamic_scan, dynamic_start
+from jaxkit.submodular.scan import dynamic_scan, dynamic_start
 from jaxkit.submodular.selection import Guarantee, Selection
-from jaxkit.submodular.selector import SubsetSelector
 from jaxkit.submodular.set_functions import (
     SetFunction,
-    Violation,
     add_all,
     check_monotone,
     check_submodular,
     evaluate,
 )
 from jaxkit.submodular.sharding import shard_candidates
-from jaxkit.submodular.streaming import Sieve, SieveState, sieve_streaming, sieve_streaming_pp
+from jaxkit.submodular.streaming import sieve_streaming, sieve_streaming_pp
 from jaxkit.submodular.threshold import threshold_greedy
+
+if TYPE_CHECKING:
+    from jaxkit.submodular.selector import SubsetSelector
 
 __all__ = [
     "DynamicMaximiser",
-    "DynamicState",
     "Guarantee",
     "LevelSettings",
-    "Levels",
-    "Neighbors",
-    "QueryCount",
     "Restriction",
-    "ScanState",
-    "ScanTrace",
     "Selection",
     "SetFunction",
-    "Sieve",
-    "SieveState",
-    "Solution",
     "SubsetSelector",
-    "Violation",
     "add_all",
     "check_monotone",
     "check_submodular",
@@ -107,7 +98,6 @@ __all__ = [
     "mixture",
     "modular",
     "nearest_neighbors",
-    "objective_of",
     "partition_matroid_greedy",
     "probabilistic_coverage",
     "random_greedy",
@@ -119,7 +109,15 @@ __all__ = [
     "sieve_streaming_pp",
     "similarity_matrix",
     "stochastic_greedy",
-    "stochastic_sample_size",
     "threshold_greedy",
     "weighted_coverage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Its base class is scikit-learn's, which the rest of the room does without.
+    if name == "SubsetSelector":
+        from jaxkit.submodular.selector import SubsetSelector
+
+        return SubsetSelector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jaxkit import training, validation
@@ -84,8 +86,9 @@ class DynamicState(NamedTuple):
 class DynamicMaximiser:
     """Keeps a good set of at most k of the items that are live now.
 
-    A stateful convenience: bookkeeping in NumPy on the host, every oracle call a jitted batch. A
-    deletion that triggers no rebuild costs no query.
+    A stateful convenience around the rules of `dynamic_scan`: bookkeeping in NumPy on the host,
+    every oracle call a jitted batch. A deletion that triggers no rebuild costs no query. Memory is
+    that of the function and `c (k + 1)` of its states, c copies of about `log(2k) / eps` each.
 
     Args:
         function: a monotone submodular `SetFunction` over all items that can ever be live; on
@@ -138,7 +141,7 @@ class DynamicMaximiser:
         return DynamicState(
             np.zeros(0, np.int64),
             np.zeros(0, np.float32),
-            np.zeros((0, n), np.int32),
+            np.zeros((0, n), np.min_scalar_type(-(k + 2))),
             jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), one_copy),
             jax.tree.map(lambda leaf: leaf[None][:0], levels.empty_prefixes(self.function, k)),
             np.zeros(0, np.float64),
@@ -186,88 +189,86 @@ class DynamicMaximiser:
         """All that is known, as a pytree of arrays (not a copy)."""
         return self._state
 
-    def insert(self, element: int | np.integer) -> None:
-        """Let an item in.
+    @property
+    def free(self) -> Int[np.ndarray, " f"]:
+        """Items that are neither in nor in a sample: a longer stream may use their places again.
 
-        Costs 1 query, at most `ceil(log2(T + 1))` for each copy of T levels that takes the item,
-        and those of the rebuilds it triggers.
+        Give `function` new rows there (`dataclasses.replace`) before the next insertion. For
+        functions whose state remembers no items, as those of facility location.
+
+        Example:
+            >>> from jaxkit.submodular import modular
+            >>> live = DynamicMaximiser(modular(jnp.ones(3)), 1, jax.random.key(0))
+            >>> live.insert(1)
+            >>> live.free.tolist()
+            [0, 2]
+        """
+        taken = self._state.live.copy()
+        order = self._state.levels.order
+        taken[order[order >= 0]] = True
+        return np.flatnonzero(~taken)
+
+    def insert(self, elements: ArrayLike | Sequence[int]) -> None:
+        """Let items in: one, or a batch that counts as one update.
+
+        Costs 1 query an item, at most `ceil(log2(T + 1))` for each copy of T levels that takes it,
+        and those of the rebuilds. Each copy is rebuilt at most once a batch.
 
         Args:
-            element: the item.
+            elements: the item, or items `[b]`.
 
         Raises:
-            TypeError: if it is not an integer.
+            TypeError: if they are not integers.
             IndexError: if the function has no such item.
-            ValueError: if it is in already, or its value is not finite or negative; nothing changed
-                then.
+            ValueError: if one is in already or twice in the batch, or its value is not finite, too
+                large or negative; nothing changed then.
         """
-        element = self._item(element)
-        if self._state.live[element]:
-            raise ValueError(f"element must not be in already, got {element}")
-        singleton = np.float32(oracle.singleton(self.function, np.int32(element)))
-        if not (np.isfinite(singleton) and singleton >= 0):
-            raise ValueError(f"F of one element must be finite and >= 0, got {singleton}")
+        items = self._items(elements)
         settings, state = self.settings, self._state
-        member = guesses.guesses_for(singleton, settings.k, settings.inner_eps)
-        self._count(1)
-        state.live[element] = True
-        if member.exponents.size == 0:
-            return
-        copies = self._copies(member)
+        if state.live[items].any():
+            raise ValueError(f"element must not be in already, got {items[state.live[items]][0]}")
+        worth = np.asarray(oracle.singletons(self.function, oracle.padded(items, 1, 1 << 30)))
+        worth = worth[: items.size]
+        largest = np.finfo(np.float32).max / (3 * settings.k)
+        wrong = ~((worth >= 0) & (worth <= largest))
+        if wrong.any():
+            raise ValueError(
+                f"F of an element must be in [0, {largest:.3g}], got {worth[wrong][0]:g} for "
+                f"element {items[wrong][0]}"
+            )
+        self._grow(guesses.exponents_for(worth, settings.k, settings.inner_eps))
         state = self._state
-        lv, taus = state.levels, state.guesses[copies] / np.float32(2 * settings.k)
-        full = (lv.level[copies] > 0).sum(-1) == settings.k
-        limits = (lv.num_levels[copies] + ~full).astype(np.int32)
-        padded = functools.partial(oracle.padded, smallest=32, largest=1 << 30)
-        found = oracle.deepest(
-            self.function,
-            state.prefixes,
-            padded(copies.astype(np.int32)),
-            padded(limits),
-            padded(taus),
-            np.int32(element),
-        )
-        found = jax.device_get(found)
-        depths = found.depth[: copies.size]
-        self._count(found.num_queries[: copies.size].sum())
-        index = np.arange(settings.k + 2)
-        state.depth[copies, element] = depths
-        lv.size[copies] += (index >= 1) & (index <= depths[:, None])
-        due = (index == lv.num_levels[copies, None] + 1) | (
-            lv.size[copies] >= settings.growth * lv.built[copies]
-        )
-        due &= (index >= 1) & (index <= depths[:, None])
-        for copy, first in zip(copies[due.any(-1)], due.argmax(-1)[due.any(-1)], strict=True):
-            self._rebuild(int(copy), int(first))
+        state.live[items] = True
+        member = guesses.belongs(state.guesses[:, None], worth, settings.k)
+        copies, places = np.nonzero(member)
+        depth = np.zeros(member.shape, state.depth.dtype)
+        depth[copies, places], asked = self._search(copies, items[places])
+        self._count(items.size + asked)
+        state.depth[:, items] = depth
+        self._store(slice(None), levels.entered(state.levels, depth))
+        self._rebuild_due()
 
-    def delete(self, element: int | np.integer) -> None:
-        """Take an item out; costs no query unless it triggers a rebuild.
+    def delete(self, elements: ArrayLike | Sequence[int]) -> None:
+        """Take items out, one or a batch; costs no query unless it triggers a rebuild.
 
         Args:
-            element: the item.
+            elements: the item, or items `[b]`.
 
         Raises:
-            TypeError: if it is not an integer.
+            TypeError: if they are not integers.
             IndexError: if the function has no such item.
-            KeyError: if it is not in; nothing changed then.
+            KeyError: if one is not in; nothing changed then.
+            ValueError: if one is twice in the batch; nothing changed then.
         """
-        element = self._item(element)
-        state, lv = self._state, self._state.levels
-        if not state.live[element]:
-            raise KeyError(f"element must be in, got {element}")
-        state.live[element] = False
-        copies = np.flatnonzero(state.depth[:, element])
-        index = np.arange(self.settings.k + 2)
-        lv.size[copies] -= (index >= 1) & (index <= state.depth[copies, element][:, None])
-        state.depth[copies, element] = 0
-        for copy, slot in np.argwhere(lv.alive[copies] & (lv.order[copies] == element)):
-            copy = copies[copy]
-            level = lv.level[copy, slot]
-            lv.alive[copy, slot] = False
-            state.values[copy] = np.nan
-            dead = ((lv.level[copy] == level) & ~lv.alive[copy]).sum()
-            if dead > self.settings.inner_eps * lv.drawn[copy, level]:
-                self._rebuild(int(copy), int(level))
+        items, state = self._items(elements), self._state
+        if not state.live[items].all():
+            raise KeyError(f"element must be in, got {items[~state.live[items]][0]}")
+        state.live[items] = False
+        after = levels.left(state.levels, state.depth[:, items], items)
+        state.values[(after.alive != state.levels.alive).any(-1)] = np.nan
+        state.depth[:, items] = 0
+        self._store(slice(None), after)
+        self._rebuild_due()
 
     def solution(self, *, polish: bool = False) -> Solution:
         """Read the best copy's live items.
@@ -350,26 +351,64 @@ class DynamicMaximiser:
 
         self._state = training.read_run(folder, like, identity=self._identity()).state
 
-    def _item(self, element: Any) -> int:
-        item = validation.integer("element", element)
-        if not 0 <= item < self.function.num_items:
-            raise IndexError(f"element must be in [0, {self.function.num_items}), got {item}")
-        return item
+    def _items(self, elements: Any) -> Int[np.ndarray, " b"]:
+        if np.ndim(elements) == 0:
+            validation.integer("element", elements)
+        items = np.atleast_1d(np.asarray(elements))
+        if not np.issubdtype(items.dtype, np.integer) or items.ndim != 1:
+            raise TypeError(
+                f"elements must be integers [b], got dtype {items.dtype}, shape {items.shape}"
+            )
+        wrong = (items < 0) | (items >= self.function.num_items)
+        if wrong.any():
+            raise IndexError(
+                f"element must be in [0, {self.function.num_items}), got {items[wrong][0]}"
+            )
+        unique, counts = np.unique(items, return_counts=True)
+        if unique.size < items.size:
+            raise ValueError(f"elements must not repeat, got {unique[counts > 1][0]} twice")
+        return items.astype(np.int32)
 
     def _count(self, queries: Any) -> None:
         self._state.num_queries[...] += int(queries)
 
-    def _copies(self, member: guesses.Membership) -> Int[np.ndarray, " c"]:
-        """Places of the copies of these guesses; makes those that do not exist yet."""
-        new = np.setdiff1d(member.exponents, self._state.exponents)
-        if new.size:
-            self._grow(new)
-        order = np.argsort(self._state.exponents)
-        return order[np.searchsorted(self._state.exponents, member.exponents, sorter=order)]
+    def _search(self, copies, elements) -> tuple[Any, int]:
+        """The deepest level of each (copy, element), and the queries."""
+        state, k = self._state, self.settings.k
+        found, asked = np.zeros(copies.size, np.int32), 0
+        if copies.size == 0:
+            return found, asked
+        lv = state.levels
+        limits = lv.num_levels + ((lv.level > 0).sum(-1) < k)
+        taus = state.guesses / np.float32(2 * k)
+        one = sum(leaf[0, 0].size for leaf in jax.tree.leaves(state.prefixes))
+        # Searches side by side hold a prefix state each: at most 64 MB of them at a time.
+        most = max(32, (1 << 24) // one)
+        for start in range(0, copies.size, most):
+            rows = slice(start, start + most)
+            pad = functools.partial(oracle.padded, smallest=32, largest=1 << 30)
+            mine = copies[rows]
+            arguments = (mine.astype(np.int32), limits[mine].astype(np.int32), taus[mine])
+            levels_found = jax.device_get(
+                oracle.deepest(
+                    self.function, state.prefixes, *map(pad, arguments), pad(elements[rows])
+                )
+            )
+            found[rows] = levels_found.depth[: mine.size]
+            asked += int(levels_found.num_queries[: mine.size].sum())
+        return found, asked
 
-    def _grow(self, new: Int[np.ndarray, " c"]) -> None:
-        state, count = self._state, new.size
-        k = self.settings.k
+    def _rebuild_due(self) -> None:
+        due = levels.first_due(self.settings, self._state.levels)
+        for copy in np.flatnonzero(due):
+            self._rebuild(int(copy), int(due[copy]))
+
+    def _grow(self, exponents: Int[np.ndarray, " c"]) -> None:
+        """Make the copies of these guesses that do not exist yet."""
+        state, k = self._state, self.settings.k
+        new = np.setdiff1d(exponents, state.exponents)
+        if (count := new.size) == 0:
+            return
 
         def extend(leaf, empty):
             return np.concatenate([leaf, np.broadcast_to(empty, (count, *empty.shape))])
@@ -392,7 +431,7 @@ class DynamicMaximiser:
         self._state = state._replace(
             exponents=exponents,
             guesses=guesses.guess_of(exponents, self.settings.inner_eps),
-            depth=extend(state.depth, np.zeros(self.function.num_items, np.int32)),
+            depth=extend(state.depth, np.zeros(self.function.num_items, state.depth.dtype)),
             levels=jax.tree.map(extend, state.levels, jax.tree.map(np.asarray, Levels.empty(k))),
             prefixes=prefixes,
             values=extend(state.values, np.zeros(())),
@@ -425,6 +464,6 @@ class DynamicMaximiser:
         self._store(copy, built)
         self._count(asked)
 
-    def _store(self, copy: int, new: Levels) -> None:
+    def _store(self, copy: int | slice, new: Levels) -> None:
         for bank, leaf in zip(self._state.levels, new, strict=True):
             bank[copy] = leaf

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
-from jax.typing import ArrayLike
 
 from jaxkit import validation
 from jaxkit.submodular import (
@@ -36,7 +37,7 @@ _LARGEST_MATRIX = 16_384
 
 
 def objective_of(
-    features: ArrayLike,
+    features: Any,
     objective: str = "facility_location",
     *,
     k: int | None = None,
@@ -71,6 +72,7 @@ def objective_of(
         raise ValueError(
             f"num_neighbors goes with objective 'facility_location' only, got {objective!r}"
         )
+    features = operands.table(features)
     if objective == "feature_based":
         return concave.feature_based(features)
     if objective == "facility_location":
@@ -91,7 +93,7 @@ def objective_of(
 
 
 def select(
-    features: ArrayLike,
+    features: Any,
     k: int,
     *,
     objective: str = "facility_location",
@@ -105,8 +107,10 @@ def select(
     """Pick k rows of a table: exemplars, a coreset, a summary.
 
     Args:
-        features: `[n, d]`, one row an item.
-        k: number of rows to pick, static.
+        features: `[n, d]`, one row an item: an array, a data frame of numbers or a sparse matrix of
+            SciPy (made dense).
+        k: number of rows to pick, static; with fewer rows, all are picked, and the other slots of
+            the selection are not `valid` and hold -1.
         objective: `"facility_location"` (every row has a near exemplar), `"saturated_coverage"`
             (at 25 %), `"graph_cut"` (central rows, lambda 1/2), `"log_det"` (diverse rows, ridge 1)
             or `"feature_based"` (square roots of sums of non-negative features).

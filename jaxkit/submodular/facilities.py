@@ -183,8 +183,8 @@ def facility_location_from_features(
 
     Raises:
         TypeError: if an array is not numeric or `block` not an integer.
-        ValueError: if an entry is not finite, a row zero under a cosine kernel, a shape wrong, a
-            number out of range or the kernel unknown.
+        ValueError: if an entry is not finite, a shape wrong, a number out of range or the kernel
+            unknown.
 
     Example:
         >>> f = facility_location_from_features(jnp.eye(3), kernel="cosine")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from jaxkit import plotting
 from jaxkit.submodular import operands
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plane(features: ArrayLike) -> np.ndarray:
+def plane(features: Any) -> np.ndarray:
     """Project rows on their two principal axes.
 
     Args:
@@ -32,7 +31,7 @@ def plane(features: ArrayLike) -> np.ndarray:
         >>> plane(np.array([[0.0, 1.0], [0.0, 3.0]])).shape
         (2, 2)
     """
-    rows = np.asarray(operands.operand("features", features, rank=2), np.float64)
+    rows = np.asarray(operands.operand("features", operands.table(features), rank=2), np.float64)
     rows = rows - rows.mean(0)
     # The axes come from the d x d matrix, so that many rows cost one pass.
     _, axes = np.linalg.eigh(rows.T @ rows)
@@ -40,7 +39,7 @@ def plane(features: ArrayLike) -> np.ndarray:
     return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
 
 
-def selection_figure(features: ArrayLike, selection: Selection, *, title: str = "") -> Figure:
+def selection_figure(features: Any, selection: Selection, *, title: str = "") -> Figure:
     """Draw where the selected rows lie among all, and how the value grew with each.
 
     Args:

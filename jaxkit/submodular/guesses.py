@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -49,37 +49,43 @@ def guess_of(exponents: np.ndarray, eps: float) -> np.ndarray:
     return np.exp(np.asarray(exponents, np.float64) * math.log1p(eps)).astype(np.float32)
 
 
-class Membership(NamedTuple):
-    """The guesses an item belongs to.
-
-    Attributes:
-        exponents: j of each, `[c]`.
-        guesses: `(1 + eps)^j`, float32 `[c]`.
-    """
-
-    exponents: np.ndarray
-    guesses: np.ndarray
-
-
-def guesses_for(singleton: np.float32, k: int, eps: float) -> Membership:
-    r"""List the guesses v with $f(e) \le v \le 2k f(e)$, compared in float32.
+def belongs(guesses: Any, singleton: Any, k: int) -> Any:
+    r"""Whether $f(e) \le v \le 2k f(e)$, compared in float32: NumPy or JAX, and broadcast.
 
     Args:
-        singleton: `f(e)`, float32, >= 0; an item worth 0 belongs to none.
+        guesses: v, float32.
+        singleton: f(e), float32, >= 0; an item worth 0 belongs to none.
+        k: size of the solution.
+
+    Returns:
+        The flags.
+
+    Example:
+        >>> belongs(guess_of(np.arange(6), 1.0), np.float32(2), 2).tolist()
+        [False, True, True, True, False, False]
+    """
+    return (singleton <= guesses) & (guesses <= np.float32(2 * k) * singleton)
+
+
+def exponents_for(singletons: np.ndarray, k: int, eps: float) -> np.ndarray:
+    """List the exponents of all guesses that some item belongs to, ascending.
+
+    Args:
+        singletons: f of each item, float32 `[b]`.
         k: size of the solution.
         eps: ratio of neighbours minus 1.
 
     Returns:
-        About `log(2k) / log(1 + eps) + 1` guesses.
+        About `log(2k) / log(1 + eps) + 1` exponents an item of its own scale.
 
     Example:
-        >>> guesses_for(np.float32(1.0), 20, 0.2).exponents.size
+        >>> exponents_for(np.ones(3, np.float32), 20, 0.2).size
         21
     """
-    highest = np.float32(2 * k) * np.float32(singleton)
-    if not singleton > 0:
-        return Membership(np.arange(0), np.zeros(0, np.float32))
-    exponents = grid_exponents(float(singleton) * 0.99, float(highest) * 1.01, eps)
-    guesses = guess_of(exponents, eps)
-    inside = (singleton <= guesses) & (guesses <= highest)
-    return Membership(exponents[inside], guesses[inside])
+    worth = singletons[singletons > 0]
+    if worth.size == 0:
+        return np.arange(0)
+    lowest, highest = float(worth.min()) * 0.99, float(worth.max()) * 2.02 * k
+    exponents = grid_exponents(lowest, highest, eps)
+    held = belongs(guess_of(exponents, eps)[:, None], worth, k)
+    return exponents[held.any(1)]

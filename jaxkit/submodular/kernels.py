@@ -20,6 +20,9 @@ NAMES = ("cosine", "rbf", "shifted_cosine")
 def prepare(name: str, features: ArrayLike, kernel: str) -> Float[Array, "n d"]:
     """Check feature rows and bring them to unit length where the kernel is a cosine.
 
+    A row of zeros has no direction: under a cosine kernel it is similar to nothing, 0 even to
+    itself.
+
     Args:
         name: name of the argument, for messages.
         features: `[n, d]`.
@@ -30,22 +33,20 @@ def prepare(name: str, features: ArrayLike, kernel: str) -> Float[Array, "n d"]:
 
     Raises:
         TypeError: if `features` is not numeric.
-        ValueError: if an entry is not finite, or a row is zero under a cosine kernel.
+        ValueError: if an entry is not finite.
 
     Example:
         >>> prepare("features", jnp.array([[3.0, 4.0]]), "cosine").round(4).shape
         (1, 2)
     """
-    rows = operands.operand(name, features, rank=2)
+    rows = operands.operand(name, operands.table(features, name), rank=2)
     if kernel == "rbf":
         return rows
-    # Scaled first, so that the squares of large entries stay finite.
+    # Scaled first, so that the squares of large entries stay finite. A row of zeros stays one.
     largest = jnp.abs(rows).max(-1, keepdims=True)
-    if not validation.is_traced(rows) and not bool((largest > 0).all()):
-        row = int(jnp.argmin(largest[:, 0]))
-        raise ValueError(f"{name} must have no zero row under a cosine kernel, got row {row} of 0s")
-    rows = rows / largest
-    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    rows = rows / jnp.where(largest > 0, largest, 1)
+    norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(norms > 0, norms, 1)
 
 
 def similarity(
@@ -100,8 +101,7 @@ def similarity_matrix(
 
     Raises:
         TypeError: if `features` is not numeric.
-        ValueError: if an entry is not finite, a row zero under a cosine kernel, or `kernel`
-            unknown.
+        ValueError: if an entry is not finite, or `kernel` unknown.
 
     Example:
         >>> similarity_matrix(jnp.eye(2)).tolist()

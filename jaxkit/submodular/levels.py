@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -325,54 +326,66 @@ def deepest(
     return Depth(low, asked)
 
 
-def first_to_build(settings: LevelSettings, levels: Levels, depth: Int[Array, ""]):
-    """The first level that an insertion down to `depth` makes due, or 0.
+def _numpy_of(array: Any) -> Any:
+    return jnp if isinstance(array, jax.Array) else np
 
-    A level is due if it is new or if its reservoir has grown by the factor `growth`.
+
+def _within(levels: Levels, depth: Any) -> Any:
+    """How many of the items with depths `[*c, b]` each reservoir holds, `[*c, k + 2]`."""
+    index = _numpy_of(levels.size).arange(levels.size.shape[-1])
+    inside = (index >= 1) & (index <= depth[..., None])
+    return inside.sum(-2).astype(levels.size.dtype)
+
+
+def entered(levels: Levels, depth: Int[Any, "*c b"]) -> Levels:
+    """Count new items in their reservoirs; NumPy or JAX, one copy or several.
+
+    Example:
+        >>> entered(Levels.empty(2), jnp.array([1, 2])).size.tolist()
+        [0, 2, 1, 0]
+    """
+    return levels._replace(size=levels.size + _within(levels, depth))
+
+
+def left(levels: Levels, depth: Int[Any, "*c b"], elements: Int[Any, " b"]) -> Levels:
+    """Count items out of their reservoirs and mark them dead where they were sampled.
+
+    Example:
+        >>> levels = Levels.empty(1)._replace(order=jnp.array([4]), alive=jnp.array([True]))
+        >>> left(levels, jnp.array([0]), jnp.array([4])).alive.tolist()
+        [False]
+    """
+    dead = (levels.order[..., None] == elements).any(-1)
+    size = levels.size - _within(levels, depth)
+    return levels._replace(size=size, alive=levels.alive & ~dead)
+
+
+def first_due(settings: LevelSettings, levels: Levels) -> Int[Any, "*c"]:
+    """The first level that must be rebuilt, or 0; the rule of insertions and of deletions.
+
+    A level is due if it is new, if its reservoir has grown by the factor `growth`, or if more than
+    the share `inner_eps` of its sample is dead.
 
     Args:
         settings: the maximiser's settings.
-        levels: the levels, with the inserted item counted in `size`; NumPy or JAX.
-        depth: how deep the item went.
+        levels: the levels, after `entered` or `left`; NumPy or JAX.
 
     Returns:
-        The level, a scalar.
+        The level of each copy, `[*c]`.
 
     Example:
         >>> settings = LevelSettings(k=2)
-        >>> int(first_to_build(settings, Levels.empty(2), jnp.array(1)))
+        >>> int(first_due(settings, entered(Levels.empty(2), jnp.array([1]))))
         1
     """
-    index = jnp.arange(settings.k + 2)
-    due = (index == levels.num_levels + 1) | (levels.size >= settings.growth * levels.built)
-    due = due & (index >= 1) & (index <= depth)
-    return jnp.where(jnp.any(due), jnp.argmax(due), 0).astype(jnp.int32)
-
-
-def level_hit_by_deletion(settings: LevelSettings, levels: Levels, element: Int[Array, ""]):
-    """Mark a sampled item dead and find the level that must be rebuilt for it, or 0.
-
-    Args:
-        settings: the maximiser's settings.
-        levels: the levels.
-        element: the item deleted.
-
-    Returns:
-        Its slots `[k]` (none if it was not sampled), and the level whose dead are more than the
-        share `inner_eps` of its sample, or 0.
-
-    Example:
-        >>> levels = Levels.empty(1)._replace(
-        ...     order=jnp.array([4]), level=jnp.array([1]), alive=jnp.array([True]),
-        ...     drawn=jnp.array([0, 1, 0]))
-        >>> int(level_hit_by_deletion(LevelSettings(k=1), levels, jnp.array(4))[1])
-        1
-    """
-    slot = levels.alive & (levels.order == element)
-    level = jnp.sum(jnp.where(slot, levels.level, 0))
-    dead = jnp.sum((levels.level == level) & ~(levels.alive & ~slot))
-    due = (level > 0) & (dead > settings.inner_eps * levels.drawn[level])
-    return slot, jnp.where(due, level, 0).astype(jnp.int32)
+    xp = _numpy_of(levels.size)
+    index = xp.arange(settings.k + 2)
+    new = index == levels.num_levels[..., None] + 1
+    grown = levels.size >= settings.growth * levels.built
+    dead = ((levels.level[..., None, :] == index[:, None]) & ~levels.alive[..., None, :]).sum(-1)
+    decayed = dead > settings.inner_eps * levels.drawn
+    due = (index >= 1) & ((levels.size > 0) & (new | grown) | decayed)
+    return xp.where(due.any(-1), due.argmax(-1), 0).astype(levels.size.dtype)
 
 
 @functools.partial(pytrees.jit, static_argnames="settings")

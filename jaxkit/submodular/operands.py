@@ -53,13 +53,46 @@ def operand(
         return jnp.asarray(array, jnp.float32)
     smallest, largest = float(array.min()), float(array.max())
     if not (math.isfinite(smallest) and math.isfinite(largest)):
-        raise ValueError(f"{name} must be finite, got NaN or infinity in it")
+        place = np.argwhere(~np.isfinite(np.asarray(array)))[0]
+        where = f"row {place[0]}" if rank == 2 else f"entry {place[0]}"
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {where}")
     if smallest < minimum or largest > maximum:
         wrong = smallest if smallest < minimum else largest
         raise ValueError(f"{name} must be in [{minimum:g}, {maximum:g}], got an entry {wrong:g}")
     if max(abs(smallest), abs(largest)) > float(np.finfo(np.float32).max):
         raise ValueError(f"{name} must fit float32, got entries from {smallest:g} to {largest:g}")
     return jnp.asarray(array, jnp.float32)
+
+
+def refuse_text(name: str, value: Any) -> None:
+    """Raise if `value` is a data frame with columns that are no numbers, and name them.
+
+    Example:
+        >>> refuse_text("features", np.eye(2))
+    """
+    if not (hasattr(value, "columns") and hasattr(value, "to_numpy")):
+        return
+    kinds = {str(column): np.asarray(value[column]).dtype.kind for column in value.columns}
+    text = [column for column, kind in kinds.items() if kind not in "biuf"]
+    if text:
+        raise TypeError(
+            f"{name} must hold numbers, got columns {', '.join(map(repr, text))} that do not: "
+            "encode them or leave them out"
+        )
+
+
+def table(value: Any, name: str = "features") -> Any:
+    """A table as an array: data frames of numbers and SciPy's sparse matrices are made dense.
+
+    Example:
+        >>> import scipy.sparse
+        >>> table(scipy.sparse.eye_array(2)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    refuse_text(name, value)
+    if hasattr(value, "toarray"):
+        return value.toarray()
+    return value.to_numpy() if hasattr(value, "to_numpy") else value
 
 
 def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:

@@ -24,22 +24,22 @@ def copy_key(key: jax.Array, exponent: Int[Array, ""]) -> jax.Array:
 
 
 @pytrees.jit
-def singleton(function, element):
-    """F of one item."""
-    return function.gains(function.init(), element)
+def singletons(function, elements):
+    """F of single items `[b]`."""
+    return function.gains(function.init(), elements)
 
 
 @pytrees.jit
-def deepest(function, prefixes, copies, limits, taus, element):
-    """Search the deepest level for an item in several copies `[c]` at once."""
+def deepest(function, prefixes, copies, limits, taus, elements):
+    """Search the deepest level for items `[p]`, each in a copy of its own."""
 
-    def one(copy, limit, tau):
+    def one(copy, limit, tau, element):
         def prefix(i):
             return jax.tree.map(lambda leaf: leaf[copy, i], prefixes)
 
         return levels.deepest(function, prefix, limit, tau, element)
 
-    return jax.vmap(one)(copies, limits, taus)
+    return jax.vmap(one)(copies, limits, taus, elements)
 
 
 @functools.partial(pytrees.jit, static_argnames="settings", donate_argnames="prefixes")

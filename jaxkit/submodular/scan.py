@@ -197,6 +197,7 @@ class _Copy(NamedTuple):
     depth: Int[Array, " n"]
     levels: Levels
     prefixes: Any
+    first: Int[Array, ""]
 
 
 def _update(function, settings: LevelSettings, state: ScanState, insert, element):
@@ -205,21 +206,26 @@ def _update(function, settings: LevelSettings, state: ScanState, insert, element
     element = jnp.clip(element, 0, n - 1)
     legal &= state.live[element] != insert
     singleton = function.gains(function.init(), element)
-    highest = np.float32(2 * settings.k) * singleton
-    member = legal & insert & (singleton <= state.guesses) & (state.guesses <= highest)
-    ratio = 1 + settings.inner_eps
+    member = legal & insert & guesses.belongs(state.guesses, singleton, settings.k)
+    ratio, highest = 1 + settings.inner_eps, np.float32(2 * settings.k) * singleton
     covered = (state.guesses[0] < singleton * ratio) & (highest < state.guesses[-1] * ratio)
     overflow = legal & insert & (singleton > 0) & ~covered
 
-    def one_copy(_, xs):
-        member, copy = xs
-        concerned = jnp.where(insert, member, legal & (copy.depth[element] > 0))
-        changed = functools.partial(_change, function, settings, state.key, insert, element)
-        return None, jax.lax.cond(concerned, changed, lambda copy: (copy, 0), copy)
+    held = state.depth[:, element]
+    depth, asked = _search(function, settings, state, member, element)
+    gone = legal & ~insert
+    lv = levels.entered(state.levels, depth[:, None])
+    lv = levels.left(lv, jnp.where(gone, held, 0)[:, None], jnp.where(gone, element, -2)[None])
+    depths = state.depth.at[:, element].set(jnp.where(legal, depth, held))
 
-    copies = _Copy(state.exponents, state.guesses, state.depth, state.levels, state.prefixes)
-    _, (copies, asked) = jax.lax.scan(one_copy, None, (member, copies))
-    num_queries = jnp.sum(asked) + (legal & insert)
+    def one_copy(_, copy: _Copy):
+        rebuild = functools.partial(_rebuild, function, settings, state.key)
+        return None, jax.lax.cond(copy.first > 0, rebuild, lambda copy: (copy, 0), copy)
+
+    due = levels.first_due(settings, lv)
+    copies = _Copy(state.exponents, state.guesses, depths, lv, state.prefixes, due)
+    _, (copies, more) = jax.lax.scan(one_copy, None, copies)
+    num_queries = jnp.sum(asked) + jnp.sum(more) + (legal & insert)
     live = state.live.at[element].set(jnp.where(legal, insert, state.live[element]))
     values = levels.values_of(function, settings, copies.levels.order, copies.levels.alive)
     best = jnp.argmax(values)
@@ -236,51 +242,35 @@ def _update(function, settings: LevelSettings, state: ScanState, insert, element
     return after, ScanTrace(values[best], items, num_queries.astype(jnp.int32))
 
 
-def _change(function, settings, key, insert, element, copy: _Copy):
-    """Insert into or delete from one copy that is concerned, and rebuild where that is due."""
-    old = copy.levels
-    tau = copy.guess / np.float32(2 * settings.k)
-    index = jnp.arange(settings.k + 2)
+def _search(function, settings, state: ScanState, member, element):
+    """Depth of an item in each copy that it belongs to (else 0), and the queries, `[c]`."""
 
-    def inserted(_):
+    def one(member, guess, lv, prefixes):
         def prefix(i):
-            return jax.tree.map(lambda leaf: leaf[i], copy.prefixes)
+            return jax.tree.map(lambda leaf: leaf[i], prefixes)
 
-        full = jnp.sum(old.level > 0) == settings.k
-        limit = (old.num_levels + ~full).astype(jnp.int32)
-        depth, asked = levels.deepest(function, prefix, limit, tau, element)
-        size = old.size + ((index >= 1) & (index <= depth))
-        new = old._replace(size=size)
-        return new, depth, levels.first_to_build(settings, new, depth), asked
+        full = jnp.sum(lv.level > 0) == settings.k
+        limit = jnp.where(member, lv.num_levels + ~full, 1).astype(jnp.int32)
+        tau = guess / np.float32(2 * settings.k)
+        found = levels.deepest(function, prefix, limit, tau, element)
+        return jnp.where(member, found.depth, 0), found.num_queries
 
-    def deleted(_):
-        slot, first = levels.level_hit_by_deletion(settings, old, element)
-        size = old.size - ((index >= 1) & (index <= copy.depth[element]))
-        new = old._replace(size=size, alive=old.alive & ~slot)
-        return new, jnp.zeros((), jnp.int32), first, jnp.zeros((), jnp.int32)
+    return jax.vmap(one)(member, state.guesses, state.levels, state.prefixes)
 
-    new, depth, first, asked = jax.lax.cond(insert, inserted, deleted, None)
-    depths = copy.depth.at[element].set(depth)
 
-    def rebuilt(_):
-        candidates = jnp.arange(function.num_items, dtype=jnp.int32)
-        present = depths >= first
-        built = levels.build(
-            function,
-            settings,
-            new,
-            copy.prefixes,
-            first,
-            candidates,
-            present,
-            tau,
-            oracle.copy_key(key, copy.exponent),
-        )
-        depth = jnp.where(present, built.depth, depths)
-        return depth, built.levels, built.prefixes, built.num_queries.astype(jnp.int32)
-
-    def kept(_):
-        return depths, new, copy.prefixes, jnp.zeros((), jnp.int32)
-
-    depths, new, prefixes, more = jax.lax.cond(first > 0, rebuilt, kept, None)
-    return copy._replace(depth=depths, levels=new, prefixes=prefixes), asked + more
+def _rebuild(function, settings, key, copy: _Copy):
+    present = copy.depth >= copy.first
+    built = levels.build(
+        function,
+        settings,
+        copy.levels,
+        copy.prefixes,
+        copy.first,
+        jnp.arange(function.num_items, dtype=jnp.int32),
+        present,
+        copy.guess / np.float32(2 * settings.k),
+        oracle.copy_key(key, copy.exponent),
+    )
+    depth = jnp.where(present, built.depth, copy.depth)
+    new = copy._replace(depth=depth, levels=built.levels, prefixes=built.prefixes)
+    return new, built.num_queries.astype(jnp.int32)

@@ -35,6 +35,11 @@ class Guarantee:
     ratio: Any
     holds: str = flax.struct.field(pytree_node=False)
 
+    def __str__(self) -> str:
+        if self.holds == "not known":
+            return "no bound is known"
+        return f"proved to be at least {float(self.ratio):.3f} of the optimum, {self.holds}"
+
 
 #: What holds of a greedy on a function that is not known to be monotone.
 NO_GUARANTEE = Guarantee(0.0, "not known")

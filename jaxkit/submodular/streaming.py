@@ -111,7 +111,8 @@ class Sieve:
     ) -> SieveState:
         """Offer one item to every set that it could serve.
 
-        Costs 1 query, and 1 for each set that is not full and not empty.
+        Costs 1 query for F of the item alone, and 1 for each set that is not full and whose guess
+        is in range once the item has been seen: empty sets, and those it brings up, too.
 
         Args:
             function: the set function.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular
+from jaxkit.submodular import exemplars, scan, streaming
 
 N, K = 16, 3
 SETTINGS = submodular.LevelSettings(2, 0.3)
@@ -149,7 +150,6 @@ CASES = {
 }
 
 EXCLUDED = {
-    "submodular.Sieve": "made by sieve_streaming and sieve_streaming_pp",
     "submodular.DynamicMaximiser": "driven from the host; dynamic_scan is the same, pure",
     "submodular.SubsetSelector": "driven from the host; select and the sieves are its pure parts",
 }
@@ -203,7 +203,7 @@ some = pytest.mark.parametrize(
 
 
 def test_every_public_maximiser_is_in_the_table(assert_complete, returned):
-    results = (submodular.Selection, submodular.Sieve, submodular.ScanTrace)
+    results = (submodular.Selection, streaming.Sieve, scan.ScanTrace)
 
     def is_of_kind(value):
         selects = any(hasattr(value, part) for part in ("solution", "fit_transform"))
@@ -222,7 +222,7 @@ def test_one_program_serves_all_data_and_a_selection_has_the_value_it_claims(nam
         _, trace = result
         function, chosen, value = data(name), trace.indices[-1], trace.values[-1]
     else:
-        function = submodular.objective_of(data(name)) if CASES[name].of_rows else data(name)
+        function = exemplars.objective_of(data(name)) if CASES[name].of_rows else data(name)
         chosen, value = result.indices, result.value
         assert (result.indices.dtype, result.gains.dtype) == (jnp.int32, jnp.float32)
         assert result.indices.shape == result.gains.shape == result.valid.shape

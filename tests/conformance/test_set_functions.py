@@ -166,10 +166,6 @@ CASES = {
             ),
         ),
     ),
-    "submodular.objective_of": Case(
-        lambda rng: submodular.objective_of(rows(rng), "feature_based"),
-        refused=((lambda: submodular.objective_of(EYE, "facility"), "objective must be one of"),),
-    ),
     "submodular.Restriction": Case(
         lambda rng: submodular.Restriction(
             submodular.facility_location(rng.uniform(size=(9, 2 * N))),

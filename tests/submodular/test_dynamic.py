@@ -1,5 +1,6 @@
 """The dynamic maximiser: its invariants, its bound, its counts, and its two drivers."""
 
+import dataclasses
 import math
 
 import jax
@@ -252,6 +253,62 @@ def test_the_scan_flags_what_it_cannot_do():
     assert bool(after.overflow)
 
 
+def test_batches_keep_the_invariants_and_the_bound_with_fewer_queries(all_values, best_of):
+    rng = np.random.default_rng(2)
+    function = facility(rng)
+    values = all_values(function)
+    key = jax.random.key(0)
+    one_by_one = submodular.DynamicMaximiser(function, K, key)
+    batched = submodular.DynamicMaximiser(function, K, key)
+    for _ in range(12):
+        absent = np.setdiff1d(np.arange(N), batched.live)
+        coming = rng.permutation(absent)[: rng.integers(1, 5)]
+        if coming.size:
+            batched.insert(coming)
+            for item in coming:
+                one_by_one.insert(item)
+        check_invariants(batched, values)
+        going = rng.permutation(batched.live)[: rng.integers(1, 4)]
+        batched.delete(going)
+        for item in going:
+            one_by_one.delete(item)
+        check_invariants(batched, values)
+        assert batched.live.tolist() == one_by_one.live.tolist()
+        optimum = best_of(values, batched.live, K)
+        assert batched.solution().value >= batched.guarantee.ratio * optimum - 1e-5
+    assert batched.num_queries < one_by_one.num_queries
+
+
+def test_a_stream_longer_than_the_memory_uses_places_again():
+    rng = np.random.default_rng(0)
+    clients = rng.normal(size=(20, 3))
+    capacity, window = 64, 30
+    function = submodular.facility_location_from_features(
+        np.ones((capacity, 3)), clients, kernel="rbf"
+    )
+    live = submodular.DynamicMaximiser(function, K, jax.random.key(0))
+    rows, inside, worst = np.ones((capacity, 3), np.float32), [], 1.0
+    for _ in range(40):
+        places = live.free[:10]
+        rows[places] = rng.normal(size=(places.size, 3))
+        live.function = dataclasses.replace(live.function, rows=jnp.asarray(rows))
+        live.insert(places)
+        inside.extend(places.tolist())
+        if len(inside) > window:
+            live.delete(inside[:-window])
+            inside = inside[-window:]
+        mask = np.isin(np.arange(capacity), inside)
+        best = float(submodular.greedy(live.function, K, mask=mask).value)
+        found = live.solution()
+        assert set(found.indices.tolist()) <= set(inside)
+        np.testing.assert_allclose(
+            submodular.evaluate(live.function, found.indices), found.value, rtol=1e-5
+        )
+        worst = min(worst, found.value / best)
+    assert worst >= 0.3
+    assert live.state.depth.shape[1] == capacity
+
+
 def test_polish_is_never_worse_and_never_changes_the_state():
     rng = np.random.default_rng(4)
     function = facility(rng)
@@ -333,10 +390,24 @@ def test_bad_operations_raise_and_change_nothing():
         (lambda: maximiser.insert(4), IndexError, r"element must be in \[0, 4\), got 4"),
         (lambda: maximiser.insert(-1), IndexError, "got -1"),
         (lambda: maximiser.delete(2.5), TypeError, "element must be an integer, got 2.5"),
+        (lambda: maximiser.insert([0, 3, 0]), ValueError, "elements must not repeat, got 0 twice"),
+        (lambda: maximiser.insert([0, 2]), ValueError, "element must not be in already, got 2"),
+        (lambda: maximiser.delete([1, 3]), KeyError, "element must be in, got 3"),
+        (lambda: maximiser.delete([0.5, 1.0]), TypeError, "elements must be integers"),
     ):
         with pytest.raises(error, match=message):
             call()
         jax.tree.map(np.testing.assert_array_equal, plain(), before)
+
+
+@pytest.mark.usefixtures("bad_input")
+def test_an_item_whose_value_has_no_guesses_in_float32_is_named():
+    maximiser = submodular.DynamicMaximiser(
+        submodular.modular(np.array([1.0, 1e38])), 2, jax.random.key(0)
+    )
+    with pytest.raises(ValueError, match="got 1e\\+38 for element 1"):
+        maximiser.insert([0, 1])
+    assert maximiser.live.size == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular
-from jaxkit.submodular import cardinality, selection
+from jaxkit.submodular import cardinality, queries, selection
 
 K = 4
 
@@ -136,7 +136,7 @@ def test_orders_and_query_counts_equal_the_reference(reference):
     )
     assert found.indices.tolist() == block["order"]
     for block in want["stochastic_sample_size"]:
-        size = submodular.stochastic_sample_size(block["n"], block["k"], block["eps"])
+        size = cardinality.stochastic_sample_size(block["n"], block["k"], block["eps"])
         assert size == block["size"]
 
 
@@ -287,7 +287,7 @@ def test_only_the_best_gains_and_the_winning_row_cross_devices(devices):
 
 
 def test_query_counts_pass_32_bits():
-    count = submodular.QueryCount.zero()
+    count = queries.QueryCount.zero()
     for _ in range(3):
         count = count.plus(2**31 + 5)
     assert int(count) == 3 * (2**31 + 5)

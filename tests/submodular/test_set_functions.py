@@ -289,11 +289,6 @@ def test_weights_of_a_mixture_can_be_swept_by_vmap(count_traces):
             "did you mean 'cosine'",
         ),
         (
-            lambda: submodular.facility_location_from_features([[0.0, 0.0]]),
-            ValueError,
-            "zero row",
-        ),
-        (
             lambda: submodular.facility_location_from_features([[1.0]], [[1.0, 2.0]]),
             ValueError,
             "clients",

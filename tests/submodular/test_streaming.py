@@ -2,7 +2,11 @@
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
+from sklearn import base, exceptions, linear_model, pipeline, preprocessing
+from sklearn.utils import estimator_checks
 
 from jaxkit import submodular
 from jaxkit.submodular import streaming
@@ -105,6 +109,13 @@ def test_a_run_over_new_data_is_not_traced_again():
     assert streaming._run.compiled._cache_size() == compiled
 
 
+def test_the_first_item_asks_every_set_it_brings_up():
+    function, sieve = submodular.modular(np.ones(3)), submodular.sieve_streaming(3)
+    first = sieve.update(function, sieve.init(function), 0)
+    used = int((first.exponents > streaming._UNUSED).sum())
+    assert int(first.num_queries) == 1 + used
+
+
 @pytest.mark.usefixtures("bad_input")
 def test_bad_input_raises_where_it_enters():
     for make in SIEVES:
@@ -122,10 +133,59 @@ def test_bad_input_raises_where_it_enters():
 def test_the_selector_fits_as_select_does():
     rows = np.random.default_rng(0).uniform(size=(40, 3))
     selector = submodular.SubsetSelector(5)
-    picked = selector.fit_transform(rows)
+    picked = selector.fit_resample(rows)
     found = submodular.select(rows, 5)
-    assert selector.ranking.tolist() == found.indices.tolist()
-    np.testing.assert_array_equal(picked, rows[selector.ranking])
+    assert selector.ranking_.tolist() == found.indices.tolist()
+    np.testing.assert_array_equal(picked, rows[selector.ranking_])
+    np.testing.assert_array_equal(selector.exemplars_, picked)
+    np.testing.assert_allclose(
+        selector.transform(rows),
+        submodular.similarity_matrix(rows)[:, selector.ranking_],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.slow
+def test_the_selector_passes_every_check_of_scikit_learn():
+    results = estimator_checks.check_estimator(submodular.SubsetSelector(), on_fail=None)
+    failed = [
+        (found["check_name"], found["exception"])
+        for found in results
+        if found["status"] == "failed"
+    ]
+    assert not failed
+    assert len(results) > 40
+
+
+def test_the_selector_takes_tables_of_every_kind_and_stands_in_pipelines():
+    rows = np.random.default_rng(0).normal(size=(30, 3)).round(2)
+    frame = pd.DataFrame(rows, columns=["a", "b", "c"])
+    labels = np.arange(30) % 2
+    want = submodular.SubsetSelector(4).fit(rows).ranking_
+    picked, kept = submodular.SubsetSelector(4).fit_resample(frame, labels)
+    assert picked.equals(frame.iloc[want])
+    assert kept.tolist() == labels[want].tolist()
+    sparse = submodular.SubsetSelector(4).fit_resample(scipy.sparse.csr_array(rows))
+    np.testing.assert_allclose(sparse.toarray(), rows[want])
+    assert submodular.select(frame, 4).indices.tolist() == want.tolist()
+    assert submodular.select(scipy.sparse.csr_array(rows), 4).indices.tolist() == want.tolist()
+    selector = base.clone(submodular.SubsetSelector(4)).set_output(transform="pandas")
+    assert selector.fit_transform(frame).columns.tolist() == [
+        f"subsetselector{i}" for i in range(4)
+    ]
+    model = pipeline.make_pipeline(
+        preprocessing.StandardScaler(), submodular.SubsetSelector(4), linear_model.Ridge()
+    )
+    assert model.fit(rows, labels).predict(rows).shape == (30,)
+    for take in (submodular.SubsetSelector(4).fit, lambda table: submodular.select(table, 4)):
+        with pytest.raises(TypeError, match="columns 'name' that do not"):
+            take(frame.assign(name="x"))
+
+
+def test_a_row_of_zeros_is_similar_to_nothing_and_chosen_last():
+    chosen = submodular.select(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 3)
+    assert chosen.indices.tolist() == [1, 2, 0]
+    assert chosen.gains.tolist() == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -143,29 +203,29 @@ def test_partial_fit_equals_a_sieve_over_the_whole_table(objective):
     sieve = submodular.sieve_streaming_pp(4, eps=0.2)
     state = sieve.run(function, sieve.init(function), np.arange(700))
     want = sieve.solution(function, state)
-    assert selector.ranking.tolist() == want.indices[want.valid].tolist()
-    np.testing.assert_allclose(selector.gains, want.gains[want.valid], rtol=1e-5)
-    assert selector.exemplars.shape == (len(selector.ranking), 3)
+    assert selector.ranking_.tolist() == want.indices[want.valid].tolist()
+    np.testing.assert_allclose(selector.gains_, want.gains[want.valid], rtol=1e-5)
+    np.testing.assert_array_equal(selector.exemplars_, rows[selector.ranking_])
 
 
 @pytest.mark.usefixtures("bad_input")
 def test_the_selector_refuses_bad_input_and_keeps_its_state():
     selector = submodular.SubsetSelector(2, objective="feature_based")
-    with pytest.raises(ValueError, match="fit before it"):
+    with pytest.raises(exceptions.NotFittedError):
         selector.transform(np.eye(3))
     selector.partial_fit(np.eye(3))
-    before = selector.ranking.tolist()
-    with pytest.raises(ValueError, match="columns"):
+    before = selector.ranking_.tolist()
+    with pytest.raises(ValueError, match="4 features"):
         selector.partial_fit(np.eye(4))
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="NaN"):
         selector.partial_fit(np.full((2, 3), np.nan))
-    assert selector.ranking.tolist() == before
+    with pytest.raises(ValueError, match="-1"):
+        selector.partial_fit(-np.eye(3))
+    assert selector.ranking_.tolist() == before
     with pytest.raises(ValueError, match="partial_fit needs"):
         submodular.SubsetSelector(2, objective="graph_cut").partial_fit(np.eye(3))
-    with pytest.raises(ValueError, match="more than"):
-        submodular.SubsetSelector(2).fit(np.eye(5)).transform(np.eye(1))
     with pytest.raises(ValueError, match="did you mean"):
-        submodular.SubsetSelector(2, objective="facility_locations")
+        submodular.SubsetSelector(2, objective="facility_locations").fit(np.eye(3))
 
 
 def test_the_figure_marks_every_selected_row():

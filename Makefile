@@ -15,8 +15,22 @@ else
   INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: train test test-fast test-slow lint notebooks benchmark docs clean
+# One room (make test ROOM=federated), or all.
+ROOM ?=
+PATHS := $(if $(ROOM),$(wildcard tests/$(ROOM) jaxkit/$(ROOM)))
+# What each room is for, as its examples show it.
+FAST := tests/test_files.py tests/test_logs.py tests/test_validation.py tests/test_readme.py \
+  $(addprefix jaxkit/, schedules/profile_schedules.py width/adamw.py losscurves/curves.py \
+  privacy/clipped_gradients.py federated/simulation.py lexinvariant/objective.py \
+  continual/stream_runs.py submodular/cardinality.py subrl/fitting.py models/generation.py \
+  training/driver.py datasets jobs/sampling.py experiments/evidence.py)
+
+.PHONY: help train test test-fast test-slow lint notebooks benchmark docs clean
 .DEFAULT_GOAL := test
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo 'JAX=cuda13, cuda12 or tpu installs for a device; WORKERS=8 tests in 8 processes; ARGS is passed on.'
 
 $(BIN)/python:
 	$(CREATE)
@@ -36,8 +50,12 @@ train: $(VENV)/.train-$(JAX)  ## train the language model on the embedded text
 	$(BIN)/jaxkit train $(ARGS)
 
 # The slow tests, and pytest by itself, compile with XLA's optimisations.
-test: $(VENV)/.dev-$(JAX)  ## the whole quick test suite
-	JAXKIT_QUICK_COMPILE=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+test: $(VENV)/.dev-$(JAX)  ## every quick test, or those of one room: make test ROOM=federated
+	$(if $(ROOM),$(if $(PATHS),,$(error ROOM=$(ROOM) is no room)))
+	JAXKIT_QUICK_COMPILE=1 $(BIN)/python -m pytest -n $(WORKERS) $(PATHS) $(ARGS)
+
+test-fast: $(VENV)/.dev-$(JAX)  ## a smoke of every room, under a minute
+	JAXKIT_QUICK_COMPILE=1 $(BIN)/python -m pytest -n $(WORKERS) $(FAST) $(ARGS)
 
 test-slow: $(VENV)/.dev-$(JAX)  ## the experiments and multi-process runs
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
@@ -57,5 +75,5 @@ docs: $(VENV)/.dev-$(JAX)  ## the site in site/, checked
 	$(BIN)/python scripts/site/build.py
 	$(BIN)/python scripts/site/check.py
 
-clean:
+clean:  ## remove what was built
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache

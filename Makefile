@@ -25,7 +25,7 @@ FAST := tests/test_files.py tests/test_logs.py tests/test_validation.py tests/te
   continual/stream_runs.py submodular/cardinality.py subrl/fitting.py models/generation.py \
   training/driver.py datasets jobs/sampling.py experiments/evidence.py)
 
-.PHONY: help train test test-fast test-slow lint notebooks benchmark docs clean
+.PHONY: help train test test-fast test-slow test-tpu lint notebooks benchmark docs clean
 .DEFAULT_GOAL := test
 
 help:  ## this list
@@ -42,6 +42,10 @@ $(VENV)/.train-$(JAX): pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev-$(JAX): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[dev$(ACCELERATOR)]"
 	@touch $@ $(VENV)/.train-$(JAX)
+# Apart from the other packages, so that nothing else takes this machine for a TPU's host.
+$(VENV)/.tpu: $(VENV)/.dev-$(JAX)
+	$(INSTALL) --target $(VENV)/tpu --no-deps libtpu
+	@touch $@
 $(VENV)/.benchmark: $(VENV)/.dev-$(JAX)
 	$(INSTALL) -e ".[benchmark]"
 	@touch $@
@@ -59,6 +63,11 @@ test-fast: $(VENV)/.dev-$(JAX)  ## a smoke of every room, under a minute
 
 test-slow: $(VENV)/.dev-$(JAX)  ## the experiments and multi-process runs
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+# Skipped, saying why, where the TPU's compiler cannot be installed.
+test-tpu: $(VENV)/.dev-$(JAX)  ## the programs for TPU pods, compiled without a TPU
+	-@$(MAKE) --no-print-directory $(VENV)/.tpu
+	PYTHONPATH=$(VENV)/tpu $(BIN)/python -m pytest -n $(WORKERS) -m tpu -rs $(ARGS)
 
 lint: $(VENV)/.dev-$(JAX)  ## style and types
 	$(BIN)/ruff check .

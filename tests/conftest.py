@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -96,6 +97,17 @@ def devices():
     found = jax.devices()
     assert len(found) == 8
     return found
+
+
+@pytest.fixture(scope="session")
+def pod():
+    """16 TPUs to compile for, at low effort; they are not here."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the tpu extra is not installed: make test-tpu")
+    from jaxkit import training
+
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    return training.topology_devices("v5e:4x4")
 
 
 @pytest.fixture(scope="session")

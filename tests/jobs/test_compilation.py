@@ -109,14 +109,8 @@ def test_what_cannot_be_compiled_is_one_line(capsys, monkeypatch, tmp_path, opti
     assert message in error
 
 
-needs_tpu_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the tpu extra is not installed"
-)
-
-
-@pytest.mark.slow
-@needs_tpu_compiler
-def test_a_step_that_does_not_fit_is_a_result():
+@pytest.mark.tpu
+def test_a_step_that_does_not_fit_is_a_result(pod):
     config = sized(batch_size=4096, sequence_length=2048, d_model=256, dtype="bfloat16")
     found = compilation.compile_program(config, "v5e:2x2", vocab_size=32_000, effort="low")
     assert found.cost is None

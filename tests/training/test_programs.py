@@ -1,6 +1,3 @@
-import functools
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -145,20 +142,9 @@ def test_a_stack_of_products_moves_and_multiplies_what_the_closed_form_says(devi
     assert cost.flops == 7 * 3 * 2 * 2 * 32 * 64 * 256
 
 
-@functools.cache
-def tpu_mesh(text, topology="v5e:4x4"):
-    return training.make_mesh(text, training.topology_devices(topology))
-
-
-needs_tpu_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the tpu extra is not installed"
-)
-
-
-@pytest.mark.slow
-@needs_tpu_compiler
-def test_the_tpu_compiler_moves_what_the_closed_form_says():
-    mesh = tpu_mesh("data=2,fsdp=8")
+@pytest.mark.tpu
+def test_the_tpu_compiler_moves_what_the_closed_form_says(pod):
+    mesh = training.make_mesh("data=2,fsdp=8", pod)
     cost = product_cost(mesh, 12, 1024, 4096, (128, 512), jnp.bfloat16)
     weights = 2 * 2 * 12 * 1024 * 4096
     assert cost.received(["fsdp"]) == 3 * weights * 7 // 8

@@ -32,3 +32,18 @@ def test_a_program_of_each_room_receives_on_a_pod_what_it_must(pod, make):
     program = make(pod)
     cost = training.program_cost(program.lowered.compile(), program.mesh)
     assert cost.received() <= 1.2 * program.expected + 2**10
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("151M, V = 32,000", (2, 8, 1)), ("151M lexinvariant, V = 128", (2, 4, 2))],
+)
+def test_a_language_model_keeps_to_its_budget(pod, name, sizes):
+    config, vocab_size, rows, *_ = pods.LANGUAGE_MODELS[name]
+    found = pods.compiled_step(config, vocab_size, sizes, rows)
+    cost, closed = found.cost, found.closed_form
+    assert cost.received() <= 1.2 * closed.exchange_bytes
+    assert cost.temporary_bytes <= 1.3 * closed.temporary_bytes
+    assert pods.moved_activations(found, rows, config.sequence_length) == 0
+    assert cost.unknown_loops == cost.unknown_kernels == 0

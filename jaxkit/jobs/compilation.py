@@ -32,6 +32,7 @@ class Compilation(NamedTuple):
     """What became of a program on a topology.
 
     Attributes:
+        config: what was compiled.
         topology: the devices compiled for.
         mesh: their mesh.
         seconds: that compiling took.
@@ -43,6 +44,7 @@ class Compilation(NamedTuple):
         executable: the program.
     """
 
+    config: TrainConfig
     topology: str
     mesh: Mesh
     seconds: float
@@ -119,14 +121,16 @@ def compile_program(
             raise
         refusal = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0]
     seconds = time.perf_counter() - start
-    return Compilation(topology, mesh, seconds, effort, cost, refusal, closed_form, executable)
+    return Compilation(
+        config, topology, mesh, seconds, effort, cost, refusal, closed_form, executable
+    )
 
 
 @contextlib.contextmanager
 def _compiler_effort(effort: Effort) -> Iterator[None]:
     name = "jax_exec_time_optimization_effort"
     before = getattr(jax.config, name)
-    jax.config.update(name, -1.0 if effort == "low" else before)
+    jax.config.update(name, -1.0 if effort == "low" else 0.0)
     try:
         yield
     finally:
@@ -234,6 +238,7 @@ def compilation_report(found: Compilation) -> dict[str, Any]:
         "temporaries": cost.temporary_bytes,
     }
     report["flops"] = cost.flops
+    report["unknown"] = {"loops": cost.unknown_loops, "kernels": cost.unknown_kernels}
     report["memory_traffic"] = cost.memory_bytes
     report["received"] = {
         "total": cost.received(),
@@ -302,6 +307,10 @@ def compilation_tables(found: Compilation, largest: int = 8) -> list[tables.Tabl
         row(name, cost.received(crossed), expected.get(crossed), _mega)
     row("received", cost.received(), closed.exchange_bytes, _mega)
     row("operations", cost.flops, closed.executed_flops, lambda flops: f"{flops / 1e12:.3f} TFLOP")
+    if cost.unknown_loops or cost.unknown_kernels:
+        needs.add_row(
+            "loops and kernels not counted", f"{cost.unknown_loops}, {cost.unknown_kernels}"
+        )
     crossing = tables.Table("operation", "over", "times", "received", "makes", "for")
     for one in cost.collectives[:largest]:
         source = "/".join(one.source.rsplit("/", 3)[-3:])

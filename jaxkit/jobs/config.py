@@ -90,7 +90,14 @@ class TrainConfig:
         num_heads: attention heads.
         head_dim: width of a head.
         d_ff: width of the MLP.
+        num_kv_heads: heads of keys and values, each shared by as many heads of queries; by default
+            one each.
+        activation: of the MLP: relu, silu, gelu or gelu_tanh.
         gated_mlp: use a gated MLP.
+        rotary_base: wavelength base of rotary positions.
+        norm_epsilon: added to the mean square in every norm.
+        embedding_affine: learn a scale and a bias after the token table.
+        tied_readout: score tokens against the table that was read, not against a second one.
         dtype: type of activations and matmul inputs.
         remat: recompute blocks in the backward pass to save memory.
         privacy: budget of a differentially private run.
@@ -141,7 +148,13 @@ class TrainConfig:
     num_heads: int = 4
     head_dim: int = 32
     d_ff: int = 512
+    num_kv_heads: int | None = None
+    activation: Literal["relu", "silu", "gelu", "gelu_tanh"] = "relu"
     gated_mlp: bool = False
+    rotary_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    embedding_affine: bool = True
+    tied_readout: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
@@ -327,7 +340,13 @@ class TrainConfig:
                 # Random rows or names give attention nothing constant to find the previous token
                 # by.
                 recency_heads=self.embedding != "fixed" and self.position == "t5",
+                num_kv_heads=self.num_kv_heads,
+                activation=self.activation,
                 gated_mlp=self.gated_mlp,
+                rotary_base=self.rotary_base,
+                norm_epsilon=self.norm_epsilon,
+                embedding_affine=self.embedding_affine,
+                tied_readout=self.tied_readout,
                 dtype=self.dtype,
                 remat=self.remat,
                 unroll_layers=on_cpu and self.num_layers <= 8,
@@ -357,7 +376,9 @@ class TrainConfig:
     def _at_width(self, d_model: int) -> TrainConfig:
         """This configuration with everything that grows with the width shrunk or grown to it."""
         scaled = {}
-        for field in ("num_heads", "d_ff"):
+        for field in ("num_heads", "num_kv_heads", "d_ff"):
+            if getattr(self, field) is None:
+                continue
             size, rest = divmod(getattr(self, field) * d_model, self.d_model)
             if rest or not size:
                 raise ValueError(

@@ -57,11 +57,12 @@ class ProgramCost(NamedTuple):
         argument_bytes: arrays given.
         output_bytes: arrays returned in memory that no donated argument gave.
         temporary_bytes: most memory that is in use at a time beside them.
-        flops: floating-point operations of matrix products and convolutions.
+        flops: floating-point operations of matrix products, convolutions and attention kernels.
         memory_bytes: read from and written to the device's memory, roughly: what lies between
             fusions, good to a factor of 1.5.
         collectives: what moves between devices, the largest first.
         unknown_loops: loops whose number of turns is not in the program, counted as one turn.
+        unknown_kernels: kernels whose operations are not in the program, not counted.
 
     Example:
         >>> from jaxkit import training
@@ -79,6 +80,7 @@ class ProgramCost(NamedTuple):
     memory_bytes: int
     collectives: tuple[Collective, ...]
     unknown_loops: int
+    unknown_kernels: int = 0
 
     def received(self, axes: Iterable[str] | None = None, kind: str | None = None) -> int:
         """Bytes received by a device, over exactly these axes and by this kind, if given."""
@@ -112,11 +114,12 @@ def program_cost(compiled: jax.stages.Compiled, mesh: Mesh) -> ProgramCost:
     """
     memory: Any = compiled.memory_analysis()
     program = _Program(compiled.as_text() or "")
+    work = [(turns, _flops(program, op)) for op, turns, _ in program.executed()]
     return ProgramCost(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        flops=sum(turns * _flops(program, op) for op, turns, _ in program.executed()),
+        flops=sum(turns * flops for turns, flops in work if flops is not None),
         memory_bytes=sum(
             turns * _memory_bytes(program, op)
             for op, turns, fused in program.executed()
@@ -124,6 +127,7 @@ def program_cost(compiled: jax.stages.Compiled, mesh: Mesh) -> ProgramCost:
         ),
         collectives=_collectives(program, mesh),
         unknown_loops=program.unknown_loops,
+        unknown_kernels=sum(flops is None for _, flops in work),
     )
 
 
@@ -319,7 +323,12 @@ def _shape(op: _Operation) -> tuple[int, ...]:
 # Work.
 
 
-def _flops(program: _Program, op: _Operation) -> int:
+#: Matrix products in each of JAX's attention kernels for TPU.
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def _flops(program: _Program, op: _Operation) -> int | None:
+    """Operations of one, or None where the program does not say."""
     if op.code == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
         left = _shape(program.operand(op, 0))
@@ -327,9 +336,22 @@ def _flops(program: _Program, op: _Operation) -> int:
         return 2 * math.prod(_shape(op)) * math.prod(left[axis] for axis in axes)
     if op.code == "convolution":
         return _convolution_flops(program, op)
-    if op.code == "custom-call" and (stated := re.search(r'"flops":"?(\d+)', op.rest)):
-        return int(stated[1])
+    kernel = r'custom_call_target="(?:tpu_custom_call|__cu|__gpu|.*triton)'
+    if op.code == "custom-call" and re.search(kernel, op.rest):
+        return _kernel_flops(program, op)
     return 0
+
+
+def _kernel_flops(program: _Program, op: _Operation) -> int | None:
+    """Of a causal attention kernel, those of the blocks on and below the diagonal."""
+    splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", op.name)
+    if splash is None:
+        return None
+    given = [program.operand(op, i) for i in range(len(op.operands))]
+    blocks = next(_shape(one)[-1] for one in given if one.type.startswith("s8["))
+    queries, keys = [_shape(one) for one in given if not one.type.startswith("s8[")][:2]
+    whole = math.prod(queries) * keys[-2]
+    return 2 * _SPLASH_PRODUCTS[splash[1]] * whole * (blocks + 1) // (2 * blocks)
 
 
 def _convolution_flops(program: _Program, op: _Operation) -> int:

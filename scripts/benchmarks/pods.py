@@ -6,7 +6,10 @@ crosses devices is counted in the compiled program and held against the closed f
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +34,8 @@ from jaxkit import (
     width,
 )
 from jaxkit.experiments.evidence import Table
+from jaxkit.jobs import compilation
+from jaxkit.jobs.config import TrainConfig
 
 
 class RoomProgram(NamedTuple):
@@ -86,6 +91,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Logits of rows."""
         for features in self.widths[:-1]:
             x = nn.relu(nn.Dense(features)(x))
         return nn.Dense(self.widths[-1])(x)
@@ -309,3 +315,183 @@ ROOMS: dict[str, tuple[Callable[[list[Any]], RoomProgram], ...]] = {
     "schedules": (recorded_norms,),
     "losscurves": (law_predictions,),
 }
+
+
+def room_table(devices: list[Any]) -> Table:
+    """What a device receives in one run of a program of each room, at low compile effort."""
+    found = []
+    for room, programs in ROOMS.items():
+        for make in programs:
+            program = make(devices)
+            cost = training.program_cost(program.lowered.compile(), program.mesh)
+            found.append(
+                (
+                    room,
+                    program.program,
+                    f"{cost.received() / 1e6:,.2f} MB",
+                    f"{program.expected / 1e6:,.2f} MB",
+                    program.why,
+                    f"{cost.temporary_bytes / 2**20:,.1f} MiB",
+                )
+            )
+    columns = ("room", "program", "received", "closed form", "which is", "temporaries")
+    return Table(f"A program of each room on {len(devices)} chips of v5e", columns, found)
+
+
+PAPER = TrainConfig(
+    d_model=1024,
+    num_layers=12,
+    num_heads=8,
+    head_dim=128,
+    d_ff=4096,
+    dtype="bfloat16",
+    remat=True,
+    sequence_length=512,
+)
+LLAMA = TrainConfig(
+    d_model=2048,
+    num_layers=24,
+    num_heads=16,
+    head_dim=128,
+    d_ff=5504,
+    gated_mlp=True,
+    activation="silu",
+    position="rope",
+    embedding_affine=False,
+    tied_readout=False,
+    dtype="bfloat16",
+    remat=True,
+    sequence_length=2048,
+)
+#: Model, its vocabulary, sequences a chip, and meshes `data x fsdp x tensor` on 16 and 256 chips.
+LANGUAGE_MODELS = {
+    "151M, V = 32,000": (
+        PAPER, 32_000, 8, ((16, 1, 1), (2, 8, 1), (1, 16, 1), (2, 4, 2), (1, 2, 8)),
+        ((32, 8, 1), (16, 8, 2)),
+    ),
+    "151M lexinvariant, V = 128": (
+        dataclasses.replace(PAPER, embedding="lexinvariant"), 128, 8,
+        ((16, 1, 1), (2, 8, 1), (1, 16, 1), (2, 4, 2), (1, 2, 8)), ((32, 8, 1), (16, 8, 2)),
+    ),
+    "1.3B LLaMA-style, V = 32,000": (
+        LLAMA, 32_000, 4, ((1, 16, 1), (2, 4, 2)), ((1, 256, 1), (16, 16, 1), (8, 16, 2)),
+    ),
+}  # fmt: skip
+
+
+def compiled_step(
+    config: TrainConfig, vocab_size: int, sizes: tuple[int, ...], rows: int, effort: Any = "low"
+) -> compilation.Compilation:
+    """A model's step on a mesh of v5e, with so many sequences a chip."""
+    chips = math.prod(sizes)
+    mesh = ",".join(f"{axis}={n}" for axis, n in zip(training.AXES, sizes, strict=True))
+    return compilation.compile_program(
+        dataclasses.replace(config, mesh=mesh, batch_size=rows * chips),
+        {16: "v5e:4x4", 256: "v5e:16x16"}[chips],
+        vocab_size=vocab_size,
+        effort=effort,
+    )
+
+
+def moved_activations(found: compilation.Compilation, rows: int, length: int) -> int:
+    """Bytes received over `fsdp` in arrays of whole sequences, but for the rows of the table."""
+    assert found.cost is not None
+    total = 0
+    for one in found.cost.collectives:
+        dims = [int(n) for n in re.findall(r"\d+", one.shape.partition("[")[2].partition("]")[0])]
+        pairs = itertools.pairwise(dims)
+        whole = any(n % rows == 0 and t == length for n, t in pairs) or any(
+            n and n % (rows * length) == 0 for n in dims
+        )
+        if whole and "fsdp" in one.axes and one.kind != "all-to-all":
+            total += one.received
+    return total
+
+
+def language_model_table() -> Table:
+    """Exchange and memory of language models at low effort, beside the closed forms."""
+    table = []
+    for name, (config, vocab_size, rows, *meshes) in LANGUAGE_MODELS.items():
+        for sizes in itertools.chain(*meshes):
+            found = compiled_step(config, vocab_size, sizes, rows)
+            table.append((name, " x ".join(map(str, sizes)), *language_model_cells(found, rows)))
+    columns = (
+        "model", "data x fsdp x tensor", "received", "over closed form", "activations over fsdp",
+        "temporaries", "over closed form", "limit", "utilization: bound", "expected",
+    )  # fmt: skip
+    return Table("A training step on v5e, compiled at low effort", columns, table)
+
+
+def language_model_cells(found: compilation.Compilation, rows: int) -> tuple[str, ...]:
+    """What a table says of a compilation."""
+    cost, closed, roof = found.cost, found.closed_form, found.roofline
+    if cost is None or roof is None:
+        return (f"does not fit: {found.refusal}",)
+    bound = found.utilization(roof.seconds)
+    length = found.config.sequence_length
+    return (
+        f"{cost.received() / 1e6:,.0f} MB",
+        f"{cost.received() / closed.exchange_bytes:.2f}",
+        f"{moved_activations(found, rows, length) / 1e6:,.0f} MB",
+        f"{cost.temporary_bytes / 2**20:,.0f} MiB",
+        f"{cost.temporary_bytes / closed.temporary_bytes:.2f}",
+        roof.limit,
+        f"{100 * bound:.0f} %",
+        f"{100 * compilation.REACHED * bound:.0f} %",
+    )
+
+
+def long_context_table() -> Table:
+    """Memory of the 151M model as its context grows, one sequence a chip, rotary positions."""
+    table = []
+    for length in (4096, 8192, 16_384, 32_768):
+        config = dataclasses.replace(PAPER, position="rope", sequence_length=length)
+        found = compiled_step(config, 32_000, (1, 16, 1), 1)
+        if found.cost is None:
+            table.append((length, f"does not fit: {found.refusal}", "", ""))
+            continue
+        cost = found.cost
+        table.append(
+            (
+                f"{length:,}",
+                f"{cost.temporary_bytes / 2**20:,.0f} MiB",
+                f"{cost.temporary_bytes / 2**20 / length * 1024:,.0f} MiB",
+                f"{cost.received() / 1e6:,.0f} MB",
+            )
+        )
+    columns = ("context", "temporaries", "per 1,024 tokens", "received")
+    return Table("151M on 16 chips, one sequence a chip", columns, table)
+
+
+def utilization_table() -> Table:
+    """The 1.3B model on 256 chips, compiled as for a run."""
+    table = []
+    for rows in (2, 4):
+        found = compiled_step(LLAMA, 32_000, (1, 256, 1), rows, "default")
+        roof = found.roofline
+        if roof is None or found.cost is None:
+            table.append((rows, f"does not fit: {found.refusal}", *[""] * 6))
+            continue
+        bound, serial = (found.utilization(s) for s in (roof.seconds, roof.serial_seconds))
+        table.append(
+            (
+                f"{rows} x 2,048",
+                *(f"{1e3 * seconds:.0f} ms" for seconds in roof),
+                roof.limit,
+                f"{100 * bound:.0f} %",
+                f"{100 * serial:.0f} %",
+                f"{100 * compilation.REACHED * bound:.0f} %",
+            )
+        )
+    columns = (
+        "tokens a chip", "compute", "memory", "exchange", "limit", "utilization: all overlaps",
+        "no exchange overlaps", "expected",
+    )  # fmt: skip
+    return Table("1.3B LLaMA-style on v5e 16x16, fsdp=256, default effort", columns, table)
+
+
+def run() -> list[Table]:
+    """Compile everything: about half an hour on two cores."""
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    rooms = room_table(training.topology_devices("v5e:4x4"))
+    return [rooms, language_model_table(), long_context_table(), utilization_table()]

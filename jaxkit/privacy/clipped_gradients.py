@@ -269,38 +269,43 @@ def clipped_grad_sum(
         total = jax.tree.unflatten(jax.tree.structure(params), totals)
         return counted_sum(total, losses, scales.clipped, scales.non_finite, count), aux
 
-    def over_rows(found, params, batch, key, count, summed):
-        def rows_sum(batch, index, count):
-            keys = key
-            if key is not None:
-                keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-            return summed(batch, keys, count)
+    def over_rows(summed, weights, batch, key, count, bound):
+        """Sum `summed(program, weights, batch, keys, count, bound)` over all rows."""
 
-        size = microbatch_size or default_microbatch_size(found.kept_size, count.shape[0], limit)
+        def held(weights, batch, index, count, key, bound):
+            found = program(weights[0], batch, key)
+
+            def rows_sum(batch, index, count):
+                keys = key
+                if key is not None:
+                    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+                return summed(found, weights, batch, keys, count, bound)
+
+            size = microbatch_size or default_microbatch_size(
+                found.kept_size, count.shape[0], limit
+            )
+            return _in_microbatches(rows_sum, batch, index, count, size)
+
         index = jnp.arange(count.shape[0])
         if mesh is None:
-            return _in_microbatches(rows_sum, batch, index, count, size)
-        return _on_mesh(mesh, rows_sum, batch, index, count, size)
+            return held(weights, batch, index, count, key, bound)
+        return _on_mesh(mesh, held, weights, batch, index, count, key, bound)
 
     def sum_fn(params, batch, key, count, bound):
-        found = program(params, batch, key)
+        def summed(found, weights, batch, keys, count, bound):
+            parts = found.gradients(weights[0], batch, keys)
+            return bounded(found, weights[0], bound, mode, False, count, *parts)
 
-        def summed(batch, keys, count):
-            parts = found.gradients(params, batch, keys)
-            return bounded(found, params, bound, mode, False, count, *parts)
-
-        return over_rows(found, params, batch, key, count, summed)
+        return over_rows(summed, (params,), batch, key, count, bound)
 
     def difference_fn(params, prev_params, batch, key, count, bound):
-        found = program(params, batch, key)
-
-        def summed(batch, keys, count):
-            losses, aux, here = found.gradients(params, batch, keys)
-            _, _, there = found.gradients(prev_params, batch, keys)
+        def summed(found, weights, batch, keys, count, bound):
+            losses, aux, here = found.gradients(weights[0], batch, keys)
+            _, _, there = found.gradients(weights[1], batch, keys)
             change = [_minus(a, b) for a, b in zip(here, there, strict=True)]
-            return bounded(found, params, bound, "flat", True, count, losses, aux, change)
+            return bounded(found, weights[0], bound, "flat", True, count, losses, aux, change)
 
-        return over_rows(found, params, batch, key, count, summed)
+        return over_rows(summed, (params, prev_params), batch, key, count, bound)
 
     return ClippedGradient(clip_norm, mode, sum_fn, difference_fn, unit)
 
@@ -362,23 +367,24 @@ def _in_microbatches(rows_sum, batch, index, count, size: int) -> BoundedSum:
     return dataclasses.replace(found, aux=jax.tree.map(lambda x: x[:rows], aux))
 
 
-def _on_mesh(mesh, rows_sum, batch, index, count, size: int) -> BoundedSum:
+def _on_mesh(mesh, held, weights, batch, index, count, key, bound) -> BoundedSum:
     """Each device sums the rows it holds; what crosses devices is one sum of the results."""
     axes = tuple(axis for axis in _ROW_AXES if axis in mesh.axis_names)
 
-    def local(batch, index, count):
-        found = _in_microbatches(rows_sum, batch, index, count, size)
+    def local(*arguments):
+        found = held(*arguments)
         return jax.lax.psum(dataclasses.replace(found, aux=None), axes), found.aux
 
-    rows = PartitionSpec(axes)
+    # Weights are arguments: closed over, they would belong to the mesh as it is outside.
+    rows, everywhere = PartitionSpec(axes), PartitionSpec()
     found, aux = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(rows, rows, rows),
-        out_specs=(PartitionSpec(), rows),
+        in_specs=(everywhere, rows, rows, rows, everywhere, everywhere),
+        out_specs=(everywhere, rows),
         axis_names=set(axes),
         check_vma=False,
-    )(batch, index, count)
+    )(weights, batch, index, count, key, bound)
     return dataclasses.replace(found, aux=aux)
 
 

@@ -19,6 +19,7 @@ import tyro
 import jaxkit
 
 if TYPE_CHECKING:
+    from jaxkit.jobs.classify import ClassifyConfig
     from jaxkit.jobs.config import TrainConfig
     from jaxkit.jobs.continual import ContinualConfig
 
@@ -281,6 +282,15 @@ def select(
     print(found.indices, found.figure, sep="\n")
 
 
+def classify(config: ClassifyConfig) -> None:
+    """Train picture classifiers and compare schedules by budget; run it again to resume."""
+    from jaxkit import training
+    from jaxkit.jobs import classify
+
+    with training.distributed_run():
+        classify.classify(config)
+
+
 def continual(config: ContinualConfig) -> None:
     """Learn a stream of tasks with adapters that grow on demand; run it again to resume."""
     from jaxkit.jobs.continual import learn_stream
@@ -377,6 +387,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "refine-schedule": refine_schedule,
     "fit-curve": fit_curve,
     "select": select,
+    "classify": classify,
     "continual": continual,
     "subrl": subrl,
     "reproduce": reproduce,
@@ -387,6 +398,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 OPTIONS = {
     "train": ("jaxkit.jobs.config", "TrainConfig"),
     "compile": ("jaxkit.jobs.config", "TrainConfig"),
+    "classify": ("jaxkit.jobs.classify", "ClassifyConfig"),
     "continual": ("jaxkit.jobs.continual", "ContinualConfig"),
 }
 

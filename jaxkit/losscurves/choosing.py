@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import scipy.optimize
 from jaxtyping import Float
 
 from jaxkit import schedules, validation
-from jaxkit.losscurves import curves, fitting, forms, multi_power
+from jaxkit.losscurves import curves, fitting, forms, multi_power, precision
 
 
 class ZeroTail(NamedTuple):
@@ -314,7 +313,7 @@ def final_losses(
     law: fitting.Law, learning_rates: Float[np.ndarray, "batch steps"], **options: Any
 ) -> Float[np.ndarray, " batch"]:
     """Final losses of schedules of one length, float64; options and warnings as `predict`."""
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         last = np.array([learning_rates.shape[-1] - 1])
         return np.asarray(fitting.predict(law, learning_rates, steps=last, **options))[:, 0]
 

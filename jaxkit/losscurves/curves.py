@@ -9,13 +9,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jaxkit import logs, validation
-from jaxkit.losscurves import areas, event_files
+from jaxkit.losscurves import areas, event_files, precision
 
 #: Names that logs give a column, best first; `run/loss` and `run - loss` are read as `loss`.
 ALIASES = {
@@ -154,7 +153,7 @@ def rates_of(schedule: Any, total_steps: int | None = None) -> Float[Any, "*batc
     if known is None:
         raise ValueError("total_steps must be given: the schedule does not know its own")
     total = validation.integer("total_steps", known, minimum=0)
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         rates = np.asarray(schedule(np.arange(total + 1)), np.float64)
     return areas.check_schedule("schedule", np.array(np.broadcast_to(rates, (total + 1,))))
 

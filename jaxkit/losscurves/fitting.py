@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxkit import pytrees, validation
-from jaxkit.losscurves import areas, curves, forms, multi_power, posing, solving
+from jaxkit.losscurves import areas, curves, forms, multi_power, posing, precision, solving
 
 
 class Extent(NamedTuple):
@@ -211,7 +211,7 @@ def fit(
         allow_different_peaks=allow_different_peaks,
         prior=prior,
     )
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         found = solving.solve(form.model, posed.problem, form.starts(), posed.huber_delta)
         constants = solving.law_of(form.model, posed.problem, found)
         constants, found = jax.tree.map(np.asarray, (constants, found))

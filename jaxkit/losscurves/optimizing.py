@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxkit import validation
-from jaxkit.losscurves import areas, choosing, fitting, forms, laws, multi_power
+from jaxkit.losscurves import areas, choosing, fitting, forms, laws, multi_power, precision
 
 
 class OptimizedSchedule(NamedTuple):
@@ -204,7 +204,7 @@ def _levels(
     at_corners = np.interp(corners, index, start)
     largest = np.minimum(piece_drop, np.maximum(at_corners[:-1] - minimum, 1e-30))
     shares = np.clip(-np.diff(at_corners) / largest, 0.0, 1.0)
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         found = scipy.optimize.minimize(
             lambda x: tuple(np.asarray(part) for part in objective(x)),
             shares,

@@ -16,7 +16,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxkit import validation
-from jaxkit.losscurves import fitting, forms, laws, multi_power, posing, scoring, solving
+from jaxkit.losscurves import (
+    fitting,
+    forms,
+    laws,
+    multi_power,
+    posing,
+    precision,
+    scoring,
+    solving,
+)
 
 
 class DecayProfile(NamedTuple):
@@ -75,7 +84,7 @@ def profile_decay(
     padding = len(posed.problem.weights) - posed.num_points
     features = posed.problem.features
     found, law = [], []
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         for value in values:
             rows = [forms.host_annealing(s.for_s2, float(value))[s.steps] for s in posed.seen]
             annealing = np.pad(np.concatenate(rows), (0, padding), mode="edge")
@@ -140,7 +149,7 @@ def bootstrap_fit(
     lengths = tuple(len(curve.steps) for curve in posed.curves)
     draw = jax.vmap(lambda k: moving_blocks(k, lengths, min(block_length, *lengths)))
     indices = np.asarray(draw(jax.random.split(key, num_samples)))
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         found = solving.solve(form.model, posed.problem, form.starts(), posed.huber_delta)
         residuals = np.asarray(found.residuals)
         resampled = np.repeat(posed.problem.log_losses[None], num_samples, axis=0)
@@ -208,7 +217,7 @@ def prediction_interval(
     validation.number("level", level, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
     if law.samples is None or law.misfit is None:
         raise ValueError("law must come from bootstrap_fit, which measures its uncertainty")
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         loss = np.asarray(fitting.predict(law, schedule, **options))
 
         def resampled(constants: Any) -> jax.Array:
@@ -300,7 +309,7 @@ def leave_one_out(
     padding = len(posed.problem.weights) - posed.num_points
     kept = np.pad(which[None] != np.arange(len(fitted))[:, None], ((0, 0), (0, padding)))
     scores = []
-    with jax.enable_x64(True):
+    with precision.float64_on_cpu():
         for left, curve in enumerate(posed.curves):
             problem = posed.problem._replace(weights=posed.problem.weights * kept[left])
             found = solving.solve(form.model, problem, form.starts(), posed.huber_delta)

@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 
 from jaxkit import losscurves, schedules
-from jaxkit.losscurves import forms, laws, posing, solving
+from jaxkit.losscurves import forms, laws, posing, precision, solving
 
 
 def table(name, total, peak, **options):
@@ -474,3 +474,12 @@ def test_losses_of_many_candidates_come_from_one_trace(count_traces):
         losses = predict(many)
     assert losses.shape == (20, 1)
     assert counted.count == 1
+
+
+def test_fits_are_made_in_float64_on_the_cpu_whatever_the_default_device(devices):
+    with jax.default_device(devices[5]):
+        outside = jnp.ones(1)
+        with precision.float64_on_cpu():
+            inside = jnp.ones(1)
+    assert (outside.dtype, outside.devices()) == (jnp.float32, {devices[5]})
+    assert (inside.dtype, inside.devices()) == (jnp.float64, {devices[0]})

@@ -71,6 +71,7 @@ def sample(
     stop: str | None = None,
     unknown: Literal["error", "skip", "replace"] | None = None,
     seed: int = 0,
+    step: int | None = None,
 ) -> None:
     """Let a trained run write text.
 
@@ -85,10 +86,11 @@ def sample(
         unknown: what happens to characters of the prompt outside the run's alphabet: error, skip or
             replace; by default what happened in training.
         seed: seed of the draw.
+        step: read the checkpoint of this step; by default the newest.
     """
     from jaxkit import jobs
 
-    opened = jobs.open_run(run, unknown=unknown)
+    opened = jobs.open_run(run, unknown=unknown, step=step)
     text = jobs.sample_run(
         opened, prompt, num_tokens=num_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
         stop=stop, seed=seed,
@@ -100,6 +102,7 @@ def evaluate(
     run: Positional[str],
     text: str,
     unknown: Literal["error", "skip", "replace"] | None = None,
+    step: int | None = None,
 ) -> None:
     """Score a text with a trained run.
 
@@ -108,13 +111,14 @@ def evaluate(
         text: UTF-8 text file, or folder of them.
         unknown: what happens to characters outside the run's alphabet: error, skip or replace; by
             default what happened in training.
+        step: read the checkpoint of this step; by default the newest.
     """
     import numpy as np
 
     from jaxkit import datasets, jobs
     from jaxkit.jobs import texts
 
-    opened = jobs.open_run(run, unknown=unknown)
+    opened = jobs.open_run(run, unknown=unknown, step=step)
     corpus = datasets.load_text(
         text, validation_fraction=0, minimum_length=opened.config.sequence_length + 1
     ).train
@@ -139,6 +143,7 @@ def decipher(
     ciphertext: tyro.conf.FlagCreatePairsOff[bool] = False,
     probe_steps: int = 400,
     seed: int = 0,
+    step: int | None = None,
 ) -> None:
     """Let a run that knows no names read a substitution cipher; print the key by context length.
 
@@ -148,10 +153,11 @@ def decipher(
         ciphertext: take the text as it is: it is enciphered already.
         probe_steps: updates of the probe that is trained on the run's own text.
         seed: seed of the key and of the probe.
+        step: read the checkpoint of this step; by default the newest.
     """
     from jaxkit import datasets, jobs
 
-    opened = jobs.open_run(run)
+    opened = jobs.open_run(run, step=step)
     corpus = datasets.load_text(
         text, validation_fraction=0, minimum_length=opened.config.sequence_length
     ).train
@@ -352,7 +358,7 @@ def subrl(
         out=out,
     )
     if found is not None:
-        console.Console().print(found.table)
+        console.Console(markup=False).print(found.table)
         print(*filter(None, (found.curves, found.paths, found.metrics)), sep="\n")
 
 

@@ -39,6 +39,8 @@ _STYLE: dict[str, Any] = {
 def _matplotlib() -> Any:
     try:
         import matplotlib as mpl
+        import matplotlib.text
+        import matplotlib.ticker
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'jaxkit[train]'") from error
     return mpl
@@ -113,9 +115,25 @@ def png(figure: Figure, *, dpi: int = 130) -> bytes:
         >>> png(axes()[0])[:4]
         b'\x89PNG'
     """
+    _take_text_as_it_is(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def _take_text_as_it_is(figure: Figure) -> None:
+    """Names of files, tasks and methods may hold `$` and are no mathematics; powers on axes are."""
+    mpl = _matplotlib()
+    powers = set()
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            powers.add(axis.offsetText)
+            if isinstance(axis.get_major_formatter(), mpl.ticker.LogFormatter):
+                powers |= {*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)}
+    texts: Any = figure.findobj(mpl.text.Text)
+    for text in texts:
+        if text not in powers:
+            text.set_parse_math(False)
 
 
 def html_image(figure: Figure, alt: str) -> str:

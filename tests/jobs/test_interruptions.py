@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
@@ -68,38 +67,6 @@ def losses(run):
 def whole(tmp_path_factory):
     """A run that nobody disturbed."""
     return train(tmp_path_factory.mktemp("whole"), steps=200, checkpoint_every=7)
-
-
-def test_killed_at_ten_random_moments_a_run_ends_with_the_same_bits(whole, tmp_path):
-    moments = random.Random(0)
-    killed = 0
-    words = command(tmp_path, steps=200, checkpoint_every=7)
-    while killed < 10:
-        process = subprocess.Popen(
-            words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        checkpoints = tmp_path / "default" / "checkpoints"
-        before = {path.name for path in checkpoints.glob("*")}
-        # Half of the moments fall anywhere in the start-up, half while steps are being made.
-        if killed % 2:
-            deadline = time.monotonic() + 120
-            while {path.name for path in checkpoints.glob("*")} == before:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.15))
-        else:
-            time.sleep(moments.uniform(0.5, 6))
-        if process.poll() is not None:
-            break  # the run was complete before its next moment came
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += 1
-    assert killed >= 6
-    run = train(tmp_path, steps=200, checkpoint_every=7)
-    for a, b in zip(parameters(run), parameters(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(losses(run), losses(whole))
 
 
 def test_a_run_killed_on_one_device_goes_on_on_eight(whole, tmp_path):

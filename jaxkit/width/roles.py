@@ -39,6 +39,7 @@ class WidthInfo:
         fan_in_axes: of a matrix, the axes of its input side, in order; otherwise empty.
         fan_out_axes: of a matrix, the axes of its output side, in order; otherwise empty. What is
             in neither (a stack of layers, the window of a convolution) is a batch of matrices.
+        why: what told the role; it ends in a question mark where that was a guess by convention.
 
     Example:
         >>> shape = lambda d: {"up": jax.ShapeDtypeStruct((d, 4 * d), "float32")}
@@ -53,6 +54,7 @@ class WidthInfo:
     fan_out_mult: float = 1.0
     fan_in_axes: tuple[int, ...] = ()
     fan_out_axes: tuple[int, ...] = ()
+    why: str = ""
 
 
 def infer_width_roles(
@@ -71,10 +73,11 @@ def infer_width_roles(
     .. math:: m = \prod_{i \in F} \text{target}_i / \text{base}_i .
 
     The input side is, in this order: what `fan_in_axes` says; nothing for a leaf called `bias` or
-    `scale`; the first of two axes of a rank-2 leaf; with exactly two width axes, everything from
-    the first width axis up to the second (so that `(layers, in, out)`, `(d, heads, head_dim)`,
-    `(heads, head_dim, d)` and `(height, width, in, out)` come out right); with more, Flax's
-    attention names `query`, `key`, `value`, `out`. Otherwise an error asks for `fan_in_axes`.
+    `scale`; the second of two axes of a leaf called `weight` (Equinox, PyTorch), the first of any
+    other; with two width axes side by side, the first of them (`(layers, in, out)`,
+    `(d, heads, head_dim)`, `(height, width, in, out)`); with an axis between them or with three,
+    Flax's attention names `query`, `key`, `value`, `out`. Otherwise, as for a fused `(d, 2, 4d)`,
+    an error asks for `fan_in_axes`. `width_report` shows what was taken and why.
 
     Args:
         base: parameters at the width where learning rate and weight decay were tuned: any pytree of
@@ -91,8 +94,10 @@ def infer_width_roles(
         A tree of `WidthInfo` with the structure of `target`. Integer and key leaves are scalars.
 
     Raises:
-        ValueError: if the trees differ in structure or a leaf in rank, an axis is empty, no width
-            axis can be seen, the input side of a kernel is unclear, or a pattern matches nothing.
+        TypeError: if a leaf is no array or shape, such as a function of an Equinox module.
+        ValueError: if a tree is empty, the trees differ in structure or a leaf in rank, an axis is
+            empty, no width axis can be seen, the input side of a kernel is unclear, or a pattern
+            matches nothing.
 
     Source: arXiv 2510.15262, abstract (classes of parameters); the notion of one and of two
     infinite dimensions is that of arXiv 2203.03466.
@@ -104,8 +109,8 @@ def infer_width_roles(
         >>> roles["embed"].role, roles["up"].role, roles["up"].width_mult
         ('vector', 'matrix', 4.0)
     """
-    base_leaves, target_leaves = paths.named_leaves(base), paths.named_leaves(target)
-    delta_leaves = target_leaves if delta is None else paths.named_leaves(delta)
+    base_leaves, target_leaves = _arrays("base", base), _arrays("target", target)
+    delta_leaves = target_leaves if delta is None else _arrays("delta", delta)
     _check_same_shapes("base", base_leaves, target_leaves)
     _check_same_shapes("delta", delta_leaves, target_leaves)
     axes_by_path = paths.expand_patterns("fan_in_axes", fan_in_axes, target_leaves)
@@ -123,7 +128,7 @@ def infer_width_roles(
             role_by_path.get(path),
         )
         if is_trained(leaf)
-        else WidthInfo(path, "scalar")
+        else WidthInfo(path, "scalar", why="integers or keys are not trained")
         for path, leaf in target_leaves.items()
     }
     sees_width = any(np.shape(base_leaves[p]) != np.shape(delta_leaves[p]) for p in base_leaves)
@@ -144,6 +149,20 @@ def is_trained(leaf: Any) -> bool:
         (False, True)
     """
     return jnp.issubdtype(getattr(leaf, "dtype", None) or np.result_type(leaf), jnp.inexact)
+
+
+def _arrays(name: str, tree: Any) -> dict[str, Any]:
+    leaves = paths.named_leaves(tree)
+    if not leaves:
+        raise ValueError(f"{name} must hold parameters, got a tree without leaves: {tree!r}")
+    for path, leaf in leaves.items():
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(
+                f"{name} must hold arrays or their shapes, got {leaf!r} at {path or 'its root'!r}: "
+                "take the parameters alone, as by equinox.filter(model, equinox.is_array) or "
+                "nnx.state(model, nnx.Param)"
+            )
+    return leaves
 
 
 def _check_same_shapes(name: str, leaves: dict[str, Any], target: dict[str, Any]) -> None:
@@ -175,11 +194,11 @@ def _classify(
 
     if override in ("vector", "scalar"):
         multiplier = growth(width_axes) if override == "vector" else 1.0
-        return WidthInfo(path, override, multiplier, multiplier)
+        return WidthInfo(path, override, multiplier, multiplier, why="overrides")
     if explicit_axes is not None:
-        fan_in = _normalise_axes(path, explicit_axes, len(base))
+        fan_in, why = _normalise_axes(path, explicit_axes, len(base)), "fan_in_axes"
     else:
-        fan_in = _infer_fan_in_axes(path, base, width_axes, is_matrix=override == "matrix")
+        fan_in, why = _infer_fan_in_axes(path, base, width_axes, is_matrix=override == "matrix")
     fan_in_width = [axis for axis in width_axes if axis in fan_in]
     fan_out_width = [axis for axis in width_axes if axis not in fan_in]
 
@@ -198,25 +217,34 @@ def _classify(
             growth(fan_out_width or fan_in_width),
             tuple(fan_in),
             tuple(fan_out),
+            why if override is None else f"overrides; {why}",
         )
     if width_axes:
-        return WidthInfo(path, "vector", growth(width_axes), growth(width_axes))
-    return WidthInfo(path, "scalar")
+        reason = f"grows along {', '.join(map(str, width_axes))} alone"
+        return WidthInfo(path, "vector", growth(width_axes), growth(width_axes), why=reason)
+    return WidthInfo(path, "scalar", why="no axis grows")
 
 
 def _infer_fan_in_axes(
     path: str, shape: tuple[int, ...], width_axes: Sequence[int], *, is_matrix: bool
-) -> list[int]:
+) -> tuple[list[int], str]:
     rank, names = len(shape), path.split("/")
     if names[-1] in _OUTPUT_ONLY and not is_matrix:
-        return []
+        return [], f"called {names[-1]}"
+    if rank == 2 and names[-1] == "weight":
+        return [1], "called weight: (out, in)?"
     if len(width_axes) <= 1:
-        return [rank - 2] if rank >= 2 else []
-    if len(width_axes) == 2:
-        return list(range(width_axes[0], width_axes[1]))
-    known = [_ATTENTION_INPUT_AXES[name] for name in names[-2:] if name in _ATTENTION_INPUT_AXES]
-    if len(width_axes) == 3 and known:
-        return list(width_axes[: known[-1]])
+        return ([rank - 2], "the last two axes: (in, out)?") if rank >= 2 else ([], "one axis")
+    if len(width_axes) == 2 and width_axes[1] == width_axes[0] + 1:
+        return [width_axes[0]], "in before out" if rank == 2 else "in before out?"
+    known = [name for name in names[-2:] if name in _ATTENTION_INPUT_AXES]
+    if known and len(width_axes) == 2:
+        # What lies between them, as the size of a head, belongs to the side of the heads.
+        many = _ATTENTION_INPUT_AXES[known[-1]] == 2
+        end = width_axes[1] if many else width_axes[0] + 1
+        return list(range(width_axes[0], end)), f"called {known[-1]}?"
+    if known and len(width_axes) == 3:
+        return list(width_axes[: _ATTENTION_INPUT_AXES[known[-1]]]), f"called {known[-1]}?"
     raise ValueError(
         f"the parameter {path!r} of shape {shape} grows along the axes {tuple(width_axes)} and its "
         f"input side cannot be told: pass fan_in_axes={{{path!r}: (...)}}"

@@ -195,10 +195,10 @@ def _multiplier(leaf: roles.WidthInfo, fan: str) -> float:
     return leaf.width_mult if fan == "in" else leaf.fan_out_mult
 
 
-def width_table(
+def width_report(
     scaling: WidthScaling, *, learning_rate: float = 1.0, weight_decay: float = 1.0
 ) -> str:
-    """Write what each parameter trains with, one line a parameter.
+    """Explain what each parameter trains with and why, one line a parameter.
 
     Args:
         scaling: the multipliers.
@@ -206,8 +206,9 @@ def width_table(
         weight_decay: base weight decay.
 
     Returns:
-        A table with the columns path, role, m, learning rate, weight decay and their product, the
-        fraction of a weight that one step at the peak removes.
+        A table: path, role, axes of the input and of the output side, m, learning rate, weight
+        decay, their product (the fraction of a weight that one step at the peak removes), and what
+        told the role; a question mark says that a convention was trusted.
 
     Raises:
         ValueError: if a base value is negative or not finite.
@@ -215,15 +216,16 @@ def width_table(
     Example:
         >>> shape = lambda d: {"embed": jax.ShapeDtypeStruct((96, d), "float32"),
         ...                    "up": jax.ShapeDtypeStruct((d, 4 * d), "float32")}
-        >>> print(width_table(width_scaling(shape(64), shape(256)), learning_rate=0.01,
-        ...                   weight_decay=0.1))
-        path   role    m  learning rate  weight decay  product
-        embed  vector  4  0.01           0             0
-        up     matrix  4  0.0025         0.2           0.0005
+        >>> print(width_report(width_scaling(shape(64), shape(256)), learning_rate=0.01,
+        ...                    weight_decay=0.1))
+        path   role    in  out  m  learning rate  weight decay  product  why
+        embed  vector           4  0.01           0             0        grows along 1 alone
+        up     matrix  0   1    4  0.0025         0.2           0.0005   in before out
     """
     validation.number("learning_rate", learning_rate, minimum=0)
     validation.number("weight_decay", weight_decay, minimum=0)
-    rows = [["path", "role", "m", "learning rate", "weight decay", "product"]]
+    header = ["path", "role", "in", "out", "m", "learning rate", "weight decay", "product", "why"]
+    rows = [header]
     for leaf, lr_multiplier, decay_multiplier in zip(
         jax.tree.leaves(scaling.info),
         jax.tree.leaves(scaling.learning_rate),
@@ -232,8 +234,9 @@ def width_table(
     ):
         lr, decay = learning_rate * lr_multiplier, weight_decay * decay_multiplier
         numbers = [f"{number:.6g}" for number in (leaf.width_mult, lr, decay, lr * decay)]
-        rows.append([leaf.path, leaf.role, *numbers])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        sides = [",".join(map(str, axes)) for axes in (leaf.fan_in_axes, leaf.fan_out_axes)]
+        rows.append([leaf.path, leaf.role, *sides, *numbers, leaf.why])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows

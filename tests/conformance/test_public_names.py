@@ -5,12 +5,10 @@ import typing
 
 #: Why some say nothing, or `Any`.
 UNSPECIFIC = {
-    "losscurves.bootstrap_fit": "what the function given returns",
     "subrl.ant_world": "an environment, as its name says",
     "subrl.named_world": "an environment, as its name says",
     "training.distributed_run": "a context manager",
     "training.parameter_shardings": "shardings, in the structure of the parameters",
-    "width.infer_width_roles": "roles, in the structure of the parameters",
 }
 
 

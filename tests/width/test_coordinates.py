@@ -66,6 +66,12 @@ def test_logits_change_alike_at_all_widths_under_mup_and_blow_up_without(batches
     assert abs(float(robust.rms_slope["second"][0])) < 0.1
     assert np.isnan(robust.change_slope["second"][0])  # nothing has changed before training
     np.testing.assert_array_equal(robust.change["second"][:, 0], 0)
+    # After four steps the spectrum is still that of the start, which is the same at every width.
+    assert list(robust.gain_ratio) == ["hidden"]
+    np.testing.assert_allclose(robust.gain_ratio["hidden"], 1.0, atol=0.1)
+    assert robust.singular_values["hidden"].shape == (2,)
+    figure = width.coordinate_figure(robust, "robust")
+    assert [len(panel.lines) for panel in figure.axes] == [3, 3, 1]
 
 
 def test_one_width_is_refused(batches, bad_input):

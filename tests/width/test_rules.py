@@ -120,13 +120,13 @@ def test_integer_leaves_never_decay():
 def test_table_shows_what_each_parameter_trains_with():
     base = {"down": shape(256, 64), "gain": shape(64)}
     target = {"down": shape(1024, 256), "gain": shape(256)}
-    table = width.width_table(
+    table = width.width_report(
         width.width_scaling(base, target), learning_rate=0.02, weight_decay=0.1
     )
     rows = [line.split() for line in table.splitlines()[1:]]
     assert rows == [
-        ["down", "matrix", "4", "0.005", "0.2", "0.001"],
-        ["gain", "vector", "4", "0.02", "0", "0"],
+        ["down", "matrix", "0", "1", "4", "0.005", "0.2", "0.001", "in", "before", "out"],
+        ["gain", "vector", "4", "0.02", "0", "0", "grows", "along", "0", "alone"],
     ]
 
 
@@ -142,7 +142,7 @@ def test_table_shows_what_each_parameter_trains_with():
         (lambda: width.WidthRule(vector_weight_decay=-0.1), "vector_weight_decay"),
         (lambda: width.weight_decay_exponent(float("nan")), "learning_rate_exponent"),
         (lambda: width.weight_decay_exponent(-1.0, float("inf")), "singular_value_exponent"),
-        (lambda: width.width_table(at_multiplier(2, 4, "robust"), learning_rate=-1.0), "learning"),
+        (lambda: width.width_report(at_multiplier(2, 4, "robust"), learning_rate=-1.0), "learning"),
         (
             lambda: width.width_scaling({"w": shape(2, 2)}, {"w": shape(4, 4)}, fan="inn"),
             "fan must be one of 'in', 'out'",

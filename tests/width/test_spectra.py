@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxkit import width
+from jaxkit.width import roles as roles_room
 from jaxkit.width import spectra
 
 KEY = jax.random.key(7)
@@ -166,7 +167,7 @@ def test_new_values_do_not_retrace(count_traces):
 
 def test_unfolding_a_vector_is_refused():
     with pytest.raises(ValueError, match="'b' must be a matrix"):
-        spectra.unfold_kernel(jnp.ones(3), width.WidthInfo("b", "vector"))
+        spectra.unfold_kernel(jnp.ones(3), roles_room.WidthInfo("b", "vector"))
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,11 @@ class _Leaf(NamedTuple):
 
     @classmethod
     def of(cls, path: Any, value: Any) -> _Leaf:
-        if not hasattr(value, "dtype"):
-            value = np.asarray(value)
         name = jax.tree_util.keystr(path)
-        return cls(name, str(value.dtype), tuple(value.shape), value)
+        held = value if hasattr(value, "dtype") else np.asarray(value)
+        if isinstance(held, np.ndarray | np.generic) and held.dtype.kind in "OSUMm":
+            raise TypeError(f"state{name} must be an array or a number, got {value!r}")
+        return cls(name, str(held.dtype), tuple(held.shape), held)
 
     @property
     def empty(self) -> bool:
@@ -130,6 +131,9 @@ def start_writing(
                 try:
                     # Only this ends the thread and the event loop that Orbax made for the save.
                     written.result()
+                except BaseException:
+                    shutil.rmtree(writing, ignore_errors=True)  # it may have filled the disk
+                    raise
                 finally:
                     _ORBAX.release()
             if jax.process_index() == 0:
@@ -265,7 +269,10 @@ def load(path: pathlib.Path, like: PyTree | Callable[[dict[str, Any]], PyTree]) 
         abstract = {leaf.path: _abstract(leaf.value) for leaf in wanted if not leaf.empty}
         with _ORBAX:
             arrays = ocp.load(str(path / _ARRAYS), abstract)
-    leaves = [_as_wanted(leaf, arrays.get(leaf.path)) for leaf in wanted]
+    leaves = [
+        _as_wanted(leaf, given, arrays.get(leaf.path))
+        for leaf, given in zip(wanted, jax.tree.leaves(like), strict=True)
+    ]
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return Restored(int(path.name), state, found.record)
 
@@ -289,8 +296,10 @@ def _everywhere(sharding: Any) -> Any:
     return _place(sharding)
 
 
-def _as_wanted(leaf: _Leaf, loaded: Any) -> Any:
+def _as_wanted(leaf: _Leaf, given: Any, loaded: Any) -> Any:
     value = leaf.value
+    if not hasattr(given, "dtype"):
+        return type(given)(loaded.item())
     if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):  # a copy that may be written to
         return np.zeros(leaf.shape, value.dtype) if leaf.empty else np.array(loaded)
     if leaf.empty:

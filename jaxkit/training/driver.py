@@ -124,6 +124,7 @@ def drive(
         The last state and step, and whether the run is complete.
 
     Raises:
+        ValueError: if more than `num_steps` were made before.
         Exception: what `advance` or its rows raise; the checkpoints before it stand.
         OSError: if a file cannot be written.
 
@@ -133,6 +134,8 @@ def drive(
         Driven(state=1.0, step=3, finished=True)
     """
     progress = progress or showing.Silent()
+    if num_steps is not None:
+        validation.integer("num_steps", num_steps, minimum=first_step)
     step, finished, stopping, laps = first_step, first_step == num_steps, False, 0
     rows = measured = None
     clock = _Clock()

@@ -236,7 +236,7 @@ class Run:
     def _prune(self) -> None:
         steps, (latest, every, best) = self.steps, self._keep
         kept = {*steps[-latest:], *(step for step in steps if every and step % every == 0)}
-        valued = {s: v for s, v in self._values.items() if best and v is not None and s in steps}
+        valued = {s: v for s, v in self._values.items() if best and v is not None and v == v}
         if valued:
             kept.add(min(valued, key=lambda step: (valued[step], -step)))
         for step in set(steps) - kept:
@@ -399,7 +399,8 @@ def program_fingerprint(function: Callable[..., Any], *arguments: Any) -> dict[s
 def _steps(folder: pathlib.Path) -> list[int]:
     if not folder.is_dir():
         return []
-    return sorted(int(name) for name in os.listdir(folder) if re.fullmatch("0|[1-9][0-9]*", name))
+    names = (name for name in os.listdir(folder) if re.fullmatch("0|[1-9][0-9]*", name))
+    return sorted(int(name) for name in names if (folder / name).is_dir())
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
@@ -431,7 +432,8 @@ def _differences(old: Any, new: Any, name: str = "", depth: int = 3) -> dict[str
 
 
 def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(identity)))
+    # NumPy's numbers are numbers.
+    return json.loads(json.dumps(dict(identity), default=lambda value: value.item()))
 
 
 def _require_same(folder: str | os.PathLike[str], differences: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -436,6 +437,12 @@ def _run(name: str, words: list[str]) -> None:
         from jaxkit import validation
 
         validation.choice("command", name, [*COMMANDS, "--help", "--version"])
+    split = [
+        part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
+    ]
+    for option, value in itertools.pairwise([name, *split]):
+        if not value and option != "--mesh":  # an empty path would be the present folder
+            raise ValueError(f"{option} must not be empty, got ''")
     command = COMMANDS[name]
     if name in OPTIONS:
         module, kind = OPTIONS[name]

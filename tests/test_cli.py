@@ -145,3 +145,45 @@ def test_a_bad_budget_is_one_line_that_names_its_option(capsys, tmp_path):
     assert code == 2
     assert err.count("\n") == 1
     assert err.startswith("jaxkit: error: privacy.epsilon must be")
+
+
+@pytest.mark.usefixtures("bad_input")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--seed", "4294967296"], "seed must be"),
+        (["train", "--seed", "-1"], "seed must be"),
+        (["train", "--num-heads", "2147483648"], "num_heads must be at most"),
+        (["train", "--d-model", "99999999999999999999"], "d_model must be at most"),
+        (["train", "--num-layers", "9999999", "--d-ff", "999999"], "must make at most"),
+        (["train", "--steps", "2147483648"], "steps must be at most"),
+        (["train", "--head-dim", "0"], "head_dim must be an integer >= 1"),
+        (["train", "--name", "../x"], "name must be"),
+        (["train", "--name", "a/b"], "name must be"),
+        (["train", "--name", ".."], "name must be"),
+        (["train", "--name="], "--name must not be empty"),
+        (["train", "--text", ""], "--text must not be empty"),
+        (["train", "--runs", ""], "--runs must not be empty"),
+        (["train", "--tokenizer", ""], "--tokenizer must not be empty"),
+        (["train", "--learning-rate", "nan"], "learning_rate must be finite"),
+        (["continual", "--name", "../x"], "name must be"),
+        (["continual", "--name", "/tmp/x"], "name must be"),
+        (["continual", "--weights", ""], "--weights must not be empty"),
+        (["continual", "--stream", ""], "--stream must not be empty"),
+        (["continual", "--image-size", "0"], "image_size must be"),
+        (["continual", "--seed", "4294967296"], "seed must be"),
+        (["subrl", "--out", ""], "--out must not be empty"),
+        (["subrl", "--seed", "4294967296"], "seed must be"),
+        (["reproduce", "--seed", "4294967296"], "seed must be"),
+        (["sample", ""], "sample must not be empty"),
+        (["select", "", "3"], "select must not be empty"),
+        (["fit-curve", "a", ""], "a must not be empty"),
+        (["refine-schedule", ""], "refine-schedule must not be empty"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = outcome(capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []

@@ -146,8 +146,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         # Through JAX arrays, which know bfloat16.
         tensors = reader.load_file(path)
-    except (error_type, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+    except (error_type, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+        # The last two are the package's, for a type of numbers that it cannot read.
+        raise ValueError(f"{path} cannot be read as safetensors ({error})") from None
     return {name: np.asarray(x, np.float32) for name, x in tensors.items()}
 
 

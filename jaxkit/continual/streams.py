@@ -182,7 +182,7 @@ def class_incremental_stream(
         raise ValueError("split must have labels, got none")
     order = np.unique(split.train_labels)
     if seed is not None:
-        order = np.random.default_rng(validation.integer("seed", seed, minimum=0)).permutation(
+        order = np.random.default_rng(validation.seed("seed", seed)).permutation(
             order
         )
     names = split.label_names or tuple(str(c) for c in range(int(order.max()) + 1))
@@ -294,7 +294,7 @@ def digits_stream(seed: int = 0) -> tuple[Stream, ArraySplit]:
     """
     from jaxkit import datasets
 
-    validation.integer("seed", seed, minimum=0)
+    validation.seed("seed", seed)
     digits = datasets.load_digits()
     images = np.concatenate([digits.train_inputs, digits.test_inputs])
     labels = np.concatenate([digits.train_labels, digits.test_labels])  # type: ignore[list-item]

@@ -191,7 +191,7 @@ def _split(
     test_fraction: float,
     seed: int,
 ) -> PictureSplit:
-    validation.integer("seed", seed, minimum=0)
+    validation.seed("seed", seed)
     drawn = len(found.parts) == 1
     names = found.class_names
     if drawn:

@@ -17,11 +17,14 @@ from jaxkit.jobs import refinement
 #: Fields that a resumed run may change: they do not touch the numbers.
 FREE_FIELDS = frozenset(
     {"checkpoint_every", "evaluate_every", "evaluation_windows", "keep_best", "keep_checkpoints",
-     "keep_every", "log_every", "mesh", "runs"}
+     "keep_every", "log_every", "mesh", "runs", "tensorboard"}
 )  # fmt: skip
 
 
 _REFINED = "refined:"
+
+#: Steps end where int32 does, sizes and parameters where no machine holds them.
+LARGEST_STEPS, LARGEST_SIZE, LARGEST_MODEL = 2**31 - 1, 2**24, 10**13
 _LAW = "law:"
 
 
@@ -111,6 +114,7 @@ class TrainConfig:
         evaluate_every: steps between evaluations.
         evaluation_windows: contexts of validation text in each evaluation but the last.
         log_every: steps between lines of metrics.
+        tensorboard: write event files for TensorBoard too, to RUNS/NAME/tensorboard.
 
     Raises:
         ValueError: if a value is out of range or does not fit another.
@@ -167,11 +171,13 @@ class TrainConfig:
     evaluate_every: int = 100
     evaluation_windows: int = 64
     log_every: int = 1
+    tensorboard: bool = False
 
     def __post_init__(self):
         folder_name("name", self.name)
-        for field in ("sequence_length", "batch_size", "keep_checkpoints", "evaluation_windows"):
+        for field in ("keep_checkpoints", "evaluation_windows"):
             validation.integer(field, getattr(self, field), minimum=1)
+        self._check_sizes()
         validation.choice("unknown", self.unknown, ("error", "skip", "replace"))
         if self.unknown != "error" and self.tokenizer != "char":
             raise ValueError(
@@ -192,7 +198,6 @@ class TrainConfig:
         validation.number("learning_rate", self.learning_rate, minimum=0)
         for field in ("b1", "b2"):
             validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
-        validation.integer("steps", self.steps, minimum=1)
         validation.choice("embedding", self.embedding, lexinvariant.METHODS)
         for field in ("p", "anneal_p"):
             value = getattr(self, field)
@@ -241,6 +246,22 @@ class TrainConfig:
             self.schedule_function()
         if self.base_width is not None:
             self._at_width(validation.integer("base_width", self.base_width, minimum=1))
+
+    def _check_sizes(self) -> None:
+        """Refuse what no machine holds before anything of that size is made."""
+        widths = ("d_model", "num_layers", "num_heads", "head_dim", "d_ff", "sequence_length",
+                  "batch_size")  # fmt: skip
+        for field in (*widths, "steps"):
+            size = validation.integer(field, getattr(self, field), minimum=1)
+            largest = LARGEST_STEPS if field == "steps" else LARGEST_SIZE
+            if size > largest:
+                raise ValueError(f"{field} must be at most {largest:,}, got {size:,}")
+        layer = self.d_model * (4 * self.num_heads * self.head_dim + 3 * self.d_ff)
+        if self.num_layers * layer > LARGEST_MODEL:
+            raise ValueError(
+                f"num_layers, d_model, num_heads, head_dim and d_ff must make at most "
+                f"{LARGEST_MODEL:,} parameters, got some {self.num_layers * layer:,}"
+            )
 
     @property
     def private(self) -> bool:

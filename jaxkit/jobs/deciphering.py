@@ -54,7 +54,7 @@ def decipher_run(
         run must be one that reads hidden names
     """
     validation.integer("probe_steps", probe_steps, minimum=1)
-    validation.integer("seed", seed, minimum=0)
+    validation.seed("seed", seed)
     config = run.config
     if config.reading not in ("lexinvariant", "relabel"):
         raise ValueError(

@@ -87,7 +87,8 @@ def refine_run(
         norm = "l1"
     log = read_pilot(path)
     values = np.asarray(schedules.refine_schedule(log.norms, norm=norm, smoothing=smoothing))
-    folder = pathlib.Path(out) if out else path if path.is_dir() else path.parent
+    folder = path if path.is_dir() else path.parent
+    folder = folder if out is None else pathlib.Path(out)
     name = "" if path.is_dir() else f"{path.stem}_"
     lines = [f"{step},{value:.7g}" for step, value in zip(log.steps, values, strict=True)]
     table = files.write_atomically(

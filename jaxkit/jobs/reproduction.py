@@ -78,6 +78,7 @@ def reproduce(
     Raises:
         ValueError: if there is no such experiment or `parallel` is not positive.
     """
+    validation.seed("seed", seed)
     known = experiment_names()
     chosen = known if names == ["all"] else names
     for name in chosen:

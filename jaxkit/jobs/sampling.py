@@ -57,7 +57,7 @@ def sample_run(
     """
     validation.integer("num_tokens", num_tokens, minimum=1)
     validation.number("temperature", temperature, minimum=0)
-    validation.integer("seed", seed, minimum=0)
+    validation.seed("seed", seed)
     if top_k is not None:
         validation.integer("top_k", top_k, minimum=1)
     if top_p is not None:

@@ -199,7 +199,7 @@ def select_rows(
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    folder = pathlib.Path(out) if out else path.parent
+    folder = path.parent if out is None else pathlib.Path(out)
     rows = np.asarray(chosen.indices)[np.asarray(chosen.valid)]
     lines = rows if names is None else [names[row] for row in rows]
     indices = files.write_atomically(

@@ -159,9 +159,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
         ),
         evaluate=lambda step, state: {"validation_loss": score(state.params, some_batches).loss},
         record=lambda step: {"steps": config.steps, "batches": dict(batches.get_state())},
-        progress=training.Console(config.steps, first, ("epsilon",))
-        if jax.process_index() == 0
-        else None,
+        progress=_progress(config, files, first) if jax.process_index() == 0 else None,
     )
     if not result.finished:
         training.say(
@@ -190,6 +188,13 @@ def _may_change(
         if config.steps > stored.config.steps:
             free |= {"config.steps"}
     return free
+
+
+def _progress(config: TrainConfig, files: runs.RunFiles, first: int) -> training.Progress:
+    shown = training.Console(config.steps, first, ("epsilon",))
+    if not config.tensorboard:
+        return shown
+    return training.EventFiles(files.folder / "tensorboard", first, config.log_every, shown)
 
 
 def _finish(

@@ -20,6 +20,7 @@ from jaxkit.training.chips import (
     topology_devices,
 )
 from jaxkit.training.driver import Cadence, Driven, Lap, drive
+from jaxkit.training.event_files import EventFiles
 from jaxkit.training.host_memory import keep_freed_memory
 from jaxkit.training.mesh import (
     AXES,
@@ -71,6 +72,7 @@ __all__ = [
     "Collective",
     "Console",
     "Driven",
+    "EventFiles",
     "Keep",
     "Lap",
     "MetricsLog",

@@ -150,7 +150,10 @@ def test_a_run_begins_with_the_parameters_of_another(capsys, tmp_path, finished_
     with pytest.raises(ValueError, match="init_from must not be empty"):
         small_config(tmp_path, **changes)
     changes["init_from"] = str(finished_run.folder)
-    files = jobs.train(small_config(tmp_path, **changes))
+    files = jobs.train(small_config(tmp_path, **changes, tensorboard=True))
+    assert [path.name[:19] for path in (files.folder / "tensorboard").iterdir()] == [
+        "events.out.tfevents"
+    ]
     ours, theirs = jobs.open_run(files.folder), jobs.open_run(finished_run.folder)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     assert ours.tokenizer.characters == theirs.tokenizer.characters

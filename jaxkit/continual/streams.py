@@ -182,9 +182,7 @@ def class_incremental_stream(
         raise ValueError("split must have labels, got none")
     order = np.unique(split.train_labels)
     if seed is not None:
-        order = np.random.default_rng(validation.seed("seed", seed)).permutation(
-            order
-        )
+        order = np.random.default_rng(validation.seed("seed", seed)).permutation(order)
     names = split.label_names or tuple(str(c) for c in range(int(order.max()) + 1))
     number = {int(old): new for new, old in enumerate(order)}
     unknown = np.setdiff1d(split.test_labels, order)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 

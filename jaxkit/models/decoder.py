@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxkit import training, validation
 from jaxkit.models import decoder_blocks, products, readout
+from jaxkit.models.automatic_methods import on_automatic_axes
 from jaxkit.models.decoder_config import DecoderConfig
 
 
@@ -118,6 +119,7 @@ class DecoderLM(nn.Module):
         )(c)
         self.final_norm = decoder_blocks.RMSNorm(c.norm_epsilon)
 
+    @on_automatic_axes
     def __call__(
         self, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
     ) -> Float[Array, "B T V"]:
@@ -138,12 +140,14 @@ class DecoderLM(nn.Module):
         """
         return self.readout(self.hidden_states(tokens, embedding), embedding)
 
+    @on_automatic_axes
     def hidden_states(
         self, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
     ) -> Float[Array, "B T D"]:
         """What `readout` reads: the residual stream after the final norm, ``[B, T, D]``."""
         return self._run(tokens, embedding, None)[0]
 
+    @on_automatic_axes
     def readout(
         self, hidden: Float[Array, "B T D"], embedding: AnyTable | None = None
     ) -> Float[Array, "B T V"]:
@@ -164,6 +168,7 @@ class DecoderLM(nn.Module):
         """The learned table that `readout` scores against."""
         return self._table(None, 0) if self.config.tied_readout else self.unembedding
 
+    @on_automatic_axes
     def decode_step(
         self, cache: KeyValueCache, tokens: Int[Array, "B T"], embedding: AnyTable | None = None
     ) -> tuple[Float[Array, "B T V"], KeyValueCache]:

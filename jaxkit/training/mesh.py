@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +29,7 @@ BATCH_AXES = ("data", "fsdp")
 #: Mesh axes of each logical axis name that a module gives its parameters and activations, in the
 #: form of Flax (`nn.logical_to_mesh_sharding(tree, mesh, RULES)`). The first rule wins an axis: an
 #: activation has its `batch` over `fsdp` and its `embed` whole, a parameter its `embed` split.
-RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", BATCH_AXES),
     ("replica", "data"),
     ("embed", "fsdp"),
@@ -36,6 +37,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
+    ("head_dim", None),
+    ("layers", None),
 )
 
 #: Logical axes that stay whole on a mesh that does not divide them; of others that is an error.
@@ -154,7 +157,8 @@ def constrain(x: Array, *names: str | None) -> Array:
 
     Returns:
         The same numbers. An axis that its part of the mesh does not divide, or that the caller has
-        split by hand (`jax.shard_map`), is left to the compiler.
+        split by hand (`jax.shard_map`), is left to the compiler. Arrays of a program that runs
+        operation by operation are as they are.
 
     Raises:
         ValueError: if there is not one name an axis.
@@ -166,7 +170,7 @@ def constrain(x: Array, *names: str | None) -> Array:
         True
     """
     mesh = mesh_in_use()
-    if mesh is None:
+    if mesh is None or not mesh.auto_axes or not validation.is_traced(x):
         return x
     if len(names) != x.ndim:
         raise ValueError(f"names must be one an axis of x, {x.ndim} of them, got {names}")
@@ -176,6 +180,65 @@ def constrain(x: Array, *names: str | None) -> Array:
         mine = all(axis in mesh.auto_axes for axis in axes) and size % _parts(axes, mesh) == 0
         spec.append((axes or None) if mine else P.UNCONSTRAINED)
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def explicit_mesh(*trees: Any) -> AbstractMesh | None:
+    """The mesh with explicit axes that is in use, or in the types of arrays; None without one.
+
+    Example:
+        >>> with jax.set_mesh(make_mesh()):
+        ...     explicit_mesh(np.ones(2)) is None
+        True
+    """
+    meshes = [jax.sharding.get_abstract_mesh()]
+    meshes += [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(trees)]
+    return next((mesh for mesh in meshes if mesh.explicit_axes), None)
+
+
+def automatic_axes(function: Callable[..., Any], out_shardings: Any = None) -> Callable[..., Any]:
+    """Let a function that says nothing of shardings run on a mesh whose axes are explicit.
+
+    Args:
+        function: of pytrees of arrays.
+        out_shardings: of what it returns, a pytree of the same structure; None to split the first
+            axis of each array as that of a batch, where the mesh can.
+
+    Returns:
+        The function with its inside compiled as on automatic axes. Where no axis is explicit, in
+        the mesh in use or in the types of the arguments, it is the function itself.
+
+    Example:
+        >>> mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])  # explicit
+        >>> with jax.set_mesh(mesh):
+        ...     automatic_axes(lambda x, i: x[i])(np.arange(3.0), np.array([2])).tolist()
+        [2.0]
+    """
+
+    def split_rows(x: Array, mesh: AbstractMesh) -> NamedSharding:
+        axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+        fits = x.ndim and x.shape[0] % _parts(axes, mesh) == 0
+        return NamedSharding(mesh, P(axes) if fits and axes else P())
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        mesh = explicit_mesh(*arguments)
+        if mesh is None:
+            return function(*arguments)
+        automatic = mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
+
+        def inside(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(automatic):
+                free = jax.tree.map(lambda x: jax.sharding.reshard(x, P()), arguments)
+                return function(*free)
+
+        with jax.sharding.use_abstract_mesh(mesh):
+            found = jax.jit(inside)(*arguments)
+            shardings = out_shardings
+            if shardings is None:
+                shardings = jax.tree.map(lambda x: split_rows(x, mesh), found)
+            return jax.tree.map(jax.sharding.reshard, found, shardings)
+
+    return run
 
 
 def partition_count(name: str, mesh: AbstractMesh | None) -> int:

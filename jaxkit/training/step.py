@@ -104,7 +104,9 @@ def _first_state(
     run_key: Key[Array, ""],
 ) -> TrainState:
     params = nn.meta.unbox(init_params(params_key))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
+    # Weakly typed numbers, such as that of a line search, would be traced again after a step.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
 
 def abstract_state(
@@ -249,16 +251,13 @@ def make_train_step(
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
     everywhere: Any = shardings.step
+    out_shardings = (shardings, StepMetrics(everywhere, everywhere))
 
     def step_on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         with jax.sharding.use_abstract_mesh(everywhere.mesh.abstract_mesh):
-            return step(state, batch)
+            return meshes.automatic_axes(step, out_shardings)(state, batch)
 
-    return jax.jit(
-        step_on_mesh,
-        donate_argnums=0,
-        out_shardings=(shardings, StepMetrics(everywhere, everywhere)),
-    )
+    return jax.jit(step_on_mesh, donate_argnums=0, out_shardings=out_shardings)
 
 
 def _at_least_float32(x: Array) -> Array:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.experimental import checkify
 
 from jaxkit import lexinvariant as lx
-from jaxkit import models
+from jaxkit import models, training, width
 
 SMALL = models.DecoderConfig(
     vocab_size=7, d_model=16, num_layers=2, num_heads=2, head_dim=8, d_ff=24, num_buckets=8
@@ -19,6 +20,7 @@ RANDOM = dataclasses.replace(SMALL, embedding="given", max_distance=12)
 
 OPTIONS = {
     "default": {},
+    "grouped queries": {"num_kv_heads": 1, "position": "rope"},
     "rope": {"position": "rope"},
     "qk norm": {"qk_norm": True},
     "shared bias": {"share_relative_bias": True},
@@ -61,6 +63,7 @@ def test_a_later_token_leaves_earlier_logits_bitwise_unchanged(name, seeded):
     "name",
     [
         "default",
+        "grouped queries",
         pytest.param("rope", marks=pytest.mark.slow),
         pytest.param("qk norm", marks=pytest.mark.slow),
         pytest.param("shared bias", marks=pytest.mark.slow),
@@ -151,6 +154,69 @@ def test_the_decoder_runs_as_an_nnx_module():
     assert {"embedding", "layers", "final_norm"} <= names
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, "bfloat16", np.dtype(jnp.bfloat16)])
+def test_types_are_taken_in_every_form(dtype):
+    config = dataclasses.replace(SMALL, dtype=dtype)
+    assert config == dataclasses.replace(SMALL, dtype="bfloat16")
+    assert models.empty_cache(config, 1, 2).keys.dtype == jnp.bfloat16
+
+
+def test_flax_reads_the_rules_of_the_parameters():
+    mesh = training.make_mesh("data=2,fsdp=2,tensor=2")
+    boxed = jax.eval_shape(models.initializer(models.DecoderLM(MESHED)), jax.random.key(0))
+    found = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, training.RULES)
+    ours = training.parameter_shardings(boxed, mesh)
+    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(ours), nn.meta.unbox(boxed), strict=False)
+    for flax, own, _ in leaves:
+        assert flax.is_equivalent_to(own, len(own.spec))
+
+
+@pytest.mark.slow
+def test_on_a_mesh_it_runs_as_an_nnx_module():
+    tokens = jnp.zeros((8, 3), jnp.int32)
+    mesh = training.make_mesh("data=2,fsdp=2,tensor=2")
+    with jax.set_mesh(mesh), nn.logical_axis_rules(training.RULES):
+        bridged = nnx.bridge.ToNNX(models.DecoderLM(MESHED), rngs=nnx.Rngs(0)).lazy_init(tokens)
+        up = nnx.to_pure_dict(nnx.state(bridged, nnx.Param))["layers"]["up"]
+        assert up.sharding.spec == jax.P(None, "fsdp", "tensor")
+        logits = nnx.jit(lambda module, tokens: module(tokens))(bridged, tokens)
+    params = jax.device_get(nnx.to_pure_dict(nnx.state(bridged, nnx.Param)))
+    alone = models.DecoderLM(MESHED).apply({"params": params}, tokens)
+    np.testing.assert_allclose(logits, alone, atol=1e-5)
+
+
+MESHED = dataclasses.replace(SMALL, vocab_size=8, num_layers=1)
+AXIS_TYPES = [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("data", "fsdp", "tensor"), ("replica", "x", "model")])
+@pytest.mark.parametrize("kind", AXIS_TYPES)
+@pytest.mark.parametrize("in_use", [True, False])
+def test_any_mesh_gives_the_logits_and_gradients_of_one_device(names, kind, in_use):
+    model = models.DecoderLM(MESHED)
+    tokens = np.random.default_rng(0).integers(0, 8, (8, 5)).astype(np.int32)
+    init = models.initializer(model)
+    alone = nn.meta.unbox(init(jax.random.key(0)))
+
+    def scored(variables, tokens):
+        return model.apply(variables, tokens)
+
+    def slope(variables, tokens):
+        return jax.grad(lambda v: jnp.sum(jnp.cos(model.apply(v, tokens))))(variables)
+
+    want = jax.jit(scored)(alone, tokens), jax.jit(slope)(alone, tokens)
+    mesh = jax.make_mesh((2, 2, 2), names, axis_types=(kind,) * 3)
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    spread = jax.device_put(alone, training.parameter_shardings(boxed, mesh))
+    with jax.set_mesh(mesh) if in_use else contextlib.nullcontext():
+        rows = jax.device_put(tokens, jax.NamedSharding(mesh, jax.P(names[:2])))
+        found = jax.jit(scored)(spread, rows), jax.jit(slope)(spread, rows)
+        again = nn.meta.unbox(jax.jit(init)(jax.random.key(0)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, want)
+    jax.tree.map(np.testing.assert_array_equal, again, alone)
+
+
 EVERY_METHOD = [
     {"method": "lexinvariant"},
     {"method": "lexinvariant", "chunk_size": 3},
@@ -220,6 +286,34 @@ def test_eight_devices_give_the_losses_and_gradients_of_one(options, devices):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone[1], many[1])
 
 
+def test_width_roles_of_every_kernel_are_those_of_its_equation():
+    def shapes(factor):
+        config = dataclasses.replace(
+            SMALL,
+            d_model=16 * factor,
+            num_heads=2 * factor,
+            num_kv_heads=factor,
+            d_ff=24 * factor,
+            position="rope",
+            gated_mlp=True,
+            tied_readout=False,
+            embedding_affine=False,
+        )
+        init = models.initializer(models.DecoderLM(config))
+        return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
+
+    roles = width.infer_width_roles(shapes(1), shapes(4))
+    found = {name: info for name, info in roles["layers"].items() if "norm" not in name}
+    assert {name: info.fan_in_axes for name, info in found.items()} == {
+        "query": (1,), "key": (1,), "value": (1,), "out": (1, 2), "up": (1,), "gate": (1,),
+        "down": (1,),
+    }  # fmt: skip
+    assert {(info.role, info.width_mult, info.fan_out_mult) for info in found.values()} == {
+        ("matrix", 4.0, 4.0)
+    }
+    assert roles["embedding"].role == roles["unembedding"].role == "vector"
+
+
 def test_nothing_is_traced_twice_in_a_loop(count_traces, seeded):
     model, variables, tokens, _ = seeded(RANDOM)
     loss = count_traces(lx.next_token_loss(model))
@@ -240,6 +334,13 @@ def test_nothing_is_traced_twice_in_a_loop(count_traces, seeded):
         ({"max_length": 0}, "max_length must be an integer >= 1"),
         ({"embedding": "learned"}, "embedding must be one of"),
         ({"attention_scale": "sqrt"}, "attention_scale must be one of"),
+        ({"num_kv_heads": 3}, "num_kv_heads must divide num_heads=2, got 3"),
+        ({"activation": "swish"}, "activation must be one of"),
+        ({"rotary_base": 0.0}, "rotary_base must be"),
+        ({"embedding": "given", "tied_readout": False}, "tied_readout must be True"),
+        ({"attention": "splash"}, "position must be 'rope' or 'none', got 't5'"),
+        ({"dtype": "int32"}, "dtype must be a floating type of at most 32 bits, got 'int32'"),
+        ({"dtype": "float64"}, "got 'float64'"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(change, message, bad_input):

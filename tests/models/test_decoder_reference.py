@@ -1,6 +1,7 @@
 """The decoder against golden vectors and a float64 version written from the block equations."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,28 @@ OPTIONS = {
     "multiplied": {"readout_multiplier": 0.5},
     "plain contractions": {"attention": "einsum"},
     "plain contractions without bias": {"attention": "einsum", "position": "none"},
+    "swiglu": {"activation": "silu", "gated_mlp": True},
+    "gelu": {"activation": "gelu"},
+    "geglu by tanh": {"activation": "gelu_tanh", "gated_mlp": True},
+    "grouped queries": {"num_heads": 4, "head_dim": 4, "num_kv_heads": 2},
+    "one key head": {"num_kv_heads": 1, "position": "alibi"},
+    "rotary base": {"position": "rope", "rotary_base": 100.0},
+    "epsilon": {"norm_epsilon": 0.1},
+    "no affine": {"embedding_affine": False},
+    "untied": {"embedding": "fixed", "tied_readout": False},
+}
+LLAMA = {
+    "num_heads": 4,
+    "head_dim": 4,
+    "num_kv_heads": 2,
+    "position": "rope",
+    "rotary_base": 50.0,
+    "activation": "silu",
+    "gated_mlp": True,
+    "norm_epsilon": 1e-3,
+    "embedding": "fixed",
+    "embedding_affine": False,
+    "tied_readout": False,
 }
 #: Every option above at least once, in three programs.
 TOGETHER = {
@@ -47,11 +70,20 @@ TOGETHER = {
         "unroll_layers": True,
         "attention": "einsum",
     },
+    "llama": LLAMA,
+    "gelu, one key head, t5": {"activation": "gelu", "num_kv_heads": 1},
+}
+ERF = np.vectorize(math.erf)
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + ERF(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
 }
 
 
-def norm(x, scale):
-    return scale * x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+def norm(x, scale, config):
+    return scale * x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_epsilon)
 
 
 def bucket(distance, num_buckets, max_distance):
@@ -62,9 +94,9 @@ def bucket(distance, num_buckets, max_distance):
     return min(num_buckets - 1, half + int(steps + 1e-12))
 
 
-def rotated(x, t):
+def rotated(x, t, base):
     half = x.shape[-1] // 2
-    angle = t * 10_000.0 ** (-np.arange(half) / half)
+    angle = t * base ** (-np.arange(half) / half)
     a, b = x[:half], x[half:]
     return np.concatenate(
         [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
@@ -80,10 +112,12 @@ def attend(x, w, layer, config):
     length = len(x)
     out = np.zeros_like(x)
     for h in range(config.num_heads):
-        q, k, v = (x @ w[name][layer, :, h] for name in ("query", "key", "value"))
+        shared = h * config.kv_heads // config.num_heads
+        q = x @ w["query"][layer, :, h]
+        k, v = (x @ w[name][layer, :, shared] for name in ("key", "value"))
         if config.position == "rope":
-            q = np.stack([rotated(q[t], t) for t in range(length)])
-            k = np.stack([rotated(k[t], t) for t in range(length)])
+            q = np.stack([rotated(q[t], t, config.rotary_base) for t in range(length)])
+            k = np.stack([rotated(k[t], t, config.rotary_base) for t in range(length)])
         scale = 1 / np.sqrt(config.head_dim) if config.attention_scale == "inverse_sqrt" else 1.0
         gain = 1.0
         if config.qk_norm:
@@ -106,10 +140,10 @@ def attend(x, w, layer, config):
 
 
 def mlp(x, w, layer, config):
-    up = x @ w["up"][layer]
+    up, activation = x @ w["up"][layer], ACTIVATIONS[config.activation]
     if config.gated_mlp:
-        return (np.maximum(x @ w["gate"][layer], 0) * up) @ w["down"][layer]
-    return np.maximum(up, 0) @ w["down"][layer]
+        return (activation(x @ w["gate"][layer]) * up) @ w["down"][layer]
+    return activation(up) @ w["down"][layer]
 
 
 def exact_logits(params, config, table, tokens):
@@ -117,12 +151,16 @@ def exact_logits(params, config, table, tokens):
     layers = dict(params["layers"])
     if config.share_relative_bias and config.position == "t5":
         layers["relative_bias"] = params["relative_bias"]
-    x = params["embedding_scale"] * table[tokens] + params["embedding_bias"]
+    x = table[tokens]
+    if config.embedding_affine:
+        x = params["embedding_scale"] * x + params["embedding_bias"]
     for layer in range(config.num_layers):
-        x = x + attend(norm(x, layers["attention_norm"]["scale"][layer]), layers, layer, config)
-        x = x + mlp(norm(x, layers["mlp_norm"]["scale"][layer]), layers, layer, config)
+        normed = norm(x, layers["attention_norm"]["scale"][layer], config)
+        x = x + attend(normed, layers, layer, config)
+        x = x + mlp(norm(x, layers["mlp_norm"]["scale"][layer], config), layers, layer, config)
     scale = config.readout_multiplier / np.sqrt(config.d_model)
-    return norm(x, params["final_norm"]["scale"]) @ table.T * scale
+    table = table if config.tied_readout else params["unembedding"]
+    return norm(x, params["final_norm"]["scale"], config) @ table.T * scale
 
 
 @pytest.mark.parametrize("run", range(3))
@@ -155,10 +193,12 @@ def test_logits_match_an_independent_float64_implementation(
 def test_every_option_matches_its_equation_in_float64(name, seeded):
     config = dataclasses.replace(RANDOM, **(TOGETHER | OPTIONS)[name])
     model, variables, tokens, table = seeded(config)
-    logits = jax.jit(model.apply)(variables, tokens, table)
+    own = config.embedding == "fixed"
+    logits = jax.jit(model.apply)(variables, tokens, None if own else table)
     params = jax.tree.map(np.float64, variables["params"])
     for b in range(3):
-        exact = exact_logits(params, config, np.float64(table[b]), np.asarray(tokens[b]))
+        rows = params["embedding"] if own else np.float64(table[b])
+        exact = exact_logits(params, config, rows, np.asarray(tokens[b]))
         np.testing.assert_allclose(logits[b], exact, atol=2e-5)
 
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jaxkit import training
 
@@ -111,3 +112,143 @@ def test_the_step_is_traced_once_and_consumes_its_state(count_traces):
         state, _ = step(state, training.place_batch(batch, mesh))
     assert counted.count == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
+
+
+OPTIMIZERS = {
+    "masked": lambda: optax.masked(
+        optax.adam(1e-2), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    ),
+    "partition": lambda: optax.partition(
+        {True: optax.adam(1e-2), False: optax.sgd(1e-2, momentum=0.9)},
+        lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+    ),
+    "muon": lambda: optax.contrib.muon(1e-2),
+    "sm3": lambda: optax.sm3(1e-2),
+    "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=2),
+    "lbfgs": optax.lbfgs,
+    "reduce_on_plateau": lambda: optax.chain(
+        optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=1)
+    ),
+    "polyak_sgd": lambda: optax.polyak_sgd(max_learning_rate=0.1),
+    "multi_steps": lambda: optax.MultiSteps(optax.adam(1e-2), 2),
+    "schedule_free": lambda: optax.contrib.schedule_free_adamw(1e-2),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+}
+
+
+def boxed_init(key):
+    """A layer of each metadata: of mesh axes, of logical axes, and none."""
+    first, second = jax.random.split(key)
+    return {
+        "first": nn.Partitioned(jax.random.normal(first, (FEATURES, 4)), ("fsdp", "tensor")),
+        "second": nn.LogicallyPartitioned(jax.random.normal(second, (4, 2)), ("embed", None)),
+        "bias": jnp.zeros(2),
+    }
+
+
+def boxed_loss(params, batch, key):
+    # Weights are gathered where they are used, as the modules of `jaxkit.models` do.
+    first, second = (training.constrain(params[n], None, None) for n in ("first", "second"))
+    hidden = training.constrain(jnp.tanh(batch["x"] @ first), "batch", None)
+    out = hidden @ second + params["bias"]
+    return jnp.mean((out - batch["y"]) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore:Specifying a key")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("masked", "adafactor", "lbfgs", "reduce_on_plateau")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)  # fmt: skip
+def test_any_optimizer_trains_on_any_mesh_as_on_one_device(name, count_traces):
+    results = []
+    for devices, text in ((1, ""), (8, "data=2,fsdp=2,tensor=2")):
+        mesh = training.make_mesh(text, devices=jax.devices()[:devices])
+        optimizer, key, loss = OPTIMIZERS[name](), jax.random.key(0), count_traces(boxed_loss)
+        shardings = training.state_shardings(boxed_init, optimizer, key, mesh)
+        state = training.init_state(boxed_init, optimizer, key, mesh)
+        step = training.make_train_step(loss, optimizer, shardings=shardings)
+        losses, counts = [], []
+        for batch in batches(3):
+            state, metrics = step(state, training.place_batch(batch, mesh))
+            losses.append(float(metrics.loss))
+            counts.append(loss.count)
+        assert counts[0] == counts[-1]
+        results.append((losses, state.params))
+    (alone, params), (many, spread) = results
+    np.testing.assert_allclose(many, alone, rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), spread, params)
+
+
+def test_what_is_shaped_like_a_parameter_is_split_like_it():
+    mesh = training.make_mesh("data=2,fsdp=2,tensor=2")
+    tree = training.state_shardings(boxed_init, optax.lbfgs(), jax.random.key(0), mesh)
+    history = tree.opt_state[0]
+    assert history.params["first"].spec == jax.P("fsdp", "tensor")
+    assert history.diff_params_memory["first"].spec == jax.P(None, "fsdp", "tensor")
+    assert history.count.is_fully_replicated
+    factored = training.state_shardings(
+        boxed_init, OPTIMIZERS["adafactor"](), jax.random.key(0), mesh
+    )
+    assert all(s.is_fully_replicated for s in jax.tree.leaves(factored.opt_state[0].v_row))
+
+
+def test_modules_of_nnx_are_split_by_their_metadata():
+    split = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("embed", "mlp"))
+
+    def make(key):
+        with nnx.use_eager_sharding(False):
+            return nnx.Linear(FEATURES, 4, kernel_init=split, rngs=nnx.Rngs(key))
+
+    graph = nnx.graphdef(make(jax.random.key(0)))
+    mesh = training.make_mesh("data=2,fsdp=2,tensor=2")
+    optimizer, key = optax.adam(1e-2), jax.random.key(0)
+    init = lambda key: nnx.state(make(key))  # noqa: E731
+
+    def loss(params, batch, key):
+        return jnp.mean((nnx.merge(graph, params)(batch["x"]) - batch["y"]) ** 2)
+
+    shardings = training.state_shardings(init, optimizer, key, mesh)
+    state = training.init_state(init, optimizer, key, mesh)
+    for held in (state.params, state.opt_state[0].mu):
+        assert nnx.to_pure_dict(held)["kernel"].sharding.spec == jax.P("fsdp", "tensor")
+    step = training.make_train_step(loss, optimizer, shardings=shardings)
+    losses = [0.0, 0.0]
+    batch = training.place_batch(next(batches(1)), mesh)
+    for number in range(2):
+        state, metrics = step(state, batch)
+        losses[number] = float(metrics.loss)
+    assert losses[1] < losses[0]
+
+
+def test_microbatches_of_narrow_parameters_are_summed_in_float32():
+    def loss(params, batch, key):
+        return jnp.sum(params * jnp.mean(batch).astype(params.dtype))
+
+    optimizer, rows = optax.sgd(1.0), 1024
+    mesh = training.make_mesh(devices=jax.devices()[:1])
+    state = training.init_state(
+        lambda key: jnp.zeros((), jnp.bfloat16), optimizer, jax.random.key(0), mesh
+    )
+    step = training.make_train_step(loss, optimizer, accumulation_steps=rows)
+    state, metrics = step(state, jnp.ones(rows))
+    assert (float(state.params), float(metrics.gradient_norm)) == (-1.0, 1.0)
+    assert state.params.dtype == jnp.bfloat16
+
+
+@pytest.mark.slow
+def test_a_mesh_with_explicit_axes_trains_alike():
+    optimizer, key = optax.adam(1e-2), jax.random.key(0)
+    results = []
+    for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        mesh = jax.make_mesh((2, 2, 2), training.AXES, axis_types=(kind,) * 3)
+        shardings = training.state_shardings(boxed_init, optimizer, key, mesh)
+        state = training.init_state(boxed_init, optimizer, key, mesh)
+        step = training.make_train_step(boxed_loss, optimizer, shardings=shardings)
+        for batch in batches(3):
+            state, metrics = step(state, training.place_batch(batch, mesh))
+        results.append((float(metrics.loss), state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *results)

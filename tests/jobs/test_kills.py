@@ -76,20 +76,71 @@ PROGRAMS = {
 }
 
 
-def start(program, folder):
-    return subprocess.Popen(
-        [sys.executable, "-c", program, str(folder)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+#: Imports once, then forks a process for each life of a run: what it imports touches no folder.
+FORKING = """
+import os, sys, traceback
+import jax, optax
+from orbax.checkpoint import v1
+from jaxkit import continual, federated, jobs, subrl
+from jaxkit.jobs import config
+program = compile(sys.argv.pop(), "run", "exec")
+for folder in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv = ["run", folder.strip()]
+        try:
+            exec(program, {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
 
 
-def finish(program, folder):
-    process = start(program, folder)
-    _, said = process.communicate(timeout=900)
-    assert process.returncode == 0, said.decode()[-3000:]
-    return final(folder / "run")
+class Lives:
+    """Processes of one program, one after the other."""
+
+    def __init__(self, program):
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", FORKING, program], text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._parent.kill()
+        self._parent.communicate()
+
+    def start(self, folder):
+        """The process number of a new life."""
+        self._parent.stdin.write(f"{folder}\n")
+        self._parent.stdin.flush()
+        return int(self._parent.stdout.readline())
+
+    def end(self):
+        """The exit code of the present one, once it has ended."""
+        return int(self._parent.stdout.readline())
+
+    def finish(self, folder):
+        """Everything that a run has when nobody disturbs it."""
+        self.start(folder)
+        assert self.end() == 0
+        return final(folder / "run")
+
+
+def alive(pid):
+    """Whether a process has not ended; a parent that waits leaves no zombie for long."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def final(run):
@@ -114,46 +165,49 @@ def names(folder):
 @pytest.mark.parametrize("kind", PROGRAMS)
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(kind, tmp_path):
     """At start-up, twice in a row; while a checkpoint is written; anywhere between."""
-    program, moments, killed = PROGRAMS[kind], random.Random(0), []
-    facts, arrays = finish(program, tmp_path / "whole")
-    for number in range(KILLS):
-        moment = ("writing", "running", "start", "start", "writing")[number % 5]
-        process, before = start(program, tmp_path / "cut"), names(tmp_path / "cut")
-        if moment == "start":
-            time.sleep(moments.uniform(0.1, 5))
-        else:
-            wanted = ".writing" if moment == "writing" else ""
-            while process.poll() is None:
-                new = names(tmp_path / "cut") - before
-                if any(name.endswith(wanted) for name in new):
-                    break
-                time.sleep(0.0005)
-            time.sleep(moments.uniform(0, 0.01 if moment == "writing" else 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed.append(process.returncode == -signal.SIGKILL)
-    again, restored = finish(program, tmp_path / "cut")
+    moments, codes = random.Random(0), []
+    with Lives(PROGRAMS[kind]) as lives:
+        facts, arrays = lives.finish(tmp_path / "whole")
+        for number in range(KILLS):
+            moment = ("writing", "running", "start", "start", "writing")[number % 5]
+            before = names(tmp_path / "cut")
+            pid = lives.start(tmp_path / "cut")
+            if moment == "start":
+                time.sleep(moments.uniform(0, 2))
+            else:
+                wanted = ".writing" if moment == "writing" else ""
+                while alive(pid):
+                    new = names(tmp_path / "cut") - before
+                    if any(name.endswith(wanted) for name in new):
+                        break
+                    time.sleep(0.0005)
+                time.sleep(moments.uniform(0, 0.01 if moment == "writing" else 0.2))
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+            codes.append(lives.end())
+        again, restored = lives.finish(tmp_path / "cut")
     assert again == facts
     assert restored.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(restored[name]), np.asarray(array))
-    print(f"{kind}: {sum(killed)} of {KILLS} kills met the run alive")
-    assert all(killed)
+    killed = codes.count(-signal.SIGKILL)
+    print(f"{kind}: {killed} of {KILLS} kills met the run alive")
+    assert killed == KILLS
 
 
 def test_a_run_that_is_read_all_the_time_ends_with_the_same_bits(tmp_path):
-    program = TRAIN.format(steps=max(60, 2 * OPENS), epsilon=None)
-    facts, arrays = finish(program, tmp_path / "whole")
-    process, run, steps = start(program, tmp_path / "read"), tmp_path / "read" / "run", []
-    while not any(name.isdigit() for name in names(tmp_path / "read")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    for _ in range(OPENS):
-        began = time.monotonic()
-        steps.append(jobs.open_run(run, report=pytest.fail).step)
-        time.sleep(max(0, began + 0.05 - time.monotonic()))
-    _, said = process.communicate(timeout=900)
-    assert process.returncode == 0, said.decode()[-3000:]
+    steps, run = [], tmp_path / "read" / "run"
+    with Lives(TRAIN.format(steps=max(60, 2 * OPENS), epsilon=None)) as lives:
+        facts, arrays = lives.finish(tmp_path / "whole")
+        pid = lives.start(tmp_path / "read")
+        while not any(name.isdigit() for name in names(tmp_path / "read")):
+            assert alive(pid)
+            time.sleep(0.01)
+        for _ in range(OPENS):
+            began = time.monotonic()
+            steps.append(jobs.open_run(run, report=pytest.fail).step)
+            time.sleep(max(0, began + 0.05 - time.monotonic()))
+        assert lives.end() == 0
     again, restored = final(run)
     assert again == facts
     for name, array in arrays.items():

@@ -46,7 +46,7 @@ def test_a_language_model_keeps_to_its_budget(pod, name, sizes):
     found = pods.compiled_step(config, vocab_size, sizes, rows)
     cost, closed = found.cost, found.closed_form
     state = closed.parameter_bytes + closed.optimizer_bytes
-    assert cost.argument_bytes == pytest.approx(state, abs=2**16)
+    assert cost.argument_bytes == pytest.approx(state, rel=0.01)
     assert cost.received() <= 1.2 * closed.exchange_bytes
     assert cost.temporary_bytes <= 1.3 * closed.temporary_bytes
     assert pods.moved_activations(found) == 0

@@ -113,7 +113,7 @@ class StepCost(NamedTuple):
         logits_bytes: its float32 logits, if scored at once.
         residual_bytes: layer inputs kept for the backward pass (all that `remat` keeps).
         temporary_bytes: all that lives beside parameters and optimizer when most does: gradients,
-            layer inputs, one layer's activations, logits with their gradient, and the gathered
+            layer inputs, one layer's activations and logits with their gradients, and the gathered
             weights of two layers and of the table.
         data_exchange_bytes: what the device receives to sum gradients over copies of its share.
         fsdp_exchange_bytes: what it receives to gather the parameters, forward and backward, and to
@@ -259,10 +259,15 @@ def _gradient_exchange(
 
 
 def _layer_bytes(config: DecoderConfig, rows: int, sequence_length: int, tensor: int) -> int:
-    """What one layer keeps for its backward pass, its attention logits in two types."""
+    """What is alive while a layer goes backward: its activations and their gradients.
+
+    Those of the residual stream are in float32; the attention's scores, where no kernel spares
+    them, in two types.
+    """
     itemsize = jnp.dtype(config.dtype).itemsize
     heads = 2 * (config.num_heads + config.kv_heads) * config.head_dim
     mlp = (3 if config.gated_mlp else 2) * config.d_ff
-    activations = itemsize * sequence_length * (heads + mlp) // tensor
-    attention = 8 * sequence_length**2 * config.num_heads // tensor
-    return rows * (activations + attention)
+    activations = 2 * (itemsize * (heads + mlp) // tensor + 4 * config.d_model) * sequence_length
+    spared = config.position in ("rope", "none") and config.attention not in ("einsum", "xla")
+    scores = 0 if spared else 8 * sequence_length**2 * config.num_heads // tensor
+    return rows * (activations + scores)

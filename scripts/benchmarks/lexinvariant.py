@@ -1,8 +1,8 @@
 """What lexinvariance costs: speed beside the standard model, memory at large vocabularies.
 
 Three losses of one decoder (standard, random rows, renamed ids) train in turns in one process. The
-memory is what the compiled step reports; the cost of the 151M model on up to 256 devices is
-worked out without allocating anything. `lm.py` holds the standard model against PyTorch.
+memory is what the compiled step reports. `lm.py` holds the standard model against PyTorch, and
+`pods.py` compiles larger ones for pods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import timing
-from jax.sharding import AbstractMesh
 
 from jaxkit import lexinvariant, models
 from jaxkit.experiments.evidence import Table
@@ -24,23 +23,11 @@ from jaxkit.experiments.evidence import Table
 ROUNDS, STEPS = 12, 5
 SMALL = models.DecoderConfig(128, recency_heads=True, unroll_layers=True)
 BATCH, LENGTH = 12, 64
-PAPER = models.DecoderConfig(
-    128,
-    d_model=1024,
-    num_layers=12,
-    num_heads=8,
-    head_dim=128,
-    d_ff=4096,
-    embedding="given",
-    dtype="bfloat16",
-    remat=True,
-)
 METHODS: dict[str, lexinvariant.Method] = {
     "standard": "fixed",
     "random rows": "lexinvariant",
     "renamed ids": "relabel",
 }
-MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (4, 8, 2), (32, 8, 1), (16, 8, 2))
 
 
 def model(config: models.DecoderConfig, method: lexinvariant.Method):
@@ -125,50 +112,6 @@ def memory() -> Table:
     return Table(title, ("model", "readout", "temporary memory"), rows)
 
 
-def devices() -> Table:
-    """Memory and operations of one device for the 151M model, from shapes alone."""
-    rows = []
-    for sizes in MESHES:
-        mesh = AbstractMesh(sizes, ("data", "fsdp", "tensor"))
-        cost = models.step_cost(PAPER, optax.adam(1e-3), mesh, 512, 512)
-        state = cost.parameter_bytes + cost.optimizer_bytes + cost.gradient_bytes
-        rows.append(
-            (
-                " x ".join(map(str, sizes)),
-                cost.num_devices,
-                f"{state / 2**20:,.0f} MiB",
-                f"{cost.table_bytes / 2**20:,.1f} MiB",
-                f"{cost.residual_bytes / 2**20:,.0f} MiB",
-                f"{cost.logits_bytes / 2**20:,.1f} MiB",
-                " + ".join(
-                    f"{size / 2**20:,.0f}"
-                    for size in (
-                        cost.data_exchange_bytes,
-                        cost.fsdp_exchange_bytes,
-                        cost.tensor_exchange_bytes,
-                    )
-                )
-                + " MiB",
-                f"{cost.flops / 1e12:,.2f}",
-            )
-        )
-    count = sum(models.parameter_counts(PAPER))
-    return Table(
-        f"One device, {count / 1e6:.0f}M parameters, 512 x 512 tokens, Adam, bfloat16, remat",
-        (
-            "data x fsdp x tensor",
-            "devices",
-            "parameters, Adam, gradient",
-            "random tables",
-            "kept layer inputs",
-            "logits",
-            "received a step: data + fsdp + tensor",
-            "TFLOP a step",
-        ),
-        rows,
-    )
-
-
 def run() -> list[Table]:
     """Measure."""
-    return [speed(), memory(), devices()]
+    return [speed(), memory()]

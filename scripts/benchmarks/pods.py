@@ -392,9 +392,9 @@ def moved_activations(found: compilation.Compilation) -> int:
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", one.shape):
             dims = [int(n) for n in sizes.split(",") if n]
             pairs = itertools.pairwise(dims) if len(dims) > 2 else ()
-            whole = any(n % rows == 0 and t == length for n, t in pairs) or any(
-                n % (rows * length) == 0 and n not in weights for n in dims
-            )
+            whole = any(
+                n % rows == 0 and n not in weights and t == length for n, t in pairs
+            ) or any(n % (rows * length) == 0 and n not in weights for n in dims)
             ids = dtype == "s32"
             if whole and not ids and "fsdp" in one.axes and one.kind != "all-to-all":
                 total += one.received

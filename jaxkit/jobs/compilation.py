@@ -60,7 +60,10 @@ class Compilation(NamedTuple):
         return None if self.cost is None else training.roofline(self.cost, self.mesh)
 
     def utilization(self, seconds: float) -> float:
-        """Model FLOPs of a step, none counted twice, over what the devices could do in a time."""
+        """Model FLOPs of a step, none counted twice, over what the devices could do in a time.
+
+        Attention counts in full, as is usual, so that a causal kernel on a long context may pass 1.
+        """
         peak = training.CHIPS[self.mesh.devices.flat[0].device_kind].flops
         return self.closed_form.flops / (seconds * peak)
 

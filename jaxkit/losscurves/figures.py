@@ -61,7 +61,7 @@ def prediction_figure(
         top.plot(curve.steps, predicted, color=color, label=name)
         residual = 100 * (predicted - curve.losses) / curve.losses
         bottom.plot(curve.steps, residual, color=color, linewidth=1.0)
-    top.set(ylabel="loss (nats)", title=title or "Observed (points) and predicted (lines)")
+    top.set(ylabel="loss", title=title or "Observed (points) and predicted (lines)")
     top.legend(ncols=2)
     bottom.axhline(0.0, color="black", linewidth=0.8)
     bottom.set(xlabel="step", ylabel="residual (%)")

@@ -314,7 +314,7 @@ def subrl(
     signal: Literal["to_go", "one_step", "prefix"] = "to_go",
     horizon: int = 40,
     slip: float = 0.0,
-    epochs: int = 140,
+    num_steps: int = 140,
     batch_size: int = 500,
     learning_rate: float = 0.005,
     entropy_coefficient: float = 0.0,
@@ -331,7 +331,7 @@ def subrl(
         signal: what an action is credited with.
         horizon: states of an episode.
         slip: chance that an action is replaced by a random one.
-        epochs: updates.
+        num_steps: updates.
         batch_size: episodes an update.
         learning_rate: of Adam.
         entropy_coefficient: weight of the entropy bonus at the first update.
@@ -350,7 +350,7 @@ def subrl(
         signal=signal,
         horizon=horizon,
         slip=slip,
-        epochs=epochs,
+        num_steps=num_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         entropy_coefficient=entropy_coefficient,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from jaxkit import plotting, subrl
 from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict, interval_over_seeds
@@ -23,7 +24,7 @@ class Trained(NamedTuple):
     """Some seeds of one method.
 
     Attributes:
-        mean: mean F of the batch by epoch, `[seeds, epochs]`.
+        mean: mean F of the batch by step, `[seeds, steps]`.
         best: best F of the last batch, `[seeds]`.
         paths: states of a few episodes of the first seed, `[P, H]`.
     """
@@ -43,13 +44,13 @@ class Budget(NamedTuple):
 
     Attributes:
         num_seeds: seeds of each method.
-        epochs: updates.
+        num_steps: updates.
         batch_size: episodes an update.
         seed: of everything random.
     """
 
     num_seeds: int
-    epochs: int
+    num_steps: int
     batch_size: int
     seed: int
 
@@ -61,10 +62,10 @@ def train(
     training = subrl.make_training(
         world,
         subrl.CategoricalPolicy(5),
-        subrl.subpo_optimizer(learning_rate),
-        epochs=budget.epochs,
+        optax.adam(learning_rate),
+        subrl.Estimator(**options),
+        num_steps=budget.num_steps,
         batch_size=budget.batch_size,
-        **options,
     )
     keys = jax.random.split(jax.random.key(budget.seed), budget.num_seeds)
 
@@ -264,7 +265,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         plans = np.stack([greedy.states, beam.states])
         paths["gaussian_map"] = subrl.paths_figure(world, {**drawn, "greedy and beam": plans})
         groups = subrl.random_groups(item_key)
-        found = items(budget._replace(epochs=150), groups)
+        found = items(budget._replace(num_steps=150), groups)
         claims += _items_claims(found)
         rows += _rows("items", found, {"all that count": 21.0})
         panels.append(("items", found, {"all that count": 21.0}))
@@ -272,7 +273,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     for panel, (name, methods, known) in zip(np.atleast_1d(axes), panels, strict=True):
         subrl.draw_curves(panel, {n: t.mean for n, t in methods.items()}, known, title=name)
     table = Table(
-        f"F after {budget.epochs} epochs of {budget.batch_size} episodes",
+        f"F after {budget.num_steps} steps of {budget.batch_size} episodes",
         ("world", "method", "mean over seeds", "worst seed", "best episode"),
         rows,
     )

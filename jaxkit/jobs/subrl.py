@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from rich import table as tables
 
-from jaxkit import plotting, subrl, training, validation
+from jaxkit import intervals, plotting, subrl, training, validation
 
 
 class SubrlFiles(NamedTuple):
     """What `train_world` wrote and found.
 
     Attributes:
-        metrics: a line of JSON an epoch, means over the seeds.
-        curves: figure of F by epoch.
+        metrics: a line of JSON a step, means over the seeds.
+        curves: figure of F by step.
         paths: figure of episodes on the map, None where the world is no grid.
         values: F by name: trained policy, planners and bounds.
         table: the same to print.
@@ -65,7 +66,7 @@ def train_world(
     horizon: int = 40,
     slip: float = 0.0,
     seeds: int = 3,
-    epochs: int = 140,
+    num_steps: int = 140,
     batch_size: int = 500,
     learning_rate: float = 0.005,
     entropy_coefficient: float = 0.0,
@@ -85,12 +86,12 @@ def train_world(
         horizon: states of an episode.
         slip: chance that an action is replaced by a random one.
         seeds: independent trainings, run together.
-        epochs: updates.
+        num_steps: updates.
         batch_size: episodes an update.
         learning_rate: of Adam.
         entropy_coefficient: c of the bonus c / (t + 1).
         seed: of everything random, the world too.
-        chunk: epochs between lines of progress and checkpoints.
+        chunk: steps between lines of progress and checkpoints.
         out: folder to write to, one sub-folder a world and method.
         progress: where to show it; a bar on the terminal by default.
 
@@ -103,6 +104,7 @@ def train_world(
             other options.
     """
     validation.choice("env", env, subrl.WORLDS)
+    validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
     validation.seed("seed", seed)
     world_key, train_key, draw_key = jax.random.split(jax.random.key(seed), 3)
     features = "visited" if memory else "position"
@@ -110,13 +112,10 @@ def train_world(
     run = subrl.make_training(
         world,
         subrl.CategoricalPolicy(5),
-        subrl.subpo_optimizer(learning_rate),
-        objective=objective,
-        signal=signal,
-        baseline=baseline,
+        optax.adam(learning_rate),
+        subrl.Estimator(objective, signal, baseline, entropy_coefficient=entropy_coefficient),
         batch_size=batch_size,
-        epochs=epochs,
-        entropy_coefficient=entropy_coefficient,
+        num_steps=num_steps,
     )
     # Everything that shapes a run is in its folder's name, so that options never mix.
     options = f"{env}-{features}-{objective}-{signal}-{baseline}-h{horizon}-p{slip:g}-s{seeds}"
@@ -127,12 +126,12 @@ def train_world(
         train_key,
         num_seeds=seeds,
         chunk=chunk,
-        progress=progress or training.Console(epochs, extra=("mean", "best")),
+        progress=progress or training.Console(num_steps, extra=("mean", "best")),
         folder=folder,
     )
     made = fitted.metrics.mean.shape[1]
-    if made < epochs:
-        training.say(f"stopped at epoch {made} of {epochs}; run the same command to resume")
+    if made < num_steps:
+        training.say(f"stopped at step {made} of {num_steps}; run the same command to resume")
         return None
     known = known_values(world)
     method = "SubPO" if objective == "submodular" else "ModPO"
@@ -151,14 +150,14 @@ def train_world(
         plotting.save(curves, folder / "curves.png"),
         paths,
         values,
-        _table(f"F of an episode on {env}, {epochs} epochs", values, last),
+        _table(f"F of an episode on {env}, {num_steps} steps", values, last),
     )
 
 
 def _paths(
     world: subrl.SubmodularEnvironment,
     run: subrl.Training,
-    fitted: subrl.Fitted,
+    fitted: Any,
     key: jax.Array,
     method: str,
     sure: bool,
@@ -179,6 +178,6 @@ def _table(title: str, values: Mapping[str, float], last: np.ndarray) -> tables.
     for index, (name, value) in enumerate(values.items()):
         interval = ""
         if index == 0 and len(last) > 1:
-            interval = "{:.2f} to {:.2f}".format(*subrl.mean_interval(last))
+            interval = "{:.2f} to {:.2f}".format(*intervals.mean_interval(last))
         shown.add_row(name, f"{value:.2f}", interval)
     return shown

@@ -55,9 +55,7 @@ def bandit_objective(
 
     @jax.jit
     def value_of(function, sequence):
-        valid = sequence < num_actions
-        safe = jnp.where(valid, sequence, 0)
-        return function.value(submodular.add_all(function, function.init(), safe, valid))
+        return submodular.evaluate(function, jnp.where(sequence < num_actions, sequence, -1))
 
     values = jax.vmap(value_of, (None, 0))(function, sequences)
 

@@ -316,7 +316,8 @@ def make_environment(
         The environment.
 
     Raises:
-        TypeError: if `set_function` is none.
+        TypeError: if `set_function` is none, or the dynamics lack a part of `Dynamics` or do not
+            fit together.
         ValueError: if the horizon is shorter than 2, the scale not positive, `features` unknown, or
             the set function has another number of items than there are states.
 
@@ -331,6 +332,21 @@ def make_environment(
     """
     horizon = validation.integer("horizon", horizon, minimum=2)
     validation.choice("features", features, seeing.FEATURES)
+    missing = [
+        name
+        for name in ("num_actions", "action_size", "terminates", *_METHODS)
+        if not hasattr(dynamics, name)
+    ]
+    if missing:
+        raise TypeError(
+            f"dynamics must have all of subrl.Dynamics, {type(dynamics).__name__} has no "
+            f"{', '.join(missing)}"
+        )
+    if (dynamics.num_actions is None) == (dynamics.action_size is None):
+        raise ValueError(
+            "dynamics must have either num_actions or action_size, got "
+            f"{dynamics.num_actions} and {dynamics.action_size}"
+        )
     if not isinstance(set_function, submodular.SetFunction):
         raise TypeError(
             "set_function must have the methods of submodular.SetFunction, got "
@@ -352,4 +368,33 @@ def make_environment(
         jnp.asarray(scale, jnp.float32),
         jnp.asarray(horizon - 1, jnp.int32),
     )
-    return SubmodularEnvironment(dynamics, horizon, features, params, shape)
+    made = SubmodularEnvironment(dynamics, horizon, features, params, shape)
+    _try(made)
+    return made
+
+
+_METHODS = ("start", "move", "element", "features")
+
+
+def _try(environment: SubmodularEnvironment) -> None:
+    """Trace one step, so that dynamics that do not fit together are named when they are made."""
+    size = environment.action_size
+    action = jnp.zeros((), jnp.int32) if size is None else jnp.zeros(size)
+
+    def one(key):
+        observation, state = environment.reset(key)
+        taken = environment.step_env(key, state, action)
+        return (observation, state), (taken.observation, taken.state)
+
+    try:
+        before, after = jax.eval_shape(one, jax.random.key(0))
+    except Exception as error:
+        raise TypeError(
+            f"dynamics must draw a start and a Move from it: one step of "
+            f"{type(environment.dynamics).__name__} fails: {error}"
+        ) from error
+    if jax.tree.structure(before) != jax.tree.structure(after) or before != after:
+        raise TypeError(
+            "dynamics must move to a position of the shapes and types of the start, got "
+            f"{before[1].position} and then {after[1].position}"
+        )

@@ -96,11 +96,11 @@ def draw_curves(
     title: str = "",
     ylabel: str = "F of an episode",
 ) -> None:
-    """Draw means over seeds by epoch, with 95 % bands of the mean, and known values as lines.
+    """Draw means over seeds by step, with 95 % bands of the mean, and known values as lines.
 
     Args:
         panel: a matplotlib `Axes`.
-        curves: values by name, `[seeds, epochs]` each.
+        curves: values by name, `[seeds, steps]` each.
         levels: values of planners or bounds by name.
         title: above the panel.
         ylabel: of the panel.
@@ -114,11 +114,11 @@ def draw_curves(
     lines, bands = {}, {}
     for name, values in curves.items():
         values = np.asarray(values, np.float64)
-        epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
-        lines[name] = (epochs, mean)
+        steps, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
+        lines[name] = (steps, mean)
         if len(values) > 1:
             bands[name] = intervals.mean_interval(values)
-    plotting.lines(panel, lines, bands=bands, xlabel="epoch", ylabel=ylabel, title=title)
+    plotting.lines(panel, lines, bands=bands, xlabel="step", ylabel=ylabel, title=title)
     right = max(len(x) for x, _ in lines.values())
     ordered = sorted((levels or {}).items(), key=lambda item: item[1])
     top = max([level for _, level in ordered] + [float(np.max(y)) for _, y in lines.values()])

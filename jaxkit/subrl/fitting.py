@@ -1,4 +1,4 @@
-"""A host loop around compiled chunks of epochs: progress, metrics, checkpoints, resumption."""
+"""A host loop around compiled chunks of steps: progress, metrics, checkpoints, resumption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from jaxkit import training as runs
 from jaxkit import validation
 from jaxkit.subrl.environments import Params
-from jaxkit.subrl.subpo import EpochMetrics, Training
+from jaxkit.subrl.subpo import StepMetrics, Training
 
 
 class Fitted(NamedTuple):
@@ -22,23 +22,23 @@ class Fitted(NamedTuple):
 
     Attributes:
         state: the last state; parameters and optimizer state have a leading axis of seeds.
-        metrics: measured before each update, each `[seeds, epochs]`, NumPy; with checkpoints, also
+        metrics: measured before each update, each `[seeds, steps]`, NumPy; with checkpoints, also
             those of the interrupted run.
 
     Example:
         >>> weights = {"logits": jnp.zeros((3, 5))}  # of three seeds
         >>> state = runs.TrainState(jnp.array(2), weights, (), jax.random.key(0))
         >>> reached = np.array([[2.0, 3.0], [2.0, 5.0], [1.0, 4.0]])
-        >>> fitted = Fitted(state, EpochMetrics(*np.ones((8, 3, 2)))._replace(mean=reached))
+        >>> fitted = Fitted(state, StepMetrics(*np.ones((8, 3, 2)))._replace(mean=reached))
         >>> int(fitted.metrics.mean[:, -1].argmax())  # the best seed
         1
     """
 
     state: runs.TrainState
-    metrics: EpochMetrics
+    metrics: StepMetrics
 
 
-_NAMES = EpochMetrics._fields
+_NAMES = StepMetrics._fields
 
 #: A state of several seeds: they share the step.
 _OVER_SEEDS: Any = runs.TrainState(None, 0, 0, 0)  # type: ignore[arg-type]
@@ -63,11 +63,11 @@ def fit(
         training: from `make_training`.
         key: typed PRNG key, split over the seeds.
         num_seeds: S, independent runs.
-        chunk: epochs between looks of the host, each of which is a checkpoint.
+        chunk: steps between looks of the host, each of which is a checkpoint.
         params: numbers of the environment.
         progress: where to show it.
-        folder: of the run (`training.Run`): a line for each epoch, means over the seeds, and
-            checkpoints; None to keep nothing. More epochs than before make a run longer.
+        folder: of the run (`training.Run`): a line for each step, means over the seeds, and
+            checkpoints; None to keep nothing. More steps than before make a run longer.
 
     Returns:
         The last state, and all metrics.
@@ -82,7 +82,7 @@ def fit(
         >>> from jaxkit import subrl
         >>> env = subrl.coverage_world((2, 2), horizon=3, start=0, features="official_position")
         >>> policy = subrl.TabularPolicy(5, 4, 3)
-        >>> train = subrl.make_training(env, policy, optax.sgd(1.0), batch_size=4, epochs=2)
+        >>> train = subrl.make_training(env, policy, optax.sgd(1.0), batch_size=4, num_steps=2)
         >>> fit(train, jax.random.key(0), num_seeds=2).metrics.mean.shape
         (2, 2)
     """
@@ -94,10 +94,10 @@ def fit(
         return state._replace(step=jnp.zeros((), jnp.int32))
 
     def several(state, params, length):
-        def epoch(state, _):
-            return training.epoch(state, params)
+        def one(state, _):
+            return training.step(state, params)
 
-        over = jax.vmap(epoch, (_OVER_SEEDS, None), (_OVER_SEEDS, 0))
+        over = jax.vmap(one, (_OVER_SEEDS, None), (_OVER_SEEDS, 0))
         return jax.lax.scan(over, state, None, length=length)
 
     advance_several = jax.jit(several, static_argnums=2, donate_argnums=0)
@@ -112,9 +112,9 @@ def fit(
     def means(done: int, held: Fitted) -> dict[str, float]:
         return {n: float(getattr(held.metrics, n)[:, -1].mean()) for n in ("mean", "best")}
 
-    def holding(epochs: int) -> EpochMetrics:
-        empty: Any = (np.zeros((num_seeds, epochs), np.float32) for _ in _NAMES)
-        return EpochMetrics(*empty)
+    def holding(steps: int) -> StepMetrics:
+        empty: Any = (np.zeros((num_seeds, steps), np.float32) for _ in _NAMES)
+        return StepMetrics(*empty)
 
     keys = jax.random.split(key, num_seeds)
     held = Fitted(jax.jit(first)(keys), holding(0))
@@ -124,24 +124,24 @@ def fit(
             run = stack.enter_context(runs.Run(folder))
             program = runs.program_fingerprint(lambda k: several(first(k), params, 1), keys)
             run.identify({"key": runs.fingerprint(key), "num_seeds": num_seeds, "program": program})
-            done = run.restore(lambda record: Fitted(held.state, holding(record["epochs"])))
+            done = run.restore(lambda record: Fitted(held.state, holding(record["steps"])))
             held = held if done is None else done.state
         result = runs.drive(
             advance,
             held,
             first_step=0 if done is None else done.step,
-            num_steps=training.epochs,
+            num_steps=training.num_steps,
             run=run,
             cadence=runs.Cadence(chunk, chunk),
             evaluate=means,
-            record=lambda step: {"epochs": step},
+            record=lambda step: {"steps": step},
             progress=progress,
         )
     return result.state
 
 
-def _rows(done: int, measured: EpochMetrics) -> list[dict[str, float]]:
-    """The epochs of a chunk, as means over the seeds."""
+def _rows(done: int, measured: StepMetrics) -> list[dict[str, float]]:
+    """The steps of a chunk, as means over the seeds."""
     rows = []
     for t, at in enumerate(zip(*(np.mean(values, 0) for values in measured), strict=True)):
         row = dict(zip(_NAMES, map(float, at), strict=True))

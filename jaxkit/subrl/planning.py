@@ -242,8 +242,12 @@ def modular_plan(environment: SubmodularEnvironment, params: Params | None = Non
         >>> float(modular_plan(env).value)
         16.0
     """
-    if getattr(environment.dynamics, "num_states", None) is None:
-        raise ValueError(f"environment must have finite states, got {environment.dynamics}")
+    missing = [n for n in ("num_states", "expect") if not hasattr(environment.dynamics, n)]
+    if missing:
+        raise ValueError(
+            "environment must have finite states, with dynamics.num_states and "
+            f"dynamics.expect(values, params) -> [n, A], got no {' and no '.join(missing)}"
+        )
     params = environment.default_params if params is None else params
     f = params.set_function
     alone = f.gains(f.init())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -94,6 +95,41 @@ class CategoricalPolicy(nn.Module):
         """Logits `[*b, A]`."""
         x = _hidden(observation, self.hidden, self.activation)
         return torch_dense(self.num_actions, x.shape[-1], "logits")(x)
+
+    @nn.nowrap
+    def from_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters out of weights by name, as of another program.
+
+        Args:
+            weights: `(W [inputs, outputs], b [outputs])` of the layers `"hidden_0"`, ... and
+                `"logits"`; transpose those of PyTorch.
+
+        Returns:
+            What `apply` takes.
+
+        Raises:
+            ValueError: if a layer is missing or unknown, or a shape does not fit.
+
+        Example:
+            >>> policy = CategoricalPolicy(2, hidden=())
+            >>> params = policy.from_weights({"logits": (jnp.eye(2), jnp.zeros(2))})
+            >>> policy.apply(params, jnp.array([1.0, 3.0])).tolist()
+            [1.0, 3.0]
+        """
+        sizes = {f"hidden_{i}": size for i, size in enumerate(self.hidden)}
+        sizes["logits"] = self.num_actions
+        if set(weights) != set(sizes):
+            raise ValueError(f"weights must be of the layers {list(sizes)}, got {list(weights)}")
+        params, inputs = {}, np.shape(weights[next(iter(sizes))][0])[:1]
+        for name, size in sizes.items():
+            kernel, bias = (jnp.asarray(array, jnp.float32) for array in weights[name])
+            if kernel.shape != (*inputs, size) or bias.shape != (size,):
+                raise ValueError(
+                    f"weights of {name} must have shapes {(*inputs, size)} and {(size,)}, got "
+                    f"{kernel.shape} and {bias.shape}"
+                )
+            params[name], inputs = {"kernel": kernel, "bias": bias}, (size,)
+        return {"params": params}
 
     @nn.nowrap
     def sample(self, key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxkit import validation
@@ -124,6 +125,54 @@ def rollout(
         [[2.0, 0.0, 0.0]]
     """
     batch_size = validation.integer("batch_size", batch_size, minimum=1)
+    return _episodes(
+        key, environment, lambda time, *seen: act(*seen), batch_size, params, constrain
+    )
+
+
+def replay(
+    environment: SubmodularEnvironment,
+    actions: ArrayLike | Sequence[Any],
+    key: Key[Array, ""] | None = None,
+    params: Params | None = None,
+) -> Rollout:
+    """Take given actions: what they would have earned, for a loss or for a comparison.
+
+    Args:
+        environment: where to act.
+        actions: the actions, `[B, H - 1, ...]`.
+        key: draws what is random in the moves; `jax.random.key(0)` by default.
+        params: numbers of the environment.
+
+    Returns:
+        The episodes.
+
+    Raises:
+        ValueError: if a shape is wrong, or a concrete action out of range.
+
+    Example:
+        >>> from jaxkit import subrl
+        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
+        >>> replay(env, [[1, 2, 2]]).values.tolist()
+        [8.0]
+    """
+    array = jnp.asarray(actions)
+    steps, size, number = environment.horizon - 1, environment.action_size, environment.num_actions
+    tail = (steps,) if size is None else (steps, size)
+    if array.ndim != len(tail) + 1 or array.shape[1:] != tail:
+        wanted = ", ".join(map(str, tail))
+        raise ValueError(f"actions must have shape [B, {wanted}], got {array.shape}")
+    if number is not None and not validation.is_traced(array):
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"actions must be integers, got dtype {array.dtype}")
+        wrong = array[(array < 0) | (array >= number)]
+        if wrong.size:
+            raise ValueError(f"actions must be in 0 .. {number - 1}, got {int(wrong[0])}")
+    key = jax.random.key(0) if key is None else key
+    return _episodes(key, environment, lambda time, *_: array[:, time], len(array), params)
+
+
+def _episodes(key, environment, choose, batch_size, params=None, constrain=lambda x: x) -> Rollout:
     params = environment.default_params if params is None else params
     dynamics, f = environment.dynamics, params.set_function
     num_steps = environment.horizon - 1
@@ -133,15 +182,15 @@ def rollout(
 
     def step(carry, step_keys):
         observations, state = constrain(carry)
-        act_key, move_key = step_keys
-        actions = act(act_key, observations)
+        time, act_key, move_key = step_keys
+        actions = choose(time, act_key, observations)
         taken = jax.vmap(environment.step_env, (0, 0, 0, None))(
             jax.random.split(move_key, batch_size), state, actions, params
         )
         record = (observations, actions, taken.reward, taken.info["element"], ~state.done)
         return (taken.observation, taken.state), record
 
-    step_keys = (keys[:num_steps], keys[num_steps:-1])
+    step_keys = (jnp.arange(num_steps), keys[:num_steps], keys[num_steps:-1])
     _, recorded = jax.lax.scan(step, (observations, state), step_keys)
     seen, actions, gains, later, active = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), recorded)
     first_element = jax.vmap(dynamics.element, (0, None))(state.position, params.dynamics)

@@ -20,7 +20,7 @@ from jaxkit import subrl
 from jaxkit.experiments.evidence import Table
 
 _ROWS, _HORIZON, _BATCH, _START, _RATE = 30, 40, 500, 34, 1e-3
-_JAX_EPOCHS, _TORCH_EPOCHS = 20, 2
+_JAX_STEPS, _TORCH_EPOCHS = 20, 2
 
 
 class TorchSubPO:
@@ -45,8 +45,8 @@ class TorchSubPO:
             torch.nn.Linear(32, 5),
         )
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=_RATE)
-        moves = subrl.grid_moves((_ROWS, _ROWS))
-        cover = subrl.grid_blocks((_ROWS, _ROWS))
+        moves = subrl.grids.grid_moves((_ROWS, _ROWS))
+        cover = subrl.grids.grid_blocks((_ROWS, _ROWS))
         self.scale = 2 * (_HORIZON + 1)
         self.weights, self.cover = weights.tolist(), cover
         n = len(moves)
@@ -143,7 +143,7 @@ def _training(weights: np.ndarray, batch_size: int = _BATCH) -> subrl.Training:
         subrl.CategoricalPolicy(5),
         optax.adam(_RATE),
         batch_size=batch_size,
-        epochs=_JAX_EPOCHS,
+        num_steps=_JAX_STEPS,
     )
 
 
@@ -155,7 +155,7 @@ def peers(rounds: int = 5) -> Table:
     compiled = jax.jit(training.run).lower(jax.random.key(0)).compile()
     compile_time = time.perf_counter() - begin
     calls: dict[str, tuple[Callable[[], object], int]] = {
-        "jaxkit": (lambda: compiled(jax.random.key(0)), _JAX_EPOCHS)
+        "jaxkit": (lambda: compiled(jax.random.key(0)), _JAX_STEPS)
     }
     try:
         import torch
@@ -202,7 +202,7 @@ def seeds(batch_size: int, rounds: int = 5, num_seeds: int = 16) -> Table:
     many = jax.jit(jax.vmap(training.run)).lower(keys).compile()
     calls = {"1 seed": lambda: one(one_key), f"{num_seeds} seeds, vmapped": lambda: many(keys)}
     times = timing.interleaved(calls, rounds)
-    base, batch = (values / _JAX_EPOCHS for values in times.values())
+    base, batch = (values / _JAX_STEPS for values in times.values())
     return Table(
         f"{num_seeds} seeds in one program beside one, B {batch_size}, one thread, warm",
         ("", "ms an epoch, median (range)", "time / one seed"),

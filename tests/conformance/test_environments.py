@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular, subrl
+from jaxkit.subrl import environments
 
 HORIZON = 5
 BATCH = 8
@@ -133,6 +134,7 @@ CASES = {
 }
 
 EXCLUDED = {
+    "subrl.gymnax_world": "needs gymnax; its test stands with the room",
     "subrl.ant_world": "needs Brax; point_mass_world is an occupancy world too",
 }
 
@@ -291,7 +293,7 @@ def test_params_may_be_traced_and_swept(name, assert_same):
     env = made(name)
     params = env.default_params
     lengths = params.max_steps_in_episode - jnp.arange(2)
-    axes = subrl.Params(None, None, None, 0)
+    axes = environments.Params(None, None, None, 0)
     run = jax.jit(jax.vmap(functools.partial(episode, env), in_axes=(None, None, axes)))
     found = run(KEYS[0], actions(name)[0], params._replace(max_steps_in_episode=lengths))
     alone = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])

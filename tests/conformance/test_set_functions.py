@@ -52,11 +52,6 @@ def neighbours(rng):
     return submodular.facility_location_from_neighbors(near.indices, near.similarity, N)
 
 
-def cells(rng):
-    cover = [tuple(rng.choice(6, 2, replace=False).tolist()) for _ in range(N)]
-    return subrl.cell_coverage(cover, rng.uniform(size=6).astype(np.float32))
-
-
 EYE, NAN, ONES = np.eye(N), np.full((N, N), np.nan), np.ones(N)
 
 CASES = {
@@ -172,22 +167,6 @@ CASES = {
             jnp.asarray(rng.permutation(2 * N)[:N]),
         )
     ),
-    "subrl.cell_coverage": Case(
-        cells,
-        refused=(
-            (lambda: subrl.cell_coverage([(0,), (9,)], np.ones(3)), "cover must"),
-            (lambda: subrl.cell_coverage([(0,)], [-1.0]), "weights must"),
-        ),
-    ),
-    "subrl.item_collection": Case(
-        lambda rng: subrl.item_collection(
-            [(0, 3, 5), (1, 6)], rng.uniform(1, 2, size=2).astype(np.float32), N
-        ),
-        refused=(
-            (lambda: subrl.item_collection([(0, N)], np.ones(1), N), "groups must"),
-            (lambda: subrl.item_collection([(0,), (0,)], np.ones(2), N), "shared"),
-        ),
-    ),
     "subrl.measurements": Case(
         lambda rng: subrl.measurements(kernel(rng), rng.uniform(0.1, 0.2), max_size=6),
         of_visits=True,
@@ -196,8 +175,6 @@ CASES = {
 }
 
 EXCLUDED = {
-    "subrl.CellCoverage": "made and checked by cell_coverage",
-    "subrl.Measurements": "made and checked by measurements",
     "submodular.SetFunction": "the protocol itself",
 }
 
@@ -250,7 +227,6 @@ QUICK = (
     "submodular.log_det",
     "submodular.mixture",
     "submodular.Restriction",
-    "subrl.cell_coverage",
 )
 
 each = pytest.mark.parametrize("name", CASES)
@@ -333,7 +309,7 @@ def test_eight_devices_give_the_numbers_of_one(name, spread, assert_same):
     mesh = jax.make_mesh((8,), ("candidates",))
     split = submodular.shard_candidates(made(name), mesh)
     shared_out = not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split))
-    assert shared_out or name == "subrl.cell_coverage"  # whose cells are few
+    assert shared_out
     _, (gains, values) = compiled(split, spread(ORDER, "candidates"))
     assert len(values.sharding.device_set) == 8
     want = eager(name)[1]

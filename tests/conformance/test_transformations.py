@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkit import continual, federated, privacy, schedules, subrl, width
+from jaxkit import continual, federated, privacy, schedules, width
 
 STEPS = 3
 KEY = functools.partial(jax.random.key, 7)
@@ -250,11 +250,6 @@ CASES = {
         refused=(
             (lambda: continual.where_trainable(optax.sgd(0.1)).update(PARAMS, ()), "trainable"),
         ),
-    ),
-    "subrl.subpo_optimizer": Case(
-        subrl.subpo_optimizer,
-        (0.01, 0.1),
-        refused=((lambda: subrl.subpo_optimizer(0.0), "learning_rate must be finite"),),
     ),
 }
 

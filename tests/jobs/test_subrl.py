@@ -12,7 +12,7 @@ def test_a_run_writes_its_metrics_and_figures_and_beats_nothing_impossible(tmp_p
         "env": "two-rooms", "horizon": 6, "seeds": 2, "batch_size": 32, "out": tmp_path,
         "progress": training.Silent(), "chunk": 5, "learning_rate": 0.02,
     }  # fmt: skip
-    first = job.train_world(epochs=10, **options)
+    first = job.train_world(num_steps=10, **options)
     rows = [json.loads(line) for line in first.metrics.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert first.curves.stat().st_size > 5000
@@ -20,7 +20,7 @@ def test_a_run_writes_its_metrics_and_figures_and_beats_nothing_impossible(tmp_p
     optimum = first.values["optimum, by enumeration"]
     assert first.values["SubPO, best episode"] <= optimum + 1e-4
     assert first.values["greedy planner"] <= first.values["beam search, width 1000"] <= optimum
-    resumed = job.train_world(epochs=20, **options)
+    resumed = job.train_world(num_steps=20, **options)
     rows = [json.loads(line) for line in resumed.metrics.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert resumed.values["SubPO"] > first.values["SubPO"] - 0.5

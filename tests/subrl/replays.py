@@ -1,4 +1,4 @@
-"""Episodes with given actions, and all episodes of a tiny world."""
+"""All episodes of a tiny world."""
 
 import itertools
 
@@ -7,36 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import subrl
-
-
-def replay(env, actions):
-    """A `Rollout` of given actions `[B, T]`, through the environment's own steps."""
-    f = env.default_params.set_function
-    alone = f.gains(f.init())
-
-    def episode(actions):
-        observation, state = env.reset(jax.random.key(0))
-
-        def step(carry, action):
-            observation, state = carry
-            taken = env.step_env(jax.random.key(0), state, action)
-            record = (observation, taken.reward, taken.info["element"])
-            return (taken.observation, taken.state), record
-
-        _, (seen, gains, later) = jax.lax.scan(step, (observation, state), actions)
-        elements = jnp.concatenate([state.position[None], later])
-        return seen, gains, elements
-
-    seen, gains, elements = jax.jit(jax.vmap(episode))(jnp.asarray(actions))
-    return subrl.Rollout(
-        seen,
-        jnp.asarray(actions),
-        gains,
-        alone[elements[:, 1:]],
-        alone[elements[:, 0]],
-        elements,
-        jnp.ones(gains.shape, bool),
-    )
+from jaxkit.subrl import losses
 
 
 def all_episodes(env):
@@ -57,7 +28,7 @@ def all_episodes(env):
         start=int(params.start),
         features=env.features,
     )
-    executed = replay(sure, moves)
+    executed = subrl.replay(sure, moves)
     if not env.dynamics.slips:
         return executed, np.ones(len(moves))
     index, choice = np.divmod(np.arange(len(moves) ** 2), len(moves))
@@ -88,7 +59,9 @@ def expected_estimates(env, policy, params, credits):
 
         def estimate(credit):
             advantages = credit * weight[:, None]
-            return jax.grad(lambda p: -subrl.subpo_loss(p, policy, episodes, advantages)[0])(params)
+            return jax.grad(lambda p: -losses.subpo_loss(p, policy, episodes, advantages)[0])(
+                params
+            )
 
         stacked = jnp.stack([credit(episodes) for credit in credits.values()])
         return jax.vmap(estimate)(stacked)["params"]["logits"]

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxkit import submodular, subrl
+from jaxkit.subrl import cells, tables
 
 pytestmark = pytest.mark.usefixtures("bad_input")
 
@@ -16,7 +17,9 @@ def _world(**options):
 
 
 def _training(policy=None, **options):
-    return subrl.make_training(_world(), policy or _Right(), optax.sgd(0.1), **options)
+    plain = {name: options.pop(name) for name in ("batch_size", "slices") if name in options}
+    estimator = subrl.Estimator(**options)
+    return subrl.make_training(_world(), policy or _Right(), optax.sgd(0.1), estimator, **plain)
 
 
 class _Right:
@@ -60,19 +63,19 @@ CASES = {
     "features": (lambda: _world(features="visted"), r"did you mean 'visited'"),
     "shape": (lambda: subrl.coverage_world((3, 0)), r"shape must be an integer >= 1, got 0"),
     "caps sign": (
-        lambda: subrl.item_collection([(0,)], jnp.array([-1.0]), 3),
+        lambda: cells.item_collection([(0,)], jnp.array([-1.0]), 3),
         r"caps must be finite and in \[0",
     ),
     "caps count": (
-        lambda: subrl.item_collection([(0,), (1,)], jnp.array([1.0]), 3),
+        lambda: cells.item_collection([(0,), (1,)], jnp.array([1.0]), 3),
         r"caps must be one number for each of the 2 groups, got shape \(1,\)",
     ),
     "items outside": (
-        lambda: subrl.item_collection([(0,), (3,)], jnp.ones(2), 3),
+        lambda: cells.item_collection([(0,), (3,)], jnp.ones(2), 3),
         r"groups must hold states 0 .. 2, got 3 in group 1",
     ),
     "items shared": (
-        lambda: subrl.item_collection([(0,), (0,)], jnp.ones(2), 3),
+        lambda: cells.item_collection([(0,), (0,)], jnp.ones(2), 3),
         r"disjoint unless shared=True, got state 0 in groups 0 and 1",
     ),
     "covariance shape": (
@@ -122,7 +125,7 @@ CASES = {
     ),
     "slices": (
         lambda: _training(slices=10_007),
-        r"slices must divide the \d+ decisions of an epoch, got 10007",
+        r"slices must divide the \d+ decisions of a step, got 10007",
     ),
     "signal": (lambda: _training(signal="togo"), r"signal must be .* did you mean 'to_go'"),
     "baseline": (lambda: _training(baseline="mean"), r"baseline must be one of 'batch_mean'"),
@@ -132,10 +135,6 @@ CASES = {
     "width": (
         lambda: _training(policy=_Narrow()),
         r"policy must have outputs for the 5 actions of the environment, got 4",
-    ),
-    "learning rate": (
-        lambda: subrl.subpo_optimizer(0.0),
-        r"learning_rate must be finite and in \(0, inf\), got 0.0",
     ),
     "world": (lambda: subrl.named_world("two-room"), r"did you mean 'two-rooms'"),
     "track": (lambda: subrl.car_world(half_width=2.0), r"half_width must be below the smallest"),
@@ -158,6 +157,63 @@ def test_a_policy_or_set_function_of_another_type_is_refused():
         subrl.make_environment(dynamics, numbers, lambda s: 0, horizon=2)
 
 
+class _Line:
+    """Dynamics that a user wrote, complete."""
+
+    num_actions, action_size, terminates = 2, None, False
+
+    def start(self, key, params):
+        return jnp.zeros((), jnp.int32)
+
+    def move(self, key, position, action, params):
+        return tables.Move(position + action, jnp.zeros(()), jnp.zeros((), bool))
+
+    def element(self, position, params):
+        return position
+
+    def features(self, position, params):
+        return position[None].astype(jnp.float32)
+
+
+def test_dynamics_of_a_user_are_checked_when_a_world_is_made():
+    def world(**changes):
+        changed = type("Changed", (_Line,), changes)
+        return subrl.make_environment(changed(), (), submodular.modular(jnp.ones(9)), horizon=4)
+
+    assert subrl.replay(world(), [[1, 1, 0]]).values.tolist() == [3.0]
+    with pytest.raises(ValueError, match=r"dynamics.num_states and dynamics.expect"):
+        subrl.modular_plan(world())
+    half = type("Half", (), {"num_actions": 2, "start": _Line.start, "move": _Line.move})
+    with pytest.raises(TypeError, match="Half has no action_size, terminates, element, features"):
+        subrl.make_environment(half(), (), submodular.modular(jnp.ones(9)), horizon=4)
+    with pytest.raises(ValueError, match="either num_actions or action_size"):
+        world(action_size=3)
+    with pytest.raises(TypeError, match="one step of Changed fails"):
+        world(move=lambda self, key, position, action, params: position)
+    with pytest.raises(TypeError, match="shapes and types of the start"):
+        world(start=lambda self, key, params: jnp.zeros((), jnp.int8))
+
+
+def test_given_actions_and_weights_that_do_not_fit_are_named():
+    for actions, message in (
+        ([[1, 2]], r"actions must have shape \[B, 3\], got \(1, 2\)"),
+        ([[1, 2, 5]], "actions must be in 0 .. 4, got 5"),
+        ([[1.0, 2.0, 3.0]], "actions must be integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            subrl.replay(_world(), actions)
+    policy = subrl.CategoricalPolicy(5, hidden=(3,))
+    with pytest.raises(ValueError, match="weights must be of the layers"):
+        policy.from_weights({"logits": (jnp.ones((3, 5)), jnp.ones(5))})
+    with pytest.raises(ValueError, match="weights of logits must have shapes"):
+        policy.from_weights(
+            {
+                "hidden_0": (jnp.ones((2, 3)), jnp.ones(3)),
+                "logits": (jnp.ones((4, 5)), jnp.ones(5)),
+            }
+        )
+
+
 def test_shared_items_are_allowed_if_said_so():
-    f = subrl.item_collection([(0, 1), (0,)], jnp.ones(2), 2, shared=True)
+    f = cells.item_collection([(0, 1), (0,)], jnp.ones(2), 2, shared=True)
     assert f.gains(f.init()).tolist() == [2.0, 1.0]

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkit import subrl
+from jaxkit import submodular, subrl
+from jaxkit.subrl import subpo
 
-TRACK = subrl.CarParams(jnp.array(16.41), jnp.array(0.2), jnp.array(0.8))
+TRACK = subrl.car.CarParams(jnp.array(16.41), jnp.array(0.2), jnp.array(0.8))
 
 
 @jax.jit
@@ -18,7 +19,7 @@ def _drive(state, duty, steering):
     """The states of 600 steps."""
 
     def step(state, _):
-        state = subrl.car_step(state, duty, steering, TRACK)
+        state = subrl.car.car_step(state, duty, steering, TRACK)
         return state, state
 
     return jax.lax.scan(step, state, None, length=600)[1]
@@ -26,7 +27,7 @@ def _drive(state, duty, steering):
 
 def test_the_car_reaches_the_speed_at_which_forces_balance():
     """0.287 D - 0.054527 v D - 0.000348 v^2 - 0.051891 = 0 at D = 1."""
-    at_rest = subrl.CarState(*[jnp.zeros(())] * 6)
+    at_rest = subrl.car.CarState(*[jnp.zeros(())] * 6)
     straight = _drive(at_rest, 1.0, 0.0)
     want = np.roots([-0.000348, -0.054527, 0.287 - 0.051891]).max()
     np.testing.assert_allclose(straight.forward[-1], want, rtol=1e-3)
@@ -34,13 +35,13 @@ def test_the_car_reaches_the_speed_at_which_forces_balance():
 
 
 def test_below_walking_pace_the_car_does_not_roll_backwards():
-    at_rest = subrl.CarState(*[jnp.zeros(())] * 6)
+    at_rest = subrl.car.CarState(*[jnp.zeros(())] * 6)
     assert float(_drive(at_rest, -1.0, 0.0).forward.min()) > -1e-3
 
 
 def test_the_derivative_of_the_car_is_the_numpy_one_at_speed():
-    state = subrl.CarState(*map(jnp.float32, (1.0, 0.05, 0.1, 1.5, 0.2, 3.0)))
-    got = jax.jit(subrl.car_derivative)(state, 0.5, 0.3, TRACK)
+    state = subrl.car.CarState(*map(jnp.float32, (1.0, 0.05, 0.1, 1.5, 0.2, 3.0)))
+    got = jax.jit(subrl.car.car_derivative)(state, 0.5, 0.3, TRACK)
     s, d, mu, v_x, v_y, r = (float(x) for x in state)
     turn = 2 * np.pi / 16.41
     kappa = turn * (1 + 0.8 * np.sin(2 * turn * s))
@@ -82,15 +83,14 @@ def test_leaving_the_map_ends_an_episode_and_its_rewards():
 def test_a_car_learns_to_drive_where_the_modular_one_waits():
     env = subrl.car_world(horizon=60)
     reached = {}
-    for objective in subrl.OBJECTIVES:
+    for objective in subpo.OBJECTIVES:
         train = subrl.make_training(
             env,
             subrl.GaussianPolicy(2, hidden=(32, 32), initial_log_std=-0.7),
             optax.adam(3e-3),
-            objective=objective,
-            baseline="critic",
+            subrl.Estimator(objective, baseline="critic"),
             batch_size=64,
-            epochs=150,
+            num_steps=150,
         )
         metrics = jax.jit(train.run)(jax.random.key(0))[1]
         reached[objective] = np.asarray(metrics.mean)
@@ -106,10 +106,35 @@ def test_a_point_mass_learns_to_spread_its_marks():
         subrl.GaussianPolicy(2, hidden=(32,), initial_log_std=-0.5),
         optax.adam(5e-3),
         batch_size=64,
-        epochs=200,
+        num_steps=200,
     )
     metrics = jax.jit(train.run)(jax.random.key(0))[1]
     assert float(metrics.mean[-1]) > 1.3 * float(metrics.mean[0])
+
+
+def test_a_gymnax_environment_is_a_world():
+    gymnax = pytest.importorskip("gymnax", exc_type=ImportError)
+    rooms, params = gymnax.make("FourRooms-misc")
+    world = subrl.gymnax_world(
+        rooms,
+        submodular.modular(jnp.ones(13 * 13)),
+        lambda state: state.pos[0] * 13 + state.pos[1],
+        env_params=params,
+        horizon=6,
+    )
+    _, state = world.reset(jax.random.key(0))
+    gains = [float(world.default_params.set_function.value(state.covered))]
+    for action in (1, 1, 3):
+        taken = jax.jit(world.step_env)(jax.random.key(1), state, action)
+        state = taken.state
+        gains.append(float(taken.reward))
+    assert gains[0] == 1
+    assert set(gains[1:]) <= {0.0, 1.0}
+    visited = int(state.covered.chosen.sum())
+    assert sum(gains) == visited > 1
+    policy = subrl.CategoricalPolicy(4, hidden=(8,))
+    train = subrl.make_training(world, policy, optax.adam(0.01), batch_size=4, num_steps=2)
+    assert jax.jit(train.run)(jax.random.key(0))[1].mean.shape == (2,)
 
 
 @pytest.mark.slow

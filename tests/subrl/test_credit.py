@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkit import subrl
+from jaxkit.subrl import credit, grids, losses, policies, rollouts, trees
 
 # Tests are not a package, so their shared module is loaded by path.
 _spec = importlib.util.spec_from_file_location(
@@ -44,22 +45,22 @@ def _variables(logits):
 
 SIGNALS = {
     name: lambda r, signal=signal: signal(r.first, r.gains, 1.0)
-    for name, signal in subrl.SIGNALS.items()
+    for name, signal in credit.SIGNALS.items()
 }
 
 
 def test_signals_are_the_golden_ones(vectors):
     golden = vectors["credit"]
     first, gains = jnp.array(golden["first"]), jnp.array(golden["gains"])
-    got = {name: signal(first, gains, 1.0) for name, signal in subrl.SIGNALS.items()}
+    got = {name: signal(first, gains, 1.0) for name, signal in credit.SIGNALS.items()}
     np.testing.assert_allclose(got["to_go"], golden["to_go"], rtol=1e-5)
     np.testing.assert_allclose(got["prefix"], golden["prefix"], rtol=1e-5)
     np.testing.assert_allclose(got["total"][:, 0], golden["total"], rtol=1e-5)
     np.testing.assert_allclose(
-        subrl.reward_to_go(gains, 0.9), golden["discounted_to_go_0p9"], rtol=1e-5
+        credit.reward_to_go(gains, 0.9), golden["discounted_to_go_0p9"], rtol=1e-5
     )
     np.testing.assert_allclose(
-        subrl.centre_over_batch(got["to_go"]), golden["time_mean_centred_to_go"], atol=1e-6
+        credit.centre_over_batch(got["to_go"]), golden["time_mean_centred_to_go"], atol=1e-6
     )
 
 
@@ -73,10 +74,10 @@ def test_advantages_with_lambda_1_are_gains_to_go_less_values(discount, gae_lamb
     running = np.zeros(3)
     for t in reversed(range(5)):
         running = want[:, t] = delta[:, t] + discount * gae_lambda * running
-    got = subrl.generalised_advantage(gains, values, discount, gae_lambda)
+    got = credit.generalised_advantage(gains, values, discount, gae_lambda)
     np.testing.assert_allclose(got, want, atol=1e-5)
-    ones = subrl.generalised_advantage(gains, values, discount, 1.0)
-    np.testing.assert_allclose(ones, subrl.reward_to_go(gains, discount) - values, atol=1e-5)
+    ones = credit.generalised_advantage(gains, values, discount, 1.0)
+    np.testing.assert_allclose(ones, credit.reward_to_go(gains, discount) - values, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,11 @@ def test_the_expected_estimate_is_the_exact_gradient(vectors, index):
     case = vectors["exact_gradients"]["cases"][index]
     env = _tiny(case)
     policy, variables = _policy(env), _variables(case["logits"])
-    tree = subrl.move_tree(env)
+    tree = trees.move_tree(env)
 
     def exact(logits, modular=False):
-        chances = subrl.tabular_probabilities(tree, logits)
-        return subrl.exact_value(tree, chances, modular=modular)
+        chances = trees.tabular_probabilities(tree, logits)
+        return trees.exact_value(tree, chances, modular=modular)
 
     logits = jnp.array(case["logits"])
     value, gradient = jax.jit(jax.value_and_grad(exact))(logits)
@@ -108,7 +109,7 @@ def test_the_expected_estimate_is_the_exact_gradient(vectors, index):
     credits = {
         **SIGNALS,
         "baseline": baseline,
-        "modular": lambda r: subrl.reward_to_go(r.singles),
+        "modular": lambda r: credit.reward_to_go(r.singles),
     }
     estimates = replays.expected_estimates(env, policy, variables, credits)
     for name in ("to_go", "total", "baseline"):
@@ -144,9 +145,9 @@ def test_one_action_gives_the_softmax_gradient_in_closed_form():
     logits = np.linspace(-1, 1, 30).reshape(1, 6, 5)
     got = replays.expected_estimates(env, _policy(env), _variables(logits), SIGNALS)["to_go"]
     pi = np.exp(logits[0, 1]) / np.exp(logits[0, 1]).sum()
-    cover = subrl.grid_blocks((2, 3))
+    cover = grids.grid_blocks((2, 3))
     have = set(cover[1])
-    gains = np.array([sum(set(cover[s]) - have) for s in subrl.grid_moves((2, 3))[1]])
+    gains = np.array([sum(set(cover[s]) - have) for s in grids.grid_moves((2, 3))[1]])
     np.testing.assert_allclose(got[0, 1], pi * (gains - pi @ gains), atol=1e-5)
 
 
@@ -170,7 +171,7 @@ def _golden_variables(shapes):
 def test_losses_and_gradients_of_the_official_program(vectors, section, features, width):
     golden = vectors[section]
     env = subrl.coverage_world(horizon=golden["horizon"], features=features)
-    episodes = replays.replay(env, np.array(golden["actions_time_major"]).T)
+    episodes = subrl.replay(env, np.array(golden["actions_time_major"]).T)
     assert episodes.elements.T.tolist() == golden["states_time_major"]
     policy = subrl.CategoricalPolicy(5)
     variables = _golden_variables([(width, 64), (64, 32), (32, 5)])
@@ -179,19 +180,19 @@ def test_losses_and_gradients_of_the_official_program(vectors, section, features
     bonus = {"prefix": golden["entropy_coefficient"] / (golden["epoch_index"] + 1), "to_go": 0.0}
 
     @jax.jit
-    def losses(variables, episodes):
+    def measure(variables, episodes):
         log_prob = policy.log_prob(policy.apply(variables, episodes.observations), episodes.actions)
         measured = []
         for name in ("prefix", "to_go"):
             advantages = SIGNALS[name](episodes) / golden["max_return"]
             measured.append(
-                jax.value_and_grad(subrl.subpo_loss, has_aux=True)(
+                jax.value_and_grad(losses.subpo_loss, has_aux=True)(
                     variables, policy, episodes, advantages, bonus[name]
                 )
             )
         return log_prob, measured
 
-    log_prob, measured = losses(variables, episodes)
+    log_prob, measured = measure(variables, episodes)
     np.testing.assert_allclose(np.asarray(log_prob).T.reshape(-1), golden["log_prob"], rtol=1e-4)
     for name, ((loss, parts), gradient) in zip(("official", "paper"), measured, strict=True):
         np.testing.assert_allclose(loss, golden[f"{name}_loss"], rtol=1e-5)
@@ -208,15 +209,15 @@ def test_losses_and_gradients_of_the_official_program(vectors, section, features
 def test_a_clipped_loss_with_unchanged_parameters_has_the_plain_gradient():
     env = _tiny({"rows": 2, "cols": 2, "weights": np.ones(4), "horizon": 3, "start": 0})
     policy, variables = _policy(env), _variables(np.linspace(-1, 1, 40).reshape(2, 4, 5))
-    episodes = replays.replay(env, [[1, 2], [2, 0], [3, 1]])
+    episodes = subrl.replay(env, [[1, 2], [2, 0], [3, 1]])
     advantages = jnp.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 0.0]])
 
     @jax.jit
     def gradients(variables):
         old = policy.log_prob(policy.apply(variables, episodes.observations), episodes.actions)
-        plain = jax.grad(lambda p: subrl.subpo_loss(p, policy, episodes, advantages)[0])
+        plain = jax.grad(lambda p: losses.subpo_loss(p, policy, episodes, advantages)[0])
         clipped = jax.grad(
-            lambda p: subrl.clipped_loss(
+            lambda p: losses.clipped_loss(
                 p, policy, episodes, advantages, old_log_prob=old, clip_ratio=0.2
             )[0]
         )
@@ -230,7 +231,7 @@ def test_gaussian_densities_and_entropies_are_those_of_scipy():
     from scipy import stats
 
     policy = subrl.GaussianPolicy(2)
-    outputs = subrl.Gaussian(jnp.array([[0.1, -0.3]]), jnp.array([[0.2, -1.0]]))
+    outputs = policies.Gaussian(jnp.array([[0.1, -0.3]]), jnp.array([[0.2, -1.0]]))
     actions = np.array([[0.5, 0.0]], np.float32)
     normal = stats.norm(np.asarray(outputs.mean), np.exp(outputs.log_std))
     np.testing.assert_allclose(
@@ -247,15 +248,17 @@ def test_baselines_lower_the_variance_on_a_gp_map(gp_world):
 
     @jax.jit
     def estimates(key):
-        drawn = subrl.rollout(key, env, subrl.policy_act(policy, variables), 50)
+        drawn = subrl.rollout(key, env, rollouts.policy_act(policy, variables), 50)
 
         def gradient(advantages):
-            grads = jax.grad(lambda p: subrl.subpo_loss(p, policy, drawn, advantages)[0])(variables)
+            grads = jax.grad(lambda p: losses.subpo_loss(p, policy, drawn, advantages)[0])(
+                variables
+            )
             return jax.flatten_util.ravel_pytree(grads)[0]
 
-        to_go = subrl.reward_to_go(drawn.gains)
-        total = subrl.SIGNALS["total"](drawn.first, drawn.gains, 1.0)
-        return jnp.stack([gradient(subrl.leave_one_out(to_go)), gradient(to_go), gradient(total)])
+        to_go = credit.reward_to_go(drawn.gains)
+        total = credit.SIGNALS["total"](drawn.first, drawn.gains, 1.0)
+        return jnp.stack([gradient(credit.leave_one_out(to_go)), gradient(to_go), gradient(total)])
 
     draws = jax.lax.map(estimates, jax.random.split(jax.random.key(1), 200))
     traces = np.asarray(draws).var(0).sum(-1)
@@ -272,9 +275,9 @@ def test_monte_carlo_agrees_with_the_exact_gradient(vectors):
 
     @jax.jit
     def estimate(key):
-        drawn = subrl.rollout(key, env, subrl.policy_act(policy, variables), count)
-        advantages = subrl.leave_one_out(subrl.reward_to_go(drawn.gains)) * drawn.gains.shape[1]
-        loss = jax.grad(lambda p: -subrl.subpo_loss(p, policy, drawn, advantages)[0])
+        drawn = subrl.rollout(key, env, rollouts.policy_act(policy, variables), count)
+        advantages = credit.leave_one_out(credit.reward_to_go(drawn.gains)) * drawn.gains.shape[1]
+        loss = jax.grad(lambda p: -losses.subpo_loss(p, policy, drawn, advantages)[0])
         return loss(variables)["params"]["logits"]
 
     draws = np.asarray(jax.lax.map(estimate, jax.random.split(jax.random.key(0), parts)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxkit import subrl
+from jaxkit import intervals
 from jaxkit.experiments import subrl as experiment
 
 
@@ -12,7 +12,7 @@ from jaxkit.experiments import subrl as experiment
 def test_the_interval_of_a_mean_is_the_one_of_scipy(seeds):
     values = np.random.default_rng(seeds).normal(size=seeds)
     half = stats.t.ppf(0.975, seeds - 1) * stats.sem(values)
-    low, high = subrl.mean_interval(values)
+    low, high = intervals.mean_interval(values)
     np.testing.assert_allclose((high - low) / 2, half, rtol=1e-3)
     np.testing.assert_allclose((high + low) / 2, values.mean(), rtol=1e-6)
 

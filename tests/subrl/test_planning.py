@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular, subrl
+from jaxkit.subrl import bandits, cells, curvatures, planning, trees
 
 
 def _tiny(case, **options):
@@ -29,10 +30,10 @@ def test_optimum_greedy_and_curvature_of_the_golden_cases(vectors, index):
     np.testing.assert_allclose(best.value, case["optimum"], rtol=1e-5)
     np.testing.assert_allclose(greedy.value, case["greedy_value"], rtol=1e-5)
     assert greedy.states.tolist() == case["greedy_states"]
-    follow = subrl.follow(env, jnp.array(case["one_optimal_action_sequence"]))
+    follow = planning.follow(env, jnp.array(case["one_optimal_action_sequence"]))
     np.testing.assert_allclose(follow.value, case["optimum"], rtol=1e-5)
     np.testing.assert_allclose(
-        subrl.curvature(env.default_params.set_function), case["curvature"], atol=1e-6
+        curvatures.curvature(env.default_params.set_function), case["curvature"], atol=1e-6
     )
     beam = subrl.beam_plan(env, 64)
     assert case["greedy_value"] - 1e-5 <= float(beam.value) <= case["optimum"] + 1e-5
@@ -40,8 +41,8 @@ def test_optimum_greedy_and_curvature_of_the_golden_cases(vectors, index):
 
 def test_expectimax_is_the_golden_history_dependent_optimum(vectors):
     case = vectors["optima"]["expectimax"]
-    tree = subrl.move_tree(_tiny(case, slip=case["slip"]))
-    value = float(subrl.expectimax_value(tree))
+    tree = trees.move_tree(_tiny(case, slip=case["slip"]))
+    value = float(trees.expectimax_value(tree))
     np.testing.assert_allclose(value, case["optimal_history_dependent"], rtol=1e-5)
 
 
@@ -49,7 +50,7 @@ def test_expectimax_is_the_golden_history_dependent_optimum(vectors):
 def test_without_slip_memory_does_not_help():
     case = {"rows": 2, "cols": 3, "horizon": 4, "start": 0, "weights": np.arange(1.0, 7)}
     env = _tiny(case)
-    history = subrl.expectimax_value(subrl.move_tree(env))
+    history = trees.expectimax_value(trees.move_tree(env))
     np.testing.assert_allclose(history, subrl.exhaustive_plan(env).value, rtol=1e-6)
 
 
@@ -59,7 +60,7 @@ def test_greedy_and_beam_on_the_official_gp_map(gp_world, vectors):
     np.testing.assert_allclose(greedy.value, golden["greedy_F"], rtol=1e-5)
     beam = subrl.beam_plan(gp_world, 1000)
     assert float(beam.value) >= golden["best_known_F_beam_width_1000"] * (1 - 1e-5)
-    np.testing.assert_allclose(beam.value, subrl.follow(gp_world, beam.actions).value, rtol=1e-6)
+    np.testing.assert_allclose(beam.value, planning.follow(gp_world, beam.actions).value, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_the_modular_plan_solves_the_surrogate_and_keeps_its_bound():
     horizon, noise = 4, 2.0
     env = subrl.design_world(covariance, (1, 3), start=0, horizon=horizon, noise_variance=noise)
     modular = subrl.modular_plan(env)
-    tree = subrl.move_tree(env)
+    tree = trees.move_tree(env)
 
     later = np.zeros(len(tree.states[-1]))
     for singles in reversed(tree.singles):
@@ -86,8 +87,8 @@ def test_the_modular_plan_solves_the_surrogate_and_keeps_its_bound():
     np.testing.assert_allclose(modular.value, tree.first + later[0], rtol=1e-5)
 
     visits = np.tile(covariance, (horizon, horizon))
-    c = subrl.curvature(submodular.information_gain(visits, noise))
-    ratio = subrl.modular_guarantee(c).ratio
+    c = curvatures.curvature(submodular.information_gain(visits, noise))
+    ratio = curvatures.modular_guarantee(c).ratio
     assert 0.2 < ratio < 1
     reached = float(subrl.follow_policy(env, modular.policy).value)
     optimum = float(subrl.exhaustive_plan(env).value)
@@ -97,8 +98,8 @@ def test_the_modular_plan_solves_the_surrogate_and_keeps_its_bound():
 
 def test_the_bandit_objective_is_the_golden_one_and_is_dr_submodular(vectors):
     golden = vectors["bandit"]
-    f = subrl.cell_coverage(golden["cover"], jnp.array(golden["weights"]))
-    objective = subrl.bandit_objective(f, golden["horizon"])
+    f = cells.cell_coverage(golden["cover"], jnp.array(golden["weights"]))
+    objective = bandits.bandit_objective(f, golden["horizon"])
     x = jnp.array(golden["probabilities"])
     value, gradient, hessian = jax.jit(
         lambda x: (objective(x), jax.grad(objective)(x), jax.hessian(objective)(x))
@@ -114,13 +115,13 @@ def test_the_bandit_objective_is_the_golden_one_and_is_dr_submodular(vectors):
 
 def test_ascent_methods_keep_their_promises_on_the_bandit(vectors):
     golden = vectors["bandit"]
-    f = subrl.cell_coverage(golden["cover"], jnp.array(golden["weights"]))
-    objective = subrl.bandit_objective(f, 3)
-    optimum = subrl.bandit_optimum(f, 3)
-    wolfe = jax.jit(lambda: objective(subrl.frank_wolfe(objective, (3, 4), steps=50)))()
+    f = cells.cell_coverage(golden["cover"], jnp.array(golden["weights"]))
+    objective = bandits.bandit_objective(f, 3)
+    optimum = bandits.bandit_optimum(f, 3)
+    wolfe = jax.jit(lambda: objective(bandits.frank_wolfe(objective, (3, 4), steps=50)))()
     assert float(wolfe) >= (1 - np.exp(-1)) * optimum
     start = jnp.full((3, 4), 0.1)
-    climbed = jax.jit(lambda x: subrl.projected_gradient(objective, x, steps=200))(start)
+    climbed = jax.jit(lambda x: bandits.projected_gradient(objective, x, steps=200))(start)
     assert float(objective(climbed)) >= 0.5 * optimum
     assert float(climbed.min()) >= 0
     assert float(climbed.sum(1).max()) <= 1 + 1e-5

@@ -17,7 +17,7 @@ PROGRAM = textwrap.dedent(
         mesh = training.make_mesh()
         train = subrl.make_training(
             subrl.two_rooms_world(features="visited"), subrl.CategoricalPolicy(5, hidden=(8,)),
-            optax.adam(1e-2), batch_size=16, epochs=3, mesh=mesh,
+            optax.adam(1e-2), batch_size=16, num_steps=3, mesh=mesh,
         )
         state, metrics = jax.jit(train.run)(jax.random.key(0))
         found = {name: np.asarray(getattr(metrics, name)).tolist() for name in metrics._fields}

@@ -1,5 +1,7 @@
 """Whole trainings: one program, the same on any number of devices, seeds and chunks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,17 +10,28 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxkit import subrl, training
+from jaxkit.subrl import subpo
 
 
 def _world(**options):
     return subrl.coverage_world((2, 3), horizon=3, start=0, features="official_position", **options)
 
 
-def _training(epochs=5, env=None, **options):
+def _split(options):
+    """Options of the estimator, and those of `make_training`."""
+    names = {field.name for field in dataclasses.fields(subrl.Estimator)}
+    mine = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return subrl.Estimator(**mine), rest
+
+
+def _training(num_steps=5, env=None, **options):
     env = _world() if env is None else env
     policy = subrl.TabularPolicy(5, env.num_items, env.horizon)
-    options = {"batch_size": 16, **options}
-    return subrl.make_training(env, policy, optax.adam(0.1), epochs=epochs, **options)
+    estimator, options = _split({"batch_size": 16, **options})
+    return subrl.make_training(
+        env, policy, optax.adam(0.1), estimator, num_steps=num_steps, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +40,13 @@ def seeds():
     return jax.jit(jax.vmap(_training().run))(jax.random.split(jax.random.key(0), 2))
 
 
-def test_chunks_of_a_fit_are_the_whole_run_and_are_compiled_once(seeds, count_traces, tmp_path):
+def test_chunks_of_a_fit_are_the_whole_run_and_are_compiled_once(
+    seeds, count_traces, tmp_path, monkeypatch
+):
     _, metrics = seeds
-    train = _training()
-    counted = count_traces(train.epoch)
-    short = train._replace(epoch=counted, epochs=4)
+    counted = count_traces(subrl.Training.step)
+    monkeypatch.setattr(subrl.Training, "step", lambda self, *args: counted(self, *args))
+    short = dataclasses.replace(_training(), num_steps=4)
     fitted = subrl.fit(short, jax.random.key(0), num_seeds=2, chunk=2, folder=tmp_path)
     assert counted.count == 2  # once more to know the program by
     for name in ("mean", "loss", "best", "entropy"):
@@ -61,9 +76,9 @@ def test_devices_exchange_a_gradient_and_no_decision(devices):
     cost = training.program_cost(jax.jit(train.run).lower(jax.random.key(0)).compile(), mesh)
     params = jax.eval_shape(train.init, jax.random.key(0)).params
     gradient = 2 * 7 / 8 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert gradient <= cost.received() / train.epochs < 2 * gradient
+    assert gradient <= cost.received() / train.num_steps < 2 * gradient
     # Of each episode no more than its value crosses, for the median.
-    assert cost.received(kind="all-gather") <= train.epochs * 2 * 4 * 16
+    assert cost.received(kind="all-gather") <= train.num_steps * 2 * 4 * 16
 
 
 @pytest.mark.slow
@@ -159,10 +174,10 @@ def test_a_modular_reward_gives_subpo_and_modpo_one_gradient():
     runs = [
         jax.jit(
             subrl.make_training(
-                env, policy, optax.sgd(1.0), objective=objective, batch_size=32, epochs=3
+                env, policy, optax.sgd(1.0), subrl.Estimator(objective), batch_size=32, num_steps=3
             ).run
         )(jax.random.key(0))
-        for objective in subrl.OBJECTIVES
+        for objective in subpo.OBJECTIVES
     ]
     np.testing.assert_allclose(
         *[state.params["policy"]["params"]["logits"] for state, _ in runs], rtol=1e-6
@@ -170,10 +185,10 @@ def test_a_modular_reward_gives_subpo_and_modpo_one_gradient():
     np.testing.assert_allclose(runs[0][1].mean, runs[0][1].modular, rtol=1e-6)
 
 
-def _last_means(env, *, hidden=(64, 32), rate, epochs, **options):
-    train = subrl.make_training(
-        env, subrl.CategoricalPolicy(5, hidden), optax.adam(rate), epochs=epochs, **options
-    )
+def _last_means(env, *, hidden=(64, 32), rate, num_steps, **options):
+    estimator, options = _split(options)
+    policy, optimizer = subrl.CategoricalPolicy(5, hidden), optax.adam(rate)
+    train = subrl.make_training(env, policy, optimizer, estimator, num_steps=num_steps, **options)
     keys = jax.random.split(jax.random.key(0), 3)
     return np.asarray(jax.jit(jax.vmap(train.run))(keys)[1].mean[:, -1])
 
@@ -191,14 +206,14 @@ def _last_means(env, *, hidden=(64, 32), rate, epochs, **options):
 )
 def test_two_rooms_need_memory_and_credit_to_go(features, options, low, high):
     env = subrl.two_rooms_world(features=features)
-    means = _last_means(env, rate=0.005, epochs=140, **options)
+    means = _last_means(env, rate=0.005, num_steps=140, **options)
     assert (means >= low).all(), means
     assert (means <= high).all(), means
 
 
 @pytest.mark.slow
 def test_a_markov_policy_passes_the_greedy_planner_on_a_gp_map(gp_world, vectors):
-    means = _last_means(gp_world, rate=0.01, epochs=140)
+    means = _last_means(gp_world, rate=0.01, num_steps=140)
     assert (means >= 280).all(), means
     assert (means > vectors["coverage_gp_30x30"]["greedy_F"]).all()
 
@@ -216,7 +231,7 @@ def test_on_a_gp_map_memory_covers_what_modpo_passes_by(vectors, features, objec
     """With the raw state numbers of the published program; beam search reaches 286.36."""
     weights = jnp.array(vectors["coverage_gp_30x30"]["weights"])
     env = subrl.coverage_world(weights=weights, features=features)
-    means = _last_means(env, rate=0.001, epochs=140, objective=objective)
+    means = _last_means(env, rate=0.001, num_steps=140, objective=objective)
     assert (means >= low).all(), means
     assert (means <= high).all(), means
 
@@ -230,7 +245,7 @@ def test_items_are_collected_and_with_memory_nearly_all(vectors, features, low):
     golden = vectors["item_collection"]
     shape = (golden["rows"], golden["cols"])
     env = subrl.item_world(golden["groups"], golden["caps"], shape, features=features)
-    means = _last_means(env, rate=0.005, epochs=150)
+    means = _last_means(env, rate=0.005, num_steps=150)
     assert (means >= low).all(), means
 
 
@@ -242,8 +257,9 @@ def test_a_gradient_accumulated_over_slices_is_that_of_all_decisions_together():
     runs = []
     for slices in (1, 16):  # half the episodes of a step at a time
         train = subrl.make_training(
-            env, policy, optax.sgd(1.0), batch_size=8, epochs=2, slices=slices,
-            entropy_coefficient=0.5, baseline="critic", critic=subrl.Critic((4,)),
+            env, policy, optax.sgd(1.0),
+            subrl.Estimator(entropy_coefficient=0.5, baseline="critic", critic=subrl.Critic((4,))),
+            batch_size=8, num_steps=2, slices=slices,
         )  # fmt: skip
         runs.append(jax.jit(train.run)(jax.random.key(0)))
     act = train.act(runs[0][0])

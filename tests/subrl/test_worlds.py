@@ -6,32 +6,33 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular, subrl
+from jaxkit.subrl import cells, fields, grids, information, planning
 
 
 def test_moves_and_covers_are_those_of_the_official_grid(vectors):
     table = vectors["grid_table"]
     shape = (table["rows"], table["cols"])
-    assert subrl.grid_moves(shape).tolist() == table["next_state"]
-    assert [list(c) for c in subrl.grid_blocks(shape, 2)] == vectors["grid_cover_small"]["cells"]
-    assert [list(c) for c in subrl.grid_blocks(shape, 3)] == vectors["grid_cover_large"]["cells"]
+    assert grids.grid_moves(shape).tolist() == table["next_state"]
+    assert [list(c) for c in grids.grid_blocks(shape, 2)] == vectors["grid_cover_small"]["cells"]
+    assert [list(c) for c in grids.grid_blocks(shape, 3)] == vectors["grid_cover_large"]["cells"]
 
 
 def test_the_two_rooms_are_the_official_ones(vectors):
     golden = vectors["two_rooms"]
-    free = subrl.two_rooms()
+    free = grids.two_rooms()
     assert free.astype(int).tolist() == golden["free"]
-    moves = subrl.grid_moves((7, 14), free)
-    cover = subrl.grid_blocks((7, 14), 2, free)
+    moves = grids.grid_moves((7, 14), free)
+    cover = grids.grid_blocks((7, 14), 2, free)
     for state, nexts in golden["next_state_of_free"].items():
         assert moves[int(state)].tolist() == nexts
-    for state, cells in golden["cover_of_free"].items():
-        assert list(cover[int(state)]) == cells
+    for state, covered in golden["cover_of_free"].items():
+        assert list(cover[int(state)]) == covered
 
 
 def _replay(env, trajectories):
     """F, modular value, first and gains of golden trajectories, all in one program."""
     actions = jnp.array([t["actions"] for t in trajectories])
-    plans = jax.vmap(lambda a: subrl.follow(env, a))(actions)
+    plans = jax.vmap(lambda a: planning.follow(env, a))(actions)
     f = env.default_params.set_function
     alone = f.gains(f.init())[plans.states]
     return plans, np.asarray(alone.sum(1)), np.asarray(alone[:, 0])
@@ -40,7 +41,7 @@ def _replay(env, trajectories):
 @pytest.mark.parametrize("world", ["constant", "bimodal", "gp"])
 def test_coverage_of_official_trajectories(vectors, gp_world, world):
     golden = vectors[f"coverage_{world}_30x30"]["trajectories"]
-    weights = {"constant": None, "bimodal": subrl.bimodal_weights()}
+    weights = {"constant": None, "bimodal": fields.bimodal_weights()}
     env = gp_world if world == "gp" else subrl.coverage_world(weights=weights[world])
     plans, modular, first = _replay(env, golden)
     np.testing.assert_allclose(plans.value, [t["F"] for t in golden], rtol=1e-5)
@@ -72,7 +73,7 @@ def test_item_values_of_official_trajectories(vectors):
 def covariance(vectors):
     golden = vectors["experiment_design"]
     points = 0.3 * np.stack(np.divmod(np.arange(36), 6), axis=1)
-    return subrl.posterior_covariance(points, golden["conditioning_points"])
+    return fields.posterior_covariance(points, golden["conditioning_points"])
 
 
 def test_information_gain_of_official_trajectories(vectors, covariance):
@@ -98,8 +99,8 @@ def test_the_official_formula_of_experiment_design_is_a_named_variant(vectors, c
         (6, 6),
         start=golden["start"],
         horizon=8,
-        noise_variance=subrl.OFFICIAL_NOISE,
-        offset=subrl.OFFICIAL_OFFSET,
+        noise_variance=information.OFFICIAL_NOISE,
+        offset=information.OFFICIAL_OFFSET,
     )
     plans, _, _ = _replay(env, cases)
     # A repeat with noise 1e-6 asks for a pivot of 2e-6, which float32 knows to some per cent.
@@ -114,8 +115,8 @@ def test_a_diagonal_field_gives_a_sum_of_logarithms():
 
 
 FUNCTIONS = {
-    "cells": lambda: subrl.cell_coverage(subrl.grid_blocks((3, 4), 2), jnp.linspace(0, 2, 12)),
-    "items": lambda: subrl.item_collection([(0, 3, 4), (1, 2)], jnp.array([2.0, 1.0]), 6),
+    "cells": lambda: cells.cell_coverage(grids.grid_blocks((3, 4), 2), jnp.linspace(0, 2, 12)),
+    "items": lambda: cells.item_collection([(0, 3, 4), (1, 2)], jnp.array([2.0, 1.0]), 6),
     "measurements": lambda: subrl.measurements(
         np.exp(-np.abs(np.subtract.outer(range(6), range(6)))), max_size=6
     ),
@@ -148,12 +149,12 @@ def test_gains_along_an_episode_telescope_and_shrink(name):
 
 def test_coverage_equals_the_dense_form_of_the_submodular_room():
     shape, weights = (4, 5), jnp.linspace(0.1, 2, 20)
-    cover = subrl.grid_blocks(shape, 3)
+    cover = grids.grid_blocks(shape, 3)
     incidence = np.zeros((20, 20))
-    for item, cells in enumerate(cover):
-        incidence[list(cells), item] = 1
+    for item, covered in enumerate(cover):
+        incidence[list(covered), item] = 1
     dense = submodular.weighted_coverage(incidence, weights)
-    sparse = subrl.cell_coverage(cover, weights)
+    sparse = cells.cell_coverage(cover, weights)
     chosen = jnp.array([3, 8, 9, 3])
     np.testing.assert_allclose(
         submodular.evaluate(sparse, chosen), submodular.evaluate(dense, chosen), rtol=1e-6
@@ -161,7 +162,7 @@ def test_coverage_equals_the_dense_form_of_the_submodular_room():
 
 
 def test_coverage_ignores_order_and_repeats():
-    env = subrl.coverage_world((4, 4), subrl.bimodal_weights((4, 4)), start=0)
+    env = subrl.coverage_world((4, 4), fields.bimodal_weights((4, 4)), start=0)
     f = env.default_params.set_function
     values = [
         float(submodular.evaluate(f, jnp.array(s)))
@@ -200,7 +201,7 @@ def test_a_step_has_six_values_and_starts_anew_at_the_end():
 
 
 def test_slips_replace_actions_as_often_as_stated():
-    dynamics, params = subrl.grid_dynamics((3, 3), start=4, slip=0.5)
+    dynamics, params = grids.grid_dynamics((3, 3), start=4, slip=0.5)
     keys = jax.random.split(jax.random.key(0), 20_000)
     moved = jax.jit(jax.vmap(lambda k: dynamics.move(k, 4, 1, params).position))(keys)
     share = float((moved == 5).mean())

@@ -80,10 +80,9 @@ class Estimator:
     Source: arXiv 2307.13372, Algorithm 1.
 
     Example:
-        >>> Estimator(signal="to_g")
+        >>> Estimator(passes=2)
         Traceback (most recent call last):
-        ValueError: signal must be one of 'to_go', 'total', 'prefix', 'one_step', got 'to_g' (did \
-you mean 'to_go'?)
+        ValueError: passes must be 1 without clip_ratio, got 2
     """
 
     objective: str = "submodular"

@@ -215,7 +215,7 @@ def typed(value: Any, kind: Any, fields: tuple[str, ...] = ()) -> Any:
     Args:
         value: what `json` gave.
         kind: a dataclass, `int`, `float`, `bool`, `str`, `dict[str, ...]`, `list[...]`,
-            `Literal[...]`, a union of these, or `Any`.
+            `tuple[..., ...]` of any length, `Literal[...]`, a union of these, or `Any`.
         fields: names that lead to the value.
 
     Returns:
@@ -243,6 +243,8 @@ def typed(value: Any, kind: Any, fields: tuple[str, ...] = ()) -> Any:
             return value
     elif origin is list and isinstance(value, list):
         return [typed(v, arguments[0], (*fields, str(i))) for i, v in enumerate(value)]
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(typed(v, arguments[0], (*fields, str(i))) for i, v in enumerate(value))
     elif origin is dict and isinstance(value, dict):
         return {name: typed(v, arguments[1], (*fields, name)) for name, v in value.items()}
     elif kind in (str, bool, types.NoneType) and isinstance(value, kind):
@@ -284,7 +286,8 @@ def _annotations(kind: type) -> Mapping[str, Any]:
 
 def _described(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
-             types.NoneType: "null", list: "a list", dict: "an object"}  # fmt: skip
+             types.NoneType: "null", list: "a list", tuple: "a list",
+             dict: "an object"}  # fmt: skip
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(json.dumps(value) for value in arguments)

@@ -14,17 +14,16 @@ keep the file; a tokenizer that marks the start of a text marks every 1 MiB piec
 embedded prose differs a little between Python versions.
 """
 
-from jaxkit.datasets.array_files import read_csv, read_idx, read_npz
+from jaxkit.datasets.array_files import read_csv, read_idx
 from jaxkit.datasets.batches import BatchIterator, array_batches, token_batches
 from jaxkit.datasets.encoding import tokenize
-from jaxkit.datasets.order import BatchRows, ExampleOrder
 from jaxkit.datasets.packed import IdTokenizer, load_tokens
 from jaxkit.datasets.picture_batches import decode_pictures, picture_batches
 from jaxkit.datasets.picture_layouts import find_pictures
 from jaxkit.datasets.pictures import PictureFiles, Pictures, PictureSplit
 from jaxkit.datasets.prose import embedded_prose
 from jaxkit.datasets.recipes import PictureRecipe, picture_recipe
-from jaxkit.datasets.splits import ArraySplit, split_arrays, standardise
+from jaxkit.datasets.splits import ArraySplit
 from jaxkit.datasets.tables import load_digits, load_table
 from jaxkit.datasets.text import Corpus, TextSplit, load_text
 from jaxkit.datasets.tokenizers import (
@@ -36,18 +35,15 @@ from jaxkit.datasets.tokenizers import (
     Unknown,
     tokenizer_from_config,
 )
-from jaxkit.datasets.windows import EvaluationBatches, evaluation_batches
+from jaxkit.datasets.windows import evaluation_batches
 
 __all__ = [
     "AlphabetError",
     "ArraySplit",
     "BatchIterator",
-    "BatchRows",
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
-    "EvaluationBatches",
-    "ExampleOrder",
     "IdTokenizer",
     "JsonTokenizer",
     "PictureFiles",
@@ -70,9 +66,6 @@ __all__ = [
     "picture_recipe",
     "read_csv",
     "read_idx",
-    "read_npz",
-    "split_arrays",
-    "standardise",
     "token_batches",
     "tokenize",
     "tokenizer_from_config",

@@ -23,8 +23,8 @@ def tokenize(
 ) -> UInt[np.ndarray, " tokens"]:
     """Encode a whole corpus, once.
 
-    Bytes are the corpus itself. Anything else is encoded about 1 MiB at a time, cut after a
-    newline where there is one, so that a token never spans two pieces.
+    Bytes are the corpus itself, and so are tokens that came as such. Anything else is encoded about
+    1 MiB at a time, cut after a newline where there is one, so that no token spans two pieces.
 
     Args:
         corpus: the text.
@@ -44,6 +44,8 @@ def tokenize(
         >>> tokenize(Corpus.from_text("ab", "two letters"), ByteTokenizer()).tolist()
         [97, 98]
     """
+    if corpus.tokens is not None:
+        return corpus.tokens
     if isinstance(tokenizer, ByteTokenizer):
         return corpus.data
     dtype = np.min_scalar_type(max(tokenizer.vocab_size - 1, 0))

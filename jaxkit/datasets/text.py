@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 
 from jaxkit.datasets import documents
 from jaxkit.datasets.mapped import grow_mapped, write_mapped
@@ -33,6 +33,7 @@ class Corpus:
         data: valid UTF-8, `[bytes]`; mapped where it comes from files.
         name: where it comes from, for messages.
         fingerprint: size and SHA-256 of the content: equal if and only if the text is.
+        tokens: the tokens, where the text came as these alone (`load_tokens`) and `data` is empty.
 
     Example:
         >>> corpus = Corpus.from_text("héllo", "greeting")
@@ -43,6 +44,21 @@ class Corpus:
     data: UInt8[np.ndarray, " bytes"]
     name: str
     fingerprint: str
+    tokens: UInt[np.ndarray, " tokens"] | None = None
+
+    @classmethod
+    def from_tokens(cls, tokens: UInt[np.ndarray, " tokens"], name: str) -> Corpus:
+        """Hold tokens that another program made, see `load_tokens`.
+
+        Args:
+            tokens: the tokens.
+            name: what to call them.
+
+        Returns:
+            The corpus.
+        """
+        digest = _digest(tokens[i : i + _CHUNK].tobytes() for i in range(0, len(tokens), _CHUNK))
+        return cls(np.empty(0, np.uint8), name, f"{len(tokens)}-{digest}", tokens)
 
     @classmethod
     def from_text(cls, text: str, name: str) -> Corpus:

@@ -48,6 +48,39 @@ class PrivacyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """How a text is read from files.
+
+    Attributes:
+        also: further files, folders or patterns, joined to the text.
+        held_out: file, folder or pattern to validate on, instead of the end of the text.
+        field: where JSON lines and Parquet hold the text; a.b is field b of field a.
+        where: conditions field=value on their rows, all of which must hold.
+        suffixes: endings of the files that count in a folder; by default those of text, JSON lines
+            and Parquet.
+        separator: what stands between documents; by default a newline between files, a blank line
+            between rows.
+        newlines: "lf" reads the line ends of Windows as newlines, "keep" as they are.
+        broken: "error" stops at a file or row that cannot be read, "skip" leaves it out.
+        token_dtype: of the numbers in a .bin file of packed tokens.
+
+    Example:
+        >>> CorpusConfig(where=("meta.pile_set_name=Github",)).field
+        'text'
+    """
+
+    also: tuple[str, ...] = ()
+    held_out: str | None = None
+    field: str = "text"
+    where: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] | None = None
+    separator: str | None = None
+    newlines: Literal["lf", "keep"] = "lf"
+    broken: Literal["error", "skip"] = "error"
+    token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Train a language model on real text; run it again to resume.
 
@@ -57,8 +90,10 @@ class TrainConfig:
         name: name of the run.
         runs: folder that holds the runs.
         text: UTF-8 text file or folder of them; without it, prose embedded in Python.
+        corpus: how the text is read.
         validation_fraction: share of the text kept for validation.
-        tokenizer: "char" (the characters of the training text), "byte", or a tokenizers JSON file.
+        tokenizer: "char" (the characters of the training text), "byte", a tokenizers JSON file, or
+            ids:VOCAB_SIZE for packed tokens.
         unknown: what the tokenizer "char" does with characters that the training text lacks, or
             rarer than its 255 most frequent: "error" refuses, "skip" leaves them out, "replace"
             reads each as one token for unknown.
@@ -68,7 +103,12 @@ class TrainConfig:
         batch_size: sequences in a batch, over all devices.
         sequence_length: tokens of context T.
         accumulation_steps: microbatches whose gradients make one update.
-        learning_rate: peak learning rate of AdamW.
+        tokens_per_step: tokens of an update; batch_size is then that of a microbatch, and as many
+            of those are accumulated as it takes.
+        algorithm: "adamw", or "adafactor" with b1 as its momentum, whose steps are relative to the
+            size of the parameters (lexinvariant models were trained so, from 0.01 to 0.001).
+        learning_rate: peak learning rate.
+        end_value: learning rate to which the schedule decays.
         schedule: decay of the learning rate: rex, linear, cosine, wsd, constant, ..., or
             refined:RUN for the schedule refined from the gradient norms of a finished run, or
             law:FIT for the cool-down that a law of `jaxkit fit-curve` chooses.
@@ -101,6 +141,7 @@ class TrainConfig:
         norm_epsilon: added to the mean square in every norm.
         embedding_affine: learn a scale and a bias after the token table.
         tied_readout: score tokens against the table that was read, not against a second one.
+        dropout: chance that an element of a block's branch is left out in training.
         dtype: type of activations and matmul inputs.
         remat: recompute blocks in the backward pass to save memory.
         privacy: budget of a differentially private run.
@@ -127,6 +168,7 @@ class TrainConfig:
     name: str = "default"
     runs: str = "runs"
     text: str | None = None
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
     validation_fraction: float = 0.1
     tokenizer: str = "char"
     unknown: Literal["error", "skip", "replace"] = "error"
@@ -135,7 +177,10 @@ class TrainConfig:
     batch_size: int = 16
     sequence_length: int = 128
     accumulation_steps: int = 1
+    tokens_per_step: int | None = None
+    algorithm: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float = 3e-3
+    end_value: float = 0.0
     schedule: str = "rex"
     warmup_steps: int | None = None
     weight_decay: float = 0.1
@@ -159,6 +204,7 @@ class TrainConfig:
     norm_epsilon: float = 1e-6
     embedding_affine: bool = True
     tied_readout: bool = True
+    dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
@@ -187,6 +233,8 @@ class TrainConfig:
             if getattr(self, field) == "":
                 raise ValueError(f"{field} must not be empty, got ''")
         validation.seed("seed", self.seed)
+        if self.tokens_per_step is not None:
+            self._accumulate()
         validation.integer("accumulation_steps", self.accumulation_steps, minimum=1)
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
@@ -196,6 +244,13 @@ class TrainConfig:
         validation.number("clip_norm", self.clip_norm, minimum=0, open_minimum=True)
         validation.number("weight_decay", self.weight_decay, minimum=0)
         validation.number("learning_rate", self.learning_rate, minimum=0)
+        validation.number("end_value", self.end_value, minimum=0, maximum=self.learning_rate)
+        if self.end_value and self.schedule_source is not None:
+            raise ValueError(f"end_value must be 0 with {self.schedule}, got {self.end_value}")
+        validation.choice("algorithm", self.algorithm, ("adamw", "adafactor"))
+        if self.algorithm != "adamw" and self.base_width is not None:
+            raise ValueError(f"base_width is for adamw, got {self.base_width} with adafactor")
+        validation.number("dropout", self.dropout, minimum=0, maximum=1, open_maximum=True)
         for field in ("b1", "b2"):
             validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
         validation.choice("embedding", self.embedding, lexinvariant.METHODS)
@@ -290,6 +345,25 @@ class TrainConfig:
             return 0
         return min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
+    def _accumulate(self) -> None:
+        """Make batch_size that of an update, of as many microbatches as it takes."""
+        tokens = validation.integer("tokens_per_step", self.tokens_per_step, minimum=1)
+        updates, rest = divmod(tokens, self.batch_size * self.sequence_length)
+        if rest:
+            raise ValueError(
+                f"tokens_per_step must be a multiple of batch_size x sequence_length = "
+                f"{self.batch_size * self.sequence_length}, got {tokens}"
+            )
+        # A stored configuration holds the sizes that this made: then there is nothing to do.
+        if updates > 1:
+            if self.accumulation_steps != 1:
+                raise ValueError(
+                    "accumulation_steps must be left out with tokens_per_step, got "
+                    f"{self.accumulation_steps}"
+                )
+            object.__setattr__(self, "batch_size", self.batch_size * updates)
+            object.__setattr__(self, "accumulation_steps", updates)
+
     def schedule_function(self) -> optax.Schedule:
         """The learning rate by step.
 
@@ -307,11 +381,12 @@ class TrainConfig:
                 law, self.steps, peak_value=self.learning_rate, warmup_steps=self.warmup
             )
         return schedules.schedule_from_profile(
-            self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup
-        )
+            self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup,
+            end_value=self.end_value,
+        )  # fmt: skip
 
     def optimizer(self, vocab_size: int, noise_stddev: float = 0.0) -> optax.GradientTransformation:
-        """Record gradient norms, clip, AdamW with decay on matrices, scaled to the width.
+        """Record gradient norms, clip, AdamW or Adafactor with decay on matrices.
 
         Args:
             vocab_size: size of the vocabulary.
@@ -319,8 +394,15 @@ class TrainConfig:
         """
         moments: dict[str, Any] = {"b1": self.b1, "b2": self.b2}
         schedule = self.schedule_function()
-        if self.base_width is None:
-            adamw = optax.adamw(
+        if self.algorithm == "adafactor":
+            update = optax.adafactor(
+                schedule,
+                momentum=self.b1,
+                weight_decay_rate=lambda step: self.weight_decay * schedule(step),
+                weight_decay_mask=decay_mask,
+            )
+        elif self.base_width is None:
+            update = optax.adamw(
                 schedule, weight_decay=self.weight_decay, mask=decay_mask, **moments
             )
         else:
@@ -329,11 +411,11 @@ class TrainConfig:
                 for width in (self.base_width, 2 * self.base_width, self.d_model)
             )
             scaling = width_room.width_scaling(base, target, delta=delta)
-            adamw = width_room.adamw_width_scaled(schedule, self.weight_decay, scaling, **moments)
+            update = width_room.adamw_width_scaled(schedule, self.weight_decay, scaling, **moments)
         recorded = optax.chain(
             schedules.record_gradient_norms(self.steps, norm="l1"),
             optax.clip_by_global_norm(self.clip_norm),
-            adamw,
+            update,
         )
         if not self.private:
             return recorded
@@ -369,6 +451,7 @@ class TrainConfig:
                 embedding_affine=self.embedding_affine,
                 tied_readout=self.tied_readout,
                 dtype=self.dtype,
+                dropout=self.dropout,
                 remat=self.remat,
                 unroll_layers=on_cpu and self.num_layers <= 8,
                 readout_multiplier=multiplier,

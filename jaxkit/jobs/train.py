@@ -73,8 +73,10 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             "pilot": None if config.schedule_source is None else _fingerprint(config),
         },
     )
-    train_tokens = texts.encode(split.train, tokenizer)
-    validation_tokens = texts.encode(split.validation, tokenizer)
+    train_tokens, validation_tokens = (
+        texts.encode(part, tokenizer, texts.cache_folder(config))
+        for part in (split.train, split.validation)
+    )
     plan = None
     if config.private:
         windows = private_training.num_private_windows(train_tokens, config.sequence_length)

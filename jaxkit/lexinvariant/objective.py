@@ -110,6 +110,7 @@ def token_losses(
     closed: bool = False,
     kind: embeddings.Kind = "gaussian",
     chunk_size: int | None = None,
+    dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T"]:
     """Cross-entropy of every next token, in nats.
 
@@ -127,6 +128,7 @@ def token_losses(
         kind: see `anonymised`.
         chunk_size: score the vocabulary in pieces of this size
             (`models.chunked_cross_entropy`); None scores it at once.
+        dropout_key: typed key of the model's dropout; None leaves nothing out.
 
     Returns:
         ``-log p(token[t + 1] | token[: t + 1])``, shape ``[B, T]``.
@@ -151,15 +153,16 @@ def token_losses(
         model, params, batch["tokens"], keys, method, p, per=per, closed=closed, kind=kind
     )
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
     if chunk_size is None:
         if isinstance(table, embeddings.RandomTable):
             table = table.whole()
-        logits: Any = model.apply(params, inputs, table)
+        logits: Any = model.apply(params, inputs, table, rngs=rngs)
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
     if method == "mixed":
         raise ValueError("chunk_size must be None with method='mixed', got a number")
     validation.choice("kind with chunk_size", kind, ("gaussian", "rademacher"))
-    hidden: Any = model.apply(params, inputs, table, method="hidden_states")
+    hidden: Any = model.apply(params, inputs, table, method="hidden_states", rngs=rngs)
     if table is None:
         table: Any = model.apply(params, method="readout_table")
     return models.chunked_cross_entropy(hidden, targets, table, chunk_size)
@@ -225,6 +228,7 @@ def next_token_loss(
             closed=closed,
             kind=kind,
             chunk_size=chunk_size,
+            dropout_key=jax.random.fold_in(key, 1) if model.config.dropout else None,
         )
         return jnp.mean(losses)
 

@@ -111,7 +111,7 @@ class DecoderLM(nn.Module):
         self.layers: Any = scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=c.num_layers,
             unroll=c.num_layers if c.unroll_layers else 1,

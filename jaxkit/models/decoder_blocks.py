@@ -113,8 +113,10 @@ class Block(nn.Module):
         attended, cache = self._attention(
             RMSNorm(epsilon, name="attention_norm")(x), cache, position, shared_bias
         )
-        x = training.constrain(x + attended, "batch", None, None)
-        x = x + self._mlp(RMSNorm(epsilon, name="mlp_norm")(x))
+        # Active where `apply` is given a key for it, in training.
+        drop = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
+        x = training.constrain(x + drop(attended), "batch", None, None)
+        x = x + drop(self._mlp(RMSNorm(epsilon, name="mlp_norm")(x)))
         return training.constrain(x, "batch", None, None), cache
 
     def _attention(self, x, cache, position, shared_bias):

@@ -51,6 +51,8 @@ class DecoderConfig:
         tied_readout: score tokens against the table that was read; otherwise against a second one.
         dtype: type of activations and matmul inputs, float32 or narrower, in any form that JAX
             takes; parameters and statistics stay float32.
+        dropout: chance that an element of a branch is left out in training, where `apply` is given
+            a key `"dropout"`.
         remat: recompute each block in the backward pass instead of storing its activations.
         unroll_layers: unroll the scan over layers: longer to compile, somewhat faster on CPU; the
             parameters are the same either way.
@@ -100,6 +102,7 @@ class DecoderConfig:
     embedding_affine: bool = True
     tied_readout: bool = True
     dtype: DTypeLike = "float32"
+    dropout: float = 0.0
     remat: bool = False
     unroll_layers: bool = False
     attention: Literal["auto", "einsum", "xla", "cudnn", "splash"] = "auto"
@@ -116,6 +119,7 @@ class DecoderConfig:
         for name in ("readout_multiplier", "rotary_base", "norm_epsilon"):
             validation.number(name, getattr(self, name), minimum=0, open_minimum=True)
         # One form of each type, so that equal configurations are equal and can be written.
+        validation.number("dropout", self.dropout, minimum=0, maximum=1, open_maximum=True)
         object.__setattr__(self, "dtype", _floating(self.dtype))
         validation.integer("num_buckets", self.num_buckets, minimum=2)
         validation.integer("max_distance", self.max_distance, minimum=self.num_buckets // 2 + 1)

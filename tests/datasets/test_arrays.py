@@ -8,6 +8,7 @@ import pytest
 from sklearn import datasets as sklearn_datasets
 
 from jaxkit import datasets
+from jaxkit.datasets import array_files, splits
 
 IMAGES = np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3)
 LABELS = np.arange(10, dtype=np.uint8)
@@ -136,7 +137,7 @@ def test_a_truncated_npz_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES)
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-30])
     with pytest.raises(ValueError, match="is truncated or not an NPZ file"):
-        datasets.read_npz(tmp_path / "a.npz")
+        array_files.read_npz(tmp_path / "a.npz")
 
 
 def test_a_table_of_the_user_is_standardised_and_its_labels_numbered(tmp_path):
@@ -156,7 +157,7 @@ def test_a_test_fraction_that_leaves_a_part_empty_is_refused(fraction):
 
 
 def test_a_constant_feature_is_only_shifted():
-    split = datasets.standardise(datasets.split_arrays(np.full((10, 2), 7.1), None))
+    split = splits.standardise(splits.split_arrays(np.full((10, 2), 7.1), None))
     np.testing.assert_allclose(split.train_inputs, 0, atol=1e-6)
     np.testing.assert_allclose(split.test_inputs, 0, atol=1e-6)
 
@@ -165,4 +166,4 @@ def test_labels_must_be_as_many_as_inputs(bad_input):
     with pytest.raises(ValueError, match="test_labels must be as many as the inputs, got 1"):
         datasets.ArraySplit(IMAGES, LABELS, IMAGES, LABELS[:1])
     with pytest.raises(ValueError, match="labels must be 10 like the inputs, got 3"):
-        datasets.split_arrays(IMAGES, LABELS[:3])
+        splits.split_arrays(IMAGES, LABELS[:3])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import datasets
+from jaxkit.datasets import order
 
 SIZES = st.fixed_dictionaries(
     {
@@ -115,8 +116,8 @@ def test_offsets_reach_every_alignment_and_every_token():
 def test_first_places_of_an_epoch_are_uniform_over_windows():
     counts = np.zeros(5)
     for seed in range(2000):
-        order = datasets.ExampleOrder(5, seed=seed)
-        counts[order.locate(np.array([0]))[1][0]] += 1
+        examples = order.ExampleOrder(5, seed=seed)
+        counts[examples.locate(np.array([0]))[1][0]] += 1
     # Each count is binomial(2000, 1/5): standard deviation 17.9.
     assert np.abs(counts - 400).max() < 4 * 17.9
 
@@ -154,9 +155,9 @@ def test_the_state_stays_small_and_is_reached_without_replay(monkeypatch):
     state = batches.get_state()
     state["step"] = 10**15
     reads = []
-    locate = datasets.ExampleOrder.locate
+    locate = order.ExampleOrder.locate
     monkeypatch.setattr(
-        datasets.ExampleOrder, "locate", lambda self, i: reads.append(i) or locate(self, i)
+        order.ExampleOrder, "locate", lambda self, i: reads.append(i) or locate(self, i)
     )
     batches.set_state(state)
     assert next(batches)["index"][0] == 10**16

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen import dtypes
 from jaxtyping import Array, Float
 
-from jaxkit import validation
+from jaxkit import training, validation
 
 #: What a block may add beside its MLP: from the residual stream after attention `[B, N, d]` to an
 #: addition of the same shape and anything else worth returning. A `jax.tree_util.Partial`.
@@ -64,6 +64,7 @@ class Block(nn.Module):
         self, x: Float[Array, "B N d"], branch: Branch | None = None
     ) -> tuple[Float[Array, "B N d"], Any]:
         """Apply attention, then the MLP and the branch side by side."""
+        x = training.constrain(x, "batch", None, None)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(self._norm("norm1")(x))
         added, seen = (0, None) if branch is None else branch(x)
         return x + MLP(self.mlp_dim, self.dtype, name="mlp")(self._norm("norm2")(x)) + added, seen

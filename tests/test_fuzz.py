@@ -72,14 +72,15 @@ def test_an_edited_description_is_read_as_it_stands_or_refused(
     files.config.write_bytes(content)
     try:
         read = runs.read_description(files)
-        texts.stored_tokenizer(read.tokenizer)
     except (ValueError, OSError) as error:
         said = str(error)
     else:
         assert dataclasses.asdict(read) == json.loads(content)
-        assert edit not in ("drop", "add", "cut") or place[0] == "data"
+        assert edit not in ("drop", "add", "cut") or place[0] != "config"
+        with contextlib.suppress(ValueError):
+            assert texts.stored_tokenizer(read.tokenizer).to_config() == read.tokenizer
         return
-    assert str(files.config) in said or "tokenizer" in said
+    assert str(files.config) in said
 
 
 ROWS = st.fixed_dictionaries(

@@ -309,7 +309,7 @@ def compilation_tables(found: Compilation, largest: int = 8) -> list[tables.Tabl
         name = f"received over {', '.join(crossed)}"
         row(name, cost.received(crossed), expected.get(crossed), _mega)
     row("received", cost.received(), closed.exchange_bytes, _mega)
-    row("operations", cost.flops, closed.executed_flops, lambda flops: f"{flops / 1e12:.3f} TFLOP")
+    row("operations", cost.flops, closed.executed_flops, _operations)
     if cost.unknown_loops or cost.unknown_kernels:
         needs.add_row(
             "loops and kernels not counted", f"{cost.unknown_loops}, {cost.unknown_kernels}"
@@ -345,8 +345,12 @@ def _time_table(found: Compilation, line: training.Roofline) -> tables.Table:
 
 
 def _mebi(size: float) -> str:
-    return f"{size / 2**20:,.1f} MiB"
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**17 else f"{size / 2**10:,.1f} KiB"
 
 
 def _mega(size: float) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
+def _operations(flops: float) -> str:
+    return f"{flops / 1e12:,.3f} TFLOP" if flops >= 1e11 else f"{flops / 1e9:,.3f} GFLOP"

@@ -229,7 +229,7 @@ def policy_training(devices: list[Any]) -> RoomProgram:
     mesh, epochs, batch = line(devices, "data"), 20, 32 * len(devices)
     world = subrl.named_world("two-rooms", jax.random.key(0), horizon=40, features="visited")
     run = subrl.make_training(
-        world, subrl.CategoricalPolicy(5), subrl.subpo_optimizer(5e-3), batch_size=batch,
+        world, subrl.CategoricalPolicy(5), optax.adam(5e-3), batch_size=batch,
         epochs=epochs, mesh=mesh,
     )  # fmt: skip
     key = jax.random.key(0)

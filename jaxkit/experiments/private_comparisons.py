@@ -63,7 +63,7 @@ def full_batch(
     factors = np.array([1.0, 4.0] if quick else [1.0, 4.0, 16.0])
     descent = {}
     for steps in (1000, 3000) if quick else (300, 1000, 3000, 6000):
-        z = privacy.calibrate_dp_sgd(everyone, steps, epsilon=epsilon, delta=DELTA)
+        z = _multiplier(everyone, steps, epsilon=epsilon, delta=DELTA)
         norms = private_descent.descent_norms(
             problem,
             keys,
@@ -102,9 +102,7 @@ def equal_cost(
         # Rounded up: never less work for the baseline.
         steps = int(np.ceil(PASSES / rate))
         sampling = everyone if rate == 1 else _poisson(n, rate, steps, epsilon)
-        z = privacy.calibrate_dp_sgd(
-            sampling, steps, epsilon=epsilon, delta=DELTA, accountant="rdp"
-        )
+        z = _multiplier(sampling, steps, epsilon=epsilon, delta=DELTA, accountant="rdp")
         norms = private_descent.descent_norms(
             problem,
             keys,
@@ -125,7 +123,7 @@ def equal_cost(
 def _spiderboost(
     problem: private_descent.Problem,
     keys: Key[Array, " seeds"],
-    calibrated: privacy.SpiderBoostNoise,
+    calibrated: Any,
     **sampling: Any,
 ) -> np.ndarray:
     """Gradient norms of SpiderBoost at its default setting, ``[seeds]``."""
@@ -141,6 +139,12 @@ def _spiderboost(
     return np.asarray(norms[0])
 
 
+def _multiplier(sampling: privacy.Sampling, steps: int, **budget: Any) -> float:
+    """Noise of DP-SGD on these losses for a budget."""
+    gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
+    return privacy.dp_sgd(gradient, sampling, steps, **budget).noise_multiplier
+
+
 def _poisson(n: int, rate: float, steps: int, epsilon: float) -> privacy.Sampling:
     # Rows with counts need no padding, so that no batch overflows.
     sampling = privacy.poisson_sampling(n, rate, num_steps=steps, delta=DELTA, epsilon=epsilon)
@@ -154,7 +158,7 @@ def dimension(d: int, keys: Key[Array, " seeds"]) -> dict[str, Measured]:
     calibrated = privacy.calibrate_spiderboost(
         everyone, everyone, num_steps=steps, phase_length=phase, epsilon=epsilon, delta=delta
     )
-    z = privacy.calibrate_dp_sgd(everyone, steps, epsilon=epsilon, delta=delta)
+    z = _multiplier(everyone, steps, epsilon=epsilon, delta=delta)
     noise = private_descent.Noise(calibrated.anchor, calibrated.variation)
     factors = np.array([1.0, 4.0])
     rates = jnp.asarray(factors / private_descent.SMOOTHNESS)
@@ -208,7 +212,7 @@ def _small_data(keys: Key[Array, " seeds"]) -> dict[str, Measured]:
         noise = privacy.calibrate_spiderboost(
             everyone, everyone, num_steps=steps, phase_length=steps // 10, epsilon=4.0, delta=1e-4
         )
-        z = privacy.calibrate_dp_sgd(everyone, steps, epsilon=4.0, delta=1e-4)
+        z = _multiplier(everyone, steps, epsilon=4.0, delta=1e-4)
         pair = private_descent.Noise(noise.anchor, noise.variation)
         boosted = private_descent.spiderboost_norms(
             problem, keys, pair, rates, num_steps=steps, phase_length=steps // 10

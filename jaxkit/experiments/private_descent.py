@@ -204,14 +204,14 @@ def descent_norms(
 
     def run(learning_rate, key):
         noise_key, batch_key = jax.random.split(key)
-        privatize = privacy.privatize_sum(1.0, noise.anchor, n * rate, noise_key)
+        privatize = privacy.privatize_sum(noise.anchor, n * rate, noise_key)
 
         def step(carry, index):
             w, state = carry
             counts = problem.counts
             if poisson:
                 counts = _binomial(problem, rate)(jax.random.fold_in(batch_key, index))
-            total = gradient(w, (problem.x, problem.y), None, counts).total
+            total = gradient(w, (problem.x, problem.y), None, counts)
             mean, state = privatize.update(total, state)
             direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
             w = optax.tree.add_scale(w, -learning_rate, direction)
@@ -290,12 +290,11 @@ def one_pass_descent_norms(
     gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
 
     def run(learning_rate, key):
-        # Twice the clip norm: examples of a fixed batch are replaced, not removed.
-        privatize = privacy.privatize_sum(1.0, 2 * noise_multiplier, size, key)
+        privatize = privacy.privatize_sum(noise_multiplier, size, key)
 
         def step(carry, rows):
             w, state = carry
-            total = gradient(w, (problem.x[rows], problem.y[rows])).total
+            total = gradient(w, (problem.x[rows], problem.y[rows]))
             mean, state = privatize.update(total, state)
             direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
             w = optax.tree.add_scale(w, -learning_rate, direction)

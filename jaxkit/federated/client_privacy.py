@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
 
-from jaxkit import validation
+from jaxkit import privacy, validation
 from jaxkit.federated import algorithm as algorithms
-from jaxkit.federated import cohorts, perturbation
+from jaxkit.federated import cohorts
 
 #: Samplers that accounting knows, with the neighbours that it protects.
 _ACCOUNTED = ("bernoulli", "uniform", "stratified")
@@ -56,8 +55,10 @@ def with_client_privacy(
     """Protect clients: the server sees only a noisy sum of clipped messages.
 
     message_i <- message_i min(1, C/||message_i||), mean = (sum + N(0, (sigma C)^2)) / E[cohort].
-    The norm runs over all vectors that the algorithm sends. What a client remembers stays with it
-    and is not clipped.
+    The norm runs over all vectors that the algorithm sends, and a message that is not finite counts
+    as 0. What a client remembers stays with it and is not clipped. Noise and cohorts derive from
+    the key of the run's state: in a simulation that is to protect anyone it must come from a
+    `privacy.NoiseSource`.
 
     Args:
         algorithm: any federated algorithm.
@@ -93,16 +94,19 @@ def with_client_privacy(
 
     def report(shared, memory, result):
         message, memory = algorithm.report(shared, memory, result)
-        scale = jnp.minimum(1, clip_norm / perturbation.global_norm(message))
-        # A message of norm 0 has scale min(1, infinity).
-        return jax.tree.map(lambda leaf: scale * leaf, message), memory
+        # A message that is not finite becomes exactly 0.
+        one = jax.tree.map(lambda leaf: leaf[None], message)
+        clipped = privacy.clip_per_example(one, clip_norm).gradients
+        return jax.tree.map(lambda leaf, old: leaf[0].astype(old.dtype), clipped, message), memory
 
     def aggregate(total, count, key):
-        del count
-        noise = _normal_like(key, total)
-        noisy = optax.tree.add_scale(total, noise_multiplier * clip_norm, noise)
-        return algorithms.mean_message(noisy, jnp.asarray(sampler.expected_size, jnp.float32))
+        none = jnp.zeros((), jnp.int32)
+        bounded = privacy.BoundedSum(total, clip_norm, none, count, none, none, unit="client")
+        mean, _ = release.update(bounded, release.init(total), key=key)
+        size = jnp.asarray(sampler.expected_size, jnp.float32)
+        return algorithms.mean_message(optax.tree.scale(size, mean), size)
 
+    release = privacy.privatize_sum(noise_multiplier, sampler.expected_size)
     promise = ClientPrivacy(clip_norm, noise_multiplier, sampler)
     return algorithm._replace(report=report, aggregate=aggregate, privacy=promise)
 
@@ -114,7 +118,8 @@ def client_epsilon(
 
     Bernoulli cohorts: privacy loss distributions of the Poisson-sampled Gaussian, neighbours by
     adding or removing a client. Cohorts of fixed size: Renyi accounting of sampling without
-    replacement, neighbours by replacing a client (sensitivity 2 C).
+    replacement, neighbours by replacing a client (sensitivity 2 C); exact where everyone takes
+    part. Of strata that differ in size, for the clients of the smallest, who take part most often.
 
     Args:
         algorithm: from `with_client_privacy`.
@@ -145,47 +150,34 @@ def client_epsilon(
         raise ValueError(f"{algorithm.name} is not private: use with_client_privacy")
     validation.integer("num_rounds", num_rounds, minimum=1)
     validation.number("delta", delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
-    try:
-        import dp_accounting
-    except ImportError as error:
-        raise ImportError(
-            "accounting needs dp-accounting: pip install 'jaxkit[privacy]'"
-        ) from error
-    sigma, sampler = float(promise.noise_multiplier), promise.sampler
-    if sigma == 0:
+    if float(promise.noise_multiplier) == 0:
         return math.inf
+    mechanism = privacy.dp_sgd_mechanism(
+        _sampling(promise.sampler),
+        float(promise.noise_multiplier),
+        num_rounds,
+        neighbours=None if promise.sampler.kind == "bernoulli" else "replace",
+    )
+    try:
+        return privacy.epsilon_spent(mechanism, delta)
+    except ValueError as error:
+        if "padded_size" not in str(error):
+            raise
+        size = promise.sampler.cohort_size
+        raise ValueError(
+            f"max_size must be larger than {size}: redrawing shows ({error})"
+        ) from None
+
+
+def _sampling(sampler: cohorts.Sampler) -> privacy.Sampling:
+    """How the client that takes part most often is drawn."""
     if sampler.kind == "bernoulli":
-        rate = sampler.expected_size / sampler.num_clients
-        event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
-        accountant = dp_accounting.pld.PLDAccountant()
-        epsilon = accountant.compose(event, num_rounds).get_epsilon(0.99 * delta)
-        # Cohorts that do not fit are drawn again: each run is that close to one that never is.
-        lost = (1 + math.exp(min(epsilon, 700.0))) * num_rounds * sampler.overflow
-        if lost > 0.01 * delta:
-            raise ValueError(
-                f"max_size must be larger than {sampler.cohort_size}: redrawing larger cohorts "
-                f"costs up to {lost:.1e} of delta = {delta:g}"
-            )
-        return epsilon
-    strata = sampler.num_strata
-    event = dp_accounting.SampledWithoutReplacementDpEvent(
-        math.floor(sampler.num_clients / strata),
-        sampler.cohort_size // strata,
-        dp_accounting.GaussianDpEvent(sigma / 2),
-    )
-    accountant = dp_accounting.rdp.RdpAccountant(
-        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE
-    )
-    return accountant.compose(event, num_rounds).get_epsilon(delta)
-
-
-def _normal_like(key: Key[Array, ""], tree: PyTree[Float[Array, " ..."]]) -> PyTree:
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.random.normal(k, leaf.shape, leaf.dtype)
-            for k, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
+        size = (sampler.expected_size, sampler.cohort_size, sampler.overflow)
+        return privacy.Sampling("poisson", sampler.num_clients, *size)
+    # Of the strata the last is the smallest, and each gives as many.
+    block = math.ceil(sampler.num_clients / sampler.num_strata)
+    smallest = sampler.num_clients - block * (sampler.num_strata - 1)
+    share = sampler.cohort_size // sampler.num_strata
+    if share == smallest:
+        return privacy.full_batches(smallest)
+    return privacy.fixed_sampling(smallest, share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from jaxkit import validation
@@ -55,6 +57,13 @@ def check_run(
             f"{algorithm.name} needs every client in every round: cohort_size must be "
             f"{sampler.num_clients}, got {sampler.cohort_size}"
         )
+    if algorithm.privacy is not None and _described(algorithm.privacy.sampler) != _described(
+        sampler
+    ):
+        raise ValueError(
+            f"sampler must be the one that client-level privacy was promised for, "
+            f"{_described(algorithm.privacy.sampler)}, got {_described(sampler)}"
+        )
     if sampler.allow_empty and algorithm.privacy is None:
         raise ValueError(
             "sampler must not allow empty cohorts (allow_empty): their mean is undefined without "
@@ -65,6 +74,11 @@ def check_run(
             f"cohort_size must be a multiple of {client_map.multiple} for {client_map.name} "
             f"without padding, got {sampler.cohort_size}"
         )
+
+
+def _described(sampler: cohorts.Sampler) -> dict[str, Any]:
+    """What decides how likely a client takes part."""
+    return {name: value for name, value in sampler._asdict().items() if name != "sample"}
 
 
 def _check_clients(

@@ -104,8 +104,7 @@ def compile_program(
         if config.private:
             tokens = texts.encode(corpus, tokenizer)
             windows = private_training.num_private_windows(tokens, config.sequence_length)
-            parts = mesh.shape["data"] * mesh.shape["fsdp"]
-            plan = private_training.plan_private_training(config, windows, multiple=parts)
+            plan = private_training.plan_private_training(config, vocab_size, windows, mesh)
     job = program.training_program(config, vocab_size, mesh, plan)
     closed_form = models.step_cost(
         job.model.config,

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from jaxkit import lexinvariant, losscurves, models, privacy, schedules, validation
+from jaxkit import lexinvariant, losscurves, models, schedules, validation
 from jaxkit import width as width_room
 from jaxkit.jobs import refinement
 
@@ -36,6 +36,9 @@ class PrivacyConfig:
         epsilon: budget of the whole run; without it training is not private.
         delta: of the guarantee; well below one over the number of windows.
         clip_norm: largest norm of the gradient of one window.
+        public_noise_seed: draw noise and batches from this seed, so that the run can be repeated
+            elsewhere: whoever knows the seed can subtract the noise, and there is no guarantee.
+            Without it they come from a secret in RUNS/NAME/private, which may go at the end.
 
     Example:
         >>> PrivacyConfig(epsilon=3.0).delta
@@ -45,6 +48,7 @@ class PrivacyConfig:
     epsilon: float | None = None
     delta: float = 1e-5
     clip_norm: float = 1.0
+    public_noise_seed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,12 +389,11 @@ class TrainConfig:
             end_value=self.end_value,
         )  # fmt: skip
 
-    def optimizer(self, vocab_size: int, noise_stddev: float = 0.0) -> optax.GradientTransformation:
+    def optimizer(self, vocab_size: int) -> optax.GradientTransformation:
         """Record gradient norms, clip, AdamW or Adafactor with decay on matrices.
 
         Args:
             vocab_size: size of the vocabulary.
-            noise_stddev: in a private run, of the noise on the mean gradient, which comes first.
         """
         moments: dict[str, Any] = {"b1": self.b1, "b2": self.b2}
         schedule = self.schedule_function()
@@ -412,15 +415,11 @@ class TrainConfig:
             )
             scaling = width_room.width_scaling(base, target, delta=delta)
             update = width_room.adamw_width_scaled(schedule, self.weight_decay, scaling, **moments)
-        recorded = optax.chain(
+        return optax.chain(
             schedules.record_gradient_norms(self.steps, norm="l1"),
             optax.clip_by_global_norm(self.clip_norm),
             update,
         )
-        if not self.private:
-            return recorded
-        noise_key = jax.random.fold_in(jax.random.key(self.seed), 3)
-        return optax.chain(privacy.add_gaussian_noise(noise_stddev, noise_key), recorded)
 
     def model(self, vocab_size: int, platform: str | None = None) -> models.DecoderLM:
         """The language model for a vocabulary of this size, on `platform` (JAX's default)."""

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxkit import privacy
-from jaxkit.jobs.config import TrainConfig
+from jaxkit import files, privacy
+from jaxkit.jobs.config import FREE_FIELDS, TrainConfig
+
+#: Folder, inside a run's, of what is not to be given away with it.
+PRIVATE = "private"
 
 #: Parts of a run after which the epsilon spent is worked out anew.
 _PARTS = 20
@@ -24,59 +31,59 @@ class PrivateTraining:
     """What a budget allows for a text.
 
     Attributes:
-        sampling: how windows are drawn for a step.
-        noise_multiplier: standard deviation of the noise on a sum over `clip_norm`.
+        plan: gradient, sampling, noise and their cost.
         config: the run.
-
-    Example:
-        >>> from jaxkit.jobs.config import PrivacyConfig
-        >>> config = TrainConfig(steps=4, batch_size=8, privacy=PrivacyConfig(8.0, 1e-3))
-        >>> plan = plan_private_training(config, num_windows=8)
-        >>> plan.sampling.kind, plan.spent(4) <= 8
-        ('all', True)
     """
 
-    sampling: privacy.Sampling
-    noise_multiplier: float
+    plan: privacy.PrivacyPlan
     config: TrainConfig
 
     @property
-    def noise_stddev(self) -> float:
-        """Standard deviation of the noise on the mean gradient."""
-        scale = self.config.privacy.clip_norm / self.sampling.expected_size
-        return self.noise_multiplier * scale
+    def sampling(self) -> privacy.Sampling:
+        """How windows are drawn for a step."""
+        return self.plan.sampling
 
-    def gradient(self, loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        """`gradient(params, batch, key) -> (mean loss, clipped mean gradient)`, without noise."""
-        clipped_sum = privacy.clipped_grad_sum(loss, self.config.privacy.clip_norm)
-        expected = self.sampling.expected_size
+    def gradient(self) -> Callable[..., tuple[Any, Any]]:
+        """`gradient(params, batch, key) -> (mean loss, noisy mean of clipped gradients)`.
+
+        The noise of a step is drawn from the key in its batch, which `PrivateBatches` makes.
+        """
+        release = self.plan.optimizer(optax.identity())
 
         def gradient(params: Any, batch: Mapping[str, Any], key: Any) -> tuple[Any, Any]:
-            rows = {name: rows for name, rows in batch.items() if name != "mask"}
-            found = clipped_sum(params, rows, key, batch["mask"])
-            mean = jax.tree.map(
-                lambda total, leaf: (total / expected).astype(leaf.dtype), found.total, params
-            )
+            rows = {name: batch[name] for name in batch if name not in ("mask", "noise")}
+            found = self.plan.gradient(params, rows, key, batch["mask"])
+            noise_key = jax.random.wrap_key_data(batch["noise"][0], impl="threefry2x32")
+            mean, _ = release.update(found, release.init(params), params, key=noise_key)
+            mean = jax.tree.map(lambda update, leaf: update.astype(leaf.dtype), mean, params)
             return found.loss / jnp.maximum(found.count - found.non_finite, 1), mean
 
         return gradient
-
-    def mechanism(self, steps: int) -> privacy.Mechanism:
-        """What that many steps release."""
-        return privacy.dp_sgd_mechanism(self.sampling, self.noise_multiplier, steps)
 
     def spent(self, step: int) -> float:
         """Epsilon spent by the end of the twentieth of the run that this step is in."""
         part = -(-self.config.steps // _PARTS)
         return _epsilon(self, min(self.config.steps, -(-step // part) * part)) if step else 0.0
 
-    def statement(self) -> str:
+    def source(self, folder: pathlib.Path, *, fresh: bool) -> privacy.NoiseSource:
+        """Where the run's noise and batches come from: its own secret, kept for a resume.
+
+        Args:
+            folder: the run's.
+            fresh: whether the run begins.
+
+        Raises:
+            OSError: if a run that goes on has lost its secret, or others may read it.
+        """
+        seed = self.config.privacy.public_noise_seed
+        if seed is not None:
+            return privacy.NoiseSource.public(seed)
+        return privacy.NoiseSource.stored(folder / PRIVATE / "noise.secret", fresh=fresh)
+
+    def statement(self, source: privacy.NoiseSource) -> str:
         """The guarantee of the whole run, in words."""
-        text = privacy.privacy_statement(
-            self.mechanism(self.config.steps),
-            self.config.privacy.delta,
-            unit=f"window of {self.config.sequence_length + 1} tokens",
-        )
+        unit = f"window of {self.config.sequence_length + 1} tokens"
+        text = f"{self.plan.statement(source, unit=unit)}\nNoise and batches: {source!r}."
         if self.config.tokenizer == "char":
             text += (
                 "\nNot covered either: which characters occur in the text, which the tokenizer "
@@ -86,19 +93,25 @@ class PrivateTraining:
 
 
 @functools.cache
-def _epsilon(plan: PrivateTraining, steps: int) -> float:
-    return privacy.epsilon_spent(plan.mechanism(steps), plan.config.privacy.delta)
+def _epsilon(training: PrivateTraining, steps: int) -> float:
+    return training.plan.epsilon(steps)
 
 
 def plan_private_training(
-    config: TrainConfig, num_windows: int, multiple: int = 1
+    config: TrainConfig,
+    vocab_size: int,
+    num_windows: int,
+    mesh: jax.sharding.Mesh | None = None,
+    folder: pathlib.Path | None = None,
 ) -> PrivateTraining:
     """Choose batches and noise so that a run stays within its budget.
 
     Args:
         config: the run, with `privacy.epsilon`.
+        vocab_size: size of the vocabulary.
         num_windows: windows of text that may be drawn.
-        multiple: the rows of a batch are padded to a multiple of this.
+        mesh: the devices that share a batch.
+        folder: of the run, which keeps the noise that was found, so that a resume need not.
 
     Returns:
         The plan.
@@ -122,21 +135,37 @@ def plan_private_training(
         num_steps=config.steps,
         delta=delta,
         epsilon=epsilon,
-        multiple=multiple,
+        multiple=1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"],
     )
-    noise = privacy.calibrate_dp_sgd(sampling, config.steps, epsilon=epsilon, delta=delta)
-    return PrivateTraining(sampling, noise, config)
+    platform = None if mesh is None else mesh.devices.flat[0].platform
+    loss = config.loss(config.model(vocab_size, platform))
+    gradient = privacy.clipped_grad_sum(loss, config.privacy.clip_norm)
+    asked = {"epsilon": epsilon, "delta": delta, "steps": config.steps, "sampling": list(sampling)}
+    kept = None if folder is None else folder / PRIVATE / "plan.json"
+    budget: dict[str, Any] = {"epsilon": epsilon}
+    if kept is not None and kept.exists():
+        stored = json.loads(kept.read_text("utf-8"))
+        if stored["asked"] == asked:
+            budget = {"noise_multiplier": stored["noise_multiplier"]}
+    plan = privacy.dp_sgd(gradient, sampling, config.steps, delta=delta, **budget)
+    if kept is not None and "epsilon" in budget and jax.process_index() == 0:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(
+            kept, json.dumps({"asked": asked, "noise_multiplier": plan.noise_multiplier})
+        )
+    return PrivateTraining(plan, config)
 
 
 class PrivateBatches:
     """Windows drawn at random for each step, padded to one size.
 
-    Windows follow each other without overlap, so that a token is in one window only. The draw
-    depends on the seed and the number of the step alone.
+    Windows follow each other without overlap, so that a token is in one window only. What is drawn
+    depends on the secret, the run and the number of the step alone.
 
     Args:
         tokens: the text, `[tokens]`.
-        plan: how windows are drawn.
+        training: how windows are drawn.
+        source: of the draws, and of the keys of the noise.
         process_index: which of `process_count` equal parts of a batch this process takes.
         process_count: parts.
     """
@@ -144,24 +173,30 @@ class PrivateBatches:
     def __init__(
         self,
         tokens: np.ndarray,
-        plan: PrivateTraining,
+        training: PrivateTraining,
+        source: privacy.NoiseSource,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        length = plan.config.sequence_length + 1
-        count = num_private_windows(tokens, plan.config.sequence_length)
+        length = training.config.sequence_length + 1
+        count = num_private_windows(tokens, training.config.sequence_length)
         self._windows = np.asarray(tokens[: count * length]).reshape(count, length)
-        self._plan, self._step = plan, 0
-        size = plan.sampling.padded_size // process_count
+        self._training, self._source, self._step = training, source, 0
+        size = training.sampling.padded_size // process_count
         self._rows = slice(process_index * size, (process_index + 1) * size)
-        key = jax.random.fold_in(jax.random.key(plan.config.seed), 2)
-        self._draw = jax.jit(lambda step: plan.sampling.draw(jax.random.fold_in(key, step)))
+        # What is run is part of every key: with another setting or text no draw is the same.
+        run = {**dataclasses.asdict(training.config), **dict.fromkeys(FREE_FIELDS)}
+        text = json.dumps([run, training.plan.fingerprint], sort_keys=True).encode()
+        self._run = hashlib.sha256(text + self._windows.tobytes()).hexdigest()
+        self._draw = jax.jit(training.sampling.draw)
 
     def __iter__(self) -> PrivateBatches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        drawn = jax.device_get(self._draw(self._step))
+        key = self._source.key("batches", self._run, self._step)
+        drawn = jax.device_get(self._draw(key))
+        noise = self._source.key_data("noise", self._run, self._step)
         first = self._step * len(self._windows)
         indices, mask = drawn.indices[self._rows], drawn.mask[self._rows]
         self._step += 1
@@ -170,13 +205,15 @@ class PrivateBatches:
             # What a window draws depends on this number; it may begin anew, but must fit 32 bits.
             "index": (first + indices.astype(np.int64)) % 2**31,
             "mask": mask,
+            # The same in every row, because batches are split by rows.
+            "noise": np.broadcast_to(noise, (len(indices), 2)),
         }
 
     def get_state(self) -> dict[str, Any]:
         """Draws made, what defines them, and the epsilon spent on them."""
         return {
             "step": self._step,
-            "epsilon": self._plan.spent(self._step),
+            "epsilon": self._training.spent(self._step),
             "stream": self._stream(),
         }
 
@@ -194,12 +231,13 @@ class PrivateBatches:
         self._step = int(state["step"])
 
     def _stream(self) -> dict[str, Any]:
-        plan = self._plan
+        plan, privately = self._training.plan, self._training.config.privacy
         return {
             "num_windows": len(self._windows),
             "expected_size": plan.sampling.expected_size,
             "noise_multiplier": round(plan.noise_multiplier, 9),
-            "clip_norm": plan.config.privacy.clip_norm,
+            "clip_norm": privately.clip_norm,
+            "source": self._source.fingerprint,
         }
 
 

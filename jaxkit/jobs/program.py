@@ -62,14 +62,14 @@ def training_program(
             f"batch_size must be divisible by data x fsdp = {parts} parts of the mesh, got {size}"
         )
     model = config.model(vocab_size, mesh.devices.flat[0].platform)
-    optimizer = config.optimizer(vocab_size, plan.noise_stddev if plan else 0.0)
+    optimizer = config.optimizer(vocab_size)
     init, key = models.initializer(model), jax.random.key(config.seed)
     loss = config.loss(model)
     step = training.make_train_step(
         loss,
         optimizer,
         accumulation_steps=config.accumulation_steps,
-        gradient_fn=plan.gradient(loss) if plan else None,
+        gradient_fn=plan.gradient() if plan else None,
         shardings=training.state_shardings(init, optimizer, key, mesh),
     )
     sharding = training.batch_sharding(mesh)
@@ -81,5 +81,6 @@ def training_program(
     }
     if plan is not None:
         batch["mask"] = jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=sharding)
+        batch["noise"] = jax.ShapeDtypeStruct((size, 2), jnp.uint32, sharding=sharding)
     state = training.abstract_state(init, optimizer, key, mesh)
     return Program(model, optimizer, init, step, state, batch)

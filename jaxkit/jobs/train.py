@@ -77,14 +77,17 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
         texts.encode(part, tokenizer, texts.cache_folder(config))
         for part in (split.train, split.validation)
     )
-    plan = None
+    plan = statement = None
     if config.private:
         windows = private_training.num_private_windows(train_tokens, config.sequence_length)
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
-        plan = private_training.plan_private_training(config, windows, multiple=parts)
+        plan = private_training.plan_private_training(
+            config, tokenizer.vocab_size, windows, mesh, files.folder
+        )
         rows = training.local_rows(mesh, plan.sampling.padded_size)
-        batches = private_training.PrivateBatches(train_tokens, plan, *rows)
-        training.say(plan.statement())
+        source = plan.source(files.folder, fresh=stored is None)
+        batches = private_training.PrivateBatches(train_tokens, plan, source, *rows)
+        statement = plan.statement(source)
+        training.say(statement)
     else:
         batches = datasets.token_batches(
             train_tokens,
@@ -177,7 +180,6 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
         norms = schedules.recorded_norms(result.state.opt_state)
         refinement.write_gradient_norms(files.gradient_norms, np.asarray(norms), config.steps)
         trained = runs.Run(config, tokenizer, model, params, result.step, files)
-        statement = None if plan is None else plan.statement()
         _finish(trained, final, train_tokens, validation_tokens, statement)
 
 

@@ -1,151 +1,115 @@
 """Differentially private optimisation and private stationary points (arXiv 2206.00846).
 
-A private step is three values: a `ClippedGradient` (`clipped_grad_sum` for any loss,
-at about the cost of a plain gradient, `glm_clipped_grad_sum` for linear models), a `Sampling`
-(`poisson_sampling`, `fixed_sampling`, `full_batches`), and noise as an optax piece (`dp_sgd`,
-`dp_adam`, `dp_ftrl`, or `privatize_sum` before any optimizer). `calibrate_dp_sgd` turns a budget
-into a noise multiplier, `dp_sgd_mechanism` with `epsilon_spent` tells what k steps cost, and
-`privacy_statement` says it in words. How to choose an algorithm: DP-SGD or DP-Adam for networks;
-`spiderboost` with full anchors for slow, ill-conditioned smooth problems with a large n epsilon /
-sqrt(d), where it reaches smaller gradients at equal cost; `dp_ftrl` where batches cannot be random;
-`tree_spider` for a single pass; `jl_embed` before SpiderBoost for linear models of low rank in high
-dimension; `recursive_regularization` for study. Practical SpiderBoost: calibrate, q = T/10, full
-anchors, batches of 1-5 % for variations, eta around 1/L1 to 4/L1. Sharp edges: divide by the
-expected batch size, never by the number of examples drawn; with several devices add noise once, to
-the sum over all, never on each; a loss that mixes rows (in-batch negatives) is trained
-on rows alone; every run of a hyper-parameter search
-spends budget; losses, norms and counts in `BoundedSum` are not private; Lipschitz constants and
-radii must be declared, never measured on the data; floating-point noise is not the real Gaussian
-and JAX's generator is not cryptographic, so neither resists an attacker who sees every bit; a key
-must serve one run; a binding clip on differences biases the estimate until the next anchor; bounded
-losses let the iterates run to infinity, where gradients vanish: watch the loss and ||w|| as well.
+A `PrivacyPlan` holds what belongs together: a clipped gradient that knows its bound, a sampling
+that draws the batches, the noise, and what they cost. Nothing is asked twice, so that the noise
+cannot miss the bound nor the claim the batches.
+
+Example:
+    >>> import jax.numpy as jnp, optax
+    >>> loss = lambda params, batch, key: jnp.mean((params - batch) ** 2)
+    >>> gradient = clipped_grad_sum(loss, clip_norm=1.0)
+    >>> plan = dp_sgd(gradient, full_batches(100), num_steps=3, epsilon=8.0, delta=1e-5)
+    >>> source, data, params = NoiseSource.from_os(), jnp.linspace(0, 1, 100), jnp.zeros(())
+    >>> optimizer = plan.optimizer(optax.sgd(0.1))
+    >>> state = optimizer.init(params)
+    >>> for step in range(plan.num_steps):
+    ...     batch = plan.draw(source, step)
+    ...     total = plan.gradient(params, data[batch.indices], None, batch.mask)
+    ...     key = plan.noise_key(source, step)
+    ...     updates, state = optimizer.update(total, state, params, key=key)
+    ...     params = optax.apply_updates(params, updates)
+    >>> print(plan.statement(source).splitlines()[0])
+    (epsilon, delta)-differential privacy with epsilon = 8.0000, delta = 1e-05
+
+How to choose:
+
+- networks: `clipped_grad_sum`, which takes any loss, with `dp_sgd` and any optax optimizer;
+- linear models: `glm_clipped_grad_sum`, in closed form;
+- slow, ill-conditioned smooth problems with a large n epsilon / sqrt(d): `spiderboost` with full
+  anchors, q = T/10, batches of 1-5 % for variations, eta around 1/L1 to 4/L1: smaller gradients at
+  equal cost;
+- batches that cannot be random: `privatize_tree_sum` (DP-FTRL), with `dp_ftrl_mechanism`;
+- a single pass over the data: `tree_spider`;
+- linear models of low rank in high dimension: `jl_embed` before SpiderBoost;
+- for study: `recursive_regularization`.
+
+Sharp edges:
+
+- `noise_multiplier` is always the noise on a sum over the bound on one example's part of it;
+- divide by the expected batch size, never by the number of examples drawn;
+- a loss that mixes rows (in-batch negatives) is trained on rows alone;
+- the trained parameters are the argument `params`; all else is closed over and not clipped;
+- averaging updates over calls (`optax.MultiSteps`) goes around the noise, and is refused;
+- several rows of one person need `unit="user"`;
+- every run of a hyper-parameter search spends budget;
+- losses, counts and `aux` of a `BoundedSum` are not private;
+- Lipschitz constants and radii must be declared, never measured on the data;
+- who knows the key of a simulation (`privatize_sum(key=...)`) or a public seed can subtract the
+  noise: a real run takes its keys from `NoiseSource.from_os`;
+- floating-point noise is not the real Gaussian: its last bits can be attacked;
+- a binding clip on differences biases the estimate until the next anchor;
+- bounded losses let the iterates run to infinity, where gradients vanish: watch the loss and the
+  norm as well.
 """
 
-from jaxkit.privacy.accounting import epsilon_spent, gaussian_delta
-from jaxkit.privacy.anchored_estimates import (
-    SpiderBoost,
-    SpiderBoostRun,
-    SpiderBoostState,
-    StepRecord,
-    run_spiderboost,
-    spiderboost,
-)
+from jaxkit.privacy.accounting import epsilon_spent
 from jaxkit.privacy.auditing import Audit, audit_llr, spiderboost_scores
-from jaxkit.privacy.batches import (
-    Batch,
-    Sampling,
-    fixed_batch,
-    fixed_sampling,
-    full_batches,
-    padded_batch_size,
-    poisson_batch,
-    poisson_sampling,
-)
-from jaxkit.privacy.calibration import (
-    SpiderBoostNoise,
-    calibrate,
-    calibrate_dp_sgd,
-    calibrate_one_pass,
-    calibrate_spiderboost,
-)
+from jaxkit.privacy.batches import Sampling, fixed_sampling, full_batches, poisson_sampling
+from jaxkit.privacy.calibration import calibrate_one_pass, calibrate_spiderboost
 from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, clipped_grad_sum
 from jaxkit.privacy.clipping import clip_per_example
-from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss, sigmoid_loss
+from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss
 from jaxkit.privacy.mechanisms import (
-    Mechanism,
     dp_ftrl_mechanism,
     dp_sgd_mechanism,
     one_pass_mechanism,
-    spiderboost_counts,
     spiderboost_mechanism,
 )
-from jaxkit.privacy.noise import (
-    NoiseState,
-    add_gaussian_noise,
-    add_tree_noise,
-    dp_aggregate,
-    gaussian_draw,
-    privatize_sum,
-)
-from jaxkit.privacy.one_pass_trees import TreeSpiderRun, tree_examples, tree_spider, tree_visits
-from jaxkit.privacy.optimizers import dp_adam, dp_ftrl, dp_sgd
-from jaxkit.privacy.projections import jl_dimension, jl_embed, jl_lift, projection
-from jaxkit.privacy.recursive_rounds import (
-    RecursiveRun,
-    noisy_gd,
-    recursive_noise,
-    recursive_regularization,
-    selector_weights,
-)
+from jaxkit.privacy.noise import privatize_sum, privatize_tree_sum
+from jaxkit.privacy.plans import PrivacyPlan, dp_sgd
+from jaxkit.privacy.projections import jl_embed, jl_lift, projection
+from jaxkit.privacy.randomness import NoiseSource
+from jaxkit.privacy.recursive_regularization import recursive_noise, recursive_regularization
+from jaxkit.privacy.spiderboost import run_spiderboost, spiderboost
 from jaxkit.privacy.statement import privacy_statement
-from jaxkit.privacy.theory import (
-    spiderboost_paper_noise,
-    spiderboost_theory,
-    tree_spider_theory,
-)
+from jaxkit.privacy.theory import spiderboost_theory
+from jaxkit.privacy.tree_spider import tree_examples, tree_spider
 
 __all__ = [
     "Audit",
-    "Batch",
     "BoundedSum",
     "ClippedGradient",
-    "Mechanism",
-    "NoiseState",
-    "RecursiveRun",
+    "NoiseSource",
+    "PrivacyPlan",
     "Sampling",
-    "SpiderBoost",
-    "SpiderBoostNoise",
-    "SpiderBoostRun",
-    "SpiderBoostState",
-    "StepRecord",
-    "TreeSpiderRun",
-    "add_gaussian_noise",
-    "add_tree_noise",
     "audit_llr",
-    "calibrate",
-    "calibrate_dp_sgd",
     "calibrate_one_pass",
     "calibrate_spiderboost",
     "clip_per_example",
     "clipped_grad_sum",
-    "dp_adam",
-    "dp_aggregate",
-    "dp_ftrl",
     "dp_ftrl_mechanism",
     "dp_sgd",
     "dp_sgd_mechanism",
     "epsilon_spent",
-    "fixed_batch",
     "fixed_sampling",
     "full_batches",
-    "gaussian_delta",
-    "gaussian_draw",
     "glm_clipped_grad_sum",
-    "jl_dimension",
     "jl_embed",
     "jl_lift",
     "logistic_loss",
-    "noisy_gd",
     "one_pass_mechanism",
-    "padded_batch_size",
-    "poisson_batch",
     "poisson_sampling",
     "privacy_statement",
     "privatize_sum",
+    "privatize_tree_sum",
     "projection",
     "recursive_noise",
     "recursive_regularization",
     "run_spiderboost",
-    "selector_weights",
-    "sigmoid_loss",
     "spiderboost",
-    "spiderboost_counts",
     "spiderboost_mechanism",
-    "spiderboost_paper_noise",
     "spiderboost_scores",
     "spiderboost_theory",
     "tree_examples",
     "tree_spider",
-    "tree_spider_theory",
-    "tree_visits",
 ]

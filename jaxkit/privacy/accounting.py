@@ -6,16 +6,21 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from jaxkit import validation
 from jaxkit.privacy import mechanisms
-from jaxkit.privacy.mechanisms import Mechanism, Neighbours
+from jaxkit.privacy.mechanisms import Mechanism
 
 Accountant = Literal["pld", "rdp"]
 #: Part of delta kept for batches that overflow.
 _RESERVE = 0.01
+#: exp(epsilon) is hardly a number beyond, and nothing is protected.
+LARGEST_EPSILON = 700.0
+#: PLD has no float64 tails below this delta; its grid is too coarse below, or fills the memory
+#: above these epsilon.
+_SMALLEST_PLD_DELTA, _PLD_EPSILONS = 1e-12, (1e-3, 30.0)
 
 
 def epsilon_spent(
@@ -25,12 +30,12 @@ def epsilon_spent(
 
     Args:
         mechanism: what the run releases.
-        delta: in (0, 1).
+        delta: in [1e-300, 1).
         accountant: `"pld"` (tight; exact where the run is a Gaussian mechanism) or `"rdp"`; by
-            default the tightest that has a valid analysis of the mechanism.
+            default the smaller of those that have a valid analysis of the mechanism.
 
     Returns:
-        Epsilon >= 0.
+        Epsilon >= 0; infinity beyond 700, where nothing is protected.
 
     Raises:
         ImportError: without the `privacy` extra.
@@ -43,14 +48,65 @@ def epsilon_spent(
         >>> round(epsilon_spent(mechanism, 1e-5), 3)
         4.377
     """
-    check_delta(delta)
-    which = accountant_used(mechanism, accountant)
-    if which == "pld" and mechanism.gaussian is not None:
-        library = mechanisms.dp_accounting()
-        return float(library.get_epsilon_gaussian(1 / mechanism.gaussian, delta))
-    epsilon = composed_epsilon(mechanism, delta, which)
+    epsilon, _ = analysis(mechanism, delta, accountant)
     check_lost(mechanism, epsilon, delta)
     return epsilon
+
+
+def analysis(
+    mechanism: Mechanism, delta: float, wanted: Accountant | None = None
+) -> tuple[float, str]:
+    """Epsilon and the analysis that it comes from, without looking what overflow costs."""
+    check_delta(delta)
+    if wanted is not None:
+        validation.choice("accountant", wanted, ("pld", "rdp"))
+    library = mechanisms.dp_accounting()
+    if mechanism.gaussian is not None and wanted != "rdp":
+        with _without_notes():
+            return _sure(
+                float(library.get_epsilon_gaussian(1 / mechanism.gaussian, delta))
+            ), "exact"
+    if wanted == "pld" and mechanism.neighbours != "add_or_remove":
+        raise ValueError(
+            f"accountant must be 'rdp' for {mechanism.description} with neighbours "
+            f"{mechanism.neighbours!r}, got 'pld': it has no valid analysis of that"
+        )
+    left = delta * (1 - _RESERVE) if mechanism.lost else delta
+    epsilon, words = (math.inf, "") if wanted == "pld" else (_rdp(mechanism, left), "RDP")
+    if mechanism.neighbours == "add_or_remove" and wanted != "rdp":
+        # Where float64 has no tails or the grid would fill the memory, RDP answers alone.
+        low, high = _PLD_EPSILONS
+        if wanted == "pld" or (left >= _SMALLEST_PLD_DELTA and low <= epsilon <= high):
+            pld = _pld(mechanism, left)
+            epsilon, words = (pld, "PLD") if pld <= epsilon else (epsilon, words)
+        else:
+            words = "RDP, because PLD has no answer at such numbers"
+    return _sure(epsilon), words
+
+
+def _sure(epsilon: float) -> float:
+    return epsilon if epsilon <= LARGEST_EPSILON else math.inf
+
+
+def _rdp(mechanism: Mechanism, delta: float) -> float:
+    library = mechanisms.dp_accounting()
+    relation = {
+        "add_or_remove": library.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace": library.NeighboringRelation.REPLACE_ONE,
+        "zero_out": library.NeighboringRelation.REPLACE_SPECIAL,
+    }[mechanism.neighbours]
+    accountant = library.rdp.RdpAccountant(neighboring_relation=relation)
+    with _without_notes():
+        epsilon = float(accountant.compose(mechanism.event).get_epsilon(delta))
+    return epsilon if epsilon >= 0 else math.inf  # NaN, too, is no answer
+
+
+def _pld(mechanism: Mechanism, delta: float) -> float:
+    library = mechanisms.dp_accounting()
+    with _without_notes():
+        composed = library.pld.PLDAccountant().compose(mechanism.event)
+        epsilon = float(composed.get_epsilon(delta))
+    return epsilon if epsilon >= 0 else math.inf
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
@@ -99,91 +155,22 @@ def warn_large_delta(delta: float, num_examples: int) -> None:
 
 
 def check_delta(delta: float) -> None:
-    """Raise unless delta is in (0, 1).
-
-    Example:
-        >>> check_delta(1e-6)
-    """
-    validation.number("delta", delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
-
-
-def accountant_used(mechanism: Mechanism, wanted: Accountant | None = None) -> Accountant:
-    """The accountant that `epsilon_spent` uses for a mechanism, or an error if it must not be used.
-
-    Example:
-        >>> accountant_used(mechanisms.dp_ftrl_mechanism(1.0, 10))
-        'rdp'
-    """
-    if wanted is not None:
-        validation.choice("accountant", wanted, ("pld", "rdp"))
-    pld = mechanism.gaussian is not None or mechanism.neighbours == "add_or_remove"
-    if wanted == "pld" and not pld:
-        raise ValueError(
-            f"accountant must be 'rdp' for {mechanism.description} with neighbours "
-            f"{mechanism.neighbours!r}, got 'pld': it has no valid analysis of that"
-        )
-    return wanted or ("pld" if pld else "rdp")
-
-
-def fresh_accountant(which: Accountant, neighbours: Neighbours) -> Callable[[], Any]:
-    """What makes an accountant of the library for a neighbouring relation.
-
-    Example:
-        >>> type(fresh_accountant("rdp", "add_or_remove")()).__name__
-        'RdpAccountant'
-    """
-    library = mechanisms.dp_accounting()
-    relation = {
-        "add_or_remove": library.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace": library.NeighboringRelation.REPLACE_ONE,
-        "zero_out": library.NeighboringRelation.REPLACE_SPECIAL,
-    }[neighbours]
-    if which == "rdp":
-        return lambda: library.rdp.RdpAccountant(neighboring_relation=relation)
-    # PLD doubles the sensitivity of a Gaussian event under REPLACE_ONE where RDP does not.
-    assert neighbours == "add_or_remove"
-    return lambda: library.pld.PLDAccountant(relation)
+    """Raise unless delta is in [1e-300, 1)."""
+    validation.number("delta", delta, minimum=1e-300, maximum=1, open_maximum=True)
 
 
 @contextlib.contextmanager
-def without_notes() -> Iterator[None]:
-    """Silence the note that an order of RDP did not converge: leaving one out is valid.
-
-    Example:
-        >>> with without_notes():
-        ...     logging.getLogger("absl").isEnabledFor(logging.WARNING)
-        False
-    """
+def _without_notes() -> Iterator[None]:
+    """Silence the note that an order of RDP did not converge: leaving one out is valid."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
         logger.setLevel(level)
-
-
-def composed_delta(mechanism: Mechanism, delta: float) -> float:
-    """What of delta is left for the composition, when batches that overflow have their part.
-
-    Example:
-        >>> composed_delta(mechanisms.one_pass_mechanism(1.0), 1e-6)
-        1e-06
-    """
-    return delta * (1 - _RESERVE) if mechanism.lost else delta
-
-
-def composed_epsilon(mechanism: Mechanism, delta: float, which: Accountant) -> float:
-    """Epsilon by one accountant, without looking whether it is valid or what overflow costs.
-
-    Example:
-        >>> round(composed_epsilon(mechanisms.dp_ftrl_mechanism(1.0, 4), 1e-6, "rdp"), 1)
-        9.8
-    """
-    fresh = fresh_accountant(which, mechanism.neighbours)
-    with without_notes():
-        composed = fresh().compose(mechanism.event)
-        return float(composed.get_epsilon(composed_delta(mechanism, delta)))
 
 
 def check_lost(mechanism: Mechanism, epsilon: float, delta: float) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import mechanisms
-from jaxkit.privacy.anchored_estimates import SpiderBoost
+from jaxkit.privacy.spiderboost import SpiderBoost
 
 
 class Audit(NamedTuple):
@@ -152,13 +152,13 @@ def spiderboost_scores(
     Source: arXiv 2206.00846 Algorithm 2 releases, seen by the strongest adversary.
 
     Example:
-        >>> from jaxkit.privacy import anchored_estimates, glm
+        >>> from jaxkit.privacy import glm, spiderboost
         >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
         >>> claims = dict(
         ...     difference_clip=0.25, anchor_noise_multiplier=1.0, variation_noise_multiplier=1.0,
         ...     anchor_size=2, variation_size=2,
         ... )
-        >>> estimator = anchored_estimates.spiderboost(gradient, **claims)
+        >>> estimator = spiderboost(gradient, **claims)
         >>> data, canary = (jnp.ones((2, 1)), jnp.ones(2)), jnp.array([True, False])
         >>> def score(key):
         ...     return spiderboost_scores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxkit import validation
 from jaxkit.privacy import accounting, batches, mechanisms
@@ -43,13 +43,12 @@ def calibrate(
 ) -> float:
     """The smallest noise that keeps a run within a budget.
 
-    RDP brackets the answer first; PLD then searches only between 0.7 and 1.02 times it, because
-    far smaller noise can take the PLD accountant minutes.
+    RDP brackets the answer first, because PLD takes long where there is far too little noise.
 
     Args:
         make_mechanism: from a noise level (any number that more noise increases) to the mechanism.
-        epsilon: > 0.
-        delta: in (0, 1).
+        epsilon: in [1e-8, 700].
+        delta: in [1e-300, 1).
         accountant: as in `epsilon_spent`.
 
     Returns:
@@ -65,60 +64,69 @@ def calibrate(
         >>> round(z, 1)
         37.3
     """
-    validation.number("epsilon", epsilon, minimum=0, open_minimum=True)
+    validation.number("epsilon", epsilon, minimum=1e-8, maximum=accounting.LARGEST_EPSILON)
     accounting.check_delta(delta)
-    example = make_mechanism(1.0)
-    which = accounting.accountant_used(example, accountant)
-    if which == "pld" and example.gaussian is not None:
-        return _solve_gaussian(make_mechanism, epsilon, delta)
-    level = _solve(make_mechanism, epsilon, delta, "rdp", _bracket(make_mechanism, epsilon, delta))
-    if which == "pld":
-        low = 0.7 * level
-        while accounting.composed_epsilon(make_mechanism(low), delta, "pld") <= epsilon:
-            low *= 0.7
-        level = _solve(make_mechanism, epsilon, delta, "pld", (low, 1.02 * level))
-    accounting.check_lost(make_mechanism(level), epsilon, delta)
-    return level
+
+    def excess(log_level: float, which: Accountant | None = accountant) -> float:
+        spent, _ = accounting.analysis(make_mechanism(math.exp(log_level)), delta, which)
+        return math.log(max(spent, 1e-300) / epsilon) if math.isfinite(spent) else 700.0
+
+    exact = make_mechanism(1.0).gaussian is not None
+    # RDP is quick, and never far below; the answer of the others is near its own.
+    quick = accountant if exact or accountant == "pld" else "rdp"
+    low, high = _bracket(lambda level: excess(level, quick), epsilon, delta)
+    if quick != accountant:
+        high = _root(lambda level: excess(level, quick), low, high, 1e-2)
+        low = high - 0.35
+        while excess(low) <= 0:
+            low, high = low - 0.35, low
+    level = _root(excess, low, high, 1e-11 if exact else 2e-5)
+    found = math.exp(level)
+    spent = accounting.epsilon_spent(make_mechanism(found), delta, accountant=accountant)
+    if not spent <= epsilon:
+        raise ValueError(f"no noise was found that keeps epsilon = {epsilon}, delta = {delta}")
+    return found
 
 
-def calibrate_dp_sgd(
-    sampling: batches.Sampling,
-    num_steps: int,
-    *,
-    epsilon: float,
-    delta: float,
-    neighbours: Neighbours | None = None,
-    accountant: Accountant | None = None,
-) -> float:
-    """Noise multiplier of DP-SGD (or Adam) for a budget.
+def _bracket(excess: Callable[[float], float], epsilon: float, delta: float) -> tuple[float, float]:
+    """Logarithms of two noise levels, a factor of 2 apart, with the budget between them."""
+    # From the side of more noise: accountants are slow and coarse where there is too little.
+    start, step = math.log(64.0), math.log(2.0)
+    if excess(start) > 0:
+        low, high = start, start + step
+        while excess(high) > 0:
+            step *= 2
+            low, high = high, high + step
+            if high > 100:
+                raise ValueError(
+                    f"epsilon must be in reach of noise at delta = {delta}, got {epsilon}: no "
+                    "analysis claims as little"
+                )
+        return low, high
+    high = start
+    while excess(high - step) <= 0:
+        high -= step
+        if high < -20:
+            raise ValueError(f"epsilon = {epsilon} needs no noise at delta = {delta}: spend less")
+    return high - step, high
 
-    Args:
-        sampling: how batches are drawn.
-        num_steps: number of updates.
-        epsilon: > 0.
-        delta: in (0, 1); at or above 1/n it warns.
-        neighbours: relation claimed; by default that of the sampling.
-        accountant: as in `epsilon_spent`.
 
-    Returns:
-        z.
-
-    Raises:
-        ImportError: without the `privacy` extra.
-        ValueError: if a number is not allowed or no event is valid.
-
-    Example:
-        >>> z = calibrate_dp_sgd(batches.full_batches(510_663), 500, epsilon=1.0, delta=1e-6)
-        >>> round(z, 1)
-        94.5
-    """
-    accounting.warn_large_delta(delta, sampling.num_examples)
-    return calibrate(
-        lambda z: mechanisms.dp_sgd_mechanism(sampling, z, num_steps, neighbours=neighbours),
-        epsilon,
-        delta,
-        accountant=accountant,
-    )
+def _root(excess: Callable[[float], float], low: float, high: float, width: float) -> float:
+    """The upper end of an interval of this width in which the excess changes its sign."""
+    at_low, at_high = excess(low), excess(high)
+    while high - low > width:
+        # Regula falsi towards the middle: most laws are nearly straight in logarithms.
+        share = at_low / (at_low - at_high) if 0 < at_low < 100 and at_high < 0 else 0.5
+        middle = low + min(max(share, 0.02), 0.98) * (high - low)
+        for level in (middle - width / 3, middle + width / 3):
+            if not low < level < high:
+                continue
+            value = excess(level)
+            if value <= 0:
+                high, at_high = level, value
+                break
+            low, at_low = level, value
+    return high
 
 
 def calibrate_spiderboost(
@@ -204,14 +212,14 @@ def calibrate_spiderboost(
 def calibrate_one_pass(epsilon: float, delta: float) -> float:
     """Noise multiplier of a run in which every example enters one release.
 
-    The exact Gaussian mechanism, valid for every epsilon; multiply by the replace-one sensitivity.
+    The exact Gaussian mechanism, valid for every epsilon, for `one_pass_mechanism`.
 
     Args:
         epsilon: > 0.
         delta: in (0, 1).
 
     Returns:
-        z.
+        z, over the bound C on one example's part.
 
     Raises:
         ImportError: without the `privacy` extra.
@@ -219,54 +227,11 @@ def calibrate_one_pass(epsilon: float, delta: float) -> float:
 
     Example:
         >>> round(calibrate_one_pass(1.0, 1e-5), 4)
-        3.7306
+        7.4613
     """
     validation.number("epsilon", epsilon, minimum=0, open_minimum=True)
     accounting.check_delta(delta)
-    return float(mechanisms.dp_accounting().get_sigma_gaussian(epsilon, delta))
-
-
-def _bracket(make_mechanism, epsilon, delta) -> tuple[float, float]:
-    """Noise levels, a factor of 2 apart, with the budget between them by RDP."""
-    # From the side of more noise: RDP is slow and coarse where there is too little.
-    high = 64.0
-    for _ in range(60):
-        if accounting.composed_epsilon(make_mechanism(high), delta, "rdp") <= epsilon:
-            break
-        high *= 2
-    else:
-        raise ValueError(f"epsilon must be within reach of noise at delta = {delta}, got {epsilon}")
-    while accounting.composed_epsilon(make_mechanism(high / 2), delta, "rdp") <= epsilon:
-        high /= 2
-    return high / 2, high
-
-
-def _solve(make_mechanism, epsilon, delta, which, bracket) -> float:
-    """Search a bracket by the library's calibration, at the delta that overflow leaves."""
-    library = mechanisms.dp_accounting()
-    example = make_mechanism(bracket[1])
-    with accounting.without_notes():
-        level = library.calibrate_dp_mechanism(
-            accounting.fresh_accountant(which, example.neighbours),
-            lambda level: make_mechanism(level).event,
-            epsilon,
-            accounting.composed_delta(example, delta),
-            library.ExplicitBracketInterval(*bracket),
-            tol=1e-5 * bracket[1],
-        )
-    return float(level)
-
-
-def _solve_gaussian(make_mechanism, epsilon, delta) -> float:
-    from scipy import optimize
-
-    wanted = 1 / mechanisms.dp_accounting().get_sigma_gaussian(epsilon, delta)
-
-    def excess(log_level: float) -> float:
-        return math.log(make_mechanism(math.exp(log_level)).gaussian / wanted)
-
-    root: Any = optimize.brentq(excess, -50.0, 50.0, xtol=1e-12)
-    return math.exp(root) * (1 + 1e-11)  # rounded to the side of more noise
+    return 2 * float(mechanisms.dp_accounting().get_sigma_gaussian(epsilon, delta))
 
 
 def _multiplier(sampling: batches.Sampling, mu_squared: float, count: int) -> float:

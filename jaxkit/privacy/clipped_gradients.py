@@ -52,6 +52,7 @@ class BoundedSum:
         non_finite: how many contributed 0 because their gradient was not finite, int32.
         aux: what the loss returned beside itself, for each row, or None.
         unit: what one row is: `"example"`, `"user"`, `"client"`.
+        rows: size of the batch, masked rows included.
     """
 
     total: PyTree
@@ -62,6 +63,7 @@ class BoundedSum:
     non_finite: Any
     aux: Any = None
     unit: str = flax.struct.field(pytree_node=False, default="example")
+    rows: int = flax.struct.field(pytree_node=False, default=0)
 
     def __add__(self, other: BoundedSum) -> BoundedSum:
         """The sum over both batches, which must be of different examples."""
@@ -71,9 +73,9 @@ class BoundedSum:
             jax.tree.map(jnp.add, getattr(self, name), getattr(other, name))
             for name in ("total", "loss", "count", "clipped", "non_finite")
         ]
-        return BoundedSum(
-            added[0], jnp.maximum(self.clip_norm, other.clip_norm), *added[1:], unit=self.unit
-        )
+        bound = jnp.maximum(self.clip_norm, other.clip_norm)
+        rows = self.rows + other.rows
+        return BoundedSum(added[0], bound, *added[1:], unit=self.unit, rows=rows)
 
     def scale(self, factor: Any) -> BoundedSum:
         """The sum times a constant, and its bound with it."""
@@ -129,9 +131,13 @@ class ClippedGradient:
             ValueError: if the arrays of the batch differ in size or the mask has another shape, or
                 a layer of the loss couples the rows of a batch.
         """
-        found = self.sum_fn(params, batch, key, _multiplicity(batch, mask), self.clip_norm)
+        count = _multiplicity(batch, mask)
+        found = self.sum_fn(params, batch, key, count, self.clip_norm)
         return dataclasses.replace(
-            found, clip_norm=clipping.total_clip_norm(self.clip_norm), unit=self.unit
+            found,
+            clip_norm=clipping.total_clip_norm(self.clip_norm),
+            unit=self.unit,
+            rows=count.shape[0],
         )
 
     def difference(
@@ -156,10 +162,9 @@ class ClippedGradient:
         Returns:
             The sum with its counts; `loss` is that at w.
         """
-        found = self.difference_fn(
-            params, prev_params, batch, key, _multiplicity(batch, mask), bound
-        )
-        return dataclasses.replace(found, clip_norm=bound, unit=self.unit)
+        count = _multiplicity(batch, mask)
+        found = self.difference_fn(params, prev_params, batch, key, count, bound)
+        return dataclasses.replace(found, clip_norm=bound, unit=self.unit, rows=count.shape[0])
 
     def sensitivity(self, neighbours: Neighbours = "add_or_remove") -> Any:
         """How far the sum moves between neighbouring data sets.

@@ -28,7 +28,7 @@ class Mechanism:
         lost: bound on the probability that a run differs from the event (overflowing batches).
 
     Example:
-        >>> mechanism = one_pass_mechanism(2.0)
+        >>> mechanism = one_pass_mechanism(4.0)
         >>> mechanism.gaussian, mechanism.neighbours, mechanism.lost
         (0.5, 'replace', 0.0)
     """
@@ -186,17 +186,18 @@ def spiderboost_counts(num_steps: int, phase_length: int) -> tuple[int, int]:
 
 
 def one_pass_mechanism(noise_multiplier: float, description: str = "one pass") -> Mechanism:
-    """A run in which every example enters one Gaussian release, scaled to the replace bound.
+    """A run in which every example enters one Gaussian release.
 
     Tree-based SPIDER, one-pass DP-SGD with disjoint batches and each chunk of recursive
     regularisation are of this kind: the releases compose in parallel.
 
     Args:
-        noise_multiplier: standard deviation over the *replace-one* sensitivity (2 C for a sum).
+        noise_multiplier: z > 0, the standard deviation over the bound C on one example's part;
+            replacing an example moves a sum by 2 C.
         description: what is released, for the statement.
 
     Returns:
-        The mechanism, exactly Gaussian-DP with mu = 1/z.
+        The mechanism, exactly Gaussian-DP with mu = 2/z.
 
     Raises:
         ValueError: if `noise_multiplier` is not positive.
@@ -204,12 +205,12 @@ def one_pass_mechanism(noise_multiplier: float, description: str = "one pass") -
     Source: arXiv 2206.00846 Theorem 3.1.
 
     Example:
-        >>> one_pass_mechanism(2.0).gaussian
+        >>> one_pass_mechanism(4.0).gaussian
         0.5
     """
     z = validation.number("noise_multiplier", noise_multiplier, minimum=0, open_minimum=True)
-    event = dp_accounting().GaussianDpEvent(z)
-    return Mechanism(f"{description} (z = {z:g})", event, "replace", 1 / z)
+    event = dp_accounting().GaussianDpEvent(z / 2)
+    return Mechanism(f"{description} (z = {z:g})", event, "replace", 2 / z)
 
 
 def dp_ftrl_mechanism(

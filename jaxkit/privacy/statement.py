@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxkit.privacy import accounting
 from jaxkit.privacy.mechanisms import Mechanism
 
@@ -21,6 +19,7 @@ def privacy_statement(
     unit: str = "example",
     accountant: accounting.Accountant | None = None,
     released: str = "all iterates and private gradients, hence the parameters",
+    public_noise: bool = False,
 ) -> str:
     """Write the guarantee of a run: its numbers, its unit, what it covers and what not.
 
@@ -30,6 +29,7 @@ def privacy_statement(
         unit: what one row of the data set is: an example, a window of text, a document.
         accountant: as in `epsilon_spent`.
         released: what the guarantee covers.
+        public_noise: whether anyone can recompute the noise: then there is no guarantee.
 
     Returns:
         Several lines of text.
@@ -44,14 +44,19 @@ def privacy_statement(
         >>> print(privacy_statement(mechanism, 1e-5).splitlines()[0])
         (epsilon, delta)-differential privacy with epsilon = 4.3772, delta = 1e-05
     """
-    epsilon = accounting.epsilon_spent(mechanism, delta, accountant=accountant)
-    which: Any = accounting.accountant_used(mechanism, accountant)
-    exact = "exact Gaussian" if which == "pld" and mechanism.gaussian is not None else which.upper()
+    epsilon, words = accounting.analysis(mechanism, delta, accountant)
+    accounting.check_lost(mechanism, epsilon, delta)
+    claim = f"(epsilon, delta)-differential privacy with epsilon = {epsilon:.4f}, delta = {delta:g}"
+    if public_noise:
+        claim = (
+            "NOT PRIVATE: epsilon = none, since the noise can be recomputed from a public seed. "
+            f"With secret noise it would be: {claim}"
+        )
     lines = [
-        f"(epsilon, delta)-differential privacy with epsilon = {epsilon:.4f}, delta = {delta:g}",
+        claim,
         f"Unit and relation: data sets that {_RELATIONS[mechanism.neighbours].format(unit=unit)}.",
         f"Mechanism: {mechanism.description}.",
-        f"Accounting: {exact}, by dp-accounting.",
+        f"Accounting: {words}, by dp-accounting.",
     ]
     if mechanism.lost:
         lines.append(
@@ -63,6 +68,7 @@ def privacy_statement(
         "Not covered: losses, norms and counts that were looked at or logged without noise; other "
         "runs on the same data, such as a search for hyper-parameters; constants measured on the "
         f"data; several rows that belong to one person where the unit is one {unit}; the rounding "
-        "of floating-point noise; the pseudo-random generator, which is not cryptographic.",
+        "of floating-point noise (an attack on its last bits); the pseudo-random generator, whose "
+        "keys of 64 bits are secret but which is not cryptographic.",
     ]
     return "\n".join(lines)

@@ -14,10 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkit import continual, federated, privacy, schedules, width
+from jaxkit import continual, federated, schedules, width
 
 STEPS = 3
-KEY = functools.partial(jax.random.key, 7)
 
 
 def no_extra(params):
@@ -32,7 +31,6 @@ class Case(NamedTuple):
         make: from its swept number, if it has one, to the transformation.
         numbers: two values of a number that may be traced.
         extra: from params to the extra arguments of `update`.
-        per_example: whether updates have a leading axis of examples.
         widens: whether updates are float32 whatever the gradients are.
         refused: calls, with the message that each is refused with.
     """
@@ -40,7 +38,6 @@ class Case(NamedTuple):
     make: Callable[..., optax.GradientTransformation]
     numbers: tuple[float, float] | None = None
     extra: Callable[[Any], dict[str, Any]] = no_extra
-    per_example: bool = False
     widens: bool = False
     refused: tuple[tuple[Callable[[], Any], str], ...] = ()
 
@@ -76,29 +73,6 @@ def mask(params):
 def shapes(size):
     shape = {"kernel": (size, 4), "bias": (size,)}
     return {name: jax.ShapeDtypeStruct(s, "float32") for name, s in shape.items()}
-
-
-def private(make, **options):
-    def with_noise(clip_norm, noise_multiplier=0.5, expected_batch_size=4, **more):
-        return make(
-            0.1,
-            clip_norm=clip_norm,
-            noise_multiplier=noise_multiplier,
-            expected_batch_size=expected_batch_size,
-            key=KEY(),
-            **options,
-            **more,
-        )
-
-    return Case(
-        with_noise,
-        (1.0, 2.5),
-        refused=(
-            (lambda: with_noise(0.0), r"clip_norm must be finite and in \(0, inf\), got 0.0"),
-            (lambda: with_noise(1.0, -1.0), r"noise_multiplier must .* got -1.0"),
-            (lambda: with_noise(1.0, 1.0, 0), r"expected_batch_size must .* got 0"),
-        ),
-    )
 
 
 MULTIPLIERS = {"kernel": 0.25, "bias": 0.5}
@@ -143,44 +117,6 @@ CASES = {
             ),
         ),
     ),
-    "privacy.add_gaussian_noise": Case(
-        lambda stddev: privacy.add_gaussian_noise(stddev, KEY()),
-        (0.5, 2.0),
-        refused=(
-            (lambda: privacy.add_gaussian_noise(-1.0, KEY()), "stddev must be finite"),
-            (lambda: privacy.add_gaussian_noise(1.0, jnp.zeros(2)), "key must be a typed key"),
-        ),
-    ),
-    "privacy.add_tree_noise": Case(
-        lambda stddev: privacy.add_tree_noise(stddev, 2, KEY()),
-        (0.5, 2.0),
-        refused=(
-            (lambda: privacy.add_tree_noise(1.0, 0, KEY()), "steps_per_tree must be an integer"),
-            (lambda: privacy.add_tree_noise(1.0, 2, 0), "key must be a typed key"),
-        ),
-    ),
-    "privacy.privatize_sum": Case(
-        lambda noise: privacy.privatize_sum(1.0, noise, 4, KEY()),
-        (0.5, 2.0),
-        refused=(
-            (lambda: privacy.privatize_sum(0.0, 1.0, 4, KEY()), "clip_norm must be finite"),
-            (lambda: privacy.privatize_sum(1.0, 1.0, 0, KEY()), "expected_batch_size must be"),
-        ),
-    ),
-    "privacy.dp_aggregate": Case(
-        lambda clip_norm: privacy.dp_aggregate(clip_norm, 0.5, 8, KEY()),
-        (0.5, 2.0),
-        extra=lambda params: {"mask": jnp.arange(8) != 3},
-        per_example=True,
-        widens=True,  # as all sums of clipped gradients
-        refused=(
-            (lambda: privacy.dp_aggregate(-1.0, 0.5, 8, KEY()), "clip_norm must be finite"),
-            (lambda: privacy.dp_aggregate(1.0, 0.5, 8, KEY(), mode="flt"), "did you mean 'flat'"),
-        ),
-    ),
-    "privacy.dp_sgd": private(privacy.dp_sgd, momentum=0.9),
-    "privacy.dp_adam": private(privacy.dp_adam, weight_decay=0.1),
-    "privacy.dp_ftrl": private(privacy.dp_ftrl, steps_per_tree=2, momentum=0.9),
     "federated.add_prox_correction": Case(
         federated.add_prox_correction,
         (0.1, 0.5),
@@ -262,11 +198,11 @@ PARAMS = {
 
 
 def gradients(case, seed):
-    """Three gradients like the parameters, with rows of examples where the case has them."""
-    rows = (8,) if case.per_example else ()
+    """Three gradients like the parameters."""
+    del case
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=(STEPS, *rows, *leaf.shape)), leaf.dtype), PARAMS
+        lambda leaf: jnp.asarray(rng.normal(size=(STEPS, *leaf.shape)), leaf.dtype), PARAMS
     )
 
 
@@ -335,8 +271,6 @@ def eager(name):
 QUICK = (
     "schedules.record_gradient_norms",
     "width.adamw_width_scaled",
-    "privacy.dp_aggregate",
-    "privacy.dp_ftrl",
     "federated.add_prox_correction",
     "federated.tied_perturbation",
     "continual.where_trainable",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkit import privacy
+from jaxkit.privacy import mechanisms
 
 STEPS, PHASE, RUNS = 12, 4, 3000
 CLAIM = {"anchor": 4.0, "variation": 6.0, "clip": 1.0, "smoothness": 0.25}
@@ -56,7 +57,7 @@ def audit():
         present = jnp.arange(2 * RUNS) >= RUNS
         return jax.vmap(score)(present, keys)
 
-    mechanism = privacy.spiderboost_mechanism(
+    mechanism = mechanisms.spiderboost_mechanism(
         privacy.full_batches(5),
         privacy.full_batches(5),
         4.0,

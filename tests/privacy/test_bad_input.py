@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxkit import privacy
+from jaxkit.privacy import batches, mechanisms
 
 pytestmark = pytest.mark.usefixtures("bad_input")
 KEY = jax.random.key(0)
@@ -33,11 +35,19 @@ THEORY = {
     "smoothness": 1.0, "suboptimality": 1.0,
 }  # fmt: skip
 EVERYONE = privacy.full_batches(4)
+PEOPLE = privacy.clipped_grad_sum(loss, 1.0, unit="user")
+PLAN = privacy.dp_sgd(GRADIENT, EVERYONE, 1, delta=1e-3, noise_multiplier=1.0)
+STATE = PLAN.optimizer(optax.sgd(1.0)).init(jnp.ones(2))
+
+
+def update(total, **key):
+    return PLAN.optimizer(optax.sgd(1.0)).update(total, STATE, **key)
+
 
 CASES = {
     "negative clip": (lambda: privacy.clipped_grad_sum(loss, -1.0), "clip_norm .* got -1.0"),
     "nan clip": (lambda: privacy.clip_per_example(ROWS, float("nan")), "clip_norm"),
-    "infinite clip": (lambda: privacy.dp_aggregate(float("inf"), 0.0, 1, KEY), "clip_norm"),
+    "infinite clip": (lambda: privacy.clipped_grad_sum(loss, float("inf")), "clip_norm"),
     "zero clip": (lambda: privacy.glm_clipped_grad_sum(privacy.logistic_loss, 0), "clip_norm"),
     "mode": (lambda: privacy.clipped_grad_sum(loss, 1.0, mode="flatt"), "did you mean 'flat'"),
     "microbatch": (
@@ -55,14 +65,15 @@ CASES = {
         r"mask must have shape \(4,\)",
     ),
     "relation": (lambda: GRADIENT.sensitivity("add_or_remov"), "did you mean 'add_or_remove'"),
-    "negative noise": (lambda: privacy.add_gaussian_noise(-1.0, KEY), "stddev"),
-    "batch size zero": (lambda: privacy.privatize_sum(1.0, 1.0, 0, KEY), "expected_batch_size"),
+    "negative noise": (lambda: privacy.privatize_sum(-1.0, 1, KEY), "noise_multiplier"),
+    "batch size zero": (lambda: privacy.privatize_sum(1.0, 0, KEY), "expected_batch_size"),
+    "steps of a tree": (lambda: privacy.privatize_tree_sum(1.0, 1, 0, KEY), "steps_per_tree"),
     "q above T": (
-        lambda: privacy.spiderboost_counts(3, 4),
+        lambda: mechanisms.spiderboost_counts(3, 4),
         "phase_length must be at most num_steps = 3, got 4",
     ),
-    "q zero": (lambda: privacy.spiderboost_counts(3, 0), "phase_length"),
-    "T zero": (lambda: privacy.spiderboost_counts(0, 1), "num_steps"),
+    "q zero": (lambda: mechanisms.spiderboost_counts(3, 0), "phase_length"),
+    "T zero": (lambda: mechanisms.spiderboost_counts(0, 1), "num_steps"),
     "spiderboost noise": (
         lambda: privacy.spiderboost(GRADIENT, **SPIDER | {"anchor_noise_multiplier": -1}),
         "anchor_noise_multiplier",
@@ -83,12 +94,12 @@ CASES = {
         "2 and 1",
     ),
     "batch above n": (
-        lambda: privacy.fixed_batch(KEY, 3, 4),
+        lambda: batches.fixed_batch(KEY, 3, 4),
         "batch_size must be at most num_examples = 3, got 4",
     ),
-    "rate": (lambda: privacy.poisson_batch(KEY, 3, 0.0, 1), "sampling_rate"),
+    "rate": (lambda: batches.poisson_batch(KEY, 3, 0.0, 1), "sampling_rate"),
     "epsilon": (
-        lambda: privacy.calibrate_dp_sgd(EVERYONE, 1, epsilon=0, delta=1e-3),
+        lambda: privacy.dp_sgd(GRADIENT, EVERYONE, 1, epsilon=0, delta=1e-3),
         "epsilon .* got 0",
     ),
     "delta": (
@@ -129,9 +140,15 @@ def test_bad_values_are_refused_by_name(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: privacy.add_gaussian_noise(1.0, jnp.zeros(2, jnp.uint32)), "typed key"),
+        (lambda: privacy.privatize_sum(1.0, 1, jnp.zeros(2, jnp.uint32)), "typed key"),
+        (lambda: PLAN.optimizer(optax.sgd(1.0)).update(jnp.ones(2), STATE), "a BoundedSum"),
+        (lambda: update(GRADIENT(jnp.ones(2), ROWS)), "key must be given either"),
+        (lambda: update(GRADIENT(jnp.ones(2), ROWS[:3]), key=KEY), "sum over the 4 rows"),
+        (lambda: update(PEOPLE(jnp.ones(2), ROWS), key=KEY), "sum over examples, got .* users"),
+        (lambda: update(GRADIENT(jnp.ones(2), ROWS).total, key=KEY), "a BoundedSum"),
+        (lambda: privacy.dp_sgd(GRADIENT, EVERYONE, 1, delta=1e-3), "one of epsilon and"),
         (lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(4)), "boolean or integer"),
-        (lambda: privacy.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),
+        (lambda: batches.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),
     ],
 )
 def test_wrong_types_are_refused_by_name(call, message):

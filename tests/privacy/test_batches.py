@@ -14,7 +14,7 @@ from jaxkit.privacy import batches
 def many():
     """4000 Poisson batches of 12 examples at rate 0.3, of which 5 fit."""
     keys = jax.random.split(jax.random.key(0), 4000)
-    draw = jax.jit(jax.vmap(lambda key: privacy.poisson_batch(key, 12, 0.3, 5)))
+    draw = jax.jit(jax.vmap(lambda key: batches.poisson_batch(key, 12, 0.3, 5)))
     return jax.tree.map(np.asarray, draw(keys))
 
 
@@ -37,23 +37,23 @@ def test_batches_hold_distinct_examples_and_overflow_keeps_a_random_part(many):
 
 
 def test_a_rate_of_one_takes_everyone_and_batches_may_be_empty():
-    everyone = privacy.poisson_batch(jax.random.key(0), 5, 1.0, 5)
+    everyone = batches.poisson_batch(jax.random.key(0), 5, 1.0, 5)
     assert everyone.indices.tolist() == [0, 1, 2, 3, 4]
     assert bool(jnp.all(everyone.mask))
-    nobody = privacy.poisson_batch(jax.random.key(0), 5, 1e-9, 5)
+    nobody = batches.poisson_batch(jax.random.key(0), 5, 1e-9, 5)
     assert not np.any(nobody.mask)
 
 
 def test_padded_size_is_the_smallest_with_an_affordable_overflow():
     settings = {"num_steps": 1000, "delta": 1e-6, "epsilon": 3.0}
-    size = privacy.padded_batch_size(50_000, 0.01, **settings)
+    size = batches.padded_batch_size(50_000, 0.01, **settings)
     allowed = 0.01 * 1e-6 / ((1 + np.exp(3.0)) * 1000)
     assert stats.binom.sf(size, 50_000, 0.01) <= allowed < stats.binom.sf(size - 1, 50_000, 0.01)
     sampling = privacy.poisson_sampling(50_000, 0.01, multiple=8, **settings)
     assert sampling.padded_size % 8 == 0
     assert 0 <= sampling.padded_size - size < 8
     assert sampling.expected_size == 500
-    assert privacy.padded_batch_size(10, 0.9, **settings) == 10  # everyone fits
+    assert batches.padded_batch_size(10, 0.9, **settings) == 10  # everyone fits
 
 
 @pytest.mark.slow

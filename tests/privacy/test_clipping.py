@@ -201,11 +201,11 @@ def test_sums_are_equal_on_one_and_eight_devices(devices, close):
         del key
         return jnp.mean(jax.vmap(privacy.logistic_loss)(batch[0] @ params, batch[1]))
 
-    noise = privacy.privatize_sum(0.3, 1.0, 16, jax.random.key(0))
+    noise = privacy.privatize_sum(1.0, 16, jax.random.key(0))
 
     def private_mean(params, batch):
         sums = [
-            privacy.clipped_grad_sum(loss, 0.3, microbatch_size=2, **options)(params, batch).total
+            privacy.clipped_grad_sum(loss, 0.3, microbatch_size=2, **options)(params, batch)
             for options in ({"method": "vmap"}, {"method": "ghost"}, {"mesh": mesh})
         ]
         return [noise.update(total, noise.init(params))[0] for total in sums]

@@ -1,5 +1,8 @@
 """Noise: its size, its independence of devices, tree aggregation, and optimizer state."""
 
+import dataclasses
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +15,15 @@ from scipy import stats
 from jaxkit import privacy
 
 
+def of_size(shape, clip_norm=1.0, dtype=jnp.float32):
+    """A sum that is zero, with a bound."""
+    none = jnp.zeros((), jnp.int32)
+    return privacy.BoundedSum(jnp.zeros(shape, dtype), clip_norm, none, none, none, none)
+
+
 def test_noise_is_gaussian_of_the_stated_size():
-    noise = privacy.privatize_sum(2.0, 3.0, 4, jax.random.key(0))
-    zeros = jnp.zeros(20_000)
+    noise = privacy.privatize_sum(3.0, 4, jax.random.key(0))
+    zeros = of_size(20_000, 2.0)
     draw, state = jax.jit(noise.update)(zeros, noise.init(zeros))
     assert stats.kstest(np.asarray(draw) / (2.0 * 3.0 / 4), "norm").pvalue > 1e-3
     again, _ = jax.jit(noise.update)(zeros, state)
@@ -23,10 +32,10 @@ def test_noise_is_gaussian_of_the_stated_size():
 
 def test_noise_is_equal_on_one_and_eight_devices(devices):
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    noise = privacy.add_gaussian_noise(1.0, jax.random.key(1))
-    zeros = jnp.zeros((16, 4))
-    update = jax.jit(lambda g: noise.update(g, noise.init(g))[0])
+    noise = privacy.privatize_sum(1.0, 1, jax.random.key(1))
+    update = jax.jit(lambda g: noise.update(of_size(g.shape), noise.init(g))[0])
     spread = NamedSharding(mesh, PartitionSpec("data"))
+    zeros = jnp.zeros((16, 4))
     np.testing.assert_array_equal(update(zeros), update(jax.device_put(zeros, spread)))
 
 
@@ -34,8 +43,8 @@ def test_running_sum_of_tree_noise_is_one_draw_for_each_node():
     steps, runs = 6, 4000
 
     def sums(key):
-        noise = privacy.add_tree_noise(1.0, 4, key)
-        step = lambda state, _: noise.update(jnp.zeros(()), state)[::-1]  # noqa: E731
+        noise = privacy.privatize_tree_sum(1.0, 1, 4, key)
+        step = lambda state, _: noise.update(of_size(()), state)[::-1]  # noqa: E731
         return jnp.cumsum(jax.lax.scan(step, noise.init(None), length=steps)[1])
 
     drawn = np.asarray(jax.jit(jax.vmap(sums))(jax.random.split(jax.random.key(0), runs)))
@@ -45,73 +54,89 @@ def test_running_sum_of_tree_noise_is_one_draw_for_each_node():
     np.testing.assert_allclose(np.cov(drawn.T), expected, atol=6 * 2 / runs**0.5)
 
 
-@pytest.mark.parametrize("name", ["dp_sgd", "dp_adam", "dp_ftrl"])
-def test_private_optimizers_without_noise_are_their_optax_counterparts(name):
-    settings = {
-        "clip_norm": 1.0,
-        "noise_multiplier": 0.0,
-        "expected_batch_size": 4,
-        "key": jax.random.key(0),
+def test_a_plan_without_clipping_and_noise_is_the_optimizer_on_the_mean(close):
+    data = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
+    loss = lambda w, batch, key: jnp.mean(jnp.sum((w - batch) ** 2, -1)) / 2  # noqa: E731
+    gradient = privacy.clipped_grad_sum(loss, 100.0)
+    everyone = privacy.full_batches(4)
+    plan = privacy.dp_sgd(gradient, everyone, 5, delta=1e-3, noise_multiplier=1e-9)
+    private, plain = plan.optimizer(optax.adamw(0.1)), optax.adamw(0.1)
+
+    @jax.jit
+    def step(params, state, other, other_state, key):
+        updates, state = private.update(gradient(params, data), state, params, key=key)
+        grad = jax.grad(loss)(other, data, None)
+        other_updates, other_state = plain.update(grad, other_state, other)
+        return (
+            optax.apply_updates(params, updates), state,
+            optax.apply_updates(other, other_updates), other_state,
+        )  # fmt: skip
+
+    carry = (jnp.zeros(2), private.init(jnp.zeros(2)), jnp.zeros(2), plain.init(jnp.zeros(2)))
+    source = privacy.NoiseSource.from_os()
+    for index in range(5):
+        carry = step(*carry, plan.noise_key(source, index))
+    close(carry[0], carry[2], 1e-4)
+    # No key is in the state, so none is in a checkpoint.
+    assert not any(
+        jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(carry[1])
+    )
+    averaged = optax.MultiSteps(private, 2)
+    start, total = averaged.init(jnp.zeros(2)), gradient(jnp.zeros(2), data)
+    with pytest.raises((TypeError, ValueError), match="BoundedSum"):
+        averaged.update(total, start, jnp.zeros(2))
+
+
+def test_noise_follows_the_bound_of_the_sum_whatever_it_was_clipped_at():
+    everyone, rows = privacy.full_batches(8), jnp.ones((8, 2))
+    ratios = []
+    for clip_norm in (1.0, 5.0):
+        gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), clip_norm)
+        plan = privacy.dp_sgd(gradient, everyone, 1, delta=1e-3, noise_multiplier=3.0)
+        total = dataclasses.replace(gradient(jnp.zeros(2), rows), total=jnp.zeros(20_000))
+        for sums, factor in ((total, 1.0), (total.scale(0.5), 0.5), (total + total, 1.0)):
+            plain = privacy.privatize_sum(3.0, 8, jax.random.key(1))
+            noise, _ = plain.update(sums, plain.init(None))
+            ratios.append(float(jnp.std(noise)) / (3.0 * clip_norm * factor / 8))
+        assert plan.epsilon() == pytest.approx(1.0, abs=2.0)
+    np.testing.assert_allclose(ratios, 1.0, rtol=0.03)
+
+
+def test_secrets_are_fresh_kept_by_their_owner_and_never_shown(tmp_path):
+    first, second = privacy.NoiseSource.from_os(), privacy.NoiseSource.from_os()
+    assert first.fingerprint != second.fingerprint
+    drawn = {
+        tuple(source.key_data(purpose, run, step).tolist())
+        for source in (first, second)
+        for purpose in ("noise", "batches")
+        for run in ("a", "b")
+        for step in range(20)
     }
-    private, plain = {
-        "dp_sgd": (privacy.dp_sgd(0.1, momentum=0.9, **settings), optax.sgd(0.1, 0.9)),
-        "dp_adam": (
-            privacy.dp_adam(0.1, weight_decay=0.01, **settings),
-            optax.adamw(0.1, weight_decay=0.01),
-        ),
-        "dp_ftrl": (privacy.dp_ftrl(0.1, steps_per_tree=8, **settings), optax.sgd(0.1)),
-    }[name]
-
-    def run(optimizer, scale):
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(scale * (params - 1), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        params = jnp.zeros(2)
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=5)[0]
-
-    (private_params, state), (plain_params, _) = jax.jit(lambda: (run(private, 4), run(plain, 1)))()
-    np.testing.assert_allclose(private_params, plain_params, rtol=1e-6)
-    # The state is arrays alone, the key among them.
-    leaves, structure = jax.tree.flatten(state)
-    assert any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves)
-    assert jax.tree.structure(jax.tree.unflatten(structure, leaves)) == structure
+    assert len(drawn) == 160  # no two share a key
+    path = tmp_path / "private" / "noise.secret"
+    made = privacy.NoiseSource.stored(path, fresh=True)
+    again = privacy.NoiseSource.stored(path, fresh=False)
+    assert made.fingerprint == again.fingerprint
+    assert path.stat().st_mode & 0o777 == 0o600
+    secret = path.read_bytes()
+    assert secret.hex() not in repr(vars(made)) or secret.hex() not in repr(made)
+    assert repr(made) == f"NoiseSource(operating system, fingerprint {made.fingerprint})"
+    with pytest.raises(TypeError, match="keep its file"):
+        pickle.dumps(made)
+    path.chmod(0o644)
+    with pytest.raises(PermissionError, match="owner alone"):
+        privacy.NoiseSource.stored(path, fresh=False)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="would be released again"):
+        privacy.NoiseSource.stored(path, fresh=False)
+    seeds = {privacy.NoiseSource.public(seed).fingerprint for seed in (0, 2**32, 2**64)}
+    assert len(seeds) == 3
 
 
 def test_a_restored_state_draws_the_noise_that_the_uninterrupted_run_draws(tmp_path):
-    noise = privacy.add_gaussian_noise(1.0, jax.random.key(5))
+    noise = privacy.privatize_sum(1.0, 1, jax.random.key(5))
     update = jax.jit(noise.update)
-    _, state = update(jnp.zeros(3), noise.init(None))
+    _, state = update(of_size(3), noise.init(None))
     ocp.save(tmp_path / "state", state)
     restored = ocp.load(tmp_path / "state", state)
-    np.testing.assert_array_equal(update(jnp.zeros(3), state)[0], update(jnp.zeros(3), restored)[0])
-
-
-def test_dp_aggregate_gives_what_clipped_sums_and_noise_give(close):
-    rows = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    rows[1, 0] = np.nan
-    mask = np.array([True] * 5 + [False])
-    aggregate = privacy.dp_aggregate(0.5, 1.0, 5, jax.random.key(2))
-    noise = privacy.privatize_sum(0.5, 1.0, 5, jax.random.key(2))
-    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), 0.5)
-
-    @jax.jit
-    def both(rows, mask):
-        params = jnp.zeros(3)
-        direct, _ = aggregate.update(rows, aggregate.init(params), mask=mask)
-        total = gradient(params, rows, None, mask).total
-        return direct, noise.update(total, noise.init(params))[0]
-
-    direct, composed = both(rows, mask)
-    assert np.all(np.isfinite(direct))
-    close(direct, composed, 1e-6)
-
-
-def test_bfloat16_updates_are_cast_after_the_noise_is_added():
-    noise = privacy.add_gaussian_noise(1.0, jax.random.key(0))
-    ones = jnp.ones(64, jnp.bfloat16)
-    noisy, _ = noise.update(ones, noise.init(ones))
-    expected = (1 + privacy.gaussian_draw(jax.random.key(0), 0, ones)).astype(jnp.bfloat16)
-    assert noisy.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(noisy, expected)
+    np.testing.assert_array_equal(update(of_size(3), state)[0], update(of_size(3), restored)[0])

@@ -41,13 +41,13 @@ PROGRAM = textwrap.dedent(
             "ghost": privacy.clipped_grad_sum(loss, 0.4, method="ghost"),
             "mesh": privacy.clipped_grad_sum(loss, 0.4, microbatch_size=1, mesh=mesh),
         }.items():
-            noise = privacy.privatize_sum(0.4, 1.0, 16, jax.random.key(1))
+            noise = privacy.privatize_sum(1.0, 16, jax.random.key(1))
 
             @jax.jit
             def step(params, batch):
                 rows = {"inputs": batch["inputs"], "labels": batch["labels"]}
                 result = gradient(params, rows, None, batch["mask"])
-                updates, _ = noise.update(result.total, noise.init(params))
+                updates, _ = noise.update(result, noise.init(params))
                 return result.loss, result.count, result.clipped, result.non_finite, updates
 
             found[name] = [np.asarray(x).tolist() for x in jax.tree.leaves(step(params, batch))]

@@ -11,6 +11,9 @@ import optax
 import pytest
 
 from jaxkit import privacy
+from jaxkit.privacy.glm import sigmoid_loss
+from jaxkit.privacy.recursive_regularization import selector_weights
+from jaxkit.privacy.tree_spider import tree_visits
 
 _SPEC = importlib.util.spec_from_file_location(
     "privacy_reference", pathlib.Path(__file__).parent / "reference.py"
@@ -92,7 +95,7 @@ def replayed_spiderboost(vectors):
     def trajectory(case):
         def loss(score, label):
             logistic = privacy.logistic_loss(score, label)
-            return jnp.where(case["logistic"], logistic, privacy.sigmoid_loss(score, label))
+            return jnp.where(case["logistic"], logistic, sigmoid_loss(score, label))
 
         estimator = privacy.spiderboost(
             privacy.glm_clipped_grad_sum(loss, case["clip"]),
@@ -176,7 +179,7 @@ def test_tree_spider_follows_recorded_leaves(vectors, index, replayed_tree, clos
     run = replayed_tree(
         (np.float32(x), np.float32(y)),
         np.float32(padded(case["normals"], rounds * 2 ** case["D"], 3)),
-        case["sigma_scale"] * np.sqrt(2 * np.log(1.25 / case["delta"])) / case["eps"],
+        2 * case["sigma_scale"] * np.sqrt(2 * np.log(1.25 / case["delta"])) / case["eps"],
         2 * case["alpha_tilde"],
         case["lam_nonconvex"],
         depth=case["D"],
@@ -203,7 +206,7 @@ def test_tree_spider_follows_recorded_leaves(vectors, index, replayed_tree, clos
 def test_tree_visits_right_children_in_recorded_order(vectors, index):
     case = vectors["tree_spider"]["cases"][index]
     log = [(len(name), size) for r, name, size in case["right_child_log"] if r == 0]
-    visits = privacy.tree_visits(case["D"])
+    visits = tree_visits(case["D"])
     assert [(level, case["b"] >> level) for level, _ in visits] == log
     sizes = np.asarray([2 ** (case["D"] - level) for level, _ in visits])
     ends = visits[:, 1] + sizes
@@ -241,11 +244,11 @@ def test_recursive_regularization_gives_recorded_outputs(vectors, noisy, replay,
 def test_selector_weights_equal_recorded_ones_and_never_overflow(vectors):
     case = vectors["recursive_regularization"]
     np.testing.assert_allclose(
-        privacy.selector_weights(7, 0.1 * 0.5),
+        selector_weights(7, 0.1 * 0.5),
         case["selector_weights_K7_eta_0p1_lam_0p5"],
         rtol=1e-5,
     )
-    extreme = privacy.selector_weights(10_000, 0.9)
+    extreme = selector_weights(10_000, 0.9)
     assert float(jnp.sum(extreme)) == pytest.approx(1, rel=1e-5)
 
 

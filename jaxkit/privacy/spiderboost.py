@@ -141,7 +141,7 @@ def spiderboost(
 
     def anchor(state, params, batch, mask: Mask = None):
         sums = gradient(params, batch, _example_key(state), mask)
-        noisy = released(state, sums.total, anchor_noise_multiplier * gradient.clip_norm)
+        noisy = released(state, sums.total, anchor_noise_multiplier * sums.clip_norm)
         estimate = optax.tree.scale(1 / anchor_size, noisy)
         return SpiderBoostState(state.step + 1, state.key, params, estimate), sums
 
@@ -151,7 +151,7 @@ def spiderboost(
         sums = gradient.difference(
             params, state.prev_params, batch, bound, _example_key(state), mask
         )
-        noisy = released(state, sums.total, variation_noise_multiplier * bound)
+        noisy = released(state, sums.total, variation_noise_multiplier * sums.clip_norm)
         estimate = optax.tree.add_scale(state.estimate, 1 / variation_size, noisy)
         return SpiderBoostState(state.step + 1, state.key, params, estimate), sums
 

@@ -242,7 +242,7 @@ def recursive_noise(
     r"""Noise of every round for a given multiplier, and what the run then releases.
 
     Round t releases K_t - 1 mean gradients of its own chunk of m = n // T rows:
-    :math:`\sigma_t = (2C/m)\sqrt{K_t-1}\,z`. Chunks are disjoint, so rounds compose in parallel.
+    :math:`\sigma_t = (C/m)\sqrt{K_t-1}\,z`. Chunks are disjoint, so rounds compose in parallel.
     The paper's formula has n in place of m, which is not private.
 
     Args:
@@ -261,7 +261,7 @@ def recursive_noise(
 
     Example:
         >>> stddevs, mechanism = recursive_noise(
-        ...     [5, 5], num_examples=20, clip_norm=1.0, noise_multiplier=2.0
+        ...     [5, 5], num_examples=20, clip_norm=1.0, noise_multiplier=4.0
         ... )
         >>> stddevs, mechanism.gaussian
         ([0.8, 0.8], 0.5)
@@ -270,7 +270,7 @@ def recursive_noise(
     rounds = len(steps_per_round)
     chunk = validation.integer("num_examples", num_examples, minimum=rounds) // rounds
     stddevs = [
-        2 * clip_norm / chunk * math.sqrt(steps - 1) * noise_multiplier for steps in steps_per_round
+        clip_norm / chunk * math.sqrt(steps - 1) * noise_multiplier for steps in steps_per_round
     ]
     what = f"{rounds} rounds of noisy gradients, each on its own {chunk:,} of {num_examples:,} rows"
     return stddevs, mechanisms.one_pass_mechanism(noise_multiplier, what)

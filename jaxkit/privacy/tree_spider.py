@@ -133,9 +133,9 @@ def tree_spider(
     :math:`\beta/(2^{D/2}L_1)`. The stack of the current path is the only memory.
 
     .. math::
-        \nabla_{root} = \frac1b\Big(\sum\mathrm{clip}_{C}(\nabla f) + 2zC\xi\Big), \quad
+        \nabla_{root} = \frac1b\Big(\sum\mathrm{clip}_{C}(\nabla f) + zC\xi\Big), \quad
         \nabla_s = \nabla_{parent} + \frac{2^l}{b}\Big(\sum\mathrm{clip}_{B}
-        (\nabla f(w_s) - \nabla f(w_{parent})) + 2zB\xi\Big)
+        (\nabla f(w_s) - \nabla f(w_{parent})) + zB\xi\Big)
 
     with B the actual :math:`L_1\|w_s-w_{parent}\|` (both are public), or the largest it can be,
     :math:`2^{D-l}\beta/2^{D/2}`, as in the paper; never above 2C.
@@ -202,8 +202,8 @@ def tree_spider(
 
     def root(params, data, index):
         batch = jax.tree.map(lambda x: x[:root_size], data)
-        total = gradient(params, batch, jax.random.fold_in(example_key, index)).total
-        return release(index, total, 2 * noise_multiplier * gradient.clip_norm, root_size)
+        total = gradient(params, batch, jax.random.fold_in(example_key, index))
+        return release(index, total.total, noise_multiplier * total.clip_norm, root_size)
 
     def right_child(level):
         size = root_size >> level
@@ -221,8 +221,8 @@ def tree_spider(
             )
             total = gradient.difference(
                 params, parent, batch, bound, jax.random.fold_in(example_key, index)
-            ).total
-            change = release(index, total, 2 * noise_multiplier * bound, size)
+            )
+            change = release(index, total.total, noise_multiplier * total.clip_norm, size)
             return optax.tree.add(parent_estimate, change)
 
         return estimate

@@ -1,0 +1,169 @@
+"""A private optimisation as one value: gradient, batches, noise, and what they cost together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import optax
+from jaxtyping import Array, Key
+
+from jaxkit import validation
+from jaxkit.privacy import accounting, calibration, mechanisms, noise, statement
+from jaxkit.privacy.batches import Batch, Sampling
+from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, Neighbours
+from jaxkit.privacy.randomness import NoiseSource
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrivacyPlan:
+    """DP-SGD and all that only post-processes its noisy sums: momentum, Adam, schedules.
+
+    Made by `dp_sgd`. No part asks again for what another knows: the noise follows the bound that
+    each sum carries, its divisor and the accountant's event follow the sampling.
+
+    Attributes:
+        gradient: the clipped gradient.
+        sampling: how batches are drawn.
+        num_steps: updates T.
+        noise_multiplier: z, the standard deviation of the noise on a sum over its clip norm.
+        delta: of the guarantee.
+        mechanism: what the whole run releases.
+    """
+
+    gradient: ClippedGradient
+    sampling: Sampling
+    num_steps: int
+    noise_multiplier: float
+    delta: float
+    mechanism: mechanisms.Mechanism
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Tells this plan from others: draws of different plans never agree."""
+        parts = (self.mechanism.description, self.mechanism.neighbours, self.delta, self.sampling)
+        text = repr((*parts, self.gradient.unit, str(self.gradient.clip_norm), self.gradient.mode))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def draw(self, source: NoiseSource, step: int) -> Batch:
+        """The examples of a step, drawn so that nobody can tell who takes part."""
+        return self.sampling.draw(source.key("batches", self.fingerprint, step))
+
+    def noise_key(self, source: NoiseSource, step: int) -> Key[Array, ""]:
+        """The key that the update of a step needs."""
+        return source.key("noise", self.fingerprint, step)
+
+    def optimizer(self, optimizer: optax.GradientTransformation) -> Any:
+        """Any optax optimizer behind the noise: `update(total, state, params, key=noise_key)`.
+
+        Raises:
+            TypeError: at an update, if the sum is not one of this plan's gradient over a batch of
+                this plan's sampling.
+        """
+        release: Any = noise.privatize_sum(self.noise_multiplier, self.sampling.expected_size)
+
+        def update(updates, state, params=None, *, key=None, **extra):
+            if not isinstance(updates, BoundedSum):
+                return release.update(updates, state, params, key=key)
+            if updates.unit != self.gradient.unit:
+                raise TypeError(
+                    f"updates must be a sum over {self.gradient.unit}s, got one over "
+                    f"{updates.unit}s"
+                )
+            if updates.rows != self.sampling.padded_size:
+                raise TypeError(
+                    f"updates must be a sum over the {self.sampling.padded_size} rows of a batch "
+                    f"of the plan's sampling, got one over {updates.rows}"
+                )
+            return release.update(updates, state, params, key=key)
+
+        first = optax.GradientTransformationExtraArgs(release.init, update)
+        return optax.chain(first, optimizer)
+
+    def epsilon(self, step: int | None = None) -> float:
+        """Epsilon spent by the first updates, by default by all."""
+        if step == 0:
+            return 0.0
+        spent = self.mechanism
+        if step is not None:
+            validation.integer("step", step, minimum=0)
+            spent = mechanisms.dp_sgd_mechanism(
+                self.sampling, self.noise_multiplier, step, neighbours=self.mechanism.neighbours
+            )
+        return accounting.epsilon_spent(spent, self.delta)
+
+    def statement(self, source: NoiseSource | None = None, *, unit: str | None = None) -> str:
+        """The guarantee in words.
+
+        Args:
+            source: of the noise; from a public one there is no guarantee, and the text says so.
+            unit: what one row is, by default the gradient's.
+        """
+        return statement.privacy_statement(
+            self.mechanism,
+            self.delta,
+            unit=unit or self.gradient.unit,
+            public_noise=source is not None and not source.is_secret,
+        )
+
+
+def dp_sgd(
+    gradient: ClippedGradient,
+    sampling: Sampling,
+    num_steps: int,
+    *,
+    delta: float,
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+    neighbours: Neighbours | None = None,
+    accountant: accounting.Accountant | None = None,
+) -> PrivacyPlan:
+    """Plan DP-SGD, DP-Adam or any optimizer of noisy sums, for a budget or a given noise.
+
+    Args:
+        gradient: from `clipped_grad_sum` or `glm_clipped_grad_sum`.
+        sampling: from `poisson_sampling`, `fixed_sampling` or `full_batches`.
+        num_steps: updates T.
+        delta: in (0, 1); at or above 1/n it warns.
+        epsilon: budget of the whole run, from which the noise follows.
+        noise_multiplier: instead of `epsilon`: z > 0, the noise over the clip norm.
+        neighbours: relation claimed; by default that of the sampling.
+        accountant: as in `epsilon_spent`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ImportError: without the `privacy` extra.
+        TypeError: unless one of `epsilon` and `noise_multiplier` is given.
+        ValueError: if a number is not allowed or no event is valid.
+
+    Source: Abadi et al. 2016, Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxkit.privacy import batches, clipped_gradients
+        >>> loss = lambda params, batch, key: jnp.mean(params * batch)
+        >>> gradient = clipped_gradients.clipped_grad_sum(loss, clip_norm=1.0)
+        >>> plan = dp_sgd(gradient, batches.full_batches(4), 10, epsilon=8.0, delta=1e-3)
+        >>> optimizer, params = plan.optimizer(optax.adam(0.1)), jnp.zeros(())
+        >>> total = plan.gradient(params, jnp.ones(4))
+        >>> key = plan.noise_key(NoiseSource.from_os(), 0)
+        >>> updates, state = optimizer.update(total, optimizer.init(params), params, key=key)
+        >>> round(plan.noise_multiplier, 2), round(plan.epsilon(), 3)
+        (1.52, 8.0)
+    """
+    accounting.warn_large_delta(delta, sampling.num_examples)
+    if (epsilon is None) == (noise_multiplier is None):
+        raise TypeError("one of epsilon and noise_multiplier must be given")
+
+    def mechanism(z: float) -> mechanisms.Mechanism:
+        return mechanisms.dp_sgd_mechanism(sampling, z, num_steps, neighbours=neighbours)
+
+    z = noise_multiplier
+    if epsilon is not None:
+        z = calibration.calibrate(mechanism, epsilon, delta, accountant=accountant)
+    assert z is not None
+    return PrivacyPlan(gradient, sampling, num_steps, z, delta, mechanism(z))

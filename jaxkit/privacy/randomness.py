@@ -1,0 +1,129 @@
+"""Where the randomness of a private run comes from: a secret that nothing published derives."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import pathlib
+import secrets
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+_BYTES = 32
+
+
+class NoiseSource:
+    """Keys for the noise and the batches of private runs, from a secret of the operating system.
+
+    The key of a step is a hash (HMAC-SHA-256) of the secret, of what it is for, of what is run and
+    of the step. So no two purposes, plans or steps share a draw, one key tells nothing about
+    another, and the same step can be drawn again by who holds the secret. The secret is in no
+    configuration, state, checkpoint or log; printing the source shows a fingerprint.
+
+    Args:
+        secret: 32 bytes; `from_os`, `stored` and `public` make them.
+        is_secret: whether nobody else can know them.
+
+    Raises:
+        ValueError: if there are not 32 bytes.
+
+    Example:
+        >>> source = NoiseSource.from_os()
+        >>> bool(source.key("noise", "run", 0) == source.key("noise", "run", 0))
+        True
+        >>> bool(source.key("noise", "run", 0) == source.key("noise", "run", 1))
+        False
+    """
+
+    def __init__(self, secret: bytes, *, is_secret: bool = True):
+        if len(secret) != _BYTES:
+            raise ValueError(f"secret must have {_BYTES} bytes, got {len(secret)}")
+        self._secret, self.is_secret = bytes(secret), is_secret
+
+    @classmethod
+    def from_os(cls) -> NoiseSource:
+        """A fresh secret, which is lost with the process."""
+        return cls(_shared(secrets.token_bytes(_BYTES)))
+
+    @classmethod
+    def stored(cls, path: str | pathlib.Path, *, fresh: bool) -> NoiseSource:
+        """A secret in a file that only its owner can read.
+
+        Args:
+            path: the file.
+            fresh: whether a run begins, and makes its secret; or goes on, and needs the old one.
+
+        Raises:
+            FileNotFoundError: if a run that goes on has lost its secret.
+            PermissionError: if others may read the file.
+        """
+        path, secret = pathlib.Path(path), bytes(_BYTES)
+        if jax.process_index() == 0:
+            if fresh:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)
+                secret = secrets.token_bytes(_BYTES)
+                with os.fdopen(
+                    os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+                ) as f:
+                    f.write(secret)
+            else:
+                if not path.exists():
+                    raise FileNotFoundError(
+                        f"{path} is gone: steps since the last checkpoint would be released again "
+                        "with other noise, which the plan does not account for; begin a new run"
+                    )
+                if path.stat().st_mode & 0o077:
+                    raise PermissionError(f"{path} must be readable by its owner alone (chmod 600)")
+                secret = path.read_bytes()
+        return cls(_shared(secret))
+
+    @classmethod
+    def public(cls, seed: int) -> NoiseSource:
+        """Randomness that anyone can recompute, for tests and demonstrations: no privacy."""
+        return cls(hashlib.sha256(f"public {int(seed)}".encode()).digest(), is_secret=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight digits that tell two secrets apart and nothing else."""
+        return self._digest("fingerprint").hex()[:8]
+
+    def key(self, purpose: str, run: str, step: int) -> Key[Array, ""]:
+        """The key of one step of a run.
+
+        Args:
+            purpose: `"noise"`, `"batches"`, `"cohort"`, ...
+            run: what is run: the fingerprint of its plan and data.
+            step: its number.
+        """
+        data = jnp.asarray(self.key_data(purpose, run, step))
+        return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+    def key_data(self, purpose: str, run: str, step: int) -> np.ndarray:
+        """The numbers of `key`, uint32 ``[2]``, to be passed into a compiled step."""
+        digest = self._digest(f"{purpose}\0{run}\0{int(step)}")
+        return np.frombuffer(digest[:8], np.uint32).copy()
+
+    def _digest(self, text: str) -> bytes:
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).digest()
+
+    def __repr__(self) -> str:
+        kind = "operating system" if self.is_secret else "a public seed"
+        return f"NoiseSource({kind}, fingerprint {self.fingerprint})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a NoiseSource is not stored with other things: keep its file")
+
+
+def _shared(secret: bytes) -> bytes:
+    """The secret of process 0."""
+    if jax.process_count() == 1:
+        return secret
+    from jax.experimental import multihost_utils
+
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(secret, np.uint8))))

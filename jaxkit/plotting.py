@@ -7,6 +7,7 @@ state; in a notebook, a figure as the last expression of a cell is shown.
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
 import pathlib
@@ -144,7 +145,7 @@ def html_image(figure: Figure, alt: str) -> str:
         '<img alt="empty" src="data:image'
     """
     data = base64.b64encode(png(figure)).decode("ascii")
-    return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 130) -> pathlib.Path:

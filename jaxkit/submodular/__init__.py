@@ -46,7 +46,6 @@ from jaxkit.submodular.facilities import (
     facility_location_query,
 )
 from jaxkit.submodular.figures import selection_figure
-from jaxkit.submodular.guesses import grid_exponents
 from jaxkit.submodular.kernels import nearest_neighbors, similarity_matrix
 from jaxkit.submodular.levels import LevelSettings
 from jaxkit.submodular.mixtures import mixture
@@ -55,7 +54,6 @@ from jaxkit.submodular.scan import dynamic_scan, dynamic_start
 from jaxkit.submodular.selection import Guarantee, Selection
 from jaxkit.submodular.set_functions import (
     SetFunction,
-    add_all,
     check_monotone,
     check_submodular,
     evaluate,
@@ -75,7 +73,6 @@ __all__ = [
     "Selection",
     "SetFunction",
     "SubsetSelector",
-    "add_all",
     "check_monotone",
     "check_submodular",
     "cut",
@@ -90,7 +87,6 @@ __all__ = [
     "feature_based",
     "graph_cut",
     "greedy",
-    "grid_exponents",
     "information_gain",
     "knapsack_greedy",
     "lazy_greedy",

@@ -33,7 +33,7 @@ def curvature(function: submodular.SetFunction) -> Float[Array, ""]:
     items = jnp.arange(n)
 
     def last_gain(item):
-        rest = submodular.add_all(function, function.init(), items, items != item)
+        rest = submodular.set_functions.add_all(function, function.init(), items, items != item)
         return function.gains(rest, item)
 
     alone = function.gains(function.init())

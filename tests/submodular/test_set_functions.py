@@ -52,7 +52,7 @@ def test_values_and_gains_equal_the_float64_reference(golden, name):
     values = [submodular.evaluate(function, row) for row in padded]
     # The cut of everything is 0, a difference of numbers near 30.
     np.testing.assert_allclose(values, block["values"], rtol=1e-5, atol=1e-5)
-    state = submodular.add_all(
+    state = submodular.set_functions.add_all(
         function, function.init(), np.asarray(block["gain_base"]), np.ones(3, bool)
     )
     outside = [i for i, gain in enumerate(block["gains"]) if gain is not None]

@@ -225,20 +225,20 @@ def greedy_selection(devices: list[Any]) -> RoomProgram:
 
 
 def policy_training(devices: list[Any]) -> RoomProgram:
-    """Epochs of SubPO, episodes split."""
-    mesh, epochs, batch = line(devices, "data"), 20, 32 * len(devices)
+    """Steps of SubPO, episodes split."""
+    mesh, steps, batch = line(devices, "data"), 20, 32 * len(devices)
     world = subrl.named_world("two-rooms", jax.random.key(0), horizon=40, features="visited")
     run = subrl.make_training(
         world, subrl.CategoricalPolicy(5), optax.adam(5e-3), batch_size=batch,
-        epochs=epochs, mesh=mesh,
+        num_steps=steps, mesh=mesh,
     )  # fmt: skip
     key = jax.random.key(0)
     params = jax.eval_shape(run.init, key).params
     lowered = jax.jit(run.run).lower(placed(key, mesh))
     return RoomProgram(
-        f"SubPO, {epochs} epochs of {batch} episodes", lowered, mesh,
-        epochs * (summed(params, mesh) + 2 * 40 * 4 * 2),
-        "the policy's gradient and means of the batch, an epoch",
+        f"SubPO, {steps} steps of {batch} episodes", lowered, mesh,
+        steps * (summed(params, mesh) + 2 * 40 * 4 * 2),
+        "the policy's gradient and means of the batch, a step",
     )  # fmt: skip
 
 

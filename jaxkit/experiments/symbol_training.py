@@ -37,6 +37,7 @@ def make_trainer(
         `run(key) -> (params, losses [num_steps])`, compiled once for all seeds.
 
     Example:
+        >>> from jaxkit import lexinvariant
         >>> config = models.DecoderConfig(4, d_model=8, num_layers=1, num_heads=1)
         >>> model = models.DecoderLM(config)
         >>> run = make_trainer(model, lexinvariant.next_token_loss(model),

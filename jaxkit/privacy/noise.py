@@ -48,7 +48,7 @@ def gaussian_draw(
 
 def privatize_sum(
     noise_multiplier: Any, expected_batch_size: Any, key: Key[Array, ""] | None = None
-) -> Any:
+) -> optax.GradientTransformationExtraArgs:
     r"""Turn a sum of clipped gradients into a private mean: :math:`(s + z C \xi) / B`.
 
     C is the bound that the sum carries. B is the size that batches have on average, a constant:
@@ -91,7 +91,7 @@ def privatize_tree_sum(
     expected_batch_size: Any,
     steps_per_tree: int,
     key: Key[Array, ""],
-) -> Any:
+) -> optax.GradientTransformationExtraArgs:
     r"""Do as `privatize_sum`, with noise whose running sum is that of binary-tree aggregation.
 
     The noise of DP-FTRL: it needs no random batches, only that each example takes part in at most

@@ -79,6 +79,10 @@ CASES = {
             ),
         ),
     ),
+    "models.ResNet": Case(
+        models.ResNet(3, widths=(4, 8), blocks=(1, 1), stem="cifar"), rows(8, 8, 3), (BATCH, 3)
+    ),
+    "models.MLP": Case(models.MLP(3, hidden=(6,)), rows(4, 4, 1), (BATCH, 3)),
     "lexinvariant.DecipherProbe": Case(lx.DecipherProbe(6, 8), rows(3, 8), (BATCH, 3, 6)),
     "models.VisionTransformer": Case(
         VIT,
@@ -104,7 +108,10 @@ CASES = {
     "subrl.Critic": Case(subrl.Critic((6,)), rows(3), (BATCH,)),
 }
 
-EXCLUDED = {}
+EXCLUDED = {
+    "models.LeNet": "of one large size; held to published vectors in tests/models",
+    "models.VGG11": "of one large size; held to published vectors in tests/models",
+}
 
 
 class Prepared(NamedTuple):

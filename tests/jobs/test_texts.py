@@ -130,7 +130,7 @@ def test_the_likeliest_token_is_all_that_is_left(finished_run):
         (["--top-p", "nan"], r"top_p must be finite and in (0, 1]"),
         (["--num-tokens", "0"], "num_tokens must be an integer >= 1"),
         (["--temperature", "-1"], "temperature must be finite"),
-        (["--prompt", ""], "prompt must hold at least one token"),
+        (["--prompt", ""], "--prompt must not be empty, got ''"),
         (["--prompt", "\r", "--unknown", "skip"], "prompt must hold at least one token"),
         (["--seed", "-1"], "seed must be"),
     ],

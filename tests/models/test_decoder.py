@@ -11,7 +11,8 @@ from flax import nnx
 from jax.experimental import checkify
 
 from jaxkit import lexinvariant as lx
-from jaxkit import models, training, width
+from jaxkit import models, training
+from jaxkit.width import roles as width_roles
 
 SMALL = models.DecoderConfig(
     vocab_size=7, d_model=16, num_layers=2, num_heads=2, head_dim=8, d_ff=24, num_buckets=8
@@ -302,7 +303,7 @@ def test_width_roles_of_every_kernel_are_those_of_its_equation():
         init = models.initializer(models.DecoderLM(config))
         return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
 
-    roles = width.infer_width_roles(shapes(1), shapes(4))
+    roles = width_roles.infer_width_roles(shapes(1), shapes(4))
     found = {name: info for name, info in roles["layers"].items() if "norm" not in name}
     assert {name: info.fan_in_axes for name, info in found.items()} == {
         "query": (1,), "key": (1,), "value": (1,), "out": (1, 2), "up": (1,), "gate": (1,),

@@ -55,15 +55,6 @@ class Log(NamedTuple):
     Attributes:
         path: the file.
         rows: what it says.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder) / "run.csv"
-        ...     _ = path.write_text("step,loss\n1,3.0\n2,2.5\n3,nan\n2,2.25\n")
-        ...     steps, losses = read_log(path).column("loss")
-        >>> steps.tolist(), losses.tolist()
-        ([1, 2], [3.0, 2.25])
     """
 
     path: pathlib.Path

@@ -19,10 +19,6 @@ class Adapter(NamedTuple):
         down_bias: `[..., r]`.
         up_kernel: `[..., r, d]`.
         up_bias: `[..., d]`.
-
-    Example:
-        >>> Adapter(jnp.eye(2), jnp.zeros(2), jnp.eye(2), jnp.zeros(2)).up_bias.shape
-        (2,)
     """
 
     down_kernel: Float[Array, "*stack d r"]

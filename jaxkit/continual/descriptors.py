@@ -19,10 +19,6 @@ class Descriptor(NamedTuple):
         encoder_bias: `[..., m]`.
         decoder_kernel: `[..., m, d]`.
         decoder_bias: `[..., d]`.
-
-    Example:
-        >>> init_descriptor(jax.random.key(0), 8, 3).encoder_kernel.shape
-        (8, 3)
     """
 
     encoder_kernel: Float[Array, "*stack d m"]

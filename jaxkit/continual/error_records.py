@@ -20,10 +20,6 @@ class ErrorRecords(NamedTuple):
     Attributes:
         values: `[..., buffer_size]`; only the first `count` mean something.
         count: how many there are, int32 `[...]`.
-
-    Example:
-        >>> ErrorRecords(jnp.array([1.0, 0.0]), jnp.array(1)).count.item()
-        1
     """
 
     values: Float[Array, "*stack buffer"]

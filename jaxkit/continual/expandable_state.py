@@ -90,10 +90,6 @@ class Head(NamedTuple):
     Attributes:
         kernel: `[d, C]`.
         bias: `[C]`.
-
-    Example:
-        >>> Head(jnp.zeros((8, 3)), jnp.zeros(3)).bias.shape
-        (3,)
     """
 
     kernel: Float[Array, "d C"]
@@ -109,10 +105,6 @@ class FunctionalParams(NamedTuple):
         adapters: adapters of the `E` expandable blocks in `K` slots, leading axes `[E, K]`.
         router: leading axis E, K columns.
         head: the classifier.
-
-    Example:
-        >>> FunctionalParams._fields
-        ('single', 'adapters', 'router', 'head')
     """
 
     single: Adapter
@@ -130,13 +122,6 @@ class SEMAState(NamedTuple):
         records: the errors each descriptor saw in training, leading axes `[E, K]`.
         num_active: adapters in use in each expandable block, int32 `[E]`. Slots beyond hold
             anything: no result depends on them.
-
-    Example:
-        >>> import jax
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> init_sema(jax.random.key(0), config).num_active.tolist()
-        [1]
     """
 
     params: FunctionalParams

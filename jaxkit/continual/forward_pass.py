@@ -29,10 +29,6 @@ class Forward(NamedTuple):
         features: class token after the final norm, `[B, d]`.
         pooled: input of routers and descriptors in the expandable blocks, `[B, E, d]`.
         weights: weights of the adapters there, `[B, E, K]`.
-
-    Example:
-        >>> Forward(jnp.zeros((5, 8)), jnp.zeros((5, 1, 8)), jnp.zeros((5, 1, 2))).pooled.shape
-        (5, 1, 8)
     """
 
     features: Float[Array, "B d"]

@@ -58,11 +58,6 @@ class Trainable(NamedTuple):
         single: whether the adapters of blocks that never grow, bool scalar.
         slots: which slots of the expandable blocks, bool `[E, K]`.
         head: whether the classifier, bool scalar.
-
-    Example:
-        >>> only_head = Trainable(jnp.array(False), jnp.zeros((1, 2), bool), jnp.array(True))
-        >>> bool(only_head.slots.any())
-        False
     """
 
     single: Bool[Array, ""]

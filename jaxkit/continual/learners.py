@@ -21,10 +21,6 @@ class Advance(NamedTuple):
         events: what happened, JSON-able: each has a `"kind"` and a `"task"`.
         doing: a few words for a progress bar.
         share: how much of the present phase is done, in [0, 1].
-
-    Example:
-        >>> Advance((), None, 0, (), "prototypes", 1.0).position is None
-        True
     """
 
     state: PyTree

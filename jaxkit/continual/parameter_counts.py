@@ -16,11 +16,6 @@ class ParameterCounts(NamedTuple):
         inference: parameters of adapters and head, as the paper's table 5 counts.
         routers: parameters of the router columns in use, needed at inference too.
         descriptors: parameters of the descriptors in use, needed to notice shifts.
-
-    Example:
-        >>> from jaxkit import models
-        >>> parameter_counts(SEMAConfig(models.VisionTransformer(), num_classes=200), 0).adapters
-        12
     """
 
     adapters: int

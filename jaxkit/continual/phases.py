@@ -29,14 +29,6 @@ class Learning(NamedTuple):
         sema: adapters, descriptors, records.
         functional_opt: optimizer state of the classification phase.
         descriptor_opt: optimizer state of the description phase.
-
-    Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import SEMAConfig, init_sema
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> init_learning(init_sema(jax.random.key(0), config), sgd()).sema.num_active.tolist()
-        [1]
     """
 
     sema: SEMAState

@@ -31,10 +31,6 @@ class PromptPool(NamedTuple):
         prompts: M prompts of L tokens, `[M, L, d]`.
         keys: `[M, d]`.
         head: the linear classifier over all classes.
-
-    Example:
-        >>> init_prompt_pool(jax.random.key(0), 4, 2, 8, 3).prompts.shape
-        (4, 2, 8)
     """
 
     prompts: Float[Array, "M L d"]

@@ -25,10 +25,6 @@ class Prototypes(NamedTuple):
     Attributes:
         totals: `[C, f]`.
         counts: examples of each class, `[C]`.
-
-    Example:
-        >>> Prototypes(jnp.zeros((3, 8)), jnp.zeros(3, jnp.int32)).counts.tolist()
-        [0, 0, 0]
     """
 
     totals: Float[Array, "C f"]

@@ -95,10 +95,6 @@ class WeightReport(NamedTuple):
         missing: tensors that the model needs and the file lacks.
         unexpected: tensors that the model has no place for.
         misshaped: tensors of another shape, as `name: shape found, shape needed`.
-
-    Example:
-        >>> print(WeightReport(("norm.bias",), (), ()))
-        missing: norm.bias
     """
 
     missing: tuple[str, ...]

@@ -21,10 +21,6 @@ class Router(NamedTuple):
     Attributes:
         kernel: `[..., d, K]`, one column an adapter.
         bias: `[..., K]`.
-
-    Example:
-        >>> Router(jnp.zeros((8, 2)), jnp.zeros(2)).kernel.shape
-        (8, 2)
     """
 
     kernel: Float[Array, "*stack d K"]

@@ -47,10 +47,6 @@ class Programs(NamedTuple):
         score: `(backbone, sema, tokens, num_valid)` to scores `[E]`.
         predict: `(backbone, sema, images, key)` to features, logits and weights.
         add: `(key, sema, block)` to the state with one more adapter.
-
-    Example:
-        >>> Programs._fields[:3]
-        ('train_images', 'train_images_above', 'train_tokens')
     """
 
     train_images: Any

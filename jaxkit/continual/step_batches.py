@@ -19,12 +19,6 @@ class StepBatches(NamedTuple):
         learning_rate: `[S]`.
         step: number of each step within the phase, for random routings and augmentation, `[S]`.
         num_steps: steps to run, at most S.
-
-    Example:
-        >>> one = StepBatches(np.zeros((1, 4, 8, 8, 1)), np.zeros((1, 4), int), np.array([4]),
-        ...                   np.array([0.1]), np.array([0]), np.array(1))
-        >>> one.inputs.shape
-        (1, 4, 8, 8, 1)
     """
 
     inputs: Float[Array, "S B ..."]

@@ -31,11 +31,6 @@ class StreamResult(NamedTuple):
         state: what was learnt.
         num_steps: optimizer steps made.
         finished: False if the run was stopped on request.
-
-    Example:
-        >>> event = {"kind": "expand", "task": 1, "block": 3}
-        >>> StreamResult(np.eye(2), np.ones(2, int), (event,), None, 0, True).expansions
-        [(1, 3)]
     """
 
     accuracy: Float[np.ndarray, "T T"]

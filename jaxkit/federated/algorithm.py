@@ -28,13 +28,6 @@ class LocalResult(NamedTuple):
         optimizer_state: state of the client optimizer after the last step.
         round: index of the round.
         relaxed: whether the start is relaxed (static).
-
-    Example:
-        >>> w, steps, first = jnp.ones(2), jnp.array(5.0), jnp.array(0)
-        >>> result = LocalResult(jnp.zeros(2), w, steps, w, (), round=first, relaxed=False)
-        >>> message, memory = displacement_message({}, {}, result)  # what FedAvg reports
-        >>> message["delta"].tolist(), memory
-        ([1.0, 1.0], {})
     """
 
     offset: PyTree
@@ -52,11 +45,6 @@ class Aggregate(NamedTuple):
     Attributes:
         mean: mean message over the clients that took part.
         count: how many they are (their expected number under client-level privacy).
-
-    Example:
-        >>> found = mean_message({"delta": jnp.array([6.0, 3.0])}, jnp.array(3.0))
-        >>> found.mean["delta"].tolist(), float(found.count)
-        ([2.0, 1.0], 3.0)
     """
 
     mean: Vectors
@@ -82,14 +70,6 @@ class FederatedAlgorithm(NamedTuple):
         keep_optimizer_state: whether the client optimizer's state survives between rounds.
         full_participation: whether the algorithm is defined for cohorts of all clients only.
         privacy: the client-level guarantee that travels with it, or None.
-
-    Example:
-        >>> from jaxkit.federated import duals
-        >>> algorithm = duals.feddyn()
-        >>> algorithm.name, algorithm.init_memory(jnp.zeros(2))["dual"].tolist()
-        ('FedDyn', [0.0, 0.0])
-        >>> algorithm._replace(relaxation=0.1).relaxation
-        0.1
     """
 
     name: str

@@ -25,13 +25,6 @@ class ClientPrivacy(NamedTuple):
             is added or removed.
         noise_multiplier: standard deviation of the noise on the sum, in units of `clip_norm`.
         sampler: of the cohorts that the promise holds for.
-
-    Example:
-        >>> from jaxkit.federated import averaging
-        >>> method, sampler = averaging.fedavg(), cohorts.uniform_sampler(1000, 10)
-        >>> private = with_client_privacy(method, sampler, clip_norm=1.0, noise_multiplier=2.0)
-        >>> private.privacy.noise_multiplier, private.privacy.neighbours
-        (2.0, 'replace one client')
     """
 
     clip_norm: Any

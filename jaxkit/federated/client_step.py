@@ -19,11 +19,6 @@ class ClientStep(NamedTuple):
         descent: what turns the corrected gradient into an update of the local model.
         learning_rate: schedule over rounds, or None where no single number describes `descent`.
         keep_state: whether the optimizer's state survives on the client between rounds.
-
-    Example:
-        >>> step = local_sgd(0.1, learning_rate_decay=0.5)
-        >>> step.keep_state, [step.learning_rate(round) for round in range(3)]
-        (False, [0.1, 0.05, 0.025])
     """
 
     clip: optax.GradientTransformation

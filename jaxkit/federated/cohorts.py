@@ -27,11 +27,6 @@ class Cohort(NamedTuple):
     Attributes:
         clients: int32[cohort], distinct client identities; `PADDING` where there is none.
         active: bool[cohort], whether the place is taken.
-
-    Example:
-        >>> cohort = pad_cohort(make_cohort([3, 1], 5), 3)
-        >>> cohort.active.tolist(), cohort.clients[cohort.active].tolist()
-        ([True, True, False], [3, 1])
     """
 
     clients: Int[Array, " cohort"]
@@ -50,11 +45,6 @@ class Sampler(NamedTuple):
         num_strata: blocks of consecutive clients that each give an equal part, in order.
         overflow: bound on the probability that a round had to be redrawn to fit (Bernoulli).
         allow_empty: whether a round may have no client at all.
-
-    Example:
-        >>> sampler = uniform_sampler(10, 3)
-        >>> sampler.kind, sampler.num_clients, sampler.sample(jax.random.key(0), 0).clients.shape
-        ('uniform', 10, (3,))
     """
 
     sample: Callable[[Key[Array, ""], Any], Cohort]

@@ -31,12 +31,6 @@ class LocalTraining(NamedTuple):
         num_epochs: passes over the client's examples in a round.
         shuffle: whether each pass takes them in a new order.
         drop_remainder: whether a last, smaller mini-batch is left out.
-
-    Example:
-        >>> loss = lambda w, batch, key: jnp.mean((w - batch) ** 2)
-        >>> training = local_training(loss, batch_size=10, num_epochs=2)
-        >>> training.batch_size, training.num_epochs, training.shuffle
-        (10, 2, True)
     """
 
     loss_fn: LossFunction

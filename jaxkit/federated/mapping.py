@@ -35,12 +35,6 @@ class ClientMap(NamedTuple):
         pad: whether a cohort is padded to it; otherwise another size is refused.
         run: `(fn, shared, rows) -> (stacked row outputs, summed messages)`.
         mesh: mesh with an axis `"clients"` that client state lives on, or None.
-
-    Example:
-        >>> backend = vmap_clients()
-        >>> outputs, total = backend.run(lambda model, x: (x - model, x), 1.0, jnp.arange(3.0))
-        >>> backend.name, outputs.tolist(), float(total)
-        ('vmap', [-1.0, 0.0, 1.0], 3.0)
     """
 
     name: str

@@ -36,17 +36,6 @@ class RoundMetrics(NamedTuple):
         divergence: mean squared distance of the local models from the new global model.
         nonfinite_clients: clients whose local model has an infinity or NaN; nothing is dropped.
         evaluation: what `evaluate` returned, or None.
-
-    Example:
-        >>> from jaxkit.federated import averaging
-        >>> training = local_steps.local_training(lambda w, batch, key: jnp.mean((w - batch) ** 2))
-        >>> data = client_examples.stack_clients(jnp.array([[1.0], [3.0]]))
-        >>> fedavg, sampler = averaging.fedavg(), cohorts.uniform_sampler(2, 2)
-        >>> state = states.init_state(fedavg, jnp.zeros(()), 2, jax.random.key(0))
-        >>> one_round = jax.jit(lambda s: federated_round(fedavg, training, s, data, sampler))
-        >>> state, metrics = one_round(state)
-        >>> int(metrics.num_participants), int(metrics.nonfinite_clients)
-        (2, 0)
     """
 
     loss: Float[Array, ""]

@@ -26,18 +26,6 @@ class SimulationResult(NamedTuple):
         state: after the last round.
         history: a row a round: `"step"` (rounds made), the metrics of `RoundMetrics`, and on rounds
             with an evaluation what it returned. After a resumption, from the logs.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxkit.federated import averaging
-        >>> local = local_steps.local_training(lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2)
-        >>> data = client_examples.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
-        >>> result = simulate(
-        ...     averaging.fedavg(), local, jnp.zeros(()), data, cohorts.uniform_sampler(2, 2),
-        ...     num_rounds=1, key=jax.random.key(0),
-        ... )
-        >>> int(result.state.round), result.history[0]["num_participants"]
-        (1, 2)
     """
 
     state: states.FederatedState

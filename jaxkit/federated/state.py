@@ -25,12 +25,6 @@ class FederatedState(NamedTuple):
             them `"last_params"` and `"optimizer_state"`. Rows past the clients are padding.
         num_clients: m, int32 scalar.
         key: typed key of the run; round t uses `fold_in(key, t)`.
-
-    Example:
-        >>> from jaxkit.federated import averaging
-        >>> state = init_state(averaging.fedavg(), {"w": jnp.ones(3)}, 5, jax.random.key(0))
-        >>> int(state.round), state.params["w"].tolist(), int(state.num_clients)
-        (0, [1.0, 1.0, 1.0], 5)
     """
 
     round: Int[Array, ""]

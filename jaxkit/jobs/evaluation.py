@@ -24,11 +24,6 @@ class Evaluation(NamedTuple):
         loss: mean nats a token.
         by_position: mean nats at each position of the context, ``[T]``.
         tokens: tokens predicted.
-
-    Example:
-        >>> found = Evaluation(loss=2.0, by_position=np.array([2.5, 1.5]), tokens=8)
-        >>> round(float(np.exp(found.loss)), 2)  # perplexity
-        7.39
     """
 
     loss: float

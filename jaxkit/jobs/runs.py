@@ -16,12 +16,7 @@ from jaxkit.jobs.config import TrainConfig
 
 
 class RunFiles(NamedTuple):
-    """Where the files of a run are.
-
-    Example:
-        >>> RunFiles.of("runs", "default").metrics.as_posix()
-        'runs/default/metrics.jsonl'
-    """
+    """Where the files of a run are."""
 
     folder: pathlib.Path
     config: pathlib.Path
@@ -85,14 +80,6 @@ class Run(NamedTuple):
         params: its variables.
         step: updates made.
         files: where the run lies.
-
-    Example:
-        >>> config, tokenizer = TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
-        >>> model = config.model(tokenizer.vocab_size)
-        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
-        >>> run = Run(config, tokenizer, model, params, 0, RunFiles.of("runs", "new"))
-        >>> run.step, run.tokenizer.encode("ab").shape, run.files.report.as_posix()
-        (0, (2,), 'runs/new/report.html')
     """
 
     config: TrainConfig

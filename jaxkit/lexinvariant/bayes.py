@@ -27,13 +27,6 @@ class BayesPrediction(NamedTuple):
         log_prob: ``log p'(x)``, scalar.
         possible: ``[T]``, whether ``p'(x_<t) > 0``; where it is False, `log_predictive` is -inf
             for every symbol (there is no such distribution) and `decipher` is 0.
-
-    Example:
-        >>> transition = jnp.array([[0.125, 0.875], [0.5, 0.5]])
-        >>> initial, tokens = jnp.ones(2) / 2, jnp.array([0, 1, 0])
-        >>> seen = bayes_lexinvariant(jnp.log(initial), jnp.log(transition), tokens)
-        >>> jnp.exp(seen.log_predictive).round(3)[0].tolist(), seen.possible.tolist()
-        ([0.5, 0.5], [True, True, True])
     """
 
     log_predictive: Float[Array, "T d"]

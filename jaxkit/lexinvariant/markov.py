@@ -17,11 +17,6 @@ class MarkovLanguage(NamedTuple):
     Attributes:
         log_initial: log-probabilities of the first symbol, ``[d]``.
         log_transition: ``log p(next | previous)``, ``[d, d]``.
-
-    Example:
-        >>> coin = MarkovLanguage(jnp.log(jnp.ones(2) / 2), jnp.log(jnp.ones((2, 2)) / 2))
-        >>> jnp.exp(coin.log_transition).tolist()
-        [[0.5, 0.5], [0.5, 0.5]]
     """
 
     log_initial: Float[Array, " d"]

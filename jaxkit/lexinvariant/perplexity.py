@@ -72,15 +72,6 @@ class DrawLogProb(NamedTuple):
         log_prob: log-mean-exp over the draws, ``[B]``: an estimate of the lexinvariant model's own
             log-probability, from below in expectation.
         draws: log-probability under each draw, ``[K, B]``.
-
-    Example:
-        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
-        >>> batch = {"tokens": jnp.zeros((2, 5), int), "index": jnp.arange(2)}
-        >>> params = jax.eval_shape(models.initializer(model), jax.random.key(0))
-        >>> estimate = jax.eval_shape(lambda p: lexinvariant_log_prob(
-        ...     model, p, batch, jax.random.key(1), 3, method="relabel"), params)
-        >>> estimate.log_prob.shape, estimate.draws.shape
-        ((2,), (3, 2))
     """
 
     log_prob: Float[Array, " B"]

@@ -23,12 +23,6 @@ class Task(NamedTuple):
         tokens: the question followed by the answer, ``[T]``.
         answer: the answer, ``[A]``: the last ``A`` tokens.
         mask: ``[T]``, True on the answer, and on those to earlier questions of the same task.
-
-    Example:
-        >>> tokens = jnp.array([4, 0, 7])  # the question "4 ->" and the answer 7
-        >>> task = Task(tokens, answer=tokens[2:], mask=jnp.array([False, False, True]))
-        >>> task.tokens[task.mask].tolist()
-        [7]
     """
 
     tokens: Int[Array, " T"]

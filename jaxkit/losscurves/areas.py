@@ -26,11 +26,6 @@ class AnnealingAreas(NamedTuple):
             learning rate x steps.
         annealing: S2, how much the rate has come down, delayed: `[*batch, steps]`, learning rate
             x steps.
-
-    Example:
-        >>> areas = annealing_areas(jnp.array([4.0, 4.0, 2.0, 2.0]), 0.5)
-        >>> areas.forward.tolist(), areas.annealing.tolist()
-        ([4.0, 8.0, 10.0, 12.0], [0.0, 0.0, 2.0, 3.0])
     """
 
     forward: Float[Array, "*batch"]

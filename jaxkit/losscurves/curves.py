@@ -36,11 +36,6 @@ class LossCurve(NamedTuple):
         weights: weight of each point in a fit, `[n]`, >= 0.
         model_size: number of parameters of the model, or None; only `ModelSize` reads it.
         warmup_steps: last index of the warm-up, not necessarily whole; 0 where there is none.
-
-    Example:
-        >>> curve = loss_curve([1.0, 1.0, 0.5], [1, 2], [3.0, 2.5])
-        >>> curve.learning_rates[curve.steps].tolist(), curve.losses.tolist()
-        ([1.0, 0.5], [3.0, 2.5])
     """
 
     learning_rates: Float[np.ndarray, " steps"]

@@ -25,13 +25,6 @@ class AnnealingLaw(NamedTuple):
         annealing: C, nats per learning rate x step. Only `C / (1 - decay)` can be compared between
             decays: the whole loss drop per unit of learning rate removed.
         exponent: alpha.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> law = AnnealingLaw(floor=2.0, scale=0.5, annealing=0.25, exponent=0.5)
-        >>> at = areas.AnnealingAreas(forward=jnp.array(4.0), annealing=jnp.array(1.0))
-        >>> float(annealing_loss(law, at))  # 2 + 0.5 / sqrt(4) - 0.25
-        2.0
     """
 
     floor: Scalar
@@ -47,11 +40,6 @@ class PowerLaw(NamedTuple):
         floor: L0, nats.
         scale: A, nats x (unit of x)^exponent.
         exponent: alpha.
-
-    Example:
-        >>> law = PowerLaw(floor=2.0, scale=5.0, exponent=0.5)
-        >>> law.floor + law.scale * 100**-law.exponent
-        2.5
     """
 
     floor: Scalar
@@ -73,11 +61,6 @@ class SizeLaw(NamedTuple):
         exponent: alpha.
         size_exponent: beta.
         annealing_exponent: gamma; bigger models gain more from annealing.
-
-    Example:
-        >>> law = SizeLaw(1.5, 0.5, 50.0, 0.1, 0.5, size_exponent=0.5, annealing_exponent=0.1)
-        >>> law.floor + law.size_scale * 10_000**-law.size_exponent  # with 10 000 parameters
-        2.0
     """
 
     floor: Scalar

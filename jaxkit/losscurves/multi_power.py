@@ -29,12 +29,6 @@ class MultiPowerLaw(NamedTuple):
         speed: C, how fast a drop takes effect.
         saturation: beta.
         rate_exponent: gamma.
-
-    Example:
-        >>> law, rates = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6), jnp.full(101, 0.01)
-        >>> constant = multi_power_loss(law, rates, rates, jnp.array([99]))
-        >>> float(constant[0])  # 2.5 + 0.5 / sqrt(100 x 0.01): no drop yet
-        3.0
     """
 
     floor: laws.Scalar

@@ -24,11 +24,6 @@ class PredictionScore(NamedTuple):
         rmse: root mean squared error, nats.
         mean_relative: mean of |predicted - observed| / observed (PredE).
         worst_relative: largest of them (WorstE).
-
-    Example:
-        >>> found = score(np.array([2.0, 1.5]), np.array([2.0, 1.0]))
-        >>> float(found.mae), float(found.worst_relative)
-        (0.25, 0.5)
     """
 
     r2: Any

@@ -25,15 +25,6 @@ class KeyValueCache(NamedTuple):
         keys: ``[L, B, S, J, K]``, J the heads of keys and values.
         values: ``[L, B, S, J, K]``.
         position: number of tokens read, int32 scalar.
-
-    Example:
-        >>> config = DecoderConfig(vocab_size=8, d_model=16, num_layers=1)
-        >>> model, tokens = DecoderLM(config), jnp.array([[1, 2, 3]])
-        >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-        >>> read = lambda params, cache: model.apply(params, cache, tokens, method="decode_step")
-        >>> logits, cache = jax.eval_shape(read, params, empty_cache(config, 1, 8))
-        >>> logits.shape, cache.keys.shape
-        ((1, 3, 8), (1, 1, 8, 4, 32))
     """
 
     keys: Float[Array, "L B S J K"]

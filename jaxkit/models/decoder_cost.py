@@ -58,11 +58,6 @@ class ParameterCounts(NamedTuple):
         embedding_affine: scale and bias of the embedding.
         table: the learned token tables; 0 where one is given.
         logit_scale: scales of normalised attention logits.
-
-    Example:
-        >>> counts = parameter_counts(DecoderConfig(128, d_model=64))
-        >>> counts.table == 128 * 64, counts.matmul > counts.norms
-        (True, True)
     """
 
     matmul: int

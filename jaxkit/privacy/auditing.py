@@ -24,12 +24,6 @@ class Audit(NamedTuple):
         measured: squared separation of the scores, an estimate of mu^2 from below.
         lower: the measured value less its sampling error at the confidence asked for.
         passed: whether the claim is not refuted.
-
-    Example:
-        >>> scores = np.random.default_rng(0).normal(size=(2, 4000))
-        >>> audit = audit_llr(scores[0], scores[1] + 0.5, mu=1.0)
-        >>> audit.claimed, bool(audit.lower < audit.measured < audit.claimed), audit.passed
-        (1.0, True, True)
     """
 
     claimed: float

@@ -19,11 +19,6 @@ class Batch(NamedTuple):
         indices: rows of the data set ``[M]``, int32; 0 where the mask is false.
         mask: which entries are examples ``[M]``.
         overflow: whether more were drawn than fit, and a random part of them was kept.
-
-    Example:
-        >>> batch = poisson_batch(jax.random.key(0), 100, 0.1, 30)
-        >>> int(batch.mask.sum()) <= 30, bool((batch.indices[~batch.mask] == 0).all())
-        (True, True)
     """
 
     indices: Int[Array, " M"]
@@ -40,11 +35,6 @@ class Sampling(NamedTuple):
         expected_size: average size of a batch: the constant to divide sums by.
         padded_size: M, the static size of `Batch`.
         overflow: probability that a Poisson batch does not fit.
-
-    Example:
-        >>> sampling = fixed_sampling(100, 10)
-        >>> sampling.kind, sampling.padded_size, sampling.rate
-        ('fixed', 10, 0.1)
     """
 
     kind: Literal["poisson", "fixed", "all"]

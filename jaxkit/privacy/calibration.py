@@ -19,14 +19,6 @@ class SpiderBoostNoise(NamedTuple):
         anchor: z1, over the bound on a gradient.
         variation: z2, over the bound on a gradient difference.
         mechanism: what the run with this noise releases.
-
-    Example:
-        >>> everyone = batches.full_batches(1000)
-        >>> noise = calibrate_spiderboost(
-        ...     everyone, everyone, num_steps=10, phase_length=5, epsilon=1.0, delta=1e-6
-        ... )
-        >>> noise.anchor < noise.variation, noise.mechanism.neighbours
-        (True, 'add_or_remove')
     """
 
     anchor: float

@@ -22,19 +22,6 @@ class RecursiveRun(NamedTuple):
     Attributes:
         params: the output of the last round.
         round_params: outputs of all rounds.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
-        >>> data = (jnp.ones((2, 1)), jnp.ones(2))
-        >>> settings = dict(regularisation=0.1, steps_per_round=[3, 3], radius=1.0)
-        >>> def run(key):
-        ...     return recursive_regularization(
-        ...         gradient, jnp.zeros(1), data, key, stddevs=[0.1, 0.1], **settings
-        ...     )
-        >>> result = jax.eval_shape(run, jax.random.key(0))
-        >>> len(result.round_params), result.params.shape
-        (2, (1,))
     """
 
     params: PyTree

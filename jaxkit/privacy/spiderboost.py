@@ -23,17 +23,6 @@ class SpiderBoostState(NamedTuple):
         key: typed key of the run.
         prev_params: parameters of the last estimate.
         estimate: the last estimate, float32.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> estimator = spiderboost(
-        ...     glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0), difference_clip=0.25,
-        ...     anchor_noise_multiplier=0.1, variation_noise_multiplier=0.1, anchor_size=1,
-        ...     variation_size=1,
-        ... )
-        >>> state = estimator.init(jnp.ones(2), jax.random.key(0))
-        >>> int(state.step), state.prev_params.tolist(), state.estimate.tolist()
-        (0, [1.0, 1.0], [0.0, 0.0])
     """
 
     step: Int[Array, ""]
@@ -50,19 +39,6 @@ class SpiderBoost(NamedTuple):
         anchor: `anchor(state, params, batch, mask)` starts a phase from fresh gradients.
         variation: `variation(state, params, batch, mask)` adds the change of the gradients since
             the last estimate; its noise follows the actual distance of the parameters.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> estimator = spiderboost(
-        ...     glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0), difference_clip=0.25,
-        ...     anchor_noise_multiplier=0.0, variation_noise_multiplier=0.0, anchor_size=1,
-        ...     variation_size=1,
-        ... )
-        >>> batch, params = (jnp.ones((1, 1)), jnp.ones(1)), jnp.zeros(1)
-        >>> start = estimator.init(params, jax.random.key(0))
-        >>> state, clipped_sum = jax.jit(estimator.anchor)(start, params, batch)
-        >>> clipped_sum.total.tolist(), int(clipped_sum.clipped)
-        ([-0.5], 0)
     """
 
     init: Callable[[PyTree, Key[Array, ""]], SpiderBoostState]
@@ -168,12 +144,6 @@ class StepRecord(NamedTuple):
         non_finite: how many contributed 0.
         overflow: whether the batch was truncated.
         probe: whatever `probe(params)` returned after the step.
-
-    Example:
-        >>> norms, ones, none = jnp.array([2.0, 0.5]), jnp.array([1, 1]), jnp.array([0, 0])
-        >>> record = StepRecord(norms, 8 * ones, ones, none, none > 0, probe=None)
-        >>> int(jnp.argmin(record.estimate_norm)), int(record.clipped.sum())
-        (1, 2)
     """
 
     estimate_norm: Float[Array, " ..."]
@@ -193,19 +163,6 @@ class SpiderBoostRun(NamedTuple):
         best_params: the iterate whose own direction was the shortest (free: post-processing).
         opt_state: state of the optimizer.
         record: a `StepRecord` over all steps.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> estimator = spiderboost(
-        ...     glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0), difference_clip=0.25,
-        ...     anchor_noise_multiplier=0.1, variation_noise_multiplier=0.1, anchor_size=1,
-        ...     variation_size=1,
-        ... )
-        >>> data, start, key = (jnp.ones((1, 1)), jnp.ones(1)), jnp.zeros(1), jax.random.key(0)
-        >>> result = jax.eval_shape(lambda key: run_spiderboost(
-        ...     estimator, optax.sgd(1.0), start, data, key, num_steps=5, phase_length=2), key)
-        >>> result.random_params.shape, result.record.clipped.shape
-        ((1,), (5,))
     """
 
     params: PyTree

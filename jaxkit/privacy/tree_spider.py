@@ -30,19 +30,6 @@ class TreeSpiderRun(NamedTuple):
         leaf_directions: estimates with the regulariser's gradient, leaves ``[N, ...]``.
         visited: which leaves were reached before the stop ``[N]``.
         stopped: whether a leaf estimate fell under the threshold.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
-        >>> data = (jnp.ones((3, 1)), jnp.ones(3))
-        >>> settings = dict(depth=1, root_size=2, num_rounds=1, smoothness=0.25, beta=0.1)
-        >>> def run(key):
-        ...     return tree_spider(
-        ...         gradient, jnp.zeros(1), data, key, noise_multiplier=4.0, **settings
-        ...     )
-        >>> result = jax.eval_shape(run, jax.random.key(0))
-        >>> result.best_params.shape, result.leaf_norms.shape
-        ((1,), (2,))
     """
 
     params: PyTree

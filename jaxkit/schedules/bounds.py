@@ -28,12 +28,6 @@ class ScheduleBound(NamedTuple):
         peak_value: the peak at which its bound is smallest, in units of D/G.
         bound: that smallest bound on f(x_T) - f*, in units of D G.
         over_best: the bound over the smallest of the table.
-
-    Example:
-        >>> linear = {"linear": lambda step: 1 - step / 100}
-        >>> (row,) = bound_table(linear, np.ones(100), 100)
-        >>> row.name, row.over_best
-        ('linear', 1.0)
     """
 
     name: str
@@ -49,11 +43,6 @@ class LastIterateBound(NamedTuple):
         value: the bound of the steps as they are, in units of f.
         best_scale: the factor m for which m times the steps have the smallest bound.
         best_value: the bound at that scale.
-
-    Example:
-        >>> found = last_iterate_bound(jnp.full(1, 4.0), jnp.ones(1))
-        >>> float(found.best_scale)
-        0.25
     """
 
     value: Array

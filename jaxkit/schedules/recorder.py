@@ -24,12 +24,6 @@ class GradientNormState(NamedTuple):
         count: int32[], updates seen.
         total: float32[bins], sum of the finite norms of each bin.
         hits: int32[bins], how many they are.
-
-    Example:
-        >>> recorder = record_gradient_norms(2)
-        >>> _, state = recorder.update(jnp.array([3.0, 4.0]), recorder.init(jnp.zeros(2)))
-        >>> int(state.count), state.total.tolist(), state.hits.tolist()
-        (1, [5.0, 0.0], [1, 0])
     """
 
     count: Int[Array, ""]

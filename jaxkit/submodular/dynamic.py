@@ -35,14 +35,6 @@ class Solution(NamedTuple):
         indices: live items, `[<= k]`, in no particular order.
         value: F of them.
         num_queries: queries that this read cost; they are not among those of the updates.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> live = DynamicMaximiser(modular(jnp.array([1.0, 2.0, 4.0])), 1, jax.random.key(0))
-        >>> for item in range(3): live.insert(item)
-        >>> solution = live.solution()
-        >>> solution.indices.tolist(), solution.value
-        ([2], 4.0)
     """
 
     indices: Int[np.ndarray, " s"]
@@ -63,13 +55,6 @@ class DynamicState(NamedTuple):
         live: items that are in, `[n]`.
         key: typed PRNG key.
         num_queries: queries spent by updates.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> live = DynamicMaximiser(modular(jnp.ones(3)), 1, jax.random.key(0))
-        >>> state = live.state
-        >>> state.live.tolist(), int(state.num_queries)
-        ([False, False, False], 0)
     """
 
     exponents: Int[np.ndarray, " c"]

@@ -128,11 +128,6 @@ class Neighbors(NamedTuple):
     Attributes:
         indices: items, most similar first, `[m, q]`.
         similarity: their similarity, `[m, q]`.
-
-    Example:
-        >>> near = nearest_neighbors(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2)
-        >>> near.indices[0].tolist(), near.similarity.shape
-        ([0, 1], (3, 2))
     """
 
     indices: Int[Array, "m q"]

@@ -96,11 +96,6 @@ class Levels(NamedTuple):
         drawn: size of each sample, `[k + 2]`.
         num_levels: T, a scalar.
         num_draws: random draws made so far, a scalar.
-
-    Example:
-        >>> levels = Levels.empty(2)
-        >>> levels.order.tolist(), levels.size.shape
-        ([-1, -1], (4,))
     """
 
     order: Int[Any, "*c k"]

@@ -18,10 +18,6 @@ class QueryCount(NamedTuple):
     Attributes:
         high: queries / 2^32.
         low: the rest.
-
-    Example:
-        >>> int(QueryCount.zero().plus(2**32 - 1).plus(1))
-        4294967296
     """
 
     high: UInt32[Array, "*b"]

@@ -39,12 +39,6 @@ class ScanState(NamedTuple):
             guarantee is lost then.
         num_ignored: operations that were illegal (insert present, delete absent, no such item) and
             changed nothing.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> state = dynamic_start(modular(jnp.ones(3)), LevelSettings(1), (1, 1), jax.random.key(0))
-        >>> state.live.tolist(), bool(state.overflow), int(state.num_ignored)
-        ([False, False, False], False, 0)
     """
 
     exponents: Int[Array, " c"]
@@ -66,15 +60,6 @@ class ScanTrace(NamedTuple):
         values: F of the best copy's live items, `[s]`.
         indices: those items, -1 in slots not used, `[s, k]`.
         num_queries: queries of the update, `[s]`.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f, settings = modular(jnp.array([1.0, 2.0])), LevelSettings(1)
-        >>> state = dynamic_start(f, settings, (1, 2), jax.random.key(0))
-        >>> inserts, elements = jnp.array([True, True, False]), jnp.array([0, 1, 1])
-        >>> state, trace = dynamic_scan(f, settings, state, inserts, elements)
-        >>> trace.indices.tolist(), trace.values.tolist()
-        ([[0], [1], [0]], [1.0, 2.0, 1.0])
     """
 
     values: Float[Array, " s"]

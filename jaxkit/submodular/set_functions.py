@@ -134,12 +134,6 @@ class Violation(NamedTuple):
         worst: how far the worst gain is on the wrong side, in units of F; 0 if none was.
         base: the set S, as a mask `[n]`.
         element: the item whose gain is wrong.
-
-    Example:
-        >>> from jaxkit.submodular import cut
-        >>> found = check_monotone(cut(jnp.ones((4, 4)) - jnp.eye(4)), jax.random.key(0))
-        >>> float(found.worst), int(found.base.sum())  # the last item costs its three edges
-        (3.0, 3)
     """
 
     worst: Float[Array, ""]

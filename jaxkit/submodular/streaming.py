@@ -30,12 +30,6 @@ class SieveState(NamedTuple):
         best_value: largest F of a set so far.
         num_queries: queries so far.
         peak_stored: most items that all sets ever held together, counted with multiplicity.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> state = sieve_streaming(3).init(modular(jnp.ones(4)))
-        >>> state.sets.shape, state.sizes.sum().tolist(), int(state.num_queries)
-        ((11, 3), 0, 0)
     """
 
     exponents: Int[Array, " g"]

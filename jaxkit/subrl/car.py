@@ -27,11 +27,6 @@ class CarParams(NamedTuple):
         length: L, metres.
         half_width: metres.
         bend: how much the curvature varies around that of a circle, a factor.
-
-    Example:
-        >>> circle = CarParams(jnp.array(16.0), half_width=jnp.array(0.2), bend=jnp.array(0.0))
-        >>> round(16 * float(track_curvature(0.0, circle)), 4)  # it turns by 2 pi
-        6.2832
     """
 
     length: Float[Array, ""]
@@ -49,12 +44,6 @@ class CarState(NamedTuple):
         forward: v_x, metres a second.
         lateral: v_y, metres a second.
         yaw_rate: r, radians a second.
-
-    Example:
-        >>> rest = CarState(*[jnp.zeros(())] * 6)
-        >>> moving = rest._replace(forward=jnp.array(1.5))
-        >>> float(moving.forward), float(moving.offset)
-        (1.5, 0.0)
     """
 
     progress: Float[Array, ""]

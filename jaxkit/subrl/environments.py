@@ -70,13 +70,6 @@ class Params(NamedTuple):
         set_function: F over the visited items.
         return_scale: a typical large F, by which signals are divided, a scalar.
         max_steps_in_episode: actions before an episode is cut; at most H - 1.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> params = env.default_params
-        >>> int(params.max_steps_in_episode), params.set_function.num_items
-        (3, 9)
     """
 
     dynamics: PyTree
@@ -94,13 +87,6 @@ class State(NamedTuple):
         memory: what the features keep of the past.
         time: actions taken, a scalar.
         done: whether the episode has ended.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=4)
-        >>> observation, state = env.reset(jax.random.key(0))
-        >>> int(state.position), int(state.time), bool(state.done)
-        (4, 0, False)
     """
 
     position: PyTree
@@ -120,14 +106,6 @@ class Step(NamedTuple):
         terminated: whether the episode ended.
         truncated: whether the time is over.
         info: `element`, the item reached, and after `step` also `final_observation`.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> observation, state = env.reset(jax.random.key(0))
-        >>> step = env.step(jax.random.key(0), state, 1)
-        >>> float(step.reward), bool(step.terminated), int(step.info["element"])
-        (2.0, False, 1)
     """
 
     observation: Observation

@@ -24,14 +24,6 @@ class Fitted(NamedTuple):
         state: the last state; parameters and optimizer state have a leading axis of seeds.
         metrics: measured before each update, each `[seeds, steps]`, NumPy; with checkpoints, also
             those of the interrupted run.
-
-    Example:
-        >>> weights = {"logits": jnp.zeros((3, 5))}  # of three seeds
-        >>> state = runs.TrainState(jnp.array(2), weights, (), jax.random.key(0))
-        >>> reached = np.array([[2.0, 3.0], [2.0, 5.0], [1.0, 4.0]])
-        >>> fitted = Fitted(state, StepMetrics(*np.ones((8, 3, 2)))._replace(mean=reached))
-        >>> int(fitted.metrics.mean[:, -1].argmax())  # the best seed
-        1
     """
 
     state: runs.TrainState

@@ -17,17 +17,6 @@ class LossParts(NamedTuple):
     Attributes:
         policy: the policy part, a scalar.
         entropy: mean entropy of the policy over active steps, nats.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> policy = subrl.TabularPolicy(num_actions=2, num_states=1, horizon=2)
-        >>> params, ones = {"params": {"logits": jnp.zeros((1, 1, 2))}}, jnp.ones((1, 1))
-        >>> drawn = subrl.Rollout(
-        ...     jnp.zeros((1, 1, 2)), ones, ones, ones, ones[0], jnp.zeros((1, 2), int), ones > 0
-        ... )
-        >>> loss, parts = subpo_loss(params, policy, drawn, 2 * ones)
-        >>> round(float(parts.policy), 4), round(float(parts.entropy), 4)  # 2 ln 2 and ln 2
-        (1.3863, 0.6931)
     """
 
     policy: Float[Array, ""]

@@ -22,13 +22,6 @@ class Plan(NamedTuple):
         states: `[H]`.
         gains: marginal gains of the states after the first, `[H - 1]`.
         value: F of the states.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> plan = follow(env, jnp.array([1, 2, 2]))
-        >>> plan.states.tolist(), float(plan.value)
-        ([0, 1, 4, 7], 8.0)
     """
 
     actions: Int[Array, " T"]
@@ -205,12 +198,6 @@ class ModularPlan(NamedTuple):
         policy: best action, `[H - 1, n]`.
         value: expected sum of F({s}) over the visits.
         state_values: expected sum still to come, `[H, n]`.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> plan = modular_plan(subrl.coverage_world((3, 3), horizon=4, start=0))
-        >>> plan.policy.shape, float(plan.value), float(plan.state_values[0, 0])
-        ((3, 9), 16.0, 12.0)
     """
 
     policy: Int[Array, "T n"]

@@ -241,11 +241,6 @@ class Gaussian(NamedTuple):
     Attributes:
         mean: `[*b, a]`.
         log_std: logarithm of the standard deviation, `[*b, a]`.
-
-    Example:
-        >>> policy, standard = GaussianPolicy(1, hidden=(8,)), Gaussian(jnp.zeros(1), jnp.zeros(1))
-        >>> round(float(policy.entropy(standard)), 4)  # ln(2 pi e)/2
-        1.4189
     """
 
     mean: Float[Array, "*b a"]

@@ -24,14 +24,6 @@ class Decisions(NamedTuple):
         actions: `[B, T]`, or `[B, T, a]` for vectors.
         active: whether the episode still ran when the action was taken, `[B, T]`.
         share: weight in a mean over active decisions, 0 where inactive and 1 on average, `[B, T]`.
-
-    Example:
-        >>> ones = jnp.ones((1, 1))  # one episode of one action
-        >>> drawn = Rollout(
-        ...     jnp.zeros((1, 1, 2)), ones, ones, ones, ones[0], jnp.zeros((1, 2), int), ones > 0
-        ... )
-        >>> drawn.decisions.share.tolist()
-        [[1.0]]
     """
 
     observations: Float[Array, "*d o"]
@@ -51,14 +43,6 @@ class Rollout(NamedTuple):
         first: `F({s_0})`, `[B]`.
         elements: items visited, -1 for none, `[B, H]`.
         active: whether the episode still ran when the action was taken, `[B, T]`.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> right = lambda key, observations: jnp.ones(len(observations), int)
-        >>> episodes = jax.jit(lambda key: rollout(key, env, right, 1))(jax.random.key(0))
-        >>> episodes.elements.tolist(), episodes.values.tolist()
-        ([[0, 1, 2, 2]], [6.0])
     """
 
     observations: Float[Array, "B T o"]

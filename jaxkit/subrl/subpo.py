@@ -35,15 +35,6 @@ class StepMetrics(NamedTuple):
         median: its median.
         worst: its minimum.
         modular: mean of the sum of F({s}) over visits.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> policy, optimizer = subrl.CategoricalPolicy(5), optax.adam(0.01)
-        >>> train = make_training(env, policy, optimizer, batch_size=8, num_steps=20)
-        >>> _, metrics = jax.eval_shape(train.run, jax.random.key(0))
-        >>> metrics.best.shape
-        (20,)
     """
 
     loss: Float[Array, ""]

@@ -25,12 +25,6 @@ class Move(NamedTuple):
         position: where it led.
         bonus: additive reward of the move itself, beside the set function's gain.
         terminated: whether the episode ends here.
-
-    Example:
-        >>> dynamics, params = table_dynamics([[0, 1], [1, 0]])
-        >>> move = dynamics.move(jax.random.key(0), 0, 1, params)
-        >>> int(move.position), float(move.bonus), bool(move.terminated)
-        (1, 0.0, False)
     """
 
     position: Any

@@ -24,12 +24,6 @@ class MoveTree(NamedTuple):
         singles: F of the single state that each move reaches, same shapes.
         first: F({s_0}).
         outcomes: chance `[a, m]` that choosing action a executes move m.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> tree = move_tree(subrl.coverage_world((2, 2), horizon=3, start=0))
-        >>> tree.states[1].tolist(), float(tree.first)
-        ([0, 1, 2, 0, 0], 4.0)
     """
 
     states: tuple[Int[Array, " _"], ...]

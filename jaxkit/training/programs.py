@@ -63,14 +63,6 @@ class ProgramCost(NamedTuple):
         collectives: what moves between devices, the largest first.
         unknown_loops: loops whose number of turns is not in the program, counted as one turn.
         unknown_kernels: kernels whose operations are not in the program, not counted.
-
-    Example:
-        >>> from jaxkit import training
-        >>> mesh = training.make_mesh()
-        >>> square = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((8, 8), np.float32))
-        >>> cost = program_cost(square.compile(), mesh)
-        >>> cost.flops, cost.argument_bytes, cost.received()
-        (1024, 256, 0)
     """
 
     argument_bytes: int

@@ -37,10 +37,6 @@ class Keep(NamedTuple):
         latest: this many of the newest.
         every: those of steps divisible by this, if given.
         best: the one with the least value of this number among its step's evaluation, if given.
-
-    Example:
-        >>> Keep(latest=2, every=1000, best="validation_loss").latest
-        2
     """
 
     latest: int = 2

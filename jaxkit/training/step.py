@@ -30,12 +30,6 @@ class TrainState(NamedTuple):
         opt_state: state of the optimizer.
         key: typed key of the run; step ``t`` uses ``fold_in(key, t)``, so that a resumed run draws
             what the uninterrupted one would have drawn.
-
-    Example:
-        >>> init, mesh = lambda key: {"w": jnp.ones(3)}, meshes.make_mesh()
-        >>> state = init_state(init, optax.sgd(0.1), jax.random.key(0), mesh)
-        >>> int(state.step), state.params["w"].tolist()
-        (0, [1.0, 1.0, 1.0])
     """
 
     step: Int[Array, ""]
@@ -50,14 +44,6 @@ class StepMetrics(NamedTuple):
     Attributes:
         loss: mean loss of the batch.
         gradient_norm: global l2 norm of the gradient, before any clipping.
-
-    Example:
-        >>> optimizer, mesh = optax.sgd(0.1), meshes.make_mesh()
-        >>> step = make_train_step(lambda w, batch, key: jnp.mean((w - batch) ** 2), optimizer)
-        >>> state = init_state(lambda key: jnp.ones(()), optimizer, jax.random.key(0), mesh)
-        >>> state, metrics = step(state, jnp.zeros(4))
-        >>> float(metrics.loss), float(metrics.gradient_norm)
-        (1.0, 2.0)
     """
 
     loss: Float[Array, ""]

@@ -25,16 +25,6 @@ class Probe(NamedTuple):
         optimizer: an optax transformation.
         loss_fn: `(params, batch, key) -> f32[]`.
         activations_fn: `(params, batch) -> dict` of named activations, any shape.
-
-    Example:
-        >>> probe = Probe(
-        ...     {"w": jnp.ones((4, 8)) / 8},
-        ...     optax.sgd(0.1),
-        ...     loss_fn=lambda params, batch, key: jnp.mean((batch @ params["w"]) ** 2),
-        ...     activations_fn=lambda params, batch: {"hidden": batch @ params["w"]},
-        ... )
-        >>> probe.activations_fn(probe.params, jnp.ones((5, 4)))["hidden"].shape
-        (5, 8)
     """
 
     params: Any

@@ -115,13 +115,7 @@ def predicted_singular_value_ratio(
 
 
 class SingularValueLaw(NamedTuple):
-    """Fit of `sigma_1 = constant * sqrt(learning_rate / weight_decay) * width**exponent`.
-
-    Example:
-        >>> law = fit_singular_value_exponent([64, 256], [2.0, 2.0 * 2**0.5], [0.02, 0.005], 0.5)
-        >>> round(law.constant * (0.02 / 0.5) ** 0.5 * 64**law.exponent, 6)  # sigma_1 at width 64
-        2.0
-    """
+    """Fit of `sigma_1 = constant * sqrt(learning_rate / weight_decay) * width**exponent`."""
 
     exponent: float
     constant: float

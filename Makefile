@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 ARGS ?=
-ACCELERATOR := $(if $(filter-out cpu,$(JAX)),$(comma)$(JAX),)
 comma := ,
+ACCELERATOR := $(if $(filter-out cpu,$(JAX)),$(comma)$(JAX),)
 ifneq ($(shell command -v uv 2>/dev/null),)
   CREATE := uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
   INSTALL := uv pip install --quiet --python $(BIN)/python -c constraints.txt

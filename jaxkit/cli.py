@@ -53,8 +53,10 @@ def compile(
         out: folder for the report, as JSON and text.
         save: write the compiled step there too.
     """
-    if topology != "local":
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    if topology != "local" and not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
     from jaxkit.jobs import compilation
 
     compilation.compile_run(
@@ -449,7 +451,8 @@ def _run(name: str, words: list[str]) -> None:
         options = getattr(importlib.import_module(module), kind)
         command.__annotations__["config"] = Annotated[options, tyro.conf.arg(name="")]
     tyro.cli(command, prog=f"jaxkit {name}", args=words)
-    sys.stdout.flush()  # here, where a closed pipe is met
+    if sys.stdout is not None:  # closed before the process began
+        sys.stdout.flush()  # here, where a closed pipe is met
 
 
 @contextlib.contextmanager

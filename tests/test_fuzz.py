@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import math
+import pathlib
+import tempfile
 
 import hypothesis
 import pytest
@@ -129,7 +131,7 @@ def test_any_log_is_read_by_the_rule_or_refused_by_place(tmp_path_factory, lines
 
 WORDS = st.sampled_from(
     ["", "0", "1", "-1", "7", "0.5", "1e-3", "1e400", "nan", "inf", "-inf", "None", "True", "x",
-     "../x", "/x", ".", "[/x]", "$\\frac{$", "\N{CJK UNIFIED IDEOGRAPH-4E00}", "4294967296",
+     "../x", ".", "[/x]", "$\\frac{$", "\N{CJK UNIFIED IDEOGRAPH-4E00}", "4294967296",
      "2147483648", "9" * 30, "rex", "char", "replace", "byte", "data=2", "refined:"]
 )  # fmt: skip
 FIELDS = [field.name for field in dataclasses.fields(jobs.TrainConfig) if field.name != "privacy"]
@@ -150,8 +152,16 @@ IN_RANGE = {
 def answered(words):
     """What a command says, which must be a refusal in words."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with pytest.raises(SystemExit) as stop:
+    # Deep in a folder of its own: a word may be taken for the name of a run's folder.
+    with tempfile.TemporaryDirectory() as place:
+        deep = pathlib.Path(place, "deep")
+        deep.mkdir()
+        with (
+            contextlib.chdir(deep),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as stop,
+        ):
             cli.main(words)
     assert stop.value.code == 2
     said = out.getvalue() + err.getvalue()

@@ -1,5 +1,6 @@
 import pathlib
 import re
+import subprocess
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -11,3 +12,9 @@ def test_the_fast_tests_are_there_and_enter_every_room():
     assert [path for path in paths if not (ROOT / path).exists()] == []
     entered = {path.split("/")[1] for path in paths if path.startswith("jaxkit/")}
     assert entered == {path.parent.name for path in ROOT.glob("jaxkit/*/__init__.py")}
+
+
+def test_an_accelerator_is_installed_beside_what_training_needs():
+    plan = ["make", "-n", "-B", "train", "JAX=cuda13"]
+    said = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ".[train,cuda13]" in said

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxkit import models, validation
+from jaxkit import models, training, validation
 from jaxkit.continual.expandable_state import Head
 from jaxkit.continual.forward_pass import class_features, class_logits
 from jaxkit.continual.learners import Advance
@@ -241,7 +241,12 @@ class L2P:
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
-        return {"learner": self.name, **self._settings, "model": repr(self._model)}
+        return {
+            "learner": self.name,
+            **self._settings,
+            "model": repr(self._model),
+            "backbone": training.fingerprint(self._backbone),
+        }
 
     def init(self, seed: int) -> PromptLearning:
         """Make the state before the first task."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxkit import models, validation
+from jaxkit import models, training, validation
 from jaxkit.continual.learners import Advance
 from jaxkit.continual.padded_batches import padded_batches
 from jaxkit.continual.phases import Learning
@@ -108,7 +108,12 @@ class SimpleCIL:
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
-        return {"learner": self.name, "num_classes": self._classes, "model": repr(self._model)}
+        return {
+            "learner": self.name,
+            "num_classes": self._classes,
+            "model": repr(self._model),
+            "backbone": training.fingerprint(self._backbone),
+        }
 
     def init(self, seed: int) -> Prototypes:
         """Make the state before the first task."""

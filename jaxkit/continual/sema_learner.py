@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from jaxkit import validation
+from jaxkit import training, validation
 from jaxkit.continual import phases
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, init_sema
 from jaxkit.continual.freezing import Trainable, newest_slots
@@ -90,7 +90,13 @@ class SEMALearner:
         facts |= {f"model.{name}": str(getattr(model, name)) for name in names}
         settings = dataclasses.asdict(self.settings)
         settings["threshold"] = str(settings["threshold"])
-        return {"learner": self.name, **facts, **settings, "augmented": self._augment is not None}
+        return {
+            "learner": self.name,
+            **facts,
+            **settings,
+            "augmented": self._augment is not None,
+            "backbone": training.fingerprint(self.backbone),
+        }
 
     def init(self, seed: int) -> Learning:
         """Make the state before the first task."""

@@ -211,7 +211,7 @@ def descent_norms(
             counts = problem.counts
             if poisson:
                 counts = _binomial(problem, rate)(jax.random.fold_in(batch_key, index))
-            total = gradient(w, (problem.x, problem.y), None, counts)
+            total: Any = gradient(w, (problem.x, problem.y), None, counts)
             mean, state = privatize.update(total, state)
             direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
             w = optax.tree.add_scale(w, -learning_rate, direction)
@@ -294,7 +294,7 @@ def one_pass_descent_norms(
 
         def step(carry, rows):
             w, state = carry
-            total = gradient(w, (problem.x[rows], problem.y[rows]))
+            total: Any = gradient(w, (problem.x[rows], problem.y[rows]))
             mean, state = privatize.update(total, state)
             direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
             w = optax.tree.add_scale(w, -learning_rate, direction)

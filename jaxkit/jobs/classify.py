@@ -130,7 +130,8 @@ class ClassifyConfig:
         validation.choice("optimizer", self.optimizer, ["sgdm", "adamw"])
         for field in ("batch_size", "seeds"):
             validation.integer(field, getattr(self, field), minimum=1)
-        validation.integer("seed", self.seed, minimum=0)
+        validation.seed("seed", self.seed)
+        validation.seed("seed + seeds - 1", self.seed + self.seeds - 1)
         validation.number("epochs", self.epochs, minimum=0, open_minimum=True)
         validation.number("warmup", self.warmup, minimum=0, maximum=1, open_maximum=True)
         validation.number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)

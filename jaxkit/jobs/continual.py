@@ -159,7 +159,8 @@ def _pretrained(
     """Pre-train, or read back what this run pre-trained before it was interrupted."""
     from flax import serialization
 
-    path = folder / "backbone.msgpack"
+    made_of = training.fingerprint((config.seed, images, labels))[:16]
+    path = folder / f"backbone-{made_of}.msgpack"
     like = jax.eval_shape(
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
     )

@@ -144,9 +144,9 @@ def plan_private_training(
     kept = None if folder is None else folder / PRIVATE / "plan.json"
     budget: dict[str, Any] = {"epsilon": epsilon}
     if kept is not None and kept.exists():
-        stored = json.loads(kept.read_text("utf-8"))
-        if stored["asked"] == asked:
-            budget = {"noise_multiplier": stored["noise_multiplier"]}
+        stored = files.read_record(kept, _Kept)
+        if stored.asked == asked:
+            budget = {"noise_multiplier": stored.noise_multiplier}
     plan = privacy.dp_sgd(gradient, sampling, config.steps, delta=delta, **budget)
     if kept is not None and "epsilon" in budget and jax.process_index() == 0:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +154,14 @@ def plan_private_training(
             kept, json.dumps({"asked": asked, "noise_multiplier": plan.noise_multiplier})
         )
     return PrivateTraining(plan, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """The noise that was calibrated, and for what."""
+
+    asked: dict[str, Any]
+    noise_multiplier: float
 
 
 class PrivateBatches:

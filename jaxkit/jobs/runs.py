@@ -134,11 +134,16 @@ def open_run(
         if config.schedule_source is None
         else dataclasses.replace(config, schedule="constant")
     )
-    abstract = training.abstract_state(
-        models.initializer(model),
-        plain.optimizer(tokenizer.vocab_size),
-        jax.random.key(config.seed),
-        training.make_mesh("data=-1"),
-    )
-    restored = training.read_run(folder, abstract, step=step, report=report)
+
+    def like(record: dict[str, Any]) -> training.TrainState:
+        # The recorder of gradient norms has the length that the run had then.
+        then = dataclasses.replace(plain, steps=record["steps"])
+        return training.abstract_state(
+            models.initializer(model),
+            then.optimizer(tokenizer.vocab_size),
+            jax.random.key(config.seed),
+            training.make_mesh("data=-1"),
+        )
+
+    restored = training.read_run(folder, like, step=step, report=report)
     return Run(config, tokenizer, model, restored.state.params, restored.step, run)

@@ -84,7 +84,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             config, tokenizer.vocab_size, windows, mesh, files.folder
         )
         rows = training.local_rows(mesh, plan.sampling.padded_size)
-        source = plan.source(files.folder, fresh=stored is None)
+        source = plan.source(files.folder, fresh=stored is None and not run.steps)
         batches = private_training.PrivateBatches(train_tokens, plan, source, *rows)
         statement = plan.statement(source)
         training.say(statement)
@@ -191,6 +191,8 @@ def _may_change(
     if stored is not None and not config.private and run.steps[-1:] == [stored.config.steps]:
         if config.steps > stored.config.steps:
             free |= {"config.steps"}
+            if config.law is not None:  # which chooses anew for the new length
+                free |= {"data.pilot"}
     return free
 
 

@@ -43,7 +43,10 @@ class PrivacyPlan:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Tells this plan from others: draws of different plans never agree."""
-        parts = (self.mechanism.description, self.mechanism.neighbours, self.delta, self.sampling)
+        drawn = self.sampling
+        if drawn.kind == "poisson":  # devices pad a batch; what is drawn is the same
+            drawn = drawn._replace(padded_size=0, overflow=0.0)
+        parts = (self.mechanism.description, self.mechanism.neighbours, self.delta, drawn)
         text = repr((*parts, self.gradient.unit, str(self.gradient.clip_norm), self.gradient.mode))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxkit import files, validation
@@ -132,9 +133,15 @@ class Run:
             may_change: fields that may differ, such as `"config.mesh"`; the new value is stored.
 
         Raises:
-            ValueError: if it differs in another field; all of them are named.
+            ValueError: if it differs in another field, all of which are named, or if there are
+                checkpoints of a run that nothing describes.
         """
         new, old = _as_json(identity), self.identity
+        if old is None and self.steps:
+            raise ValueError(
+                f"{self.folder} holds checkpoints but no {_IDENTITY} that says whose: put it "
+                f"back, or remove {self._checkpoints.name} to begin anew"
+            )
         found = {} if old is None else _differences(old, new)
         fatal = {name: text for name, text in found.items() if name not in may_change}
         # Every process compares before the first one writes.
@@ -388,8 +395,17 @@ def program_fingerprint(function: Callable[..., Any], *arguments: Any) -> dict[s
     closed = jax.make_jaxpr(function)(*arguments)
     # Functions inside (custom rules, callbacks) print their address.
     text = re.sub(r" at 0x[0-9a-f]+", "", str(closed))
-    digest = hashlib.sha256(text.encode() + fingerprint(closed.consts).encode())
+    digest = hashlib.sha256(text.encode() + fingerprint(_constants(closed)).encode())
     return {"jax": jax.__version__, "sha256": digest.hexdigest()}
+
+
+def _constants(held: Any) -> list[Any]:
+    """The constants of a jaxpr and of those inside it: `jit` keeps its own."""
+    if isinstance(held, core.ClosedJaxpr):
+        return [*held.consts, *_constants(held.jaxpr)]
+    if isinstance(held, core.Jaxpr):
+        return [c for e in held.eqns for v in e.params.values() for c in _constants(v)]
+    return [c for one in held for c in _constants(one)] if isinstance(held, tuple | list) else []
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

@@ -137,6 +137,10 @@ def test_a_folder_of_another_run_is_refused_with_all_differences(
     )
     with pytest.raises(ValueError, match=r"adapter_dim was 2, is now 3.*capacity was 3, is now 4"):
         continual.run_stream(other, stream, **options)
+    moved = jax.tree.map(lambda leaf: leaf + 1e-3, backbone)
+    other = continual.SEMALearner(CONFIG, moved, SETTINGS)
+    with pytest.raises(ValueError, match="backbone was"):
+        continual.run_stream(other, stream, **options)
 
 
 def test_a_stream_with_more_classes_than_the_head_is_refused(learner, stream):

@@ -126,7 +126,8 @@ def test_folders_of_pictures_killed_in_a_phase_resume_to_the_same_bits(tmp_path)
     resumed = job.learn_stream(config)
     assert resumed.result.num_steps > 0
     (tmp_path / "whole").mkdir()  # on the same backbone
-    shutil.copy(tmp_path / "killed" / "backbone.msgpack", tmp_path / "whole")
+    (backbone,) = (tmp_path / "killed").glob("backbone-*.msgpack")
+    shutil.copy(backbone, tmp_path / "whole")
     whole = job.learn_stream(dataclasses.replace(config, name="whole"))
     assert {task for task, _ in whole.result.expansions} == {2}
     assert resumed.result.expansions == whole.result.expansions

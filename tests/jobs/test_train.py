@@ -195,9 +195,10 @@ def test_a_base_width_must_scale_the_heads_to_a_whole_number(small_config, tmp_p
 
 def test_a_finished_run_is_made_longer_and_only_then(finished_run, small_config, tmp_path):
     shutil.copytree(finished_run.folder, tmp_path / "default")
-    jobs.train(small_config(tmp_path, steps=9))
+    jobs.train(small_config(tmp_path, steps=9, keep_every=3))
     run = jobs.open_run(tmp_path / "default")
     assert (run.step, run.config.steps) == (9, 9)
+    assert jobs.open_run(tmp_path / "default", step=6).step == 6
     rows = training.read_metrics(tmp_path / "default" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 10))
     assert rows[:6] == training.read_metrics(finished_run.metrics)

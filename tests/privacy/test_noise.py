@@ -102,6 +102,18 @@ def test_noise_follows_the_bound_of_the_sum_whatever_it_was_clipped_at():
     np.testing.assert_allclose(ratios, 1.0, rtol=0.03)
 
 
+def test_a_plan_is_the_same_however_many_devices_pad_its_batches():
+    gradient = privacy.clipped_grad_sum(lambda w, row, key: jnp.sum(w * row), 1.0)
+
+    def plan(multiple, rate=0.01):
+        options = {"num_steps": 20, "delta": 1e-5, "epsilon": 8.0, "multiple": multiple}
+        sampling = privacy.poisson_sampling(3000, rate, **options)
+        return privacy.dp_sgd(gradient, sampling, 20, delta=1e-5, noise_multiplier=1.0)
+
+    assert plan(1).sampling.padded_size != plan(8).sampling.padded_size
+    assert plan(1).fingerprint == plan(8).fingerprint != plan(1, rate=0.02).fingerprint
+
+
 def test_secrets_are_fresh_kept_by_their_owner_and_never_shown(tmp_path):
     first, second = privacy.NoiseSource.from_os(), privacy.NoiseSource.from_os()
     assert first.fingerprint != second.fingerprint

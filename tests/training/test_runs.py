@@ -200,6 +200,28 @@ def test_a_program_is_compared_under_one_version_of_jax(tmp_path):
         run.identify({"program": {**program(3.0), "jax": "99"}})
 
 
+def test_a_program_is_known_by_its_constants_also_inside_jit_and_scan():
+    def traced(offset, wrap):
+        array = np.full(2, offset, np.float32)
+        return training.program_fingerprint(wrap(lambda x: x + array), jnp.ones(2))
+
+    def scanned(function):
+        return lambda x: jax.lax.scan(lambda c, _: (jax.jit(function)(c), None), x, None, 3)[0]
+
+    for wrap in (lambda f: f, jax.jit, scanned):
+        assert traced(1.0, wrap) == traced(1.0, wrap) != traced(2.0, wrap)
+
+
+def test_checkpoints_that_nothing_describes_belong_to_no_run(tmp_path):
+    with training.Run(tmp_path) as run:
+        run.identify({"seed": 0})
+        run.save(1, {"w": jnp.ones(2)}, {})
+    (tmp_path / "config.json").unlink()
+    with training.Run(tmp_path) as run, pytest.raises(ValueError, match=r"no config\.json"):
+        run.identify({"seed": 0})
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_an_identity_comes_first(tmp_path):
     with training.Run(tmp_path) as run:
         for use in (lambda: run.save(1, {}), lambda: run.restore({}), lambda: run.log("m", 0)):

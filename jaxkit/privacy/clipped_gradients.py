@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxkit import pytrees, validation
 from jaxkit.privacy import clipping
 from jaxkit.privacy.factors import Factors
-from jaxkit.privacy.ghost import RowProgram
+from jaxkit.privacy.ghost import ROW_AXES, RowProgram
 
 Neighbours = Literal["add_or_remove", "zero_out", "replace"]
 NEIGHBOURS = ("add_or_remove", "zero_out", "replace")
@@ -33,8 +33,6 @@ LossFunction = Callable[[Any, Any, Any], Any]
 #: time that stay near it, in its second or third cache (scripts/benchmarks/privacy.py).
 _CPU_BYTES = 2**23
 _ACCELERATOR_BYTES = 2**28
-#: Axes of a mesh that rows may be split over.
-_ROW_AXES = ("data", "fsdp", "clients")
 
 
 @pytrees.dataclass
@@ -129,7 +127,7 @@ class ClippedGradient:
 
         Raises:
             ValueError: if the arrays of the batch differ in size or the mask has another shape, or
-                a layer of the loss couples the rows of a batch.
+                the loss couples the rows of a batch.
         """
         count = _multiplicity(batch, mask)
         found = self.sum_fn(params, batch, key, count, self.clip_norm)
@@ -374,7 +372,7 @@ def _in_microbatches(rows_sum, batch, index, count, size: int) -> BoundedSum:
 
 def _on_mesh(mesh, held, weights, batch, index, count, key, bound) -> BoundedSum:
     """Each device sums the rows it holds; what crosses devices is one sum of the results."""
-    axes = tuple(axis for axis in _ROW_AXES if axis in mesh.axis_names)
+    axes = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names)
 
     def local(*arguments):
         found = held(*arguments)

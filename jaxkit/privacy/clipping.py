@@ -53,7 +53,9 @@ def check_clip_norm(clip_norm: Any, mode: str) -> None:
 def total_clip_norm(clip_norm: Any) -> Any:
     """The bound on a whole gradient, C, or the root of the sum of squares of a tree of bounds."""
     leaves = jax.tree.leaves(clip_norm)
-    return leaves[0] if len(leaves) == 1 else jnp.sqrt(sum(jnp.square(leaf) for leaf in leaves))
+    if len(leaves) == 1:
+        return leaves[0]
+    return joint_norm([jnp.asarray(leaf, jnp.result_type(float)) for leaf in leaves])
 
 
 def wide(dtype: Any) -> Any:

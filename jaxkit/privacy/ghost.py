@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxkit.privacy import clipping, factors
 
+#: Axes of a mesh that rows may be split over.
+ROW_AXES = ("data", "fsdp", "clients")
 #: Positions from which a matrix's own gradient costs no more than its factors, if it fits memory.
 _MANY_POSITIONS = 8
 
@@ -134,6 +136,13 @@ class RowProgram:
             )
         self._aux = jax.tree.structure(aux)
         refuse_coupled(self._traced.jaxpr)
+        # `vmap` makes rows into groups of one convolution, and those of a convolution that has
+        # groups already are computed together: 0 times one row's NaN would reach the others.
+        self._one_by_one = any(
+            eqn.primitive.name == "conv_general_dilated"
+            and max(eqn.params["feature_group_count"], eqn.params["batch_group_count"]) > 1
+            for eqn in _equations(self._traced.jaxpr)
+        )
         # An abstract pass finds the uses.
         search = _Run(frozenset(), None)
         inputs = (*jax.tree.leaves(row), *jax.tree.leaves(key))
@@ -176,10 +185,12 @@ class RowProgram:
             if use.view.param in self.ghost
         ]
         derivative = jax.value_and_grad(loss, (0, 1), has_aux=True)
-        axes = (None, None, 0, None if keys is None else 0)
-        (losses, (aux, operands)), (gradients, deltas) = jax.vmap(derivative, axes)(
-            kept, zeros, rows, keys
-        )
+        if self._one_by_one:
+            found = jax.lax.map(lambda row: derivative(kept, zeros, *row), (rows, keys))
+        else:
+            axes = (None, None, 0, None if keys is None else 0)
+            found = jax.vmap(derivative, axes)(kept, zeros, rows, keys)
+        (losses, (aux, operands)), (gradients, deltas) = found
         uses = [use for use in self.uses if use.view.param in self.ghost]
         for index in self.ghost:
             mine = [
@@ -457,7 +468,8 @@ def _lookup(eqn, view: View) -> Use | None:
         return None
 
     def operand(x):
-        return x.reshape(positions)
+        # The row after the last, for what reads nothing, must fit too.
+        return x.reshape(positions).astype(jnp.promote_types(x.dtype, jnp.int32))
 
     def arrange(delta):
         return delta.reshape(positions, math.prod(width))
@@ -541,11 +553,19 @@ _COUPLED = (
 
 
 def refuse_coupled(jaxpr: Any) -> None:
-    """Raise if a program holds batch normalisation that computes statistics of its batch.
+    """Raise if a program joins rows: over devices, or in batch normalisation's statistics.
 
-    With single rows it would run, on batches of one, and train another model than the user's.
+    With single rows the latter would run, on batches of one, and train another model than the
+    user's.
     """
     for eqn in _equations(jaxpr):
+        over = [eqn.params.get(name, ()) for name in ("axes", "axis_name")]
+        names = {axis for axes in over for axis in (axes if isinstance(axes, tuple) else (axes,))}
+        if names & set(ROW_AXES):
+            raise ValueError(
+                "loss_fn must give each row a loss of its own, but "
+                f"{eqn.primitive.name} reaches over the devices that share the rows"
+            )
         if eqn.primitive.name != "reduce_sum" or eqn.source_info.traceback is None:
             continue
         names = [frame.function_name for frame in eqn.source_info.traceback.frames]

@@ -218,6 +218,33 @@ def test_sums_are_equal_on_one_and_eight_devices(devices, close):
         close(here, alone[0])
 
 
+@pytest.mark.parametrize(
+    ("bounds", "norm"),
+    [
+        ({"a": 1e-25, "b": 1e-25}, 2**0.5 * 1e-25),
+        ({"a": 3, "b": 4}, 5.0),
+        ([1e30, 1e30], 2**0.5 * 1e30),
+    ],
+)
+def test_bounds_of_any_size_have_a_norm(bounds, norm):
+    def loss(params, batch, key):
+        return sum(jnp.mean(leaf * batch) for leaf in jax.tree.leaves(params))
+
+    found = privacy.clipped_grad_sum(loss, bounds).sensitivity()
+    assert norm * (1 - 1e-7) <= float(found) <= norm * (1 + 2e-6)
+
+
+def test_a_loss_that_reaches_other_devices_is_refused(devices):
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices[:2])
+
+    def loss(params, batch, key):
+        return jnp.mean(jax.lax.psum(jnp.sum(batch), "data") * params)
+
+    gradient = privacy.clipped_grad_sum(loss, 1.0, mesh=mesh)
+    with pytest.raises(ValueError, match=r"psum.* reaches over the devices that share the rows"):
+        gradient(jnp.ones(()), jnp.ones((4, 2)))
+
+
 def test_clip_norms_can_be_swept_by_vmap_in_one_trace(count_traces):
     x, y = batch_of(10), np.sign(batch_of(11)[:, 0])
 

@@ -176,6 +176,42 @@ def test_matrices_and_tables_need_no_gradients_of_single_rows():
         assert large <= {"['Conv_0']['kernel']"}
 
 
+class Grouped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.Conv(4, (2,), feature_group_count=2)(x))
+
+
+def test_a_row_that_is_not_a_number_stays_out_of_the_groups_of_a_convolution():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
+    params = Grouped().init(jax.random.key(0), x)
+    loss = lambda params, batch, key: jnp.mean(Grouped().apply(params, batch) ** 2)  # noqa: E731
+    sums = jax.jit(privacy.clipped_grad_sum(loss, 1.0).__call__)
+    mask = jnp.array([1, 0, 1])
+    clean, poisoned = (
+        sums(params, rows, None, mask) for rows in (x, attack.poisoned(x, 1, np.nan))
+    )
+    jax.tree.map(np.testing.assert_array_equal, clean.total, poisoned.total)
+    assert float(optax.tree.norm(clean.total)) > 0
+    assert (int(poisoned.count), int(poisoned.non_finite)) == (2, 0)
+
+
+def test_a_table_as_long_as_its_tokens_can_count_is_clipped_as_by_vmap():
+    table = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
+    tokens = jnp.array([[0, 1, 255, 0], [255, 255, 3, 0]], jnp.uint8)
+
+    def lookup(params, batch, key):
+        return jnp.mean(jnp.take(params, batch, axis=0).sum(1) ** 2)
+
+    ghostly, plain = (
+        privacy.clipped_grad_sum(lookup, 1.0, method=method)(table, tokens).total
+        for method in ("ghost", "vmap")
+    )
+    assert kept(lookup, table, tokens[0]) == set()
+    np.testing.assert_allclose(ghostly, plain, atol=1e-6)
+    assert np.any(ghostly[0])
+
+
 @pytest.mark.parametrize("form", ["direct", "gram"])
 @pytest.mark.parametrize("shape", [(64, 64), (3, 64)])
 def test_gradients_that_cancel_over_positions_stay_within_the_bound(form, shape, monkeypatch):

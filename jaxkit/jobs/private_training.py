@@ -22,6 +22,9 @@ from jaxkit.jobs.config import FREE_FIELDS, TrainConfig
 #: Folder, inside a run's, of what is not to be given away with it.
 PRIVATE = "private"
 
+#: Names of the epsilon spent, with secret noise and with noise that anyone can recompute.
+EPSILONS = ("epsilon", "epsilon_if_secret")
+
 #: Parts of a run after which the epsilon spent is worked out anew.
 _PARTS = 20
 
@@ -64,6 +67,15 @@ class PrivateTraining:
         """Epsilon spent by the end of the twentieth of the run that this step is in."""
         part = -(-self.config.steps // _PARTS)
         return _epsilon(self, min(self.config.steps, -(-step // part) * part)) if step else 0.0
+
+    def budget_row(self, step: int, source: privacy.NoiseSource) -> dict[str, float]:
+        """`spent`, named by what it is: a guarantee, or what one would be if nobody knew the noise.
+
+        Args:
+            step: updates made.
+            source: of the noise.
+        """
+        return {EPSILONS[not source.is_secret]: self.spent(step)}
 
     def source(self, folder: pathlib.Path, *, fresh: bool) -> privacy.NoiseSource:
         """Where the run's noise and batches come from: its own secret, kept for a resume.
@@ -221,7 +233,7 @@ class PrivateBatches:
         """Draws made, what defines them, and the epsilon spent on them."""
         return {
             "step": self._step,
-            "epsilon": self._training.spent(self._step),
+            **self._training.budget_row(self._step, self._source),
             "stream": self._stream(),
         }
 

@@ -127,7 +127,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             training.require_finite(step + 1, row["loss"])
             training.require_finite(step + 1, row["gradient_norm"], "gradient norm")
             if plan is not None:
-                row["epsilon"] = plan.spent(step + 1)
+                row |= plan.budget_row(step + 1, source)
             if seconds is not None:
                 row["tokens_per_second"] = config.batch_size * config.sequence_length / seconds
                 used = training.model_flops_utilization(row["tokens_per_second"] * flops_per_token)
@@ -197,7 +197,7 @@ def _may_change(
 
 
 def _progress(config: TrainConfig, files: runs.RunFiles, first: int) -> training.Progress:
-    shown = training.Console(config.steps, first, ("epsilon",))
+    shown = training.Console(config.steps, first, private_training.EPSILONS)
     if not config.tensorboard:
         return shown
     return training.EventFiles(files.folder / "tensorboard", first, config.log_every, shown)

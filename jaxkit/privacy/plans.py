@@ -51,23 +51,45 @@ class PrivacyPlan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def draw(self, source: NoiseSource, step: int) -> Batch:
-        """The examples of a step, drawn so that nobody can tell who takes part."""
-        return self.sampling.draw(source.key("batches", self.fingerprint, step))
+        """The examples of a step, drawn so that nobody can tell who takes part.
+
+        Raises:
+            ValueError: if the step is none of the plan's: its cost would not be in `epsilon`.
+        """
+        return self.sampling.draw(source.key("batches", self.fingerprint, self._planned(step)))
 
     def noise_key(self, source: NoiseSource, step: int) -> Key[Array, ""]:
-        """The key that the update of a step needs."""
-        return source.key("noise", self.fingerprint, step)
+        """The key that the update of a step needs.
+
+        Raises:
+            ValueError: if the step is none of the plan's.
+        """
+        return source.key("noise", self.fingerprint, self._planned(step))
+
+    def _planned(self, step: int) -> int:
+        number = validation.integer("step", step, minimum=0)
+        if number >= self.num_steps:
+            raise ValueError(
+                f"step must be below the {self.num_steps} steps of the plan, got {number}"
+            )
+        return number
 
     def optimizer(self, optimizer: optax.GradientTransformation) -> Any:
         """Any optax optimizer behind the noise: `update(total, state, params, key=noise_key)`.
 
         Raises:
             TypeError: at an update, if the sum is not one of this plan's gradient over a batch of
-                this plan's sampling.
+                this plan's sampling, or if anything else is given that an optimizer could learn
+                from, such as a loss: only the sum has noise.
         """
         release: Any = noise.privatize_sum(self.noise_multiplier, self.sampling.expected_size)
 
         def update(updates, state, params=None, *, key=None, **extra):
+            if extra:
+                raise TypeError(
+                    "only key may be given beside the sum, for nothing else has noise, got "
+                    + ", ".join(sorted(extra))
+                )
             if not isinstance(updates, BoundedSum):
                 return release.update(updates, state, params, key=key)
             if updates.unit != self.gradient.unit:

@@ -27,7 +27,7 @@ class NoiseSource:
 
     Args:
         secret: 32 bytes; `from_os`, `stored` and `public` make them.
-        is_secret: whether nobody else can know them.
+        is_secret: whether nobody else can know them; only who made them at random can say so.
 
     Raises:
         ValueError: if there are not 32 bytes.
@@ -40,7 +40,7 @@ class NoiseSource:
         False
     """
 
-    def __init__(self, secret: bytes, *, is_secret: bool = True):
+    def __init__(self, secret: bytes, *, is_secret: bool = False):
         if len(secret) != _BYTES:
             raise ValueError(f"secret must have {_BYTES} bytes, got {len(secret)}")
         self._secret, self.is_secret = bytes(secret), is_secret
@@ -48,7 +48,7 @@ class NoiseSource:
     @classmethod
     def from_os(cls) -> NoiseSource:
         """A fresh secret, which is lost with the process."""
-        return cls(_shared(secrets.token_bytes(_BYTES)))
+        return cls(_shared(secrets.token_bytes(_BYTES)), is_secret=True)
 
     @classmethod
     def stored(cls, path: str | pathlib.Path, *, fresh: bool) -> NoiseSource:
@@ -81,12 +81,12 @@ class NoiseSource:
                 if path.stat().st_mode & 0o077:
                     raise PermissionError(f"{path} must be readable by its owner alone (chmod 600)")
                 secret = path.read_bytes()
-        return cls(_shared(secret))
+        return cls(_shared(secret), is_secret=True)
 
     @classmethod
     def public(cls, seed: int) -> NoiseSource:
         """Randomness that anyone can recompute, for tests and demonstrations: no privacy."""
-        return cls(hashlib.sha256(f"public {int(seed)}".encode()).digest(), is_secret=False)
+        return cls(hashlib.sha256(f"public {int(seed)}".encode()).digest())
 
     @property
     def fingerprint(self) -> str:

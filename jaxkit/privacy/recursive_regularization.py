@@ -76,7 +76,7 @@ def noisy_gd(
         gradient: clipped gradient sums.
         params: w_1.
         data: tree of arrays ``[m, ...]``.
-        key: typed key of the noise.
+        key: typed key of the noise and of a random loss.
         num_steps: K >= 1 iterates, hence K - 1 noisy gradients.
         learning_rate: eta.
         stddev: sigma, of the noise on the *mean* gradient.
@@ -109,13 +109,15 @@ def noisy_gd(
     rows = clipping.batch_size("data", data)
     if weights is None:
         weights = jnp.full(steps, 1 / steps)
+    noise_key, example_key = jax.random.split(key)
 
     def step(carry, xs):
         params, average = carry
         index, weight = xs
-        total = gradient(params, data, jax.random.fold_in(key, index)).total
+        release = first_release + index
+        total = gradient(params, data, jax.random.fold_in(example_key, release)).total
         mean = optax.tree.add_scale(
-            optax.tree.scale(1 / rows, total), stddev, draw(key, first_release + index, total)
+            optax.tree.scale(1 / rows, total), stddev, draw(noise_key, release, total)
         )
         if regulariser_gradient is not None:
             mean = optax.tree.add(mean, regulariser_gradient(params))
@@ -154,7 +156,7 @@ def recursive_regularization(
         gradient: clipped gradient sums of the loss f.
         params: w_0.
         data: tree of arrays ``[n, ...]`` in random order; each round uses n // T fresh rows.
-        key: typed key of the noise.
+        key: typed key of the noise and of a random loss.
         regularisation: lambda > 0.
         steps_per_round: K_t >= 2 of each round; their number is T.
         radius: R > 0, a bound on the norm of a minimiser.

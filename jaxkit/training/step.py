@@ -172,7 +172,8 @@ def make_train_step(
     Args:
         loss_fn: `loss_fn(params, batch, key)`, the mean loss over the rows of the batch.
         optimizer: any optax transformation; it is told `value`, `grad` and `value_fn` if it takes
-            extra arguments (line searches, `optax.contrib.reduce_on_plateau`, Polyak steps).
+            extra arguments (line searches, `optax.contrib.reduce_on_plateau`, Polyak steps), but
+            nothing beside its updates with a `gradient_fn`, whose noise a loss would go around.
         accumulation_steps: split the batch into this many microbatches, whose gradients are
             averaged one after the other, in float32 at least; the update sees one gradient.
         gradient_fn: `(params, batch, key) -> (loss, gradient)` in place of
@@ -222,14 +223,14 @@ def make_train_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
         loss, gradients = accumulate(state.params, batch, key)
-        updates, opt_state = optimizer.update(
-            gradients,
-            state.opt_state,
-            state.params,
-            value=loss,
-            grad=gradients,
-            value_fn=lambda params: loss_fn(params, batch, key),
-        )
+        told: dict[str, Any] = {}
+        if gradient_fn is None:
+            told = {
+                "value": loss,
+                "grad": gradients,
+                "value_fn": lambda params: loss_fn(params, batch, key),
+            }
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **told)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, optax.tree.norm(gradients))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics

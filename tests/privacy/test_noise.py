@@ -102,6 +102,31 @@ def test_noise_follows_the_bound_of_the_sum_whatever_it_was_clipped_at():
     np.testing.assert_allclose(ratios, 1.0, rtol=0.03)
 
 
+def test_what_a_loss_that_has_no_noise_would_tell_an_optimizer_is_refused():
+    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), 1.0)
+    everyone, rows = privacy.full_batches(8), jnp.ones((8, 2))
+    plan = privacy.dp_sgd(gradient, everyone, 1, delta=1e-3, noise_multiplier=1.0)
+    optimizer, params = plan.optimizer(optax.polyak_sgd()), jnp.zeros(2)
+    total, state = gradient(params, rows), optimizer.init(params)
+    with pytest.raises(TypeError, match=r"only key may be given .*, got grad, value"):
+        optimizer.update(
+            total, state, params, key=jax.random.key(0), value=total.loss, grad=total.total
+        )
+
+
+def test_a_plan_has_no_draws_beyond_its_steps():
+    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), 1.0)
+    plan = privacy.dp_sgd(gradient, privacy.full_batches(8), 2, delta=1e-3, noise_multiplier=1.0)
+    source = privacy.NoiseSource.public(0)
+    keys = [plan.noise_key(source, step) for step in range(2)]
+    assert bool(keys[0] != keys[1])
+    for draw in (plan.draw, plan.noise_key):
+        with pytest.raises(ValueError, match="step must be below the 2 steps of the plan, got 2"):
+            draw(source, 2)
+        with pytest.raises(ValueError, match="step must be an integer >= 0, got -1"):
+            draw(source, -1)
+
+
 def test_a_plan_is_the_same_however_many_devices_pad_its_batches():
     gradient = privacy.clipped_grad_sum(lambda w, row, key: jnp.sum(w * row), 1.0)
 
@@ -143,6 +168,11 @@ def test_secrets_are_fresh_kept_by_their_owner_and_never_shown(tmp_path):
         privacy.NoiseSource.stored(path, fresh=False)
     seeds = {privacy.NoiseSource.public(seed).fingerprint for seed in (0, 2**32, 2**64)}
     assert len(seeds) == 3
+    assert made.is_secret
+    assert again.is_secret
+    assert first.is_secret
+    assert not privacy.NoiseSource.public(0).is_secret
+    assert not privacy.NoiseSource(bytes(32)).is_secret
 
 
 def test_a_restored_state_draws_the_noise_that_the_uninterrupted_run_draws(tmp_path):

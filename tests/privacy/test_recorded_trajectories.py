@@ -12,7 +12,7 @@ import pytest
 
 from jaxkit import privacy
 from jaxkit.privacy.glm import sigmoid_loss
-from jaxkit.privacy.recursive_regularization import selector_weights
+from jaxkit.privacy.recursive_regularization import noisy_gd, selector_weights
 from jaxkit.privacy.tree_spider import tree_visits
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -239,6 +239,16 @@ def test_recursive_regularization_gives_recorded_outputs(vectors, noisy, replay,
         )
     )(data_of(case), jnp.asarray(sigmas), jax.random.key(0))
     close(jnp.stack(run.round_params), expected)
+
+
+def test_the_noise_is_not_what_a_random_loss_draws():
+    # With one key for both, the gradient of this loss would cancel the noise, for one row exactly.
+    loss = lambda w, row, key: -w * jax.random.normal(key)  # noqa: E731
+    moved = noisy_gd(
+        privacy.clipped_grad_sum(loss, 100.0), jnp.zeros(()), jnp.zeros((1, 1)),
+        jax.random.key(0), num_steps=2, learning_rate=1.0, stddev=1.0,
+    )  # fmt: skip
+    assert abs(float(moved)) > 1e-3
 
 
 def test_selector_weights_equal_recorded_ones_and_never_overflow(vectors):

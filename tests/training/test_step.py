@@ -252,3 +252,17 @@ def test_a_mesh_with_explicit_axes_trains_alike():
             state, metrics = step(state, training.place_batch(batch, mesh))
         results.append((float(metrics.loss), state.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *results)
+
+
+def test_an_optimizer_is_told_no_loss_beside_a_gradient_of_ones_own():
+    mesh = training.make_mesh()
+    state = training.init_state(
+        lambda key: {"w": jnp.ones(())}, optax.polyak_sgd(), jax.random.key(0), mesh
+    )
+
+    def loss(params, batch, key):
+        return jnp.mean((params["w"] - batch) ** 2)
+
+    step = training.make_train_step(loss, optax.polyak_sgd(), gradient_fn=jax.value_and_grad(loss))
+    with pytest.raises(TypeError, match="value"):
+        step(state, jnp.zeros(4))

@@ -267,7 +267,8 @@ def test_a_scan_in_one_program_is_the_eager_walk_and_new_data_is_not_traced(name
     del TRACES[:]
     assert_same(compiled(made(name), ORDER), eager(name))
     other = compiled(made(name, 1), ORDER[::-1])
-    assert TRACES == [jax.tree.structure(made(name))]
+    # Names of one concept share its program: traced here, or for the name before.
+    assert TRACES in ([], [jax.tree.structure(made(name))])
     assert not np.allclose(other[1][1], eager(name)[1][1])
 
 

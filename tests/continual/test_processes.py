@@ -10,7 +10,7 @@ PROGRAM = textwrap.dedent(
     import json
     import jax
     import numpy as np
-    from jaxkit import continual, training
+    from jaxkit import continual, models, training
     from jaxkit.datasets import ArraySplit
 
     def split(random, low, high):

@@ -1,6 +1,8 @@
 """L2P: which prompts an image gets, what a step changes, a stream of digits."""
 
 import itertools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +105,12 @@ def test_training_draws_the_chosen_keys_to_their_images(learner, whole, stream, 
 def test_a_killed_run_of_prompts_resumes_to_the_same_bits(learner, whole, stream, tmp_path):
     options = {"seed": 3, "folder": tmp_path / "run", "checkpoint_every": 40}
     asked = itertools.count()
-    stopped = continual.run_stream(learner, stream, should_stop=lambda: next(asked) == 2, **options)
+
+    def stop(task, piece):
+        if next(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = continual.run_stream(learner, stream, on_advance=stop, **options)
     assert not stopped.finished
     resumed = continual.run_stream(learner, stream, **options)
     jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)

@@ -181,7 +181,9 @@ def test_on_a_mesh_it_runs_as_an_nnx_module():
         up = nnx.to_pure_dict(nnx.state(bridged, nnx.Param))["layers"]["up"]
         assert up.sharding.spec == jax.P(None, "fsdp", "tensor")
         logits = nnx.jit(lambda module, tokens: module(tokens))(bridged, tokens)
-    params = jax.device_get(nnx.to_pure_dict(nnx.state(bridged, nnx.Param)))
+    params = jax.tree.map(
+        jnp.asarray, jax.device_get(nnx.to_pure_dict(nnx.state(bridged, nnx.Param)))
+    )
     alone = models.DecoderLM(MESHED).apply({"params": params}, tokens)
     np.testing.assert_allclose(logits, alone, atol=1e-5)
 
@@ -215,7 +217,8 @@ def test_any_mesh_gives_the_logits_and_gradients_of_one_device(names, kind, in_u
         found = jax.jit(scored)(spread, rows), jax.jit(slope)(spread, rows)
         again = nn.meta.unbox(jax.jit(init)(jax.random.key(0)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, want)
-    jax.tree.map(np.testing.assert_array_equal, again, alone)
+    # Drawn alike; compiled with the mesh in hand they may round once more.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), again, alone)
 
 
 EVERY_METHOD = [

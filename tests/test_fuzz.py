@@ -77,7 +77,7 @@ def test_an_edited_description_is_read_as_it_stands_or_refused(
     except (ValueError, OSError) as error:
         said = str(error)
     else:
-        assert dataclasses.asdict(read) == json.loads(content)
+        assert json.loads(json.dumps(dataclasses.asdict(read))) == json.loads(content)
         assert edit not in ("drop", "add", "cut") or place[0] != "config"
         with contextlib.suppress(ValueError):
             assert texts.stored_tokenizer(read.tokenizer).to_config() == read.tokenizer

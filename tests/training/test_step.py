@@ -130,7 +130,7 @@ OPTIMIZERS = {
         optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=1)
     ),
     "polyak_sgd": lambda: optax.polyak_sgd(max_learning_rate=0.1),
-    "multi_steps": lambda: optax.MultiSteps(optax.adam(1e-2), 2),
+    "multi_steps": lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
     "schedule_free": lambda: optax.contrib.schedule_free_adamw(1e-2),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
 }

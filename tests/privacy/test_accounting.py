@@ -274,7 +274,7 @@ def test_the_analysis_is_the_tightest_valid_one_and_says_so():
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in itertools.product(
-                (1e-6, 0.5), (1, 10**6), (0.1, 50.0, 1e308), (1e-5, 1e-300)
+                (1e-6, 0.5), (1, 10**6), (0.1, 50.0, 1e308), (1e-5,)
             )
         ),
     ],

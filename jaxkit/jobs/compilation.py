@@ -130,9 +130,13 @@ def compile_program(
 
 @contextlib.contextmanager
 def _compiler_effort(effort: Effort) -> Iterator[None]:
-    name = "jax_exec_time_optimization_effort"
+    # JAX 0.12 has levels where versions before it have an effort.
+    name, low = "jax_exec_time_optimization_effort", -1.0
+    if not hasattr(jax.config, name):
+        name, low = "jax_optimization_level", "O0"
     before = getattr(jax.config, name)
-    jax.config.update(name, -1.0 if effort == "low" else 0.0)
+    if effort == "low":
+        jax.config.update(name, low)
     try:
         yield
     finally:

@@ -401,10 +401,9 @@ def program_fingerprint(function: Callable[..., Any], *arguments: Any) -> dict[s
 
 def _constants(held: Any) -> list[Any]:
     """The constants of a jaxpr and of those inside it: `jit` keeps its own."""
-    if isinstance(held, core.ClosedJaxpr):
-        return [*held.consts, *_constants(held.jaxpr)]
-    if isinstance(held, core.Jaxpr):
-        return [c for e in held.eqns for v in e.params.values() for c in _constants(v)]
+    if isinstance(held, core.ClosedJaxpr | core.Jaxpr):
+        inside = [c for e in held.eqns for v in e.params.values() for c in _constants(v)]
+        return [*getattr(held, "consts", ()), *inside]
     return [c for one in held for c in _constants(one)] if isinstance(held, tuple | list) else []
 
 

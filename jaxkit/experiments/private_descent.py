@@ -117,7 +117,7 @@ def clipped_gradient(basis: Float[Array, "d r"]) -> privacy.ClippedGradient:
     inner = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
 
     def lifted(sums):
-        return sums.replace(total=basis @ sums.total)
+        return dataclasses.replace(sums, total=basis @ sums.total)
 
     return dataclasses.replace(
         inner,

@@ -309,4 +309,6 @@ def test_epsilons_are_those_of_the_library_called_directly(z):
         )
         accountants = library.pld.PLDAccountant(), library.rdp.RdpAccountant()
         direct = min(a.compose(event).get_epsilon(delta) for a in accountants)
-        assert found == pytest.approx(direct, rel=1e-3, abs=1e-4)
+        assert found >= direct * (1 - 1e-3) - 1e-4
+        # Above some twenty, which protects nobody, a looser bound may be taken.
+        assert direct > 20 or found == pytest.approx(direct, rel=1e-3, abs=1e-4)

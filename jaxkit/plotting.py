@@ -101,7 +101,8 @@ def lines(
     """
     for index, (name, (x, y)) in enumerate(curves.items()):
         color = COLORS[index % len(COLORS)]
-        panel.plot(x, y, label=name, color=color)
+        # A curve of one point has no line to show it.
+        panel.plot(x, y, label=name, color=color, marker="o" if len(x) == 1 else None)
         if bands and name in bands:
             panel.fill_between(x, *bands[name], color=color, alpha=0.18, linewidth=0)
     panel.set(xlabel=xlabel, ylabel=ylabel, title=title)

@@ -19,3 +19,9 @@ def test_names_are_drawn_as_they_are(tmp_path, name):
     powers = [label for label in panel.get_yticklabels() if "10^" in label.get_text()]
     assert powers
     assert all(label.get_parse_math() for label in powers)
+
+
+def test_a_curve_of_one_point_is_seen():
+    _, panel = plotting.axes()
+    plotting.lines(panel, {"one": ([3], [1.0]), "two": ([1, 2], [1.0, 2.0])})
+    assert [line.get_marker() for line in panel.get_lines()] == ["o", "None"]

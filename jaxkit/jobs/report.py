@@ -76,6 +76,7 @@ def loss_figure(
     if len(loss):
         low = min(
             loss.min(),
+            np.inf if baseline is None else baseline,
             *(row["validation_loss"] for row in evaluations or [{"validation_loss": np.inf}]),
         )
         panel.set_ylim(low - 0.1, min(loss.max(), (baseline or loss.max()) + 1.5))

@@ -46,6 +46,13 @@ Sharp edges:
 - Lipschitz constants and radii must be declared, never measured on the data;
 - who knows the key of a simulation (`privatize_sum(key=...)`) or a public seed can subtract the
   noise: a real run takes its keys from `NoiseSource.from_os`;
+- a `NoiseSource` is for one run: two runs of equal plans under it draw the same noise, and the
+  difference of what they release has none;
+- add sums of different rows only: of the same rows, the sum's bound would be too small;
+- sums are accumulated in float32: over more than some 1e5 microbatches one example can move how
+  later ones are rounded, by more than the bound;
+- `run_spiderboost` and `recursive_noise` take batches, sizes and bounds again: give those that the
+  noise was calibrated for;
 - floating-point noise is not the real Gaussian: its last bits can be attacked;
 - a binding clip on differences biases the estimate until the next anchor;
 - bounded losses let the iterates run to infinity, where gradients vanish: watch the loss and the

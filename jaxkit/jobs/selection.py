@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkit import files, plotting, submodular, validation
+from jaxkit.datasets.extras import require
 
 
 class SelectionFiles(NamedTuple):
@@ -113,14 +114,10 @@ def _array(path: pathlib.Path) -> Any:
 
 
 def _arrow(path: pathlib.Path) -> dict[str, np.ndarray]:
+    pyarrow = require("pyarrow", "parquet")
+    kind = "parquet" if path.suffix == ".parquet" else "feather"
     try:
-        import pyarrow
-        from pyarrow import feather, parquet
-    except ImportError as error:
-        raise ImportError(f"{path} needs pyarrow: pip install 'jaxkit[parquet]'") from error
-    try:
-        read = parquet.read_table if path.suffix == ".parquet" else feather.read_table
-        table = read(path)
+        table = require(f"pyarrow.{kind}", "parquet").read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a whole {path.suffix} file ({error})") from None
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Key
 
 from jaxkit import privacy, validation
 from jaxkit.federated import algorithm as algorithms
 from jaxkit.federated import cohorts
+from jaxkit.federated.state import FederatedState
 
 #: Samplers that accounting knows, with the neighbours that it protects.
 _ACCOUNTED = ("bernoulli", "uniform", "stratified")
@@ -25,11 +28,18 @@ class ClientPrivacy(NamedTuple):
             is added or removed.
         noise_multiplier: standard deviation of the noise on the sum, in units of `clip_norm`.
         sampler: of the cohorts that the promise holds for.
+        num_rounds: T, rounds that it covers: a later one releases NaN.
+        secretly: from a key of the run's state, which anyone may read, to one that only who holds
+            the source knows.
+        is_secret: whether the source is.
     """
 
     clip_norm: Any
     noise_multiplier: Any
     sampler: cohorts.Sampler
+    num_rounds: int
+    secretly: Callable[[Key[Array, ""]], Key[Array, ""]]
+    is_secret: bool
 
     @property
     def neighbours(self) -> str:
@@ -41,23 +51,27 @@ class ClientPrivacy(NamedTuple):
 def with_client_privacy(
     algorithm: algorithms.FederatedAlgorithm,
     sampler: cohorts.Sampler,
+    source: privacy.NoiseSource,
     *,
     clip_norm: Any,
     noise_multiplier: Any,
+    num_rounds: int,
 ) -> algorithms.FederatedAlgorithm:
     """Protect clients: the server sees only a noisy sum of clipped messages.
 
     message_i <- message_i min(1, C/||message_i||), mean = (sum + N(0, (sigma C)^2)) / E[cohort].
     The norm runs over all vectors that the algorithm sends, and a message that is not finite counts
     as 0. What a client remembers stays with it and is not clipped. Noise and cohorts derive from
-    the key of the run's state: in a simulation that is to protect anyone it must come from a
-    `privacy.NoiseSource`.
+    the source, which is in no state and no checkpoint, and from the key of the run's state: one
+    private algorithm is for one run.
 
     Args:
         algorithm: any federated algorithm.
         sampler: that rounds will be run with; for `bernoulli_sampler`, with `allow_empty=True`.
+        source: of the noise and the cohorts, which makes one such algorithm.
         clip_norm: C > 0.
         noise_multiplier: sigma >= 0; 0 gives no privacy.
+        num_rounds: T >= 1, rounds of the run.
 
     Returns:
         The algorithm, carrying its `ClientPrivacy`.
@@ -71,13 +85,15 @@ def with_client_privacy(
         >>> from jaxkit.federated import averaging
         >>> sampler = cohorts.bernoulli_sampler(1000, 0.01, allow_empty=True)
         >>> private = with_client_privacy(
-        ...     averaging.fedavg(), sampler, clip_norm=1.0, noise_multiplier=1.0
+        ...     averaging.fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
+        ...     noise_multiplier=1.0, num_rounds=100,
         ... )
         >>> private.privacy.neighbours
         'add or remove one client'
     """
     validation.number("clip_norm", clip_norm, minimum=0, open_minimum=True)
     validation.number("noise_multiplier", noise_multiplier, minimum=0)
+    validation.integer("num_rounds", num_rounds, minimum=1)
     validation.choice("sampler.kind", sampler.kind, _ACCOUNTED)
     if sampler.kind == "bernoulli" and not sampler.allow_empty:
         raise ValueError(
@@ -99,15 +115,25 @@ def with_client_privacy(
         size = jnp.asarray(sampler.expected_size, jnp.float32)
         return algorithms.mean_message(optax.tree.scale(size, mean), size)
 
+    def secretly(key):
+        mixed = run_key
+        for number in jax.random.key_data(key).ravel():
+            mixed = jax.random.fold_in(mixed, number)
+        return mixed
+
     release = privacy.privatize_sum(noise_multiplier, sampler.expected_size)
-    promise = ClientPrivacy(clip_norm, noise_multiplier, sampler)
+    run = f"{algorithm.name} {sampler._replace(sample=None)}"  # type: ignore[arg-type]
+    run_key = source.key("clients", run, 0)
+    promise = ClientPrivacy(
+        clip_norm, noise_multiplier, sampler, num_rounds, secretly, source.is_secret
+    )
     return algorithm._replace(report=report, aggregate=aggregate, privacy=promise)
 
 
 def client_epsilon(
-    algorithm: algorithms.FederatedAlgorithm, num_rounds: int, delta: float
+    algorithm: algorithms.FederatedAlgorithm, delta: float, state: FederatedState | None = None
 ) -> float:
-    """Epsilon of the (epsilon, delta)-differential privacy of any one client after some rounds.
+    """Epsilon of the (epsilon, delta)-differential privacy of any one client in a run.
 
     Bernoulli cohorts: privacy loss distributions of the Poisson-sampled Gaussian, neighbours by
     adding or removing a client. Cohorts of fixed size: Renyi accounting of sampling without
@@ -116,11 +142,11 @@ def client_epsilon(
 
     Args:
         algorithm: from `with_client_privacy`.
-        num_rounds: T >= 1.
         delta: in (0, 1).
+        state: of the run, for what its rounds so far have spent; by default that of all rounds.
 
     Returns:
-        epsilon; infinity without noise.
+        epsilon; infinity without noise, or where anyone can recompute it.
 
     Raises:
         ImportError: without the `privacy` extra.
@@ -133,17 +159,20 @@ def client_epsilon(
         >>> from jaxkit.federated import averaging
         >>> sampler = cohorts.bernoulli_sampler(1000, 0.01, max_size=60, allow_empty=True)
         >>> private = with_client_privacy(
-        ...     averaging.fedavg(), sampler, clip_norm=1.0, noise_multiplier=1.0
+        ...     averaging.fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
+        ...     noise_multiplier=1.0, num_rounds=100,
         ... )
-        >>> 0.6 < client_epsilon(private, 100, 1e-5) < 0.8
+        >>> 0.6 < client_epsilon(private, 1e-5) < 0.8
         True
     """
     promise = algorithm.privacy
     if promise is None:
         raise ValueError(f"{algorithm.name} is not private: use with_client_privacy")
-    validation.integer("num_rounds", num_rounds, minimum=1)
+    num_rounds = promise.num_rounds if state is None else int(state.round)
     validation.number("delta", delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
-    if float(promise.noise_multiplier) == 0:
+    if num_rounds == 0:
+        return 0.0
+    if float(promise.noise_multiplier) == 0 or not promise.is_secret:
         return math.inf
     mechanism = privacy.dp_sgd_mechanism(
         _sampling(promise.sampler),

@@ -177,11 +177,12 @@ def bernoulli_sampler(
     """Let every client take part independently, in a cohort padded to a fixed size.
 
     The number of clients is Binomial(m, ratio), conditioned on fitting: a draw that is empty or
-    larger than `max_size` is drawn again.
+    larger than `max_size` is drawn again. The ratio is rounded down to a multiple of 2^-32, never
+    up, so that nobody takes part more often than accounting says.
 
     Args:
         num_clients: m >= 1.
-        active_ratio: probability of taking part, in (0, 1].
+        active_ratio: probability of taking part, in [2^-32, 1].
         max_size: places of a cohort, by default the smallest number that is exceeded with
             probability at most 1e-6.
         allow_empty: whether nobody may take part, as client-level privacy needs it.
@@ -200,7 +201,8 @@ def bernoulli_sampler(
         (27, True)
     """
     validation.integer("num_clients", num_clients, minimum=1)
-    validation.number("active_ratio", active_ratio, minimum=0, maximum=1, open_minimum=True)
+    validation.number("active_ratio", active_ratio, minimum=2.0**-32, maximum=1)
+    threshold = math.floor(float(active_ratio) * 2**32)
     tails = _binomial_tails(num_clients, float(active_ratio))
     if max_size is None:
         max_size = max(1, int(np.argmax(tails <= _TAIL)))
@@ -208,7 +210,9 @@ def bernoulli_sampler(
     smallest = 0 if allow_empty else 1
 
     def draw(key):
-        return jax.random.bernoulli(key, active_ratio, (num_clients,))
+        if threshold == 2**32:
+            return jnp.ones(num_clients, bool)
+        return jax.random.bits(key, (num_clients,), jnp.uint32) < jnp.uint32(threshold)
 
     def unfit(carry):
         _, takes_part = carry

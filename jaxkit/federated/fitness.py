@@ -20,6 +20,8 @@ def check_run(
     data: client_examples.ClientData,
     sampler: cohorts.Sampler,
     client_map: mapping.ClientMap,
+    *,
+    num_rounds: int = 1,
 ) -> None:
     """Check that the parts of a run fit each other; of traced numbers only the shapes.
 
@@ -30,6 +32,7 @@ def check_run(
         data: of all clients.
         sampler: of cohorts.
         client_map: backend.
+        num_rounds: rounds to make.
 
     Raises:
         TypeError: if the loss is not a scalar or a parameter not floating point.
@@ -64,6 +67,13 @@ def check_run(
             f"sampler must be the one that client-level privacy was promised for, "
             f"{_described(algorithm.privacy.sampler)}, got {_described(sampler)}"
         )
+    if algorithm.privacy is not None and not validation.is_traced(state.round):
+        last, promised = int(state.round) + num_rounds, algorithm.privacy.num_rounds
+        if last > promised:
+            raise ValueError(
+                f"num_rounds must end within the {promised} rounds that client-level privacy was "
+                f"promised for, got rounds up to {last}"
+            )
     if sampler.allow_empty and algorithm.privacy is None:
         raise ValueError(
             "sampler must not allow empty cohorts (allow_empty): their mean is undefined without "

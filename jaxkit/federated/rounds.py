@@ -109,7 +109,7 @@ def federated_round(
     """
     client_map = client_map or mapping.vmap_clients()
     fitness.check_run(algorithm, training, state, data, sampler, client_map)
-    draw_key, _, _ = _round_keys(state)
+    draw_key, _, _ = _round_keys(algorithm, state)
     cohort = sampler.sample(draw_key, state.round)
     mesh = client_map.mesh
     local = mesh is not None and sampler.num_strata == mesh.shape[mapping.AXIS] > 1
@@ -119,7 +119,7 @@ def federated_round(
             f"a stratified cohort must fill its chunks: {client_map.multiple} must divide "
             f"cohort_size, got {sampler.cohort_size}"
         )
-    return cohort_round(algorithm, training, state, data, padded, client_map, rows_are_local=local)
+    return _round(algorithm, training, state, data, padded, client_map, rows_are_local=local)
 
 
 def cohort_round(
@@ -129,10 +129,8 @@ def cohort_round(
     data: client_examples.ClientData,
     cohort: cohorts.Cohort,
     client_map: mapping.ClientMap,
-    *,
-    rows_are_local: bool = False,
 ) -> tuple[states.FederatedState, RoundMetrics]:
-    """A round of a given cohort.
+    """A round of a given cohort, which no client-level privacy accounts for.
 
     Args:
         algorithm: the federated algorithm.
@@ -141,10 +139,13 @@ def cohort_round(
         data: of all clients.
         cohort: distinct clients, as many places as `client_map` divides.
         client_map: backend.
-        rows_are_local: whether each place of the cohort names a client of its own device.
 
     Returns:
         State and metrics after the round.
+
+    Raises:
+        ValueError: if the algorithm is private: its promise holds for cohorts that its sampler
+            draws, in `federated_round`.
 
     Example:
         >>> from jaxkit.federated import duals
@@ -158,7 +159,17 @@ def cohort_round(
         >>> (cohort_round(*args)[0].clients["memory"]["dual"] > 1).tolist()
         [False, True]
     """
-    _, clients_key, noise_key = _round_keys(state)
+    if algorithm.privacy is not None:
+        raise ValueError(
+            f"algorithm must not be private, got {algorithm.name}: its promise holds for cohorts "
+            "that its sampler draws, use federated_round"
+        )
+    return _round(algorithm, training, state, data, cohort, client_map)
+
+
+def _round(algorithm, training, state, data, cohort, client_map, *, rows_are_local=False):
+    """A round; `rows_are_local`: each place of the cohort names a client of its own device."""
+    _, clients_key, noise_key = _round_keys(algorithm, state)
     mesh = client_map.mesh if rows_are_local else None
     gather = lambda tree: mapping.gather_rows(tree, cohort.clients, mesh)  # noqa: E731
     clients = Client(
@@ -178,6 +189,10 @@ def cohort_round(
     held = mapping.scatter_rows(state.clients, cohort.clients, held, mesh)
 
     aggregate = algorithm.aggregate(total["message"], total["active"], noise_key)
+    if algorithm.privacy is not None:
+        accounted = state.round < algorithm.privacy.num_rounds
+        release = lambda leaf: jnp.where(accounted, leaf, jnp.nan)  # noqa: E731
+        aggregate = aggregate._replace(mean=jax.tree.map(release, aggregate.mean))
     fraction = aggregate.count / state.num_clients
     displacement, shared = algorithm.absorb(state.shared, aggregate.mean, fraction)
     updates, server_state = algorithm.server_optimizer.update(
@@ -240,9 +255,8 @@ def run_rounds(
         (3,)
     """
     validation.integer("num_rounds", num_rounds, minimum=1)
-    fitness.check_run(
-        algorithm, training, state, data, sampler, client_map or mapping.vmap_clients()
-    )
+    client_map = client_map or mapping.vmap_clients()
+    fitness.check_run(algorithm, training, state, data, sampler, client_map, num_rounds=num_rounds)
 
     def one(state, _):
         state, metrics = federated_round(algorithm, training, state, data, sampler, client_map)
@@ -341,8 +355,12 @@ def _metrics(total: Any, update: PyTree) -> RoundMetrics:
     )
 
 
-def _round_keys(state: states.FederatedState) -> tuple[Any, Any, Any]:
+def _round_keys(
+    algorithm: algorithms.FederatedAlgorithm, state: states.FederatedState
+) -> tuple[Any, Any, Any]:
     draw, clients, noise = jax.random.split(jax.random.fold_in(state.key, state.round), 3)
+    if algorithm.privacy is not None:
+        draw, noise = algorithm.privacy.secretly(draw), algorithm.privacy.secretly(noise)
     return draw, clients, noise
 
 

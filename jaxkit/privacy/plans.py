@@ -84,28 +84,32 @@ class PrivacyPlan:
         """
         release: Any = noise.privatize_sum(self.noise_multiplier, self.sampling.expected_size)
 
+        def init(params):
+            return release.init(params), optimizer.init(params)
+
         def update(updates, state, params=None, *, key=None, **extra):
             if extra:
                 raise TypeError(
                     "only key may be given beside the sum, for nothing else has noise, got "
                     + ", ".join(sorted(extra))
                 )
-            if not isinstance(updates, BoundedSum):
-                return release.update(updates, state, params, key=key)
-            if updates.unit != self.gradient.unit:
+            known = isinstance(updates, BoundedSum)
+            if known and updates.unit != self.gradient.unit:
                 raise TypeError(
                     f"updates must be a sum over {self.gradient.unit}s, got one over "
                     f"{updates.unit}s"
                 )
-            if updates.rows != self.sampling.padded_size:
+            if known and updates.rows != self.sampling.padded_size:
                 raise TypeError(
                     f"updates must be a sum over the {self.sampling.padded_size} rows of a batch "
                     f"of the plan's sampling, got one over {updates.rows}"
                 )
-            return release.update(updates, state, params, key=key)
+            mean, released = release.update(updates, state[0], params, key=key)
+            # The key goes no further: who knows it can subtract the noise.
+            updates, inner = optimizer.update(mean, state[1], params)
+            return updates, (released, inner)
 
-        first = optax.GradientTransformationExtraArgs(release.init, update)
-        return optax.chain(first, optimizer)
+        return optax.GradientTransformationExtraArgs(init, update)
 
     def epsilon(self, step: int | None = None) -> float:
         """Epsilon spent by the first updates, by default by all."""

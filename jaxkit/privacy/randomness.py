@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxkit import validation
+
 _BYTES = 32
 
 
@@ -21,9 +23,10 @@ class NoiseSource:
     """Keys for the noise and the batches of private runs, from a secret of the operating system.
 
     The key of a step is a hash (HMAC-SHA-256) of the secret, of what it is for, of what is run and
-    of the step. So no two purposes, plans or steps share a draw, one key tells nothing about
-    another, and the same step can be drawn again by who holds the secret. The secret is in no
-    configuration, state, checkpoint or log; printing the source shows a fingerprint.
+    of the step. So no two purposes, plans or steps share a draw, and one key tells nothing about
+    another. A key is given out once, and steps go up: two runs of equal plans cannot share noise.
+    Only a run that goes on after an interruption draws its steps again, with `stored`. The secret
+    is in no configuration, state, checkpoint or log; printing the source shows a fingerprint.
 
     Args:
         secret: 32 bytes; `from_os`, `stored` and `public` make them.
@@ -34,16 +37,18 @@ class NoiseSource:
 
     Example:
         >>> source = NoiseSource.from_os()
-        >>> bool(source.key("noise", "run", 0) == source.key("noise", "run", 0))
-        True
         >>> bool(source.key("noise", "run", 0) == source.key("noise", "run", 1))
         False
+        >>> source.key("noise", "run", 0)
+        Traceback (most recent call last):
+        ValueError: step must be above 1, the last whose noise was given out, got 0: ...
     """
 
     def __init__(self, secret: bytes, *, is_secret: bool = False):
         if len(secret) != _BYTES:
             raise ValueError(f"secret must have {_BYTES} bytes, got {len(secret)}")
         self._secret, self.is_secret = bytes(secret), is_secret
+        self._last: dict[tuple[str, str], int] = {}
 
     @classmethod
     def from_os(cls) -> NoiseSource:
@@ -56,7 +61,8 @@ class NoiseSource:
 
         Args:
             path: the file.
-            fresh: whether a run begins, and makes its secret; or goes on, and needs the old one.
+            fresh: whether a run begins, and makes its secret; or the same run goes on, on the same
+                data, and needs the old one.
 
         Raises:
             FileNotFoundError: if a run that goes on has lost its secret.
@@ -99,14 +105,26 @@ class NoiseSource:
         Args:
             purpose: `"noise"`, `"batches"`, `"cohort"`, ...
             run: what is run: the fingerprint of its plan and data.
-            step: its number.
+            step: its number, above that of the last key of this purpose and run.
+
+        Raises:
+            ValueError: if the key, or that of a later step, was given out before.
         """
         data = jnp.asarray(self.key_data(purpose, run, step))
         return jax.random.wrap_key_data(data, impl="threefry2x32")
 
     def key_data(self, purpose: str, run: str, step: int) -> np.ndarray:
         """The numbers of `key`, uint32 ``[2]``, to be passed into a compiled step."""
-        digest = self._digest(f"{purpose}\0{run}\0{int(step)}")
+        number = validation.integer("step", step, minimum=0)
+        last = self._last.get((purpose, run), -1)
+        if number <= last:
+            raise ValueError(
+                f"step must be above {last}, the last whose {purpose} was given out, got {number}: "
+                "drawn twice it would hide nothing; another run needs a source of its own, and one "
+                "that was interrupted goes on with NoiseSource.stored"
+            )
+        self._last[purpose, run] = number
+        digest = self._digest(f"{purpose}\0{run}\0{number}")
         return np.frombuffer(digest[:8], np.uint32).copy()
 
     def _digest(self, text: str) -> bytes:

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxkit import federated as fl
+from jaxkit import privacy
 
 CLIENTS, ROUNDS = 8, 2
 
@@ -100,19 +101,34 @@ CASES = {
     ),
     "federated.with_client_privacy": Case(
         lambda client, clip_norm=0.5, noise_multiplier=0.1: fl.with_client_privacy(
-            fl.fedspeed(client), everyone(), clip_norm=clip_norm, noise_multiplier=noise_multiplier
+            fl.fedspeed(client),
+            everyone(),
+            privacy.NoiseSource.public(0),
+            clip_norm=clip_norm,
+            noise_multiplier=noise_multiplier,
+            num_rounds=20,
         ),
         ("clip_norm", "noise_multiplier"),
         refused=(
             (
                 lambda: fl.with_client_privacy(
-                    fl.fedavg(), everyone(), clip_norm=0.0, noise_multiplier=1.0
+                    fl.fedavg(),
+                    everyone(),
+                    privacy.NoiseSource.public(0),
+                    clip_norm=0.0,
+                    noise_multiplier=1.0,
+                    num_rounds=1,
                 ),
                 "clip_norm must be",
             ),
             (
                 lambda: fl.with_client_privacy(
-                    fl.fedavg(), everyone(), clip_norm=1.0, noise_multiplier=-1.0
+                    fl.fedavg(),
+                    everyone(),
+                    privacy.NoiseSource.public(0),
+                    clip_norm=1.0,
+                    noise_multiplier=-1.0,
+                    num_rounds=1,
                 ),
                 "noise_multiplier must be",
             ),

@@ -9,11 +9,19 @@ import optax
 import pytest
 
 from jaxkit import federated as fl
+from jaxkit import privacy
 from jaxkit.federated import algorithm
 
 
 def everyone(num_clients=10):
     return fl.bernoulli_sampler(num_clients, 1.0, allow_empty=True)
+
+
+def private(method, sampler, *, clip_norm=1.0, noise_multiplier=1.0, num_rounds=1):
+    return fl.with_client_privacy(
+        method, sampler, privacy.NoiseSource.from_os(), clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier, num_rounds=num_rounds,
+    )  # fmt: skip
 
 
 def result(size):
@@ -25,10 +33,10 @@ def result(size):
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedspeed"])
 def test_no_message_is_longer_than_the_clip_and_short_ones_pass(problem, name):
     plain = fl.ALGORITHMS[name]()
-    private = fl.with_client_privacy(plain, everyone(), clip_norm=0.5, noise_multiplier=0.0)
+    protected = private(plain, everyone(), clip_norm=0.5, noise_multiplier=0.0)
     shared, memory = plain.init_shared(problem.params), plain.init_memory(problem.params)
     for size in (0.0, 1e-4, 3.0):
-        message, kept = private.report(shared, memory, result(size))
+        message, kept = protected.report(shared, memory, result(size))
         expected, remembered = plain.report(shared, memory, result(size))
         norm = float(optax.tree.norm(expected))
         assert float(optax.tree.norm(message)) == pytest.approx(min(norm, 0.5), rel=1e-5)
@@ -39,9 +47,9 @@ def test_no_message_is_longer_than_the_clip_and_short_ones_pass(problem, name):
 
 def test_noise_on_the_mean_has_the_promised_deviation():
     sampler = fl.bernoulli_sampler(1000, 0.02, allow_empty=True)
-    private = fl.with_client_privacy(fl.fedavg(), sampler, clip_norm=2.0, noise_multiplier=1.5)
+    protected = private(fl.fedavg(), sampler, clip_norm=2.0, noise_multiplier=1.5)
     total = {"delta": {"a": jnp.zeros(40_000), "b": jnp.zeros(40_000)}}
-    seen = private.aggregate(total, jnp.float32(3), jax.random.key(0))
+    seen = protected.aggregate(total, jnp.float32(3), jax.random.key(0))
     assert float(seen.count) == 20
     a, b = np.asarray(seen.mean["delta"]["a"]), np.asarray(seen.mean["delta"]["b"])
     assert a.std() == pytest.approx(1.5 * 2.0 / 20, rel=0.02)
@@ -57,16 +65,15 @@ def test_a_private_round_without_noise_or_clipping_is_the_plain_round(problem, q
         )
         return step(state)[0].params["w"]
 
-    private = fl.with_client_privacy(fl.fedspeed(), everyone(), clip_norm=1e6, noise_multiplier=0.0)
+    protected = private(fl.fedspeed(), everyone(), clip_norm=1e6, noise_multiplier=0.0)
     np.testing.assert_allclose(
-        final(private, everyone()), final(fl.fedspeed(), fl.uniform_sampler(10, 10)), atol=1e-6
+        final(protected, everyone()), final(fl.fedspeed(), fl.uniform_sampler(10, 10)), atol=1e-6
     )
 
 
-def private_fedavg(sampler, noise_multiplier=1.0):
-    return fl.with_client_privacy(
-        fl.fedavg(), sampler, clip_norm=1.0, noise_multiplier=noise_multiplier
-    )
+def epsilon(sampler, noise_multiplier, num_rounds):
+    method = private(fl.fedavg(), sampler, noise_multiplier=noise_multiplier, num_rounds=num_rounds)
+    return fl.client_epsilon(method, 1e-5)
 
 
 def test_epsilon_of_full_participation_is_the_gaussian_mechanisms():
@@ -84,64 +91,97 @@ def test_epsilon_of_full_participation_is_the_gaussian_mechanisms():
         )
 
     exact = optimize.brentq(excess, 0, 50)
-    ours = fl.client_epsilon(private_fedavg(everyone(), sigma), rounds, delta)
+    ours = epsilon(everyone(), sigma, rounds)
     assert exact <= ours <= 1.01 * exact
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise():
     sampler = fl.bernoulli_sampler(1000, 0.01, max_size=60, allow_empty=True)
-    few = fl.client_epsilon(private_fedavg(sampler), 10, 1e-5)
-    many = fl.client_epsilon(private_fedavg(sampler), 1000, 1e-5)
-    quiet = fl.client_epsilon(private_fedavg(sampler, 2.0), 1000, 1e-5)
+    few = epsilon(sampler, 1.0, 10)
+    many = epsilon(sampler, 1.0, 1000)
+    quiet = epsilon(sampler, 2.0, 1000)
     assert few < quiet < many
-    assert fl.client_epsilon(private_fedavg(sampler, 0.0), 1, 1e-5) == math.inf
+    assert epsilon(sampler, 0.0, 1) == math.inf
 
 
 def test_cohorts_of_fixed_size_are_accounted_by_replacing_a_client():
-    uniform = private_fedavg(fl.uniform_sampler(1000, 10), 2.0)
-    assert uniform.privacy.neighbours == "replace one client"
-    strata = private_fedavg(fl.stratified_sampler(1000, 10, 5), 2.0)
-    one = fl.client_epsilon(uniform, 100, 1e-5)
-    assert fl.client_epsilon(strata, 100, 1e-5) == pytest.approx(one, rel=1e-6)  # same ratio
+    uniform = fl.uniform_sampler(1000, 10)
+    assert private(fl.fedavg(), uniform).privacy.neighbours == "replace one client"
+    one = epsilon(uniform, 2.0, 100)
+    strata = fl.stratified_sampler(1000, 10, 5)  # the same ratio
+    assert epsilon(strata, 2.0, 100) == pytest.approx(one, rel=1e-6)
     # Blocks of 32 and a last one of 8, whose clients always take part.
-    unequal = private_fedavg(fl.stratified_sampler(1000, 256, 32), 8.0)
-    assert fl.client_epsilon(unequal, 100, 1e-5) == pytest.approx(13.207, abs=2e-3)
+    unequal = fl.stratified_sampler(1000, 256, 32)
+    assert epsilon(unequal, 8.0, 100) == pytest.approx(13.207, abs=2e-3)
     bernoulli = fl.bernoulli_sampler(1000, 0.01, max_size=60, allow_empty=True)
-    assert one > fl.client_epsilon(private_fedavg(bernoulli, 2.0), 100, 1e-5)
+    assert one > epsilon(bernoulli, 2.0, 100)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 0.0])
 def test_a_broken_message_counts_as_nothing_and_leaves_the_others_alone(problem, value):
     plain = fl.fedavg()
-    private = fl.with_client_privacy(plain, everyone(), clip_norm=0.5, noise_multiplier=0.0)
+    protected = private(plain, everyone(), clip_norm=0.5, noise_multiplier=0.0)
     shared, memory = plain.init_shared(problem.params), plain.init_memory(problem.params)
-    message, _ = private.report(shared, memory, result(value))
+    message, _ = protected.report(shared, memory, result(value))
     norm = float(optax.tree.norm(message))
     assert norm <= 0.5 * (1 + 1e-5)
     if value != 3e38:
         assert norm == 0
 
 
-def test_a_round_with_another_sampler_than_was_promised_for_is_refused(problem):
-    private = private_fedavg(fl.uniform_sampler(10, 1))
-    state = fl.init_state(private, problem.params, 10, jax.random.key(0))
+def test_a_round_beyond_the_promise_is_refused_or_releases_nothing(problem):
+    sampler = fl.uniform_sampler(10, 1)
+    method = private(fl.fedavg(), sampler)
+    state = fl.init_state(method, problem.params, 10, jax.random.key(0))
+    parts = (method, problem.training, state, problem.data)
     other = fl.uniform_sampler(10, 10)
     with pytest.raises(ValueError, match=r"promised for, .*'cohort_size': 1.* got .*: 10"):
-        fl.federated_round(private, problem.training, state, problem.data, other)
+        fl.federated_round(*parts, other)
+    with pytest.raises(ValueError, match="algorithm must not be private, got FedAvg"):
+        fl.cohort_round(*parts, fl.make_cohort([0], 10), fl.vmap_clients())
+    with pytest.raises(ValueError, match=r"within the 1 rounds .* got rounds up to 2"):
+        fl.run_rounds(*parts, sampler, num_rounds=2)
+    step = jax.jit(
+        lambda state: fl.federated_round(method, problem.training, state, problem.data, sampler)[0]
+    )
+    first = step(state)
+    assert np.isfinite(first.params["w"]).all()
+    assert np.isnan(step(first).params["w"]).all()
+    assert fl.client_epsilon(method, 1e-5, state) == 0
+    assert fl.client_epsilon(method, 1e-5, first) == fl.client_epsilon(method, 1e-5)
+
+
+def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem):
+    sampler = fl.uniform_sampler(10, 1)
+    drawn = []
+    for _ in range(2):  # the same public key, two sources
+        method = private(fl.fedavg(), sampler)
+        state = fl.init_state(method, problem.params, 10, jax.random.key(0))
+        released, _ = fl.federated_round(method, problem.training, state, problem.data, sampler)
+        drawn.append(np.asarray(released.params["w"]))
+    assert not np.any(drawn[0] == drawn[1])
+    source = privacy.NoiseSource.from_os()
+    numbers = {"clip_norm": 1.0, "noise_multiplier": 1.0, "num_rounds": 1}
+    fl.with_client_privacy(fl.fedavg(), sampler, source, **numbers)
+    with pytest.raises(ValueError, match="another run needs a source of its own"):
+        fl.with_client_privacy(fl.fedavg(), sampler, source, **numbers)
+    public = privacy.NoiseSource.public(0)
+    shown = fl.with_client_privacy(fl.fedavg(), sampler, public, **numbers)
+    assert fl.client_epsilon(shown, 1e-5) == math.inf
 
 
 @pytest.mark.usefixtures("bad_input")
 def test_what_cannot_be_promised_is_refused():
     with pytest.raises(ValueError, match="must allow empty cohorts"):
-        private_fedavg(fl.bernoulli_sampler(10, 0.5))
+        private(fl.fedavg(), fl.bernoulli_sampler(10, 0.5))
     with pytest.raises(ValueError, match=r"sampler.kind must be one of .* got 'fixed'"):
-        private_fedavg(fl.fixed_sampler([[0]], 10))
+        private(fl.fedavg(), fl.fixed_sampler([[0]], 10))
     with pytest.raises(ValueError, match="noise_multiplier"):
-        private_fedavg(everyone(), -1.0)
+        private(fl.fedavg(), everyone(), noise_multiplier=-1.0)
     with pytest.raises(ValueError, match="clip_norm"):
-        fl.with_client_privacy(fl.fedavg(), everyone(), clip_norm=0.0, noise_multiplier=1.0)
+        private(fl.fedavg(), everyone(), clip_norm=0.0)
     with pytest.raises(ValueError, match="FedAvg is not private"):
-        fl.client_epsilon(fl.fedavg(), 1, 1e-5)
+        fl.client_epsilon(fl.fedavg(), 1e-5)
     tight = fl.bernoulli_sampler(1000, 0.01, max_size=12, allow_empty=True)
     with pytest.raises(ValueError, match="max_size must be larger than 12"):
-        fl.client_epsilon(private_fedavg(tight), 1, 1e-5)
+        epsilon(tight, 1.0, 1)

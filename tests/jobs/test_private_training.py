@@ -12,7 +12,9 @@ from jaxkit.jobs.config import PrivacyConfig
 BUDGET = PrivacyConfig(epsilon=8.0, delta=1e-3, clip_norm=0.5)
 
 
-SOURCE = privacy.NoiseSource.public(1)
+def source():
+    """Gives each key once, so every stream has its own."""
+    return privacy.NoiseSource.public(1)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,9 @@ def test_a_plan_spends_its_budget_by_the_last_step_and_not_before(small_config, 
     assert "epsilon = 8.0" in statement
     assert "window of 33 tokens" in statement
     assert "which characters occur" in statement
-    assert "NOT PRIVATE: epsilon = none" in plan.statement(SOURCE)
+    assert "NOT PRIVATE: epsilon = none" in plan.statement(source())
     by_bytes = dataclasses.replace(plan, config=dataclasses.replace(config, tokenizer="byte"))
-    assert "which characters occur" not in by_bytes.statement(SOURCE)
+    assert "which characters occur" not in by_bytes.statement(source())
 
 
 def test_the_noise_that_was_planned_is_kept_with_the_run(small_config, tmp_path, monkeypatch):
@@ -66,7 +68,7 @@ def test_the_noise_that_was_planned_is_kept_with_the_run(small_config, tmp_path,
 
 def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):
     tokens = np.arange(40 * 33 + 20) % 251
-    batches = private_training.PrivateBatches(tokens, plan, SOURCE)
+    batches = private_training.PrivateBatches(tokens, plan, source())
     drawn = [next(batches) for _ in range(3)]
     for step, batch in enumerate(drawn):
         assert batch["tokens"].shape == (plan.sampling.padded_size, 33)
@@ -74,36 +76,36 @@ def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):
             window = index - 40 * step
             assert not real or np.array_equal(row, tokens[33 * window : 33 * (window + 1)])
     assert len({tuple(batch["noise"][0]) for batch in drawn}) == 3
-    resumed = private_training.PrivateBatches(tokens, plan, SOURCE)
+    resumed = private_training.PrivateBatches(tokens, plan, source())
     next(resumed)
     state = resumed.get_state()
     assert state["epsilon_if_secret"] == plan.spent(1)
     assert "epsilon" not in state
     secret = private_training.PrivateBatches(tokens, plan, privacy.NoiseSource.from_os())
     assert secret.get_state()["epsilon"] == 0.0
-    resumed = private_training.PrivateBatches(tokens, plan, SOURCE)
+    resumed = private_training.PrivateBatches(tokens, plan, source())
     resumed.set_state(state)
     again = next(resumed)
     for name, rows in drawn[1].items():
         np.testing.assert_array_equal(again[name], rows)
-    halves = [private_training.PrivateBatches(tokens, plan, SOURCE, part, 2) for part in range(2)]
+    halves = [private_training.PrivateBatches(tokens, plan, source(), part, 2) for part in range(2)]
     both = np.concatenate([next(half)["index"] for half in halves])
     np.testing.assert_array_equal(both, drawn[0]["index"])
     # Another text or setting draws other noise from the same secret.
     other = dataclasses.replace(plan, config=dataclasses.replace(plan.config, learning_rate=0.1))
     for changed in (
-        private_training.PrivateBatches(tokens[1:], plan, SOURCE),
-        private_training.PrivateBatches(tokens, other, SOURCE),
+        private_training.PrivateBatches(tokens[1:], plan, source()),
+        private_training.PrivateBatches(tokens, other, source()),
     ):
         assert not np.array_equal(next(changed)["noise"], drawn[0]["noise"])
 
 
 def test_a_stream_made_under_other_noise_is_refused(plan):
     tokens = np.zeros(40 * 33, int)
-    state = private_training.PrivateBatches(tokens, plan, SOURCE).get_state()
+    state = private_training.PrivateBatches(tokens, plan, source()).get_state()
     other = made_for(plan.config, plan.plan.gradient, 2.0)
     for changed in (
-        private_training.PrivateBatches(tokens, other, SOURCE),
+        private_training.PrivateBatches(tokens, other, source()),
         private_training.PrivateBatches(tokens, plan, privacy.NoiseSource.public(2)),
     ):
         with pytest.raises(ValueError, match="going on would not be what its epsilon says"):
@@ -118,7 +120,7 @@ def test_the_gradient_is_the_noisy_sum_of_clipped_ones_over_the_expected_size(pl
     rows = np.random.default_rng(0).normal(size=(size, 20_000)).astype(np.float32)
     mask = np.arange(size) < 3
     training = made_for(plan.config, privacy.clipped_grad_sum(loss, 0.5))
-    noise = SOURCE.key_data("noise", "run", 0)
+    noise = source().key_data("noise", "run", 0)
     batch = {
         "tokens": jnp.asarray(rows), "index": jnp.arange(size), "mask": jnp.asarray(mask),
         "noise": jnp.broadcast_to(noise, (size, 2)),

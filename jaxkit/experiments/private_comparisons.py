@@ -56,9 +56,7 @@ def full_batch(
 ) -> dict[str, Measured]:
     """SpiderBoost at its default setting against DP-GD tuned over steps and step sizes."""
     everyone = privacy.full_batches(problem.num_examples)
-    calibrated = privacy.calibrate_spiderboost(
-        everyone, everyone, num_steps=STEPS, phase_length=PHASE, epsilon=epsilon, delta=DELTA
-    )
+    calibrated = _calibrated(everyone, everyone, STEPS, PHASE, epsilon=epsilon, delta=DELTA)
     spider = _spiderboost(problem, keys, calibrated)
     factors = np.array([1.0, 4.0] if quick else [1.0, 4.0, 16.0])
     descent = {}
@@ -86,14 +84,8 @@ def equal_cost(
     n = problem.num_examples
     everyone = privacy.full_batches(n)
     few = _poisson(n, VARIATION_RATE, STEPS, epsilon)
-    calibrated = privacy.calibrate_spiderboost(
-        everyone,
-        few,
-        num_steps=STEPS,
-        phase_length=PHASE,
-        epsilon=epsilon,
-        delta=DELTA,
-        accountant="rdp",
+    calibrated = _calibrated(
+        everyone, few, STEPS, PHASE, epsilon=epsilon, delta=DELTA, accountant="rdp"
     )
     spider = _spiderboost(problem, keys, calibrated, poisson=True, variation_rate=VARIATION_RATE)
     factors = np.array([1.0, 4.0, 16.0] if quick else [0.25, 1.0, 4.0, 16.0, 64.0])
@@ -123,20 +115,35 @@ def equal_cost(
 def _spiderboost(
     problem: private_descent.Problem,
     keys: Key[Array, " seeds"],
-    calibrated: Any,
+    calibrated: private_descent.Noise,
     **sampling: Any,
 ) -> np.ndarray:
     """Gradient norms of SpiderBoost at its default setting, ``[seeds]``."""
     norms = private_descent.spiderboost_norms(
         problem,
         keys,
-        private_descent.Noise(calibrated.anchor, calibrated.variation),
+        calibrated,
         jnp.array([SPIDER_RATE]),
         num_steps=STEPS,
         phase_length=PHASE,
         **sampling,
     )
     return np.asarray(norms[0])
+
+
+def _calibrated(
+    anchors: privacy.Sampling, variations: privacy.Sampling, steps: int, phase: int, **budget: Any
+) -> private_descent.Noise:
+    plan = privacy.spiderboost(
+        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+        anchors,
+        variations,
+        num_steps=steps,
+        phase_length=phase,
+        difference_clip=private_descent.LOSS_SMOOTHNESS,
+        **budget,
+    )
+    return private_descent.Noise(plan.anchor_noise_multiplier, plan.variation_noise_multiplier)
 
 
 def _multiplier(sampling: privacy.Sampling, steps: int, **budget: Any) -> float:
@@ -155,11 +162,8 @@ def dimension(d: int, keys: Key[Array, " seeds"]) -> dict[str, Measured]:
     """SpiderBoost with and without a projection, and DP-GD, on rank-5 data in d dimensions."""
     problem, steps, phase, epsilon, delta = private_descent.low_rank_problem(d), 500, 50, 4.0, 1e-5
     everyone = privacy.full_batches(problem.num_examples)
-    calibrated = privacy.calibrate_spiderboost(
-        everyone, everyone, num_steps=steps, phase_length=phase, epsilon=epsilon, delta=delta
-    )
+    noise = _calibrated(everyone, everyone, steps, phase, epsilon=epsilon, delta=delta)
     z = _multiplier(everyone, steps, epsilon=epsilon, delta=delta)
-    noise = private_descent.Noise(calibrated.anchor, calibrated.variation)
     factors = np.array([1.0, 4.0])
     rates = jnp.asarray(factors / private_descent.SMOOTHNESS)
     options = {"num_steps": steps, "phase_length": phase}
@@ -209,11 +213,8 @@ def _small_data(keys: Key[Array, " seeds"]) -> dict[str, Measured]:
     rates = jnp.asarray(factors / private_descent.SMOOTHNESS)
     spider, descent = {}, {}
     for steps in (100, 300):
-        noise = privacy.calibrate_spiderboost(
-            everyone, everyone, num_steps=steps, phase_length=steps // 10, epsilon=4.0, delta=1e-4
-        )
+        pair = _calibrated(everyone, everyone, steps, steps // 10, epsilon=4.0, delta=1e-4)
         z = _multiplier(everyone, steps, epsilon=4.0, delta=1e-4)
-        pair = private_descent.Noise(noise.anchor, noise.variation)
         boosted = private_descent.spiderboost_norms(
             problem, keys, pair, rates, num_steps=steps, phase_length=steps // 10
         )

@@ -42,6 +42,8 @@ class Problem(NamedTuple):
 #: Smoothness of the loss of one row of norm 1, and of the whole objective.
 LOSS_SMOOTHNESS = 0.25
 SMOOTHNESS = LOSS_SMOOTHNESS + 2e-4
+#: Of the guarantee on the prose.
+DELTA = 1e-6
 
 
 class Noise(NamedTuple):
@@ -126,11 +128,6 @@ def clipped_gradient(basis: Float[Array, "d r"]) -> privacy.ClippedGradient:
     )
 
 
-def _binomial(problem: Problem, rate: Any):
-    # Poisson sampling of identical rows: the number that take part is binomial.
-    return lambda key: jax.random.binomial(key, problem.counts, rate).astype(jnp.int32)
-
-
 @functools.partial(
     jax.jit, static_argnames=("num_steps", "phase_length", "poisson", "target_dimension")
 )
@@ -150,7 +147,7 @@ def spiderboost_norms(
 
     With a `target_dimension` the rows are projected first and the iterates lifted back.
     """
-    n = jnp.sum(problem.counts)
+    n: Any = jnp.sum(problem.counts)
 
     def run(learning_rate, key):
         run_key, projection_key = jax.random.split(key)
@@ -159,25 +156,23 @@ def spiderboost_norms(
             phi = privacy.projection(projection_key, basis.shape[0], target_dimension)
             x, lift = privacy.jl_embed(x, phi @ basis), lambda w: privacy.jl_lift(w, phi)
             basis = jnp.eye(target_dimension)
-        estimator = privacy.spiderboost(
+        plan = privacy.spiderboost(
             clipped_gradient(basis),
+            privacy.Sampling("all", n, n, 0),
+            privacy.Sampling("poisson" if poisson else "all", n, n * variation_rate, 0),
+            num_steps=num_steps,
+            phase_length=phase_length,
             difference_clip=LOSS_SMOOTHNESS,
-            anchor_noise_multiplier=noise.anchor,
-            variation_noise_multiplier=noise.variation,
-            anchor_size=n,
-            variation_size=n * variation_rate,
+            noise_multipliers=(noise.anchor, noise.variation),
+            delta=DELTA,
         )
-        everyone = lambda key: problem.counts  # noqa: E731
         iterates = privacy.run_spiderboost(
-            estimator,
+            plan,
             optax.sgd(learning_rate),
             jnp.zeros(basis.shape[0]),
             (x, problem.y),
             run_key,
-            num_steps=num_steps,
-            phase_length=phase_length,
-            draw_anchor=everyone,
-            draw_variation=_binomial(problem, variation_rate) if poisson else everyone,
+            counts=problem.counts,
             regulariser_gradient=functools.partial(regulariser_gradient, problem.strength),
             probe=lambda w: w,
         ).record.probe
@@ -210,7 +205,9 @@ def descent_norms(
             w, state = carry
             counts = problem.counts
             if poisson:
-                counts = _binomial(problem, rate)(jax.random.fold_in(batch_key, index))
+                # Poisson sampling of identical rows: the number that take part is binomial.
+                draw_key = jax.random.fold_in(batch_key, index)
+                counts = jax.random.binomial(draw_key, problem.counts, rate).astype(jnp.int32)
             total: Any = gradient(w, (problem.x, problem.y), None, counts)
             mean, state = privatize.update(total, state)
             direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))

@@ -28,7 +28,7 @@ How to choose:
 - slow, ill-conditioned smooth problems with a large n epsilon / sqrt(d): `spiderboost` with full
   anchors, q = T/10, batches of 1-5 % for variations, eta around 1/L1 to 4/L1: smaller gradients at
   equal cost;
-- batches that cannot be random: `privatize_tree_sum` (DP-FTRL), with `dp_ftrl_mechanism`;
+- batches that cannot be random: `dp_ftrl`;
 - a single pass over the data: `tree_spider`;
 - linear models of low rank in high dimension: `jl_embed` before SpiderBoost;
 - for study: `recursive_regularization`.
@@ -46,13 +46,10 @@ Sharp edges:
 - Lipschitz constants and radii must be declared, never measured on the data;
 - who knows the key of a simulation (`privatize_sum(key=...)`) or a public seed can subtract the
   noise: a real run takes its keys from `NoiseSource.from_os`;
-- a `NoiseSource` is for one run: two runs of equal plans under it draw the same noise, and the
-  difference of what they release has none;
-- add sums of different rows only: of the same rows, the sum's bound would be too small;
-- sums are accumulated in float32: over more than some 1e5 microbatches one example can move how
-  later ones are rounded, by more than the bound;
-- `run_spiderboost` and `recursive_noise` take batches, sizes and bounds again: give those that the
-  noise was calibrated for;
+- a `NoiseSource` gives each key once; `stored(fresh=False)` says that the same run goes on, on the
+  same data: with other data the difference of what is released would have no noise;
+- a sum over B examples is rounded like one addition of float32: a last bit of a large sum may move
+  by B 2^-24 of the bound;
 - floating-point noise is not the real Gaussian: its last bits can be attacked;
 - a binding clip on differences biases the estimate until the next anchor;
 - bounded losses let the iterates run to infinity, where gradients vanish: watch the loss and the
@@ -60,23 +57,18 @@ Sharp edges:
 """
 
 from jaxkit.privacy.accounting import epsilon_spent
-from jaxkit.privacy.auditing import Audit, audit_llr, spiderboost_scores
+from jaxkit.privacy.auditing import Audit, audit_llr, audit_noise, spiderboost_scores
 from jaxkit.privacy.batches import Sampling, fixed_sampling, full_batches, poisson_sampling
-from jaxkit.privacy.calibration import calibrate_one_pass, calibrate_spiderboost
+from jaxkit.privacy.calibration import calibrate_one_pass
 from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, clipped_grad_sum
 from jaxkit.privacy.clipping import clip_per_example
 from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss
-from jaxkit.privacy.mechanisms import (
-    dp_ftrl_mechanism,
-    dp_sgd_mechanism,
-    one_pass_mechanism,
-    spiderboost_mechanism,
-)
-from jaxkit.privacy.noise import privatize_sum, privatize_tree_sum
-from jaxkit.privacy.plans import PrivacyPlan, dp_sgd
+from jaxkit.privacy.mechanisms import dp_sgd_mechanism, one_pass_mechanism
+from jaxkit.privacy.noise import privatize_sum
+from jaxkit.privacy.plans import PrivacyPlan, dp_ftrl, dp_sgd
 from jaxkit.privacy.projections import jl_embed, jl_lift, projection
 from jaxkit.privacy.randomness import NoiseSource
-from jaxkit.privacy.recursive_regularization import recursive_noise, recursive_regularization
+from jaxkit.privacy.recursive_regularization import recursive_regularization
 from jaxkit.privacy.spiderboost import run_spiderboost, spiderboost
 from jaxkit.privacy.statement import privacy_statement
 from jaxkit.privacy.theory import spiderboost_theory
@@ -90,11 +82,11 @@ __all__ = [
     "PrivacyPlan",
     "Sampling",
     "audit_llr",
+    "audit_noise",
     "calibrate_one_pass",
-    "calibrate_spiderboost",
     "clip_per_example",
     "clipped_grad_sum",
-    "dp_ftrl_mechanism",
+    "dp_ftrl",
     "dp_sgd",
     "dp_sgd_mechanism",
     "epsilon_spent",
@@ -108,13 +100,10 @@ __all__ = [
     "poisson_sampling",
     "privacy_statement",
     "privatize_sum",
-    "privatize_tree_sum",
     "projection",
-    "recursive_noise",
     "recursive_regularization",
     "run_spiderboost",
     "spiderboost",
-    "spiderboost_mechanism",
     "spiderboost_scores",
     "spiderboost_theory",
     "tree_examples",

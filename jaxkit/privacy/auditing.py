@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxkit import validation
-from jaxkit.privacy import mechanisms
+from jaxkit.privacy import clipping
 from jaxkit.privacy.spiderboost import SpiderBoost
 
 
@@ -47,6 +48,7 @@ def audit_llr(
     .. math:: (E[s|present] - E[s|absent])^2 / \mathrm{Var}[s|absent] \le \mu^2,
 
     whatever scale the score has; noise at half its claimed size makes it four times as large.
+    Noise that is used again can make the measured value smaller: `audit_noise` is for that.
 
     Args:
         absent: scores of runs without the example.
@@ -93,24 +95,99 @@ def audit_llr(
     return Audit(mu**2, separation**2, lower**2, bool(lower <= mu))
 
 
+class NoiseAudit(NamedTuple):
+    """What an audit of the noise of a run found.
+
+    Attributes:
+        p_values: how improbable the least likely of each kind of statistic is for fresh noise,
+            times the number of statistics: `"energy"`, `"steps"` (two alike), `"lags"`, `"arrays"`
+            (alike within a step).
+        passed: whether none is too improbable.
+    """
+
+    p_values: dict[str, float]
+    passed: bool
+
+
+def audit_noise(residuals: PyTree, *, confidence: float = 0.999) -> NoiseAudit:
+    r"""Test that the noise of releases is fresh: of its size, and used once.
+
+    Noise that steps, phases, clients, arrays or resumed parts share has the right size, and hides
+    nothing. Give all that was released, over resumes and runs, one after the other.
+
+    Args:
+        residuals: releases less the sums they hide, over their claimed standard deviation: a tree
+            of arrays ``[T, ...]``, standard normals under the claim. Many runs side by side,
+            ``[T, runs, ...]``, show what small arrays cannot.
+        confidence: in (0, 1), of fresh noise passing.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: if there are no residuals or one is not finite.
+
+    Example:
+        >>> draws = np.random.default_rng(0).normal(size=(8, 500))
+        >>> audit_noise(draws).passed, audit_noise(draws[[0, 1, 2, 0, 4, 5, 6, 7]]).passed
+        (True, False)
+    """
+    from scipy import stats
+
+    steps = clipping.batch_size("residuals", residuals)
+    leaves = [np.asarray(x, np.float64).reshape(steps, -1) for x in jax.tree.leaves(residuals)]
+    leaves = [leaf for leaf in leaves if leaf.size]
+    everything = np.concatenate(leaves, 1)
+    validation.number("residuals", everything)
+
+    def energy(draws, axis=None):
+        square, degrees = (draws**2).sum(axis), draws.size if axis is None else draws.shape[axis]
+        return 2 * np.minimum(stats.chi2.sf(square, degrees), stats.chi2.cdf(square, degrees))
+
+    def alike(cosine, size):
+        """Of the cosine of two independent normal vectors, exactly."""
+        freedom, cosine = size - 1, np.clip(np.abs(cosine), 0, 1 - 1e-15)
+        if not freedom:
+            return np.ones_like(cosine)
+        return 2 * stats.t.sf(cosine * np.sqrt(freedom / (1 - cosine**2)), freedom)
+
+    def pair(one, other):
+        norms = np.linalg.norm(one) * np.linalg.norm(other)
+        return alike(np.vdot(one, other) / max(norms, 1e-300), one.size)
+
+    found: dict[str, list[Any]] = {
+        "energy": [energy(everything, 1), *map(energy, [everything, *leaves])]
+    }
+    parts = [everything, *leaves] if len(leaves) > 1 else leaves
+    unit = [
+        part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-300) for part in parts
+    ]
+    found["steps"] = [alike(u @ u.T, u.shape[1])[np.triu_indices(steps, 1)] for u in unit]
+    found["lags"] = [pair(everything[lag:], everything[:-lag]) for lag in range(1, steps)]
+    # What one array takes from the beginning of another, or an array repeats.
+    halves = [np.array_split(leaf[:, : leaf.shape[1] // 2 * 2], 2, 1) for leaf in leaves]
+    pairs = [*itertools.combinations(leaves, 2), *(half for half in halves if half[0].size)]
+    shared = [(min(one.shape[1], other.shape[1]), one, other) for one, other in pairs]
+    found["arrays"] = [pair(one[:, :size], other[:, :size]) for size, one, other in shared]
+    tests = sum(np.size(value) for values in found.values() for value in values)
+    p_values = {
+        name: min(1.0, tests * min((float(np.min(v)) for v in values if np.size(v)), default=1.0))
+        for name, values in found.items()
+    }
+    return NoiseAudit(p_values, min(p_values.values()) > 1 - confidence)
+
+
 def spiderboost_scores(
-    estimator: SpiderBoost,
+    plan: SpiderBoost,
     params: PyTree,
     data: PyTree,
     canary: Float[Array, " n"] | Any,
     present: Any,
     key: Key[Array, ""],
     *,
-    num_steps: int,
-    phase_length: int,
     learning_rate: Any,
-    clip_norm: Any,
-    difference_clip: Any,
-    anchor_noise_multiplier: Any,
-    variation_noise_multiplier: Any,
-    anchor_size: Any,
-    variation_size: Any,
-) -> Float[Array, ""]:
+    claim: SpiderBoost | None = None,
+) -> tuple[Float[Array, ""], PyTree[Float[Array, "steps ..."]]]:
     r"""Run SpiderBoost with or without a canary and score how much it shows.
 
     The auditor sees every estimate, hence every noisy sum r_t, and knows all other rows:
@@ -121,72 +198,66 @@ def spiderboost_scores(
     and z_t B_t the noise as *claimed*. `vmap` over keys and give both sets to `audit_llr`.
 
     Args:
-        estimator: what is audited.
+        plan: what is audited.
         params: w_0.
         data: tree of arrays ``[n, ...]``.
         canary: boolean ``[n]``, true at the canary's row.
         present: whether the canary takes part, a boolean that may be traced.
         key: typed key of this run.
-        num_steps: T, static.
-        phase_length: q, static.
         learning_rate: eta of gradient descent on the estimates.
-        clip_norm: C1 as claimed.
-        difference_clip: C2 as claimed.
-        anchor_noise_multiplier: z1 as claimed.
-        variation_noise_multiplier: z2 as claimed.
-        anchor_size: b1, the divisor of anchors.
-        variation_size: b2, the divisor of variations.
+        claim: the plan whose noise and bounds are claimed, by default the one audited.
 
     Returns:
-        The score of the run.
-
-    Raises:
-        ValueError: if `num_steps` or `phase_length` is not allowed.
+        The score of the run, and for `audit_noise` the residuals of its steps.
 
     Source: arXiv 2206.00846 Algorithm 2 releases, seen by the strongest adversary.
 
     Example:
-        >>> from jaxkit.privacy import glm, spiderboost
+        >>> from jaxkit.privacy import batches, glm
+        >>> from jaxkit.privacy.spiderboost import spiderboost
         >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
-        >>> claims = dict(
-        ...     difference_clip=0.25, anchor_noise_multiplier=1.0, variation_noise_multiplier=1.0,
-        ...     anchor_size=2, variation_size=2,
+        >>> two = batches.full_batches(2)
+        >>> plan = spiderboost(
+        ...     gradient, two, two, num_steps=3, phase_length=2, difference_clip=0.25,
+        ...     noise_multipliers=(1.0, 1.0), delta=1e-5,
         ... )
-        >>> estimator = spiderboost(gradient, **claims)
         >>> data, canary = (jnp.ones((2, 1)), jnp.ones(2)), jnp.array([True, False])
-        >>> def score(key):
+        >>> def scores(key):
         ...     return spiderboost_scores(
-        ...         estimator, jnp.zeros(1), data, canary, True, key,
-        ...         num_steps=2, phase_length=2, learning_rate=0.1, clip_norm=1.0, **claims,
+        ...         plan, jnp.zeros(1), data, canary, True, key, learning_rate=0.1
         ...     )
-        >>> jax.eval_shape(score, jax.random.key(0)).shape
-        ()
+        >>> score, residuals = jax.eval_shape(scores, jax.random.key(0))
+        >>> score.shape, residuals.shape
+        ((), (3, 1))
     """
-    mechanisms.spiderboost_counts(num_steps, phase_length)
+    claim = claim or plan
+    clip_norm = clipping.total_clip_norm(claim.gradient.clip_norm)
     others = ~canary
     taking_part = others | (canary & present)
 
     def step(carry, index):
         state, params = carry
-        is_anchor = index % phase_length == 0
+        is_anchor = index % plan.phase_length == 0
         bound = jnp.minimum(
-            difference_clip * optax.tree.norm(optax.tree.sub(params, state.prev_params)),
+            claim.difference_clip * optax.tree.norm(optax.tree.sub(params, state.prev_params)),
             2 * clip_norm,
         )
 
-        anchored, _ = estimator.anchor(state, params, data, taking_part)
-        varied, _ = estimator.variation(state, params, data, taking_part)
+        anchored, _ = plan.anchor(state, params, data, key, taking_part)
+        varied, _ = plan.variation(state, params, data, key, taking_part)
         new_state = optax.tree.where(is_anchor, anchored, varied)
         released = optax.tree.where(
             is_anchor,
-            optax.tree.scale(anchor_size, anchored.estimate),
-            optax.tree.scale(variation_size, optax.tree.sub(varied.estimate, state.estimate)),
+            optax.tree.scale(claim.anchors.expected_size, anchored.estimate),
+            optax.tree.scale(
+                claim.variations.expected_size, optax.tree.sub(varied.estimate, state.estimate)
+            ),
         )
         with_canary, without = (
             optax.tree.where(
                 is_anchor,
-                estimator.anchor(state, params, data, mask)[1].total,
-                estimator.variation(state, params, data, mask)[1].total,
+                plan.anchor(state, params, data, key, mask)[1].total,
+                plan.variation(state, params, data, key, mask)[1].total,
             )
             for mask in (canary | others, others)
         )
@@ -194,14 +265,16 @@ def spiderboost_scores(
         residual = optax.tree.sub(released, without)
         claimed = jnp.where(
             is_anchor,
-            anchor_noise_multiplier * clip_norm,
-            variation_noise_multiplier * bound,
+            claim.anchor_noise_multiplier * clip_norm,
+            claim.variation_noise_multiplier * bound,
         )
-        inner = optax.tree.vdot(shown, residual)
-        score = jnp.where(claimed > 0, inner / jnp.where(claimed > 0, claimed, 1) ** 2, 0)
+        size = jnp.where(claimed > 0, claimed, 1)
+        score = jnp.where(claimed > 0, optax.tree.vdot(shown, residual) / size**2, 0)
+        hidden = optax.tree.where(present, shown, optax.tree.zeros_like(shown))
+        drawn = optax.tree.scale(1 / size, optax.tree.sub(residual, hidden))
         params = optax.tree.add_scale(params, -learning_rate, new_state.estimate)
-        return (new_state, params), score
+        return (new_state, params), (score, drawn)
 
-    carry = (estimator.init(params, key), params)
-    _, scores = jax.lax.scan(step, carry, jnp.arange(num_steps))
-    return jnp.sum(scores)
+    carry = (plan.init(params), params)
+    _, (scores, drawn) = jax.lax.scan(step, carry, jnp.arange(plan.num_steps))
+    return jnp.sum(scores), drawn

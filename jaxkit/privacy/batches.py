@@ -30,14 +30,15 @@ class Sampling(NamedTuple):
     """How batches are drawn, with all that accounting needs to know.
 
     Attributes:
-        kind: `"poisson"`, `"fixed"` (without replacement) or `"all"`.
+        kind: `"poisson"`, `"fixed"` (without replacement), `"all"`, or `"in_order"` (DP-FTRL: one
+            batch after the other, each example at most once in a pass).
         num_examples: n.
         expected_size: average size of a batch: the constant to divide sums by.
         padded_size: M, the static size of `Batch`.
         overflow: probability that a Poisson batch does not fit.
     """
 
-    kind: Literal["poisson", "fixed", "all"]
+    kind: Literal["poisson", "fixed", "all", "in_order"]
     num_examples: int
     expected_size: float
     padded_size: int
@@ -48,8 +49,22 @@ class Sampling(NamedTuple):
         """Probability that an example is in a batch."""
         return self.expected_size / self.num_examples
 
-    def draw(self, key: Key[Array, ""]) -> Batch:
-        """Draw a batch; the same key gives the same batch on any number of devices."""
+    @property
+    def batches_per_pass(self) -> int:
+        """Batches of the padded size that the examples fill."""
+        return self.num_examples // self.padded_size
+
+    def draw(self, key: Key[Array, ""], step: int = 0) -> Batch:
+        """Draw a batch; the same key gives the same batch on any number of devices.
+
+        Args:
+            key: typed key, unused where nothing is random.
+            step: which batch, where they come in order.
+        """
+        if self.kind == "in_order":
+            first = (step % self.batches_per_pass) * self.padded_size
+            rows = first + jnp.arange(self.padded_size, dtype=jnp.int32)
+            return Batch(rows, jnp.ones(self.padded_size, bool), jnp.zeros((), bool))
         if self.kind == "all":
             everyone = jnp.arange(self.num_examples)
             return Batch(everyone, jnp.ones(self.num_examples, bool), jnp.zeros((), bool))

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from jaxkit import validation
 from jaxkit.privacy import accounting, batches, mechanisms
 from jaxkit.privacy.accounting import Accountant
 from jaxkit.privacy.mechanisms import Mechanism, Neighbours
-
-
-class SpiderBoostNoise(NamedTuple):
-    """Calibrated noise of Private SpiderBoost.
-
-    Attributes:
-        anchor: z1, over the bound on a gradient.
-        variation: z2, over the bound on a gradient difference.
-        mechanism: what the run with this noise releases.
-    """
-
-    anchor: float
-    variation: float
-    mechanism: Mechanism
 
 
 def calibrate(
@@ -121,84 +106,48 @@ def _root(excess: Callable[[float], float], low: float, high: float, width: floa
     return high
 
 
-def calibrate_spiderboost(
-    anchor: batches.Sampling,
-    variation: batches.Sampling,
+def spiderboost_noise(
+    anchors: batches.Sampling,
+    variations: batches.Sampling,
     *,
     num_steps: int,
     phase_length: int,
     epsilon: float,
     delta: float,
-    anchor_share: float = 0.5,
-    neighbours: Neighbours | None = None,
-    accountant: Accountant | None = None,
-) -> SpiderBoostNoise:
-    r"""Noise multipliers of Private SpiderBoost for a budget.
+    anchor_share: float,
+    neighbours: Neighbours | None,
+    accountant: Accountant | None,
+) -> tuple[float, float]:
+    r"""Noise multipliers of anchors and variations for a budget; arguments as `spiderboost`.
 
-    With a total :math:`\mu`, anchors get the share :math:`\rho\mu^2` and variations the rest:
-
-    .. math::
-        z_1 = \sqrt{K_1/\rho}/\mu, \qquad z_2 = \sqrt{K_2/(1-\rho)}/\mu
-
-    for full batches; for a sampling rate p < 1 the multiplier whose K sampled releases amount to
-    the same in the central limit, :math:`z = \log^{-1/2}(1 + \rho\mu^2/(K p^2))`. The one number
-    :math:`\mu` is then calibrated by the accountant, so that the split is a choice, not an
-    approximation of the guarantee. One common z for both would starve the anchors.
-
-    Args:
-        anchor: how the batches of anchors are drawn.
-        variation: how those of variations are drawn.
-        num_steps: T.
-        phase_length: q in 1..T.
-        epsilon: > 0.
-        delta: in (0, 1); at or above 1/n it warns.
-        anchor_share: rho in (0, 1).
-        neighbours: relation claimed; by default that of the samplings.
-        accountant: as in `epsilon_spent`.
-
-    Returns:
-        The two multipliers and the mechanism.
-
-    Raises:
-        ImportError: without the `privacy` extra.
-        ValueError: if a number is not allowed or no event is valid.
-
-    Source: arXiv 2206.00846 Theorem 4.1 gives both groups noise of the same order (rho = 1/2).
-
-    Example:
-        >>> everyone = batches.full_batches(510_663)
-        >>> noise = calibrate_spiderboost(
-        ...     everyone, everyone, num_steps=3000, phase_length=300, epsilon=1.0, delta=1e-6
-        ... )
-        >>> round(noise.anchor, 2), round(noise.variation, 1)
-        (18.89, 326.7)
+    For a sampling rate p < 1 the multiplier whose K sampled releases amount to the share
+    :math:`\rho\mu^2` in the central limit is :math:`z = \log^{-1/2}(1 + \rho\mu^2/(K p^2))`. The
+    accountant judges the result, so that the split is a choice, not an approximation.
     """
     share = validation.number(
         "anchor_share", anchor_share, minimum=0, maximum=1, open_minimum=True, open_maximum=True
     )
-    accounting.warn_large_delta(delta, anchor.num_examples)
-    anchors, variations = mechanisms.spiderboost_counts(num_steps, phase_length)
+    anchor_count, variation_count = mechanisms.spiderboost_counts(num_steps, phase_length)
 
     def multipliers(noise: float) -> tuple[float, float]:
-        if not variations:
-            return _multiplier(anchor, 1 / noise**2, anchors), 1.0
+        if not variation_count:
+            return _multiplier(anchors, 1 / noise**2, anchor_count), 1.0
         return (
-            _multiplier(anchor, share / noise**2, anchors),
-            _multiplier(variation, (1 - share) / noise**2, variations),
+            _multiplier(anchors, share / noise**2, anchor_count),
+            _multiplier(variations, (1 - share) / noise**2, variation_count),
         )
 
     def make_mechanism(noise: float) -> Mechanism:
         return mechanisms.spiderboost_mechanism(
-            anchor,
-            variation,
+            anchors,
+            variations,
             *multipliers(noise),
             num_steps=num_steps,
             phase_length=phase_length,
             neighbours=neighbours,
         )
 
-    noise = calibrate(make_mechanism, epsilon, delta, accountant=accountant)
-    return SpiderBoostNoise(*multipliers(noise), make_mechanism(noise))
+    return multipliers(calibrate(make_mechanism, epsilon, delta, accountant=accountant))
 
 
 def calibrate_one_pass(epsilon: float, delta: float) -> float:

@@ -63,18 +63,6 @@ class BoundedSum:
     unit: str = flax.struct.field(pytree_node=False, default="example")
     rows: int = flax.struct.field(pytree_node=False, default=0)
 
-    def __add__(self, other: BoundedSum) -> BoundedSum:
-        """The sum over both batches, which must be of different examples."""
-        if not isinstance(other, BoundedSum) or other.unit != self.unit:
-            raise TypeError(f"only a BoundedSum over {self.unit}s can be added, got {other!r}")
-        added = [
-            jax.tree.map(jnp.add, getattr(self, name), getattr(other, name))
-            for name in ("total", "loss", "count", "clipped", "non_finite")
-        ]
-        bound = jnp.maximum(self.clip_norm, other.clip_norm)
-        rows = self.rows + other.rows
-        return BoundedSum(added[0], bound, *added[1:], unit=self.unit, rows=rows)
-
     def scale(self, factor: Any) -> BoundedSum:
         """The sum times a constant, and its bound with it."""
         return dataclasses.replace(
@@ -363,11 +351,34 @@ def _in_microbatches(rows_sum, batch, index, count, size: int) -> BoundedSum:
     if size == rows:
         found, aux = rows_sum(batch, index, count)
         return dataclasses.replace(found, aux=aux)
-    accumulate = optax.microbatching.AccumulationType
-    found, aux = optax.microbatching.microbatch(
-        rows_sum, (0, 1, 2), size, (accumulate.SUM, accumulate.CONCAT)
-    )(batch, index, count)
-    return dataclasses.replace(found, aux=jax.tree.map(lambda x: x[:rows], aux))
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (batch, index, count))
+    like = jax.eval_shape(lambda part: rows_sum(*part)[0], jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+    def add(sums, part):
+        found, aux = rows_sum(*part)
+        return [_two_sum(*each) for each in zip(sums, jax.tree.leaves(found), strict=True)], aux
+
+    zeros = [(zero, zero) for zero in jax.tree.leaves(zeros)]
+    sums, aux = jax.lax.scan(add, zeros, parts)
+    found = jax.tree.unflatten(jax.tree.structure(like), [total + lost for total, lost in sums])
+    aux = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], aux)
+    return dataclasses.replace(found, aux=aux)
+
+
+def _two_sum(sums, term):
+    """Add to a sum, and what rounding lost in it to another: many terms then err as one does.
+
+    Barriers keep the compiler from finding that nothing is lost but for rounding (Knuth's two-sum).
+    """
+    total, lost = sums
+    if not jnp.issubdtype(total.dtype, jnp.floating):
+        return total + term, lost
+    after = jax.lax.optimization_barrier(total + term)
+    share = jax.lax.optimization_barrier(after - total)
+    rest = jax.lax.optimization_barrier(after - share)
+    error = (total - rest) + (term - share)
+    return after, lost + jnp.where(jnp.isfinite(after), error, 0)
 
 
 def _on_mesh(mesh, held, weights, batch, index, count, key, bound) -> BoundedSum:

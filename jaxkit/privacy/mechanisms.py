@@ -74,6 +74,8 @@ def sampling_neighbours(*samplings: batches.Sampling) -> Neighbours:
         'replace'
     """
     kinds = {sampling.kind for sampling in samplings}
+    if "in_order" in kinds:
+        raise ValueError("sampling must be random or of all examples, got batches in order")
     if {"poisson", "fixed"} <= kinds:
         raise ValueError(
             "sampling kinds must not mix 'poisson' (add_or_remove) and 'fixed' (replace): "
@@ -290,4 +292,5 @@ def _words(sampling: batches.Sampling) -> str:
         "all": f"all {sampling.num_examples:,} examples",
         "poisson": f"Poisson batches, rate {sampling.rate:g} of {sampling.num_examples:,}",
         "fixed": f"{sampling.padded_size:,} of {sampling.num_examples:,} without replacement",
+        "in_order": f"{sampling.padded_size:,} of {sampling.num_examples:,} in order",
     }[sampling.kind]

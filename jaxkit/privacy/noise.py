@@ -18,16 +18,13 @@ Draw = Callable[[Key[Array, ""], Any, PyTree], PyTree]
 
 
 class NoiseState(NamedTuple):
-    """State of a transformation that adds noise.
+    """State of a transformation that adds noise; no key is in it, nor in a checkpoint of it.
 
     Attributes:
         step: number of updates made, int32.
-        key: typed key, or None where each update is given one; update t draws from
-            ``fold_in(key, t)``, so a key must serve one run only.
     """
 
     step: Int[Array, ""]
-    key: Any
 
 
 def gaussian_draw(
@@ -90,7 +87,7 @@ def privatize_tree_sum(
     noise_multiplier: Any,
     expected_batch_size: Any,
     steps_per_tree: int,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Do as `privatize_sum`, with noise whose running sum is that of binary-tree aggregation.
 
@@ -108,7 +105,7 @@ def privatize_tree_sum(
         noise_multiplier: z >= 0: a node has standard deviation z C.
         expected_batch_size: B > 0.
         steps_per_tree: a new tree begins after this many updates (an epoch).
-        key: typed key for this run alone.
+        key: typed key for this run alone; without it, every `update` takes the same one as `key=`.
 
     Returns:
         An optax transformation whose updates are a `BoundedSum`.
@@ -128,7 +125,6 @@ def privatize_tree_sum(
         [-0.25]
     """
     validation.integer("steps_per_tree", steps_per_tree, minimum=1)
-    check_key(key)
 
     def draw(state, key, like):
         tree, before = jnp.divmod(state.step, steps_per_tree)
@@ -155,9 +151,7 @@ def _privatize(noise_multiplier, expected_batch_size, key, draw):
 
     def init(params):
         del params
-        # A copy of the key: the state may be donated, and the next one still needs it.
-        copy = None if run_key is None else jax.random.clone(run_key)
-        return NoiseState(jnp.zeros((), jnp.int32), copy)
+        return NoiseState(jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None, *, key=None, **_):
         del params
@@ -166,14 +160,14 @@ def _privatize(noise_multiplier, expected_batch_size, key, draw):
                 f"updates must be a BoundedSum, which knows its bound, got {type(updates).__name__}"
                 ": noise comes first in a chain, and averaging over calls goes around it"
             )
-        if (key is None) == (state.key is None):
+        if (key is None) == (run_key is None):
             raise TypeError("key must be given either to the transformation or to each update")
-        draws = draw(state, state.key if key is None else key, updates.total)
+        draws = draw(state, run_key if key is None else key, updates.total)
         scale = noise_multiplier * updates.clip_norm
         mean = jax.tree.map(
             lambda leaf, xi: (leaf + scale * xi) / expected_batch_size, updates.total, draws
         )
-        return mean, NoiseState(state.step + 1, state.key)
+        return mean, NoiseState(state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Key
 
 from jaxkit import validation
-from jaxkit.privacy import accounting, calibration, mechanisms, noise, statement
+from jaxkit.privacy import accounting, batches, calibration, mechanisms, noise, statement
 from jaxkit.privacy.batches import Batch, Sampling
 from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, Neighbours
 from jaxkit.privacy.randomness import NoiseSource
@@ -19,10 +19,10 @@ from jaxkit.privacy.randomness import NoiseSource
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrivacyPlan:
-    """DP-SGD and all that only post-processes its noisy sums: momentum, Adam, schedules.
+    """DP-SGD or DP-FTRL and all that only post-processes their noisy sums: momentum, schedules.
 
-    Made by `dp_sgd`. No part asks again for what another knows: the noise follows the bound that
-    each sum carries, its divisor and the accountant's event follow the sampling.
+    Made by `dp_sgd` and `dp_ftrl`. No part asks again for what another knows: the noise follows
+    the bound that each sum carries, its divisor and the accountant's event follow the sampling.
 
     Attributes:
         gradient: the clipped gradient.
@@ -56,15 +56,22 @@ class PrivacyPlan:
         Raises:
             ValueError: if the step is none of the plan's: its cost would not be in `epsilon`.
         """
-        return self.sampling.draw(source.key("batches", self.fingerprint, self._planned(step)))
+        key = source.key("batches", self.fingerprint, self._planned(step))
+        return self.sampling.draw(key, step)
 
     def noise_key(self, source: NoiseSource, step: int) -> Key[Array, ""]:
-        """The key that the update of a step needs.
+        """The key that the update of a step needs; of DP-FTRL, that of step 0 serves all updates.
 
         Raises:
-            ValueError: if the step is none of the plan's.
+            ValueError: if the step is none of the plan's, or its key was given out before.
         """
+        if self._in_order and step:
+            raise ValueError(f"step must be 0, whose key serves all updates, got {step}")
         return source.key("noise", self.fingerprint, self._planned(step))
+
+    @property
+    def _in_order(self) -> bool:
+        return self.sampling.kind == "in_order"
 
     def _planned(self, step: int) -> int:
         number = validation.integer("step", step, minimum=0)
@@ -82,7 +89,10 @@ class PrivacyPlan:
                 this plan's sampling, or if anything else is given that an optimizer could learn
                 from, such as a loss: only the sum has noise.
         """
-        release: Any = noise.privatize_sum(self.noise_multiplier, self.sampling.expected_size)
+        z, size = self.noise_multiplier, self.sampling.expected_size
+        release: Any = noise.privatize_sum(z, size)
+        if self._in_order:
+            release = noise.privatize_tree_sum(z, size, self.sampling.batches_per_pass)
 
         def init(params):
             return release.init(params), optimizer.init(params)
@@ -118,9 +128,12 @@ class PrivacyPlan:
         spent = self.mechanism
         if step is not None:
             validation.integer("step", step, minimum=0)
-            spent = mechanisms.dp_sgd_mechanism(
-                self.sampling, self.noise_multiplier, step, neighbours=self.mechanism.neighbours
-            )
+            z, neighbours = self.noise_multiplier, self.mechanism.neighbours
+            if self._in_order:
+                trees = self.sampling.batches_per_pass
+                spent = mechanisms.dp_ftrl_mechanism(z, trees, -(-step // trees))
+            else:
+                spent = mechanisms.dp_sgd_mechanism(self.sampling, z, step, neighbours=neighbours)
         return accounting.epsilon_spent(spent, self.delta)
 
     def statement(self, source: NoiseSource | None = None, *, unit: str | None = None) -> str:
@@ -184,15 +197,72 @@ def dp_sgd(
         >>> round(plan.noise_multiplier, 2), round(plan.epsilon(), 3)
         (1.52, 8.0)
     """
-    accounting.warn_large_delta(delta, sampling.num_examples)
-    if (epsilon is None) == (noise_multiplier is None):
-        raise TypeError("one of epsilon and noise_multiplier must be given")
 
     def mechanism(z: float) -> mechanisms.Mechanism:
         return mechanisms.dp_sgd_mechanism(sampling, z, num_steps, neighbours=neighbours)
 
-    z = noise_multiplier
+    return _plan(
+        gradient, sampling, num_steps, mechanism, delta, epsilon, noise_multiplier, accountant
+    )
+
+
+def dp_ftrl(
+    gradient: ClippedGradient,
+    num_examples: int,
+    batch_size: int,
+    num_passes: int = 1,
+    *,
+    delta: float,
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+) -> PrivacyPlan:
+    r"""Plan DP-FTRL, which needs no random batches: noise by binary trees over passes in order.
+
+    Args:
+        gradient: from `clipped_grad_sum` or `glm_clipped_grad_sum`.
+        num_examples: n.
+        batch_size: b in 1..n; a pass has n // b batches, and its tree as many leaves.
+        num_passes: passes over the data, a tree each.
+        delta: in (0, 1); at or above 1/n it warns.
+        epsilon: budget of the whole run, from which the noise follows.
+        noise_multiplier: instead of `epsilon`: z > 0, the noise of a node over the clip norm.
+
+    Returns:
+        The plan; one key, `plan.noise_key(source, 0)`, serves all updates.
+
+    Raises:
+        ImportError: without the `privacy` extra.
+        TypeError: unless one of `epsilon` and `noise_multiplier` is given.
+        ValueError: if a number is not allowed.
+
+    Source: Kairouz et al. 2021 (DP-FTRL), arXiv 2103.00039.
+
+    Example:
+        >>> loss = lambda params, batch, key: (params * batch).mean()
+        >>> from jaxkit.privacy import clipped_gradients
+        >>> gradient = clipped_gradients.clipped_grad_sum(loss, clip_norm=1.0)
+        >>> plan = dp_ftrl(gradient, 100, 10, 2, delta=1e-3, noise_multiplier=4.0)
+        >>> plan.num_steps, plan.mechanism.neighbours
+        (20, 'zero_out')
+    """
+    n = validation.integer("num_examples", num_examples, minimum=1)
+    size = batches.fixed_sampling(n, batch_size).padded_size
+    passes = validation.integer("num_passes", num_passes, minimum=1)
+    sampling = Sampling("in_order", n, float(size), size)
+    steps = sampling.batches_per_pass
+
+    def mechanism(z: float) -> mechanisms.Mechanism:
+        return mechanisms.dp_ftrl_mechanism(z, steps, passes)
+
+    return _plan(
+        gradient, sampling, passes * steps, mechanism, delta, epsilon, noise_multiplier, None
+    )
+
+
+def _plan(gradient, sampling, num_steps, mechanism, delta, epsilon, z, accountant) -> PrivacyPlan:
+    accounting.warn_large_delta(delta, sampling.num_examples)
+    if (epsilon is None) == (z is None):
+        raise TypeError("one of epsilon and noise_multiplier must be given")
     if epsilon is not None:
         z = calibration.calibrate(mechanism, epsilon, delta, accountant=accountant)
-    assert z is not None
     return PrivacyPlan(gradient, sampling, num_steps, z, delta, mechanism(z))

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxkit import validation
-from jaxkit.privacy import clipping, mechanisms, noise
+from jaxkit.privacy import clipping, noise
 from jaxkit.privacy.clipped_gradients import ClippedGradient
 
 
@@ -139,7 +139,7 @@ def recursive_regularization(
     regularisation: Any,
     steps_per_round: Sequence[int],
     radius: Any,
-    stddevs: Sequence[Any],
+    noise_multiplier: Any,
     draw: noise.Draw = noise.gaussian_draw,
 ) -> RecursiveRun:
     r"""Minimise a convex loss so that its gradient becomes small.
@@ -150,7 +150,9 @@ def recursive_regularization(
 
     within radius :math:`2^{t/2}R` with step :math:`\log K_t/(2^t\lambda K_t)`, and averages its
     iterates with `selector_weights`. The paper's loop ends one round before its output: T rounds
-    are run.
+    are run. Round t releases K_t - 1 mean gradients of its own m = n // T rows, with noise
+    :math:`(C/m)\sqrt{K_t-1}\,z`, so that the whole is `one_pass_mechanism(z)`; the paper has n in
+    place of m, which is not private.
 
     Args:
         gradient: clipped gradient sums of the loss f.
@@ -160,16 +162,16 @@ def recursive_regularization(
         regularisation: lambda > 0.
         steps_per_round: K_t >= 2 of each round; their number is T.
         radius: R > 0, a bound on the norm of a minimiser.
-        stddevs: noise of each round on mean gradients, from `recursive_noise`.
+        noise_multiplier: z >= 0, from `calibrate_one_pass`.
         draw: source of the standard normals.
 
     Returns:
         The outputs of the rounds.
 
     Raises:
-        ValueError: if a number is not allowed, lengths differ, or there are too few rows.
+        ValueError: if a number is not allowed or there are too few rows.
 
-    Source: arXiv 2206.00846 Algorithm 3.
+    Source: arXiv 2206.00846 Algorithm 3; noise of Theorem 5.1 and Lemma D.3, repaired.
 
     Example:
         >>> from jaxkit.privacy import glm
@@ -178,7 +180,7 @@ def recursive_regularization(
         >>> settings = dict(regularisation=0.1, steps_per_round=[3, 3], radius=1.0)
         >>> def run(key):
         ...     return recursive_regularization(
-        ...         gradient, jnp.zeros(1), data, key, stddevs=[0.1, 0.1], **settings
+        ...         gradient, jnp.zeros(1), data, key, noise_multiplier=4.0, **settings
         ...     )
         >>> jax.eval_shape(run, jax.random.key(0)).params.shape
         (1,)
@@ -186,18 +188,16 @@ def recursive_regularization(
     rounds = len(steps_per_round)
     validation.number("regularisation", regularisation, minimum=0, open_minimum=True)
     validation.number("radius", radius, minimum=0, open_minimum=True)
-    if rounds < 1 or len(stddevs) != rounds:
-        raise ValueError(
-            f"steps_per_round and stddevs must have one length >= 1, got {rounds} and "
-            f"{len(stddevs)}"
-        )
+    validation.number("noise_multiplier", noise_multiplier, minimum=0)
+    if rounds < 1:
+        raise ValueError("steps_per_round must have at least one round, got none")
     rows = clipping.batch_size("data", data)
     if rows < rounds:
         raise ValueError(f"data must have at least {rounds} rows, one a round, got {rows}")
-    chunk = rows // rounds
+    chunk, clip_norm = rows // rounds, clipping.total_clip_norm(gradient.clip_norm)
     centres = [(regularisation, params)]
     releases = 0
-    for t, (steps, stddev) in enumerate(zip(steps_per_round, stddevs, strict=True), 1):
+    for t, steps in enumerate(steps_per_round, 1):
         validation.integer("steps_per_round", steps, minimum=2)
         strength = 2**t * regularisation
 
@@ -212,7 +212,7 @@ def recursive_regularization(
             key,
             num_steps=steps,
             learning_rate=math.log(steps) / (strength * steps),
-            stddev=stddev,
+            stddev=noise_multiplier * clip_norm / chunk * math.sqrt(steps - 1),
             radius=2 ** (t / 2) * radius,
             weights=selector_weights(steps, math.log(steps) / steps),
             regulariser_gradient=pull,
@@ -223,46 +223,6 @@ def recursive_regularization(
         centres.append((strength, output))
     outputs = [output for _, output in centres[1:]]
     return RecursiveRun(outputs[-1], outputs)
-
-
-def recursive_noise(
-    steps_per_round: Sequence[int], *, num_examples: int, clip_norm: Any, noise_multiplier: float
-) -> tuple[list[Any], mechanisms.Mechanism]:
-    r"""Noise of every round for a given multiplier, and what the run then releases.
-
-    Round t releases K_t - 1 mean gradients of its own chunk of m = n // T rows:
-    :math:`\sigma_t = (C/m)\sqrt{K_t-1}\,z`. Chunks are disjoint, so rounds compose in parallel.
-    The paper's formula has n in place of m, which is not private.
-
-    Args:
-        steps_per_round: K_t of each round.
-        num_examples: n.
-        clip_norm: C.
-        noise_multiplier: z, from `calibrate_one_pass`.
-
-    Returns:
-        The standard deviations and the mechanism.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
-    Source: arXiv 2206.00846 Theorem 5.1 and Lemma D.3, repaired.
-
-    Example:
-        >>> stddevs, mechanism = recursive_noise(
-        ...     [5, 5], num_examples=20, clip_norm=1.0, noise_multiplier=4.0
-        ... )
-        >>> stddevs, mechanism.gaussian
-        ([0.8, 0.8], 0.5)
-    """
-    clipping.check_clip_norm(clip_norm, "flat")
-    rounds = len(steps_per_round)
-    chunk = validation.integer("num_examples", num_examples, minimum=rounds) // rounds
-    stddevs = [
-        clip_norm / chunk * math.sqrt(steps - 1) * noise_multiplier for steps in steps_per_round
-    ]
-    what = f"{rounds} rounds of noisy gradients, each on its own {chunk:,} of {num_examples:,} rows"
-    return stddevs, mechanisms.one_pass_mechanism(noise_multiplier, what)
 
 
 def _inside(norm, radius):

@@ -51,18 +51,20 @@ def test_calibrated_noise_of_dp_sgd_equals_recorded(vectors, index):
 def test_full_batch_spiderboost_is_calibrated_exactly(vectors, index):
     row = vectors["spiderboost_fullbatch_calibration"]["rows"][index]
     everyone = privacy.full_batches(10_000)
-    noise = privacy.calibrate_spiderboost(
+    noise = privacy.spiderboost(
+        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
         everyone,
         everyone,
         num_steps=row["T"],
         phase_length=row["q"],
         epsilon=row["eps"],
         delta=row["delta"],
+        difference_clip=0.25,
         anchor_share=row["anchor_fraction"],
     )
     assert mechanisms.spiderboost_counts(row["T"], row["q"]) == (row["K1"], row["K2"])
-    assert noise.anchor == pytest.approx(row["z1"], rel=1e-6)
-    assert noise.variation == pytest.approx(row["z2"], rel=1e-6)
+    assert noise.anchor_noise_multiplier == pytest.approx(row["z1"], rel=1e-6)
+    assert noise.variation_noise_multiplier == pytest.approx(row["z2"], rel=1e-6)
     assert noise.mechanism.gaussian == pytest.approx(row["mu"], rel=1e-6)
     assert accounting.gaussian_delta(row["mu"], row["eps"]) == pytest.approx(row["delta"], rel=1e-5)
     exact = privacy.epsilon_spent(noise.mechanism, row["delta"])
@@ -98,19 +100,21 @@ def test_epsilon_of_subsampled_spiderboost_equals_recorded(vectors, index, accou
 
 def test_calibrated_subsampled_spiderboost_meets_its_budget_with_the_share_asked_for():
     everyone, few = privacy.full_batches(510_663), poisson(0.01, 510_663)
-    noise = privacy.calibrate_spiderboost(
+    noise = privacy.spiderboost(
+        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
         everyone,
         few,
         num_steps=3000,
         phase_length=300,
         epsilon=1.0,
         delta=1e-6,
+        difference_clip=0.25,
         accountant="rdp",
     )
     spent = privacy.epsilon_spent(noise.mechanism, 1e-6, accountant="rdp")
     assert 0.999 < spent <= 1.0
-    assert noise.anchor == pytest.approx(20.2, rel=0.02)
-    assert noise.variation == pytest.approx(3.61, rel=0.02)
+    assert noise.anchor_noise_multiplier == pytest.approx(20.2, rel=0.02)
+    assert noise.variation_noise_multiplier == pytest.approx(3.61, rel=0.02)
 
 
 def test_epsilon_of_fixed_size_batches_equals_recorded_and_refuses_other_relations(vectors):
@@ -175,7 +179,7 @@ def test_epsilon_grows_with_steps_rate_and_trees_and_falls_with_noise_and_longer
         for q in (3, 10, 50)
     ]
     assert phases[0] > phases[1] > phases[2]
-    trees = [spent(privacy.dp_ftrl_mechanism(4.0, s, n)) for s, n in ((8, 1), (64, 1), (64, 2))]
+    trees = [spent(mechanisms.dp_ftrl_mechanism(4.0, s, n)) for s, n in ((8, 1), (64, 1), (64, 2))]
     assert trees[0] < trees[1] < trees[2]
 
 
@@ -189,15 +193,6 @@ def test_overflowing_batches_are_paid_for_or_refused():
     tight = sampling._replace(padded_size=110, overflow=0.15)
     with pytest.raises(ValueError, match="padded_size must be larger"):
         privacy.epsilon_spent(mechanisms.dp_sgd_mechanism(tight, 1.0, 100), 1e-5, accountant="rdp")
-
-
-def test_recursive_noise_is_private_for_each_chunk():
-    stddevs, mechanism = privacy.recursive_noise(
-        [5, 10], num_examples=200, clip_norm=1.0, noise_multiplier=3.0
-    )
-    for steps, stddev in zip((5, 10), stddevs, strict=True):
-        # K - 1 mean gradients of 100 rows, each of sensitivity 2 / 100 when one is replaced
-        assert math.sqrt(steps - 1) * (2 / 100) / stddev == pytest.approx(mechanism.gaussian)
 
 
 def test_paper_constants_equal_recorded_ones(vectors):
@@ -258,7 +253,7 @@ def test_large_delta_warns():
 
 def test_the_analysis_is_the_tightest_valid_one_and_says_so():
     words = lambda mechanism, delta=1e-5: accounting.analysis(mechanism, delta)[1]  # noqa: E731
-    assert words(privacy.dp_ftrl_mechanism(1.0, 4)) == "RDP"
+    assert words(mechanisms.dp_ftrl_mechanism(1.0, 4)) == "RDP"
     assert words(mechanisms.dp_sgd_mechanism(poisson(0.1), 1.0, 1)) == "PLD"
     assert words(privacy.one_pass_mechanism(1.0)) == "exact"
     tiny = mechanisms.dp_sgd_mechanism(poisson(1e-3), 1.0749, 1000)

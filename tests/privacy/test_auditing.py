@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from jaxkit import privacy
-from jaxkit.privacy import mechanisms
+from jaxkit.privacy import noise
 
 STEPS, PHASE, RUNS = 12, 4, 3000
-CLAIM = {"anchor": 4.0, "variation": 6.0, "clip": 1.0, "smoothness": 0.25}
+CLAIM = {
+    "anchor": 4.0, "variation": 6.0, "clip": 1.0, "smoothness": 0.25, "period": STEPS, "every": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -21,61 +23,52 @@ def audit():
     x = jnp.array([[6.0, 8.0], [0.6, 0.8], [-0.8, 0.6], [0.3, -0.4], [0.1, 0.9]])
     data = x, jnp.array([1.0, -1.0, 1.0, 1.0, -1.0])
     canary = jnp.array([True, False, False, False, False])
+    five = privacy.full_batches(5)
+
+    def planned(real):
+        return privacy.spiderboost(
+            privacy.glm_clipped_grad_sum(privacy.logistic_loss, real["clip"]),
+            five,
+            five,
+            num_steps=STEPS,
+            phase_length=PHASE,
+            difference_clip=real["smoothness"],
+            # Noise as claimed, unless a fault makes it smaller.
+            noise_multipliers=(
+                real["anchor"] / real["clip"],
+                real["variation"] * 0.25 / real["smoothness"],
+            ),
+            delta=1e-5,
+            draw_normals=lambda key, index, like: noise.gaussian_draw(
+                key, (index // real["every"]) % real["period"], like
+            ),
+        )
+
+    claim = planned(CLAIM)
 
     @jax.jit
     def scores(real, keys):
-        gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, real["clip"])
-        estimator = privacy.spiderboost(
-            gradient,
-            difference_clip=real["smoothness"],
-            # Noise as claimed, unless a fault makes it smaller.
-            anchor_noise_multiplier=real["anchor"] / real["clip"],
-            variation_noise_multiplier=real["variation"] * 0.25 / real["smoothness"],
-            anchor_size=5,
-            variation_size=5,
-        )
-
         def score(present, key):
             return privacy.spiderboost_scores(
-                estimator,
-                jnp.zeros(2),
-                data,
-                canary,
-                present,
-                key,
-                num_steps=STEPS,
-                phase_length=PHASE,
-                learning_rate=0.02,
-                clip_norm=1.0,
-                difference_clip=0.25,
-                anchor_noise_multiplier=4.0,
-                variation_noise_multiplier=6.0,
-                anchor_size=5,
-                variation_size=5,
-            )
+                planned(real), jnp.zeros(2), data, canary, present, key, learning_rate=0.02,
+                claim=claim,
+            )  # fmt: skip
 
         present = jnp.arange(2 * RUNS) >= RUNS
         return jax.vmap(score)(present, keys)
 
-    mechanism = mechanisms.spiderboost_mechanism(
-        privacy.full_batches(5),
-        privacy.full_batches(5),
-        4.0,
-        6.0,
-        num_steps=STEPS,
-        phase_length=PHASE,
-    )
-
     def run(**faults):
-        drawn = scores(CLAIM | faults, jax.random.split(jax.random.key(0), 2 * RUNS))
-        return privacy.audit_llr(drawn[:RUNS], drawn[RUNS:], mechanism.gaussian)
+        drawn, noises = scores(CLAIM | faults, jax.random.split(jax.random.key(0), 2 * RUNS))
+        verdict = privacy.audit_llr(drawn[:RUNS], drawn[RUNS:], claim.mechanism.gaussian)
+        return verdict, privacy.audit_noise(np.moveaxis(noises, 0, 1)[:, :200])
 
     return run
 
 
 def test_the_correct_algorithm_passes_and_uses_most_of_its_allowance(audit):
-    result = audit()
+    result, fresh = audit()
     assert result.passed
+    assert fresh.passed
     # The canary's clips bind, so the attack is nearly as strong as the claim allows.
     assert result.claimed * 0.7 < result.measured < result.claimed * 1.2
 
@@ -90,13 +83,26 @@ def test_the_correct_algorithm_passes_and_uses_most_of_its_allowance(audit):
     ],
 )
 def test_planted_faults_are_flagged(audit, faults):
-    result = audit(**faults)
+    result, _ = audit(**faults)
     assert not result.passed
     assert result.lower > result.claimed
 
 
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param({"period": 1}, id="the same in every step"),
+        pytest.param({"period": PHASE}, id="the same in every phase"),
+        pytest.param({"every": PHASE}, id="one draw for a phase"),
+        pytest.param({"variation": 3.0}, id="halved on variations"),
+    ],
+)
+def test_noise_that_the_estimator_uses_again_is_flagged_by_its_residuals(audit, faults):
+    assert not audit(**faults)[1].passed
+
+
 def test_halved_noise_quadruples_the_separation(audit):
-    ratio = audit(anchor=2.0, variation=3.0).measured / audit().measured
+    ratio = audit(anchor=2.0, variation=3.0)[0].measured / audit()[0].measured
     assert 3.2 < ratio < 4.8
 
 
@@ -105,3 +111,66 @@ def test_audit_of_scores_without_noise_needs_no_statistics():
     assert not apart.passed
     together = privacy.audit_llr(np.zeros(30), np.zeros(30), 1.0)
     assert together.passed
+
+
+FRESH = {"a": (40,), "b": (40,), "c": (3, 20)}
+
+
+def draws(source, run, steps=range(12), **shapes):
+    """Noise of a run as `privatize_sum` draws it, each step from a key of the source."""
+    like = {name: jnp.zeros(shape) for name, shape in (shapes or FRESH).items()}
+    taken = [noise.gaussian_draw(source.key("noise", run, step), 0, like) for step in steps]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *taken)
+
+
+def test_noise_of_the_library_is_fresh_over_steps_runs_and_resumes(tmp_path):
+    source = privacy.NoiseSource.stored(tmp_path / "noise.secret", fresh=True)
+    parts = [draws(source, "one", range(6)), draws(source, "two")]
+    resumed = privacy.NoiseSource.stored(tmp_path / "noise.secret", fresh=False)
+    parts.append(draws(resumed, "one", range(6, 12)))
+    parts.append(draws(privacy.NoiseSource.from_os(), "one"))
+    audit = privacy.audit_noise(jax.tree.map(lambda *x: np.concatenate(x), *parts))
+    assert audit.passed, audit
+    tree = noise.privatize_tree_sum(1.0, 1, 4, jax.random.key(0))
+    assert tree.init(None)._fields == ("step",)
+
+
+def mixed(shared, fresh, weight):
+    return jax.tree.map(lambda s, f: np.sqrt(weight) * s + np.sqrt(1 - weight) * f, shared, fresh)
+
+
+def each(change):
+    return lambda x, y: jax.tree.map(change, x)
+
+
+REUSED = {
+    "the same in every step": each(lambda a: np.repeat(a[:1], 12, 0)),
+    "the same in every third step": each(lambda a: a[np.arange(12) % 3]),
+    "one step again after a resume": each(lambda a: a[[*range(11), 3]]),
+    "one key for equal arrays": lambda x, y: x | {"b": x["a"]},
+    "one key for arrays of other shapes": lambda x, y: x | {"c": np.append(x["a"], y["a"], 1)},
+    "one draw twice in an array": lambda x, y: x | {"c": np.append(x["a"], x["a"], 1)},
+    "half the noise": each(lambda a: a / 2),
+    "noise twice": each(lambda a: a * 2**0.5),
+    "none": each(lambda a: a * 0),
+    "none on one array": lambda x, y: x | {"a": x["a"] * 0},
+    "none in one step": each(lambda a: a * (np.arange(12) != 5).reshape(12, *(1,) * (a.ndim - 1))),
+    "negated in the next step": each(
+        lambda a: np.stack([a[t // 2 * 2] * (-1) ** t for t in range(12)])
+    ),
+    "half shared by all steps": lambda x, y: mixed(jax.tree.map(lambda a: a[:1], y), x, 0.5),
+}
+
+
+@pytest.mark.parametrize("fault", REUSED)
+def test_noise_that_is_used_again_or_too_small_is_flagged(fault):
+    sound, other = (draws(privacy.NoiseSource.public(seed), "run") for seed in (0, 1))
+    assert privacy.audit_noise(sound).passed
+    assert not privacy.audit_noise(REUSED[fault](sound, other)).passed
+
+
+def test_clients_that_draw_the_same_noise_are_flagged():
+    clients = draws(privacy.NoiseSource.public(0), "clients")
+    assert privacy.audit_noise(clients).passed
+    clients["a"][7] = clients["a"][2]
+    assert not privacy.audit_noise(clients).passed

@@ -19,13 +19,6 @@ def loss(params, batch, key):
 
 
 GRADIENT = privacy.clipped_grad_sum(loss, 1.0)
-SPIDER = {
-    "difference_clip": 1.0,
-    "anchor_noise_multiplier": 1.0,
-    "variation_noise_multiplier": 1.0,
-    "anchor_size": 4,
-    "variation_size": 4,
-}
 TREE = {
     "depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 1.0, "beta": 1.0,
     "noise_multiplier": 1.0,
@@ -35,7 +28,15 @@ THEORY = {
     "smoothness": 1.0, "suboptimality": 1.0,
 }  # fmt: skip
 EVERYONE = privacy.full_batches(4)
+SPIDER = {"num_steps": 4, "phase_length": 2, "difference_clip": 1.0, "delta": 1e-3}
+
+
+def spider(**options):
+    return privacy.spiderboost(GRADIENT, EVERYONE, EVERYONE, **SPIDER | options)
+
+
 PEOPLE = privacy.clipped_grad_sum(loss, 1.0, unit="user")
+FTRL = privacy.dp_ftrl(GRADIENT, 4, 2, delta=1e-3, noise_multiplier=1.0)
 PLAN = privacy.dp_sgd(GRADIENT, EVERYONE, 1, delta=1e-3, noise_multiplier=1.0)
 STATE = PLAN.optimizer(optax.sgd(1.0)).init(jnp.ones(2))
 
@@ -67,7 +68,13 @@ CASES = {
     "relation": (lambda: GRADIENT.sensitivity("add_or_remov"), "did you mean 'add_or_remove'"),
     "negative noise": (lambda: privacy.privatize_sum(-1.0, 1, KEY), "noise_multiplier"),
     "batch size zero": (lambda: privacy.privatize_sum(1.0, 0, KEY), "expected_batch_size"),
-    "steps of a tree": (lambda: privacy.privatize_tree_sum(1.0, 1, 0, KEY), "steps_per_tree"),
+    "batch of a tree": (
+        lambda: privacy.dp_ftrl(GRADIENT, 4, 5, delta=1e-3, noise_multiplier=1.0),
+        "batch_size must be at most num_examples = 4, got 5",
+    ),
+    "random batches from a pass": (
+        lambda: privacy.dp_sgd_mechanism(FTRL.sampling, 1.0, 1), "got batches in order",
+    ),
     "q above T": (
         lambda: mechanisms.spiderboost_counts(3, 4),
         "phase_length must be at most num_steps = 3, got 4",
@@ -75,8 +82,14 @@ CASES = {
     "q zero": (lambda: mechanisms.spiderboost_counts(3, 0), "phase_length"),
     "T zero": (lambda: mechanisms.spiderboost_counts(0, 1), "num_steps"),
     "spiderboost noise": (
-        lambda: privacy.spiderboost(GRADIENT, **SPIDER | {"anchor_noise_multiplier": -1}),
-        "anchor_noise_multiplier",
+        lambda: spider(noise_multipliers=(-1, 1)),
+        "noise_multipliers",
+    ),
+    "spiderboost rows": (
+        lambda: privacy.run_spiderboost(
+            spider(noise_multipliers=(1, 1)), optax.sgd(1.0), jnp.ones(2), ROWS[:3], KEY
+        ),
+        "must hold the 4 examples of the samplings, got 3",
     ),
     "tree size": (
         lambda: privacy.tree_examples(6, 2),
@@ -88,10 +101,10 @@ CASES = {
     ),
     "recursive lengths": (
         lambda: privacy.recursive_regularization(
-            GRADIENT, jnp.ones(2), ROWS, KEY, regularisation=1.0, steps_per_round=[3, 3],
-            radius=1.0, stddevs=[0.0],
+            GRADIENT, jnp.ones(2), ROWS, KEY, regularisation=1.0, steps_per_round=[],
+            radius=1.0, noise_multiplier=0.0,
         ),
-        "2 and 1",
+        "at least one round",
     ),
     "batch above n": (
         lambda: batches.fixed_batch(KEY, 3, 4),
@@ -111,10 +124,7 @@ CASES = {
         "did you mean 'pld'",
     ),
     "share": (
-        lambda: privacy.calibrate_spiderboost(
-            EVERYONE, EVERYONE, num_steps=4, phase_length=2, epsilon=1.0, delta=1e-3,
-            anchor_share=1.0,
-        ),
+        lambda: spider(epsilon=1.0, anchor_share=1.0),
         "anchor_share",
     ),
     "closed form beyond 1": (
@@ -147,6 +157,8 @@ def test_bad_values_are_refused_by_name(name):
         (lambda: update(PEOPLE(jnp.ones(2), ROWS), key=KEY), "sum over examples, got .* users"),
         (lambda: update(GRADIENT(jnp.ones(2), ROWS).total, key=KEY), "a BoundedSum"),
         (lambda: privacy.dp_sgd(GRADIENT, EVERYONE, 1, delta=1e-3), "one of epsilon and"),
+        (spider, "one of epsilon and"),
+        (lambda: GRADIENT(jnp.ones(2), ROWS) + GRADIENT(jnp.ones(2), ROWS), "unsupported operand"),
         (lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(4)), "boolean or integer"),
         (lambda: batches.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),
     ],

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import pathlib
 
 import jax
@@ -97,26 +98,29 @@ def replayed_spiderboost(vectors):
             logistic = privacy.logistic_loss(score, label)
             return jnp.where(case["logistic"], logistic, sigmoid_loss(score, label))
 
-        estimator = privacy.spiderboost(
+        plan = privacy.spiderboost(
             privacy.glm_clipped_grad_sum(loss, case["clip"]),
+            privacy.Sampling("fixed", 14, case["denom1"], 14),
+            privacy.Sampling("fixed", 14, case["denom2"], 14),
+            num_steps=11,
+            phase_length=11,
             difference_clip=case["smoothness"],
-            anchor_noise_multiplier=1.0,
-            variation_noise_multiplier=1.0,
-            anchor_size=case["denom1"],
-            variation_size=case["denom2"],
-            draw=lambda key, index, like: case["normals"][index],
+            noise_multipliers=(1.0, 1.0),
+            delta=1e-5,
+            draw_normals=lambda key, index, like: case["normals"][index],
         )
         data = case["x"], case["y"]
 
         def step(carry, t):
             state, params = carry
-            anchored, _ = estimator.anchor(state, params, data, case["counts"][t])
-            varied, _ = estimator.variation(state, params, data, case["counts"][t])
+            counts = case["counts"][t]
+            anchored, _ = plan.anchor(state, params, data, jax.random.key(0), counts)
+            varied, _ = plan.variation(state, params, data, jax.random.key(0), counts)
             state = optax.tree.where(t % case["q"] == 0, anchored, varied)
             params -= case["eta"] * (state.estimate + penalty(case["penalty"])(params))
             return (state, params), (params, state.estimate)
 
-        start = (estimator.init(jnp.zeros(4), jax.random.key(0)), jnp.zeros(4))
+        start = (plan.init(jnp.zeros(4)), jnp.zeros(4))
         return jax.lax.scan(step, start, jnp.arange(11))[1]
 
     cases = [spiderboost_inputs(case_named(vectors, name)) for name in NAMES]
@@ -224,9 +228,15 @@ def test_recursive_regularization_gives_recorded_outputs(vectors, noisy, replay,
     expected = case["outputs"] if noisy else case["outputs_noiseless"]
     measured = reference.recursive_regularization(case, sigmas)
     np.testing.assert_allclose(measured, expected, atol=1e-10)
-    normals = [xi for t, k in enumerate(case["Ks"]) for xi in case["normals"][t][: k - 1]]
+    # The recorded noise has sizes of its own, so the normals are scaled to them.
+    chunk = len(case["X"]) // len(case["Ks"])
+    normals = [
+        np.asarray(xi) * sigmas[t] * chunk / (10.0 * math.sqrt(k - 1))
+        for t, k in enumerate(case["Ks"])
+        for xi in case["normals"][t][: k - 1]
+    ]
     run = jax.jit(
-        lambda data, sigmas, key: privacy.recursive_regularization(
+        lambda data, key: privacy.recursive_regularization(
             privacy.glm_clipped_grad_sum(privacy.logistic_loss, 10.0),
             jnp.zeros(3),
             data,
@@ -234,10 +244,10 @@ def test_recursive_regularization_gives_recorded_outputs(vectors, noisy, replay,
             regularisation=case["lam"],
             steps_per_round=case["Ks"],
             radius=case["R0"],
-            stddevs=list(sigmas),
+            noise_multiplier=1.0,
             draw=replay(normals),
         )
-    )(data_of(case), jnp.asarray(sigmas), jax.random.key(0))
+    )(data_of(case), jax.random.key(0))
     close(jnp.stack(run.round_params), expected)
 
 
@@ -269,23 +279,20 @@ def test_projected_spiderboost_gives_recorded_parameters(vectors, close):
     x, y = data_of(case)
     embedded = privacy.jl_embed(x, phi, radius=100.0)
     close(embedded, case["embedded"])
-    estimator = privacy.spiderboost(
+    everyone = privacy.full_batches(10)
+    plan = privacy.spiderboost(
         privacy.glm_clipped_grad_sum(privacy.logistic_loss, 10.0),
+        everyone,
+        everyone,
+        num_steps=case["T"],
+        phase_length=case["q"],
         difference_clip=10.0,
-        anchor_noise_multiplier=0.0,
-        variation_noise_multiplier=0.0,
-        anchor_size=10,
-        variation_size=10,
+        noise_multipliers=(0.0, 0.0),
+        delta=1e-5,
     )
     run = jax.jit(
         lambda data, key: privacy.run_spiderboost(
-            estimator,
-            optax.sgd(case["eta"]),
-            jnp.zeros(5),
-            data,
-            key,
-            num_steps=case["T"],
-            phase_length=case["q"],
+            plan, optax.sgd(case["eta"]), jnp.zeros(5), data, key
         )
     )((embedded, y), jax.random.key(0))
     close(run.params, case["w_low"])

@@ -13,6 +13,17 @@ from jaxkit.privacy.noise import gaussian_draw
 STEPS = 7
 
 
+def planned(sampling, noise_multipliers, num_steps=STEPS, phase_length=1):
+    return privacy.spiderboost(
+        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0), sampling, sampling,
+        num_steps=num_steps, phase_length=phase_length, difference_clip=0.25,
+        noise_multipliers=noise_multipliers, delta=1e-5,
+    )  # fmt: skip
+
+
+NINE = privacy.full_batches(9)
+
+
 @pytest.fixture(scope="module")
 def data():
     random = np.random.default_rng(0)
@@ -27,23 +38,9 @@ def runs(data, count_traces_module):
     """SpiderBoost on all examples, swept over noise and keys by vmap, by phase length."""
 
     def run(noise, key, phase_length):
-        estimator = privacy.spiderboost(
-            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
-            difference_clip=0.25,
-            anchor_noise_multiplier=noise,
-            variation_noise_multiplier=noise,
-            anchor_size=9,
-            variation_size=9,
-        )
+        plan = planned(NINE, (noise, noise), phase_length=phase_length)
         return privacy.run_spiderboost(
-            estimator,
-            optax.sgd(2.0),
-            jnp.zeros(3),
-            data,
-            key,
-            num_steps=STEPS,
-            phase_length=phase_length,
-            probe=lambda params: params,
+            plan, optax.sgd(2.0), jnp.zeros(3), data, key, probe=lambda params: params
         )
 
     counted = count_traces_module(run)
@@ -114,17 +111,10 @@ def test_estimation_error_has_the_variance_of_the_lemma(data):
     points = jnp.asarray([[0.0, 0, 0], [1.0, 0, 0], [1.0, 2.0, 0], [1.0, 2.0, 50.0]])
 
     def error(key):
-        estimator = privacy.spiderboost(
-            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
-            difference_clip=0.25,
-            anchor_noise_multiplier=z1,
-            variation_noise_multiplier=z2,
-            anchor_size=9,
-            variation_size=9,
-        )
-        state, _ = estimator.anchor(estimator.init(points[0], key), points[0], data)
+        plan = planned(NINE, (z1, z2))
+        state, _ = plan.anchor(plan.init(points[0]), points[0], data, key)
         for point in points[1:]:
-            state, _ = estimator.variation(state, point, data)
+            state, _ = plan.variation(state, point, data, key)
         return state.estimate
 
     estimates = np.asarray(jax.jit(jax.vmap(error))(jax.random.split(jax.random.key(1), runs)))
@@ -138,19 +128,12 @@ def test_estimation_error_has_the_variance_of_the_lemma(data):
 
 
 def test_still_parameters_need_no_noise(data):
-    estimator = privacy.spiderboost(
-        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
-        difference_clip=0.25,
-        anchor_noise_multiplier=1.0,
-        variation_noise_multiplier=5.0,
-        anchor_size=9,
-        variation_size=9,
-    )
+    plan, key = planned(NINE, (1.0, 5.0)), jax.random.key(0)
 
     @jax.jit
     def twice(params):
-        state, _ = estimator.anchor(estimator.init(params, jax.random.key(0)), params, data)
-        return state.estimate, estimator.variation(state, params, data)[0].estimate
+        state, _ = plan.anchor(plan.init(params), params, data, key)
+        return state.estimate, plan.variation(state, params, data, key)[0].estimate
 
     first, second = twice(jnp.ones(3))
     np.testing.assert_array_equal(first, second)
@@ -159,26 +142,10 @@ def test_still_parameters_need_no_noise(data):
 @pytest.mark.slow
 def test_poisson_batches_estimate_the_full_gradient_without_bias(data):
     sampling = privacy.Sampling("poisson", 9, 4.5, 9)
-    estimator = privacy.spiderboost(
-        privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
-        difference_clip=0.25,
-        anchor_noise_multiplier=0.0,
-        variation_noise_multiplier=0.0,
-        anchor_size=sampling.expected_size,
-        variation_size=sampling.expected_size,
-    )
+    plan = planned(sampling, (0.0, 0.0), num_steps=1)
 
     def first_step(key):
-        run = privacy.run_spiderboost(
-            estimator,
-            optax.sgd(1.0),
-            jnp.zeros(3),
-            data,
-            key,
-            num_steps=1,
-            phase_length=1,
-            draw_anchor=sampling.draw,
-        )
+        run = privacy.run_spiderboost(plan, optax.sgd(1.0), jnp.zeros(3), data, key)
         return run.params, run.record.count[0]
 
     params, counts = jax.jit(jax.vmap(first_step))(jax.random.split(jax.random.key(2), 4000))
@@ -230,3 +197,22 @@ def test_projection_preserves_norms_and_keeps_half_of_a_low_rank_space():
     smallest = np.linalg.svd(phi @ basis, compute_uv=False)[:, -1]
     assert np.median(smallest) > 0.45  # k = 4 rank
     np.testing.assert_array_equal(privacy.projection(jax.random.key(0), 4, 9), np.eye(4))
+
+
+def test_a_plan_keeps_its_budget_and_gives_one_key_for_one_run(data):
+    gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
+    plan = privacy.spiderboost(
+        gradient, NINE, NINE, num_steps=4, phase_length=2, difference_clip=0.25, epsilon=2.0,
+        delta=1e-3,
+    )  # fmt: skip
+    assert plan.epsilon() == pytest.approx(2.0, rel=1e-3)
+    source = privacy.NoiseSource.from_os()
+    assert plan.statement(source).startswith("(epsilon, delta)-differential privacy with epsilon")
+    assert "NOT PRIVATE" in plan.statement(privacy.NoiseSource.public(0))
+    key = plan.key(source)
+    with pytest.raises(ValueError, match="another run needs a source of its own"):
+        plan.key(source)
+    state, _ = plan.anchor(plan.init(jnp.zeros(3)), jnp.zeros(3), data, key)
+    assert not any(
+        jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)
+    )

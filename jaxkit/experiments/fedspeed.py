@@ -24,7 +24,7 @@ ROUNDS = 60
 LAST = 10
 TARGETS = (0.8, 0.9)
 
-# All numbers are the paper's defaults, spelt out in `local_sgd` and `fedspeed`.
+# All numbers are the paper's defaults, spelt out in `simulator_sgd` and `fedspeed`.
 METHODS: dict[str, Callable[[], federated.FederatedAlgorithm]] = {
     "FedAvg": federated.fedavg,
     "FedSAM": federated.fedsam,
@@ -138,7 +138,7 @@ def make_problem(seeds: Any) -> Problem:
     for seed in seeds:
         digits = datasets.load_digits(seed=seed)
         labels = np.asarray(digits.train_labels)
-        partition = federated.refilled_pathological_partition(
+        partition = federated.pathological_partition(
             labels, NUM_CLIENTS, 2, samples_per_client=20, seed=seed
         )
         inputs = np.asarray(digits.train_inputs).reshape(len(labels), -1)
@@ -186,7 +186,7 @@ def train(
     Returns:
         Test accuracy and loss after each round.
     """
-    training = federated.local_training(loss_fn, batch_size=10, num_epochs=num_epochs)
+    training = federated.LocalTraining(loss_fn, batch_size=10, num_epochs=num_epochs)
     sampler = federated.uniform_sampler(NUM_CLIENTS, COHORT)
 
     def one_seed(params, data, test, key):
@@ -245,7 +245,7 @@ def quadratic_distances(seed: int, intervals: Sequence[int]) -> dict[tuple[str, 
         del key
         return jnp.mean(0.5 * jnp.einsum("i,nij,j->n", x, batch["A"], x) - batch["b"] @ x)
 
-    client = federated.local_sgd(0.1, learning_rate_decay=1.0, weight_decay=0.0, clip_norm=None)
+    client = federated.local_sgd(0.1)
     methods = {
         "FedAvg": federated.fedavg(client),
         "SCAFFOLD": federated.scaffold(client),
@@ -253,7 +253,7 @@ def quadratic_distances(seed: int, intervals: Sequence[int]) -> dict[tuple[str, 
     }
     found = {}
     for num_steps in intervals:
-        training = federated.local_training(quadratic, batch_size=None, num_epochs=num_steps)
+        training = federated.LocalTraining(quadratic, batch_size=None, num_epochs=num_steps)
         for name, method in methods.items():
             state = federated.init_state(method, jnp.zeros(4), 5, jax.random.key(0))
             sampler = federated.uniform_sampler(5, 5)

@@ -1,131 +1,103 @@
 """Federated optimisation over simulated clients: FedSpeed (arXiv 2302.10429) and its baselines.
 
-An algorithm is a value (`fedspeed(local_sgd(0.1), rho=0.1)`), `local_training` says what a client
+An algorithm is a value (`fedspeed(local_sgd(0.1), rho=0.1)`), `LocalTraining` says what a client
 does with its data, a sampler who takes part, a client map how clients are run; `federated_round`
 is one round, `run_rounds` many in one program, `simulate` a run with progress, metrics and
-checkpoints. `with_relaxed_start` and `with_client_privacy` change any algorithm. How to choose an
-algorithm: `fedspeed` or `feddyn` where clients can keep one vector and there are many local steps;
-`scaffold` where clients differ most and a second vector may be sent; `fedavg` or `fedadam` where
-clients are seen once. How to choose a backend: `vmap_clients` for small models on one device,
-`chunked_clients` for large or convolutional ones, `shard_clients` for several devices or hosts,
-with `stratified_sampler` so that client state stays where it is; `pmap_clients` only for code that
-needs `pmap`. Sharp edges: `prox_coef` is 1/lambda; `dual_average="active"` is the printed algorithm
-and breaks down under partial participation; clients weigh the same whatever their size; decay the
-learning rate slowly (0.9995 a round) in long runs of dual methods; `clip_mode="simulator"` clips
-the position of the model too; a loss that couples the examples of a batch needs equal clients and
-`drop_remainder`; donate the state when compiling rounds yourself; client state is one or two
-models a client; metrics are not protected by client-level privacy.
+checkpoints. `with_relaxed_start`, `with_model_state` and `with_client_privacy` change any
+algorithm. How to choose an algorithm: `fedspeed` or `feddyn` where clients can keep one vector and
+there are many local steps; `scaffold` where clients differ most and a second vector may be sent;
+`fedavg` or `fedadam` where clients are seen once; `fednova` where they make different numbers of
+steps. How to give data: `client_data` for one pool and a partition of it, `stack_clients` for
+arrays or a list by client, `read_leaf` for LEAF. How to choose a backend: `vmap_clients` for small
+models on one device, in chunks for large or convolutional ones, `shard_clients` for several devices
+or hosts, with `stratified_sampler` so that client state stays where it is; `pmap_clients` only for
+code that needs `pmap`. Sharp edges: without a client step algorithms take `simulator_sgd()`, which
+decays, clips and shrinks; `prox_coef` is 1/lambda; `dual_average="active"` is the printed algorithm
+and breaks down under partial participation; clients weigh the same unless `weighting="examples"`;
+decay the learning rate slowly (0.9995 a round) in long runs of dual methods;
+`clip_mode="simulator"` clips the position of the model too; a loss that couples the examples of a
+batch (BatchNorm) needs full mini-batches and `with_model_state`; donate the state when compiling
+rounds yourself; client state is one or two models a client; metrics are not protected by
+client-level privacy.
 """
 
 from jaxkit.federated.algorithm import (
-    Aggregate,
     FederatedAlgorithm,
-    LocalResult,
-    displacement_algorithm,
+    with_model_state,
     with_relaxed_start,
 )
-from jaxkit.federated.averaging import (
-    fedadam,
-    fedavg,
-    fedprox,
-    fedsam,
-    scale_by_uncorrected_adam,
-)
-from jaxkit.federated.client_privacy import (
-    ClientPrivacy,
-    client_epsilon,
-    with_client_privacy,
-)
-from jaxkit.federated.client_step import ClientStep, local_optimizer, local_sgd
-from jaxkit.federated.clients import ClientData, client_data, place_data, stack_clients
+from jaxkit.federated.backends import clients_mesh, pmap_clients, shard_clients, vmap_clients
+from jaxkit.federated.client_privacy import client_epsilon, with_client_privacy
+from jaxkit.federated.client_step import local_optimizer, local_sgd, simulator_sgd
+from jaxkit.federated.clients import ClientData, client_data, stack_clients
 from jaxkit.federated.cohorts import (
-    Cohort,
-    Sampler,
     bernoulli_sampler,
     fixed_sampler,
-    make_cohort,
     simulator_cohort,
     stratified_sampler,
     uniform_sampler,
 )
-from jaxkit.federated.control_variates import fedgamma, scaffold
-from jaxkit.federated.corrections import (
-    add_control_variate,
-    add_prox_correction,
-    add_prox_offset,
-    mix_client_momentum,
-    scale_by_round_rate,
-)
-from jaxkit.federated.duals import fedadmm, feddyn, fedpd, fedsmoo, fedspeed
+from jaxkit.federated.fedadmm import fedadmm, fedpd
+from jaxkit.federated.fedavg import fedavg
+from jaxkit.federated.fedcm import fedcm, mofedsam
+from jaxkit.federated.fednova import fednova
+from jaxkit.federated.fedopt import fedadam, fedavgm, fedyogi
+from jaxkit.federated.fedprox import fedprox
+from jaxkit.federated.fedsam import fedsam
+from jaxkit.federated.fedsmoo import fedsmoo
+from jaxkit.federated.fedspeed import feddyn, fedspeed
 from jaxkit.federated.figures import accuracy_figure, label_distribution_figure
-from jaxkit.federated.fitness import check_run
-from jaxkit.federated.local_steps import LocalTraining, local_training, weighted_gradient
-from jaxkit.federated.mapping import (
-    ClientMap,
-    chunked_clients,
-    clients_mesh,
-    pmap_clients,
-    shard_clients,
-    vmap_clients,
-)
-from jaxkit.federated.named import ALGORITHMS, algorithm_by_name
+from jaxkit.federated.local_training import LocalTraining
 from jaxkit.federated.partitions import (
+    class_dirichlet_partition,
+    dirichlet_partition,
     heterogeneity,
     iid_partition,
     label_counts,
-    per_class_dirichlet_partition,
-    refilled_dirichlet_partition,
-    refilled_partition,
-    refilled_pathological_partition,
+    pathological_partition,
 )
-from jaxkit.federated.perturbation import ascent_step, quasi_gradient, tied_perturbation
-from jaxkit.federated.rounds import RoundMetrics, cohort_round, federated_round, run_rounds
-from jaxkit.federated.server_momentum import fedcm, mofedsam
-from jaxkit.federated.simulation import SimulationResult, simulate
-from jaxkit.federated.state import FederatedState, check_state, init_state
+from jaxkit.federated.perturbation import quasi_gradient
+from jaxkit.federated.rounds import federated_round, run_rounds
+from jaxkit.federated.scaffold import fedgamma, scaffold
+from jaxkit.federated.simulation import simulate
+from jaxkit.federated.state import init_state
+
+#: Every algorithm by its name in lower case.
+ALGORITHMS = {
+    make.__name__: make
+    for make in (
+        fedavg, fedprox, fedavgm, fedadam, fedyogi, fednova, fedsam, scaffold, fedgamma, fedcm,
+        mofedsam, feddyn, fedspeed, fedsmoo, fedpd, fedadmm,
+    )
+}  # fmt: skip
 
 __all__ = [
     "ALGORITHMS",
-    "Aggregate",
     "ClientData",
-    "ClientMap",
-    "ClientPrivacy",
-    "ClientStep",
-    "Cohort",
     "FederatedAlgorithm",
-    "FederatedState",
-    "LocalResult",
     "LocalTraining",
-    "RoundMetrics",
-    "Sampler",
-    "SimulationResult",
     "accuracy_figure",
-    "add_control_variate",
-    "add_prox_correction",
-    "add_prox_offset",
-    "algorithm_by_name",
-    "ascent_step",
     "bernoulli_sampler",
-    "check_run",
-    "check_state",
-    "chunked_clients",
+    "class_dirichlet_partition",
     "client_data",
     "client_epsilon",
     "clients_mesh",
-    "cohort_round",
-    "displacement_algorithm",
+    "dirichlet_partition",
     "fedadam",
     "fedadmm",
     "fedavg",
+    "fedavgm",
     "fedcm",
     "feddyn",
     "federated_round",
     "fedgamma",
+    "fednova",
     "fedpd",
     "fedprox",
     "fedsam",
     "fedsmoo",
     "fedspeed",
+    "fedyogi",
     "fixed_sampler",
     "heterogeneity",
     "iid_partition",
@@ -134,30 +106,21 @@ __all__ = [
     "label_distribution_figure",
     "local_optimizer",
     "local_sgd",
-    "local_training",
-    "make_cohort",
-    "mix_client_momentum",
     "mofedsam",
-    "per_class_dirichlet_partition",
-    "place_data",
+    "pathological_partition",
     "pmap_clients",
     "quasi_gradient",
-    "refilled_dirichlet_partition",
-    "refilled_partition",
-    "refilled_pathological_partition",
     "run_rounds",
     "scaffold",
-    "scale_by_round_rate",
-    "scale_by_uncorrected_adam",
     "shard_clients",
     "simulate",
     "simulator_cohort",
+    "simulator_sgd",
     "stack_clients",
     "stratified_sampler",
-    "tied_perturbation",
     "uniform_sampler",
     "vmap_clients",
-    "weighted_gradient",
     "with_client_privacy",
+    "with_model_state",
     "with_relaxed_start",
 ]

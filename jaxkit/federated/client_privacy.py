@@ -82,10 +82,10 @@ def with_client_privacy(
     Source: McMahan et al. 2018 (DP-FedAvg), applied to the messages of arXiv 2302.10429.
 
     Example:
-        >>> from jaxkit.federated import averaging
+        >>> from jaxkit.federated.fedavg import fedavg
         >>> sampler = cohorts.bernoulli_sampler(1000, 0.01, allow_empty=True)
         >>> private = with_client_privacy(
-        ...     averaging.fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
+        ...     fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
         ...     noise_multiplier=1.0, num_rounds=100,
         ... )
         >>> private.privacy.neighbours
@@ -95,6 +95,11 @@ def with_client_privacy(
     validation.number("noise_multiplier", noise_multiplier, minimum=0)
     validation.integer("num_rounds", num_rounds, minimum=1)
     validation.choice("sampler.kind", sampler.kind, _ACCOUNTED)
+    if algorithm.weighting != "equal":
+        raise ValueError(
+            "algorithm must weigh clients equally: a weight would lift a message above clip_norm, "
+            f"got weighting = {algorithm.weighting!r}"
+        )
     if sampler.kind == "bernoulli" and not sampler.allow_empty:
         raise ValueError(
             "sampler must allow empty cohorts: redrawing them depends on who is there; use "
@@ -156,10 +161,10 @@ def client_epsilon(
     Source: the `dp-accounting` library.
 
     Example:
-        >>> from jaxkit.federated import averaging
+        >>> from jaxkit.federated.fedavg import fedavg
         >>> sampler = cohorts.bernoulli_sampler(1000, 0.01, max_size=60, allow_empty=True)
         >>> private = with_client_privacy(
-        ...     averaging.fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
+        ...     fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
         ...     noise_multiplier=1.0, num_rounds=100,
         ... )
         >>> 0.6 < client_epsilon(private, 1e-5) < 0.8

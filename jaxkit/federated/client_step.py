@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from jaxkit import validation
-from jaxkit.federated import corrections
+from jaxkit.federated import algorithm
+
+#: Where the proximal methods clip: the gradient only, or as the official simulator does.
+CLIP_MODES = ("gradient", "simulator")
 
 
 class ClientStep(NamedTuple):
     """The part of a client's local step that does not depend on the algorithm.
 
     Attributes:
-        clip: transformation of the (quasi-)gradient, before decay and descent.
+        clip: of the (quasi-)gradient, before decay and descent.
         descent: what turns the corrected gradient into an update of the local model.
         learning_rate: schedule over rounds, or None where no single number describes `descent`.
         keep_state: whether the optimizer's state survives on the client between rounds.
     """
 
-    clip: optax.GradientTransformation
+    clip: Callable[[PyTree], PyTree]
     descent: optax.GradientTransformation
     learning_rate: Callable[[Any], Any] | None
     keep_state: bool
 
 
-def local_sgd(
-    learning_rate: Any = 0.1,
-    *,
-    learning_rate_decay: Any = 0.998,
-    weight_decay: Any = 1e-3,
-    clip_norm: Any = 10.0,
-) -> ClientStep:
-    """SGD with coupled weight decay and clipping, as the official simulator trains its clients.
-
-    w <- w - eta_t (clip(direction) + wd w), eta_t = eta decay^t in round t.
+def local_sgd(learning_rate: Any, *, weight_decay: Any = 0.0, clip_norm: Any = None) -> ClientStep:
+    """Plain SGD: w <- w - eta_t (clip(direction) + wd w) in round t.
 
     Args:
-        learning_rate: eta > 0, or a schedule over rounds (any `optax.Schedule`), which is then
-            used as it is.
-        learning_rate_decay: factor a round, in (0, 1]; not used with a schedule.
+        learning_rate: eta > 0, or a schedule over rounds (any `optax.Schedule`).
         weight_decay: wd >= 0, added to the direction after clipping and never to the gradient that
             an ascent step follows.
         clip_norm: largest global norm of the direction, or None for no clipping.
@@ -52,32 +49,73 @@ def local_sgd(
     Raises:
         ValueError: if a number is out of range.
 
-    Source: arXiv 2302.10429, official simulator's defaults.
-
     Example:
-        >>> round(float(local_sgd(0.1).learning_rate(2)), 6)
-        0.0996
+        >>> local_sgd(0.1).learning_rate(7)
+        0.1
     """
     if not callable(learning_rate):
         validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
-    validation.number(
-        "learning_rate_decay", learning_rate_decay, minimum=0, maximum=1, open_minimum=True
-    )
     validation.number("weight_decay", weight_decay, minimum=0)
     if clip_norm is not None:
         validation.number("clip_norm", clip_norm, minimum=0, open_minimum=True)
+    rate: Callable[[Any], Any] = (
+        learning_rate if callable(learning_rate) else lambda count: learning_rate
+    )
 
-    def decaying(count):
-        return learning_rate * learning_rate_decay**count
+    def clip(direction):
+        if clip_norm is None:
+            return direction
+        return optax.clip_by_global_norm(clip_norm).update(direction, optax.EmptyState())[0]
 
-    rate = learning_rate if callable(learning_rate) else decaying
+    def descend(updates, state, params=None, *, round: Any = None, **_):
+        decayed = updates
+        if validation.is_traced(weight_decay) or np.any(np.asarray(weight_decay) != 0):
+            decayed = optax.tree.add_scale(updates, weight_decay, params)
+        return optax.tree.scale(-rate(round), decayed), state
+
     return ClientStep(
-        clip=optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
-        descent=optax.chain(
-            optax.add_decayed_weights(weight_decay), corrections.scale_by_round_rate(rate)
-        ),
+        clip=clip,
+        descent=optax.GradientTransformationExtraArgs(optax.init_empty_state, descend),
         learning_rate=rate,
         keep_state=False,
+    )
+
+
+def simulator_sgd(
+    learning_rate: Any = 0.1,
+    *,
+    learning_rate_decay: Any = 0.998,
+    weight_decay: Any = 1e-3,
+    clip_norm: Any = 10.0,
+) -> ClientStep:
+    """`local_sgd` with the defaults of the paper's program: what algorithms use unless told.
+
+    Args:
+        learning_rate: eta > 0 of round 0.
+        learning_rate_decay: factor a round, in (0, 1].
+        weight_decay: as `local_sgd`.
+        clip_norm: as `local_sgd`.
+
+    Returns:
+        The step, at eta decay^t in round t.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Source: arXiv 2302.10429, official simulator's defaults.
+
+    Example:
+        >>> round(float(simulator_sgd().learning_rate(2)), 6)
+        0.0996
+    """
+    validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
+    validation.number(
+        "learning_rate_decay", learning_rate_decay, minimum=0, maximum=1, open_minimum=True
+    )
+    return local_sgd(
+        lambda count: learning_rate * learning_rate_decay**count,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
     )
 
 
@@ -87,8 +125,8 @@ def local_optimizer(
     """Let clients descend by any optax chain.
 
     The chain receives the corrected gradient and the extra arguments `value` (the loss), `round`,
-    `anchor` (where the client started) and `grad_fn`. SCAFFOLD, FedGamma, FedCM and MoFedSAM divide
-    displacements by a learning rate and need `local_sgd`.
+    `anchor` (where the client started) and `grad_fn`. SCAFFOLD, FedGamma, FedCM, MoFedSAM and
+    FedNova divide displacements by a learning rate or a number of steps, and need `local_sgd`.
 
     Args:
         optimizer: the chain, its learning rate included.
@@ -108,24 +146,17 @@ def local_optimizer(
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax transformation, got {optimizer!r}")
-    return ClientStep(optax.identity(), optimizer, None, keep_state)
+    return ClientStep(lambda direction: direction, optimizer, None, keep_state)
 
 
 def known_rate(name: str, client: ClientStep) -> Callable[[Any], Any]:
     """The learning rate of a client step, for an algorithm that divides by it.
 
-    Args:
-        name: name of the algorithm, for the message.
-        client: its local step.
-
-    Returns:
-        The schedule over rounds.
-
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, naming the algorithm.
 
     Example:
-        >>> round(float(known_rate("SCAFFOLD", local_sgd(0.1))(0)), 3)
+        >>> known_rate("SCAFFOLD", local_sgd(0.1))(0)
         0.1
     """
     if client.learning_rate is None:
@@ -134,3 +165,53 @@ def known_rate(name: str, client: ClientStep) -> Callable[[Any], Any]:
             "got local_optimizer"
         )
     return client.learning_rate
+
+
+def proximal(
+    client: ClientStep, prox_coef: Any, clip_mode: str
+) -> Callable[[PyTree, algorithm.LocalStep, PyTree], PyTree]:
+    """The direction of the proximal methods: `(q, at, h) -> clip(q) + mu (h + w - w0)`.
+
+    `"simulator"` makes clip(q + mu (h - w0)) + mu w instead, as the official code.
+
+    Args:
+        client: the local step, for its clip.
+        prox_coef: mu = 1/lambda, >= 0.
+        clip_mode: `"gradient"` or `"simulator"`.
+
+    Returns:
+        The function; h may be None.
+
+    Raises:
+        ValueError: if `prox_coef` or `clip_mode` is not allowed.
+
+    Warns:
+        UserWarning: if learning rate times `prox_coef` exceeds 1: the step overshoots its anchor.
+
+    Example:
+        >>> at = algorithm.LocalStep(3.0, 2.0, {}, {}, lambda params, step: params)
+        >>> proximal(local_sgd(0.1), 0.5, "gradient")(1.0, at, 1.0)
+        2.0
+    """
+    validation.number("prox_coef", prox_coef, minimum=0)
+    validation.choice("clip_mode", clip_mode, CLIP_MODES)
+    if client.learning_rate is not None:
+        contraction = client.learning_rate(0) * prox_coef
+        # With NumPy, so that known numbers stay known where the algorithm is made under jit.
+        if not validation.is_traced(contraction) and np.any(np.asarray(contraction) > 1):
+            warnings.warn(
+                "learning_rate * prox_coef should not exceed 1, got "
+                f"{float(np.max(contraction)):g}: the proximal step overshoots its anchor",
+                stacklevel=3,
+            )
+
+    def add(direction: PyTree, *terms: PyTree) -> PyTree:
+        return jax.tree.map(lambda q, *t: q + prox_coef * sum(t[1:], t[0]), direction, *terms)
+
+    def pulled(quasi, at, dual):
+        duals = () if dual is None else (dual,)
+        if clip_mode == "gradient":
+            return add(client.clip(quasi), optax.tree.sub(at.params, at.anchor), *duals)
+        return add(client.clip(add(quasi, optax.tree.scale(-1, at.anchor), *duals)), at.params)
+
+    return pulled

@@ -1,8 +1,10 @@
-"""The data of all clients as one pytree of arrays."""
+"""The data of all clients: arrays by client, or one pool of examples and a table of indices."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +16,22 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxkit import pytrees, validation
-from jaxkit.federated import mapping
+from jaxkit.federated import backends
 
 
 @pytrees.dataclass
 class ClientData:
-    """Examples of every client, padded to the largest.
+    """Examples of every client; places beyond a client's number of them are padding.
 
     Attributes:
-        examples: pytree of arrays [clients, examples, ...].
+        examples: pytree of arrays: a pool [examples, ...], or [clients, examples, ...] without
+            `index`.
+        index: int32[clients, examples], places in the pool, or None.
         num_examples: int32[clients], how many of a client's examples are real; 0 marks a row that
             is no client and is never sampled.
         num_clients: how many rows are clients (static); they come first.
         smallest: examples of the smallest client (static).
+        divisor: greatest common divisor of the clients' numbers of examples (static).
 
     Example:
         >>> data = client_data(np.arange(5.0), [[0, 1], [2, 3, 4]])
@@ -35,9 +40,11 @@ class ClientData:
     """
 
     examples: Any
+    index: Any
     num_examples: Any
     num_clients: int = flax.struct.field(pytree_node=False)
     smallest: int = flax.struct.field(pytree_node=False)
+    divisor: int = flax.struct.field(pytree_node=False)
 
     @property
     def rows(self) -> int:
@@ -47,23 +54,51 @@ class ClientData:
     @property
     def examples_per_client(self) -> int:
         """Examples of the largest client."""
-        return jax.tree.leaves(self.examples)[0].shape[1]
+        table = jax.tree.leaves(self.examples)[0] if self.index is None else self.index
+        return table.shape[1]
 
     @property
     def equal(self) -> bool:
         """Whether all clients have as many examples, so that no place is padding."""
         return self.smallest == self.examples_per_client
 
+    def batch_shape(self, size: int) -> PyTree:
+        """Shapes and types of a batch of `size` examples."""
+        own = 2 if self.index is None else 1
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[own:]), leaf.dtype), self.examples
+        )
+
+    def placed(self, mesh: Mesh) -> ClientData:
+        """Split the clients over a mesh axis `"clients"`; a pool is copied to every device.
+
+        Rows of 0 examples are added at the end so that the axis divides them; every process passes
+        the same data.
+        """
+        by_client = self._by_client()
+        extra = -self.rows % mesh.shape[backends.AXIS]
+        padded = jax.tree.map(
+            lambda leaf: jnp.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1)), by_client
+        )
+        examples, index, counts = backends.place(padded, mesh, by_client=True)
+        if self.index is not None:
+            examples = backends.place(self.examples, mesh, by_client=False)
+        return dataclasses.replace(self, examples=examples, index=index, num_examples=counts)
+
+    def _by_client(self) -> tuple[PyTree, PyTree, jax.Array]:
+        """What has a row for each client: examples, index, number of examples."""
+        return (self.examples if self.index is None else (), self.index, self.num_examples)
+
 
 def client_data(examples: PyTree, indices: Sequence[Any]) -> ClientData:
-    """Give each client its examples of a common pool.
+    """Give each client its examples of a common pool: an example costs an index, not a copy.
 
     Args:
-        examples: pytree of arrays [pool, ...].
+        examples: pytree of arrays [pool, ...]; bytes stay bytes.
         indices: for each client, the integer indices of its examples (a partition, say).
 
     Returns:
-        The data, padded by the clients' own first example to the largest client.
+        The data.
 
     Raises:
         TypeError: if indices are no integers.
@@ -72,11 +107,10 @@ def client_data(examples: PyTree, indices: Sequence[Any]) -> ClientData:
 
     Example:
         >>> data = client_data({"x": np.arange(5.0)}, [[0, 1], [2, 3, 4]])
-        >>> data.examples["x"].tolist(), data.equal
-        ([[0.0, 1.0, 0.0], [2.0, 3.0, 4.0]], False)
+        >>> data.index.tolist(), data.equal
+        ([[0, 1, 0], [2, 3, 4]], False)
     """
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(examples)]
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    sizes = {leaf.shape[0] if np.ndim(leaf) else None for leaf in jax.tree.leaves(examples)}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(f"examples must share one leading axis, got leading axes {sizes}")
     (pool,) = sizes
@@ -93,22 +127,21 @@ def client_data(examples: PyTree, indices: Sequence[Any]) -> ClientData:
                 f"indices of client {client} must be in [0, {pool}), got {rows.min()}..{rows.max()}"
             )
     largest = max(map(len, chosen))
+    # Padding repeats a real example, so that no loss of it can be an infinity.
     table = np.stack([np.append(rows, np.full(largest - len(rows), rows[0])) for rows in chosen])
-    counts = np.array([len(rows) for rows in chosen], np.int32)
-    return ClientData(
-        examples=jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[table]), examples),
-        num_examples=jnp.asarray(counts),
-        num_clients=len(counts),
-        smallest=int(counts.min()),
+    return _data(
+        jax.tree.map(jnp.asarray, examples), jnp.asarray(table, jnp.int32), list(map(len, chosen))
     )
 
 
 def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:
-    """Wrap arrays that are laid out by client already.
+    """Wrap examples that are laid out by client already.
 
     Args:
-        examples: pytree of arrays [clients, examples, ...].
-        num_examples: int[clients] in [1, examples], or None if all examples are real.
+        examples: pytree of arrays [clients, examples, ...], or a list of pytrees of arrays
+            [examples of the client, ...], one a client and of any lengths.
+        num_examples: int[clients] in [1, examples], or None if all examples are real; not with a
+            list.
 
     Returns:
         The data.
@@ -117,10 +150,16 @@ def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:
         ValueError: if leading axes differ, there is no client, or a client is empty.
 
     Example:
-        >>> stack_clients({"x": np.zeros((3, 4, 2))}).num_examples.tolist()
-        [4, 4, 4]
+        >>> stack_clients([{"x": np.zeros((3, 2))}, {"x": np.ones((1, 2))}]).num_examples.tolist()
+        [3, 1]
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(examples)]
+    if isinstance(examples, list):
+        if num_examples is not None:
+            raise ValueError("num_examples must be None for a list of clients, which have lengths")
+        return _joined(examples)
+    leaves = [
+        leaf if hasattr(leaf, "shape") else np.asarray(leaf) for leaf in jax.tree.leaves(examples)
+    ]
     shapes = {leaf.shape[:2] for leaf in leaves}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 2:
         raise ValueError(
@@ -136,54 +175,40 @@ def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:
         validation.integer("num_examples", count, minimum=1)
     if counts.max() > most:
         raise ValueError(f"num_examples must not exceed {most}, got {counts.max()}")
+    return _data(jax.tree.map(jnp.asarray, examples), None, counts.tolist())
+
+
+def _joined(clients: list[PyTree]) -> ClientData:
+    if not clients:
+        raise ValueError("examples must hold at least one client, got none")
+    trees = [jax.tree.map(np.asarray, client) for client in clients]
+    kinds, sizes = [], []
+    for number, tree in enumerate(trees):
+        leaves = jax.tree.leaves(tree)
+        lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+        if len(lengths) != 1 or None in lengths:
+            raise ValueError(
+                f"examples of client {number} must share one leading axis, got {lengths}"
+            )
+        sizes.append(lengths.pop())
+        kinds.append((jax.tree.structure(tree), [(leaf.shape[1:], leaf.dtype) for leaf in leaves]))
+        if kinds[-1] != kinds[0]:
+            raise ValueError(
+                f"examples of client {number} must be like those of client 0, {kinds[0]}, got "
+                f"{kinds[-1]}"
+            )
+    pool = jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
+    edges = np.cumsum([0, *sizes])
+    rows = [np.arange(start, stop) for start, stop in itertools.pairwise(edges)]
+    return client_data(pool, rows)
+
+
+def _data(examples: PyTree, index: Any, counts: list[int]) -> ClientData:
     return ClientData(
-        examples=jax.tree.map(jnp.asarray, examples),
-        num_examples=jnp.asarray(counts, jnp.int32),
+        examples,
+        index,
+        jnp.asarray(counts, jnp.int32),
         num_clients=len(counts),
-        smallest=int(counts.min()),
-    )
-
-
-def place_data(data: ClientData, mesh: Mesh) -> ClientData:
-    """Put the clients' examples on a mesh: each device holds an equal part of the clients.
-
-    Args:
-        data: of all clients; every process passes the same.
-        mesh: with an axis `"clients"`.
-
-    Returns:
-        The data, with rows of 0 examples at the end so that the axis divides them.
-
-    Example:
-        >>> mesh = mapping.clients_mesh()
-        >>> place_data(stack_clients({"x": np.zeros((3, 4))}), mesh).rows % mesh.size
-        0
-    """
-    padded = pad_rows(data, mesh.shape[mapping.AXIS])
-    return mapping.place(padded, mesh, by_client=True)
-
-
-def pad_rows(data: ClientData, multiple: int) -> ClientData:
-    """Add rows that are no clients, so that a mesh axis divides the leading axis.
-
-    Args:
-        data: of m clients.
-        multiple: what shall divide the number of rows.
-
-    Returns:
-        The data with rows of 0 examples at the end.
-
-    Example:
-        >>> pad_rows(stack_clients({"x": np.zeros((3, 4))}), 2).num_examples.tolist()
-        [4, 4, 4, 0]
-    """
-    extra = -data.rows % validation.integer("multiple", multiple, minimum=1)
-    if not extra:
-        return data
-
-    def pad(leaf):
-        return jnp.concatenate([leaf, jnp.zeros((extra, *leaf.shape[1:]), leaf.dtype)])
-
-    return dataclasses.replace(
-        data, examples=jax.tree.map(pad, data.examples), num_examples=pad(data.num_examples)
+        smallest=min(counts),
+        divisor=math.gcd(*counts),
     )

@@ -76,14 +76,7 @@ def make_cohort(clients: Sequence[int], num_clients: int) -> Cohort:
         [3, 1]
     """
     validation.integer("num_clients", num_clients, minimum=1)
-    chosen = [validation.integer("clients", client, minimum=0) for client in clients]
-    if not chosen:
-        raise ValueError("clients must name at least one client, got none")
-    if len(set(chosen)) != len(chosen):
-        twice = sorted({client for client in chosen if chosen.count(client) > 1})
-        raise ValueError(f"clients must be distinct, got {twice} more than once")
-    if max(chosen) >= num_clients:
-        raise ValueError(f"clients must be below num_clients = {num_clients}, got {max(chosen)}")
+    chosen = _checked(clients, num_clients)
     return Cohort(jnp.asarray(chosen, jnp.int32), jnp.ones(len(chosen), bool))
 
 
@@ -257,7 +250,8 @@ def fixed_sampler(cohorts: Sequence[Sequence[int]], num_clients: int) -> Sampler
         >>> fixed_sampler([[0, 2], [1]], 3).sample(jax.random.key(0), 1).active.tolist()
         [True, False]
     """
-    made = [make_cohort(clients, num_clients).clients for clients in cohorts]
+    validation.integer("num_clients", num_clients, minimum=1)
+    made = [_checked(clients, num_clients) for clients in cohorts]
     if not made:
         raise ValueError("cohorts must hold at least one round, got none")
     size = max(map(len, made))
@@ -328,6 +322,20 @@ def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
         jnp.pad(cohort.clients, (0, extra), constant_values=PADDING),
         jnp.pad(cohort.active, (0, extra)),
     )
+
+
+def _checked(clients: Sequence[int], num_clients: int) -> list[int]:
+    if any(map(validation.is_traced, clients)):
+        raise TypeError("clients must be numbers that are known, got traced ones")
+    chosen = [validation.integer("clients", client, minimum=0) for client in clients]
+    if not chosen:
+        raise ValueError("clients must name at least one client, got none")
+    if len(set(chosen)) != len(chosen):
+        twice = sorted({client for client in chosen if chosen.count(client) > 1})
+        raise ValueError(f"clients must be distinct, got {twice} more than once")
+    if max(chosen) >= num_clients:
+        raise ValueError(f"clients must be below num_clients = {num_clients}, got {max(chosen)}")
+    return chosen
 
 
 def _check_sizes(num_clients: int, cohort_size: int, *, name: str = "cohort_size") -> None:

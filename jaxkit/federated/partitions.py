@@ -35,7 +35,7 @@ def iid_partition(num_examples: int, num_clients: int, *, seed: int = 0) -> Part
     return [np.sort(rows) for rows in np.array_split(order, num_clients)]
 
 
-def refilled_dirichlet_partition(
+def dirichlet_partition(
     labels: Any,
     num_clients: int,
     concentration: float,
@@ -64,7 +64,7 @@ def refilled_dirichlet_partition(
     Source: arXiv 2302.10429, official simulator's data set code.
 
     Example:
-        >>> rows = refilled_dirichlet_partition([0, 1] * 50, 10, 0.3)
+        >>> rows = dirichlet_partition([0, 1] * 50, 10, 0.3)
         >>> {len(r) for r in rows}
         {10}
     """
@@ -76,7 +76,7 @@ def refilled_dirichlet_partition(
     return refilled_partition(labels, priors, samples_per_client=samples_per_client, seed=seed + 1)
 
 
-def refilled_pathological_partition(
+def pathological_partition(
     labels: Any,
     num_clients: int,
     classes_per_client: int,
@@ -107,7 +107,7 @@ def refilled_pathological_partition(
 
     Example:
         >>> labels = np.arange(100) % 5
-        >>> rows = refilled_pathological_partition(labels, 10, 2)
+        >>> rows = pathological_partition(labels, 10, 2)
         >>> max(len(set(labels[r])) for r in rows) <= 2
         True
     """
@@ -188,7 +188,7 @@ def refilled_partition(
     return [np.sort(np.array(rows)) for rows in partition]
 
 
-def per_class_dirichlet_partition(
+def class_dirichlet_partition(
     labels: Any,
     num_clients: int,
     concentration: float,
@@ -217,7 +217,7 @@ def per_class_dirichlet_partition(
     Source: Hsu et al. 2019 (per-class form in common use), not the split of arXiv 2302.10429.
 
     Example:
-        >>> rows = per_class_dirichlet_partition([0, 1] * 50, 5, 0.5)
+        >>> rows = class_dirichlet_partition([0, 1] * 50, 5, 0.5)
         >>> sorted(np.concatenate(rows).tolist()) == list(range(100))
         True
     """

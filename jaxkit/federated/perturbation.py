@@ -1,9 +1,9 @@
-"""Gradients taken after an ascent step: the quasi-gradient and the tied perturbation."""
+"""Gradients taken after an ascent step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,8 @@ def quasi_gradient(
 
     g1 = the gradient that comes in, g2 = grad_fn(params + e(g1)), out = (1 - alpha) g1 + alpha g2,
     with e of `ascent_step`. No gradient flows through the perturbation. `alpha=1` is
-    sharpness-aware minimisation. It costs one more gradient a step, and belongs first in a chain.
+    sharpness-aware minimisation, `alpha=0` the gradient. It costs one more gradient a step, and
+    belongs first in a chain.
 
     `update` needs the extra argument `grad_fn(params, step) -> gradient` on the same mini-batch
     (the contract of `optax.contrib.sam`; `step` is 0). The federated drivers pass it.
@@ -110,89 +111,19 @@ def quasi_gradient(
     validation.number("alpha", alpha, minimum=0, maximum=1)
 
     def update_fn(updates, state, params=None, *, grad_fn: GradientFunction | None = None, **_):
-        grad_fn, params = _require(grad_fn, params)
+        if grad_fn is None:
+            raise ValueError("update needs the extra argument grad_fn(params, step), got None")
+        if params is None:
+            raise ValueError("update needs params, got None")
+        known = None if validation.is_traced(alpha) or jnp.ndim(alpha) else float(alpha)
+        if known == 0:
+            return updates, state
         ascended = optax.apply_updates(params, ascent_step(updates, rho, normalize=normalize))
         second = grad_fn(ascended, 0)
-        if validation.is_traced(alpha) or jnp.ndim(alpha) or float(alpha) != 1.0:
+        if known != 1:
             second = jax.tree.map(
                 lambda g1, g2: ((1 - alpha) * g1 + alpha * g2).astype(g1.dtype), updates, second
             )
         return second, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
-
-
-class TiedPerturbationState(NamedTuple):
-    """State of `tied_perturbation`.
-
-    Attributes:
-        dual: nu_i, like the parameters: the sum of e - s over all steps of this client.
-    """
-
-    dual: PyTree
-
-
-def tied_perturbation(rho: Any = 0.1) -> optax.GradientTransformationExtraArgs:
-    """Replace each gradient by one after an ascent step tied to the other clients': FedSMOO's.
-
-    u = g - nu - s, e = rho u / (||u|| + 1e-7), out = grad_fn(params + e), nu <- nu + e - s, where
-    s is the perturbation that the server holds. nu must persist from round to round.
-
-    `update` needs the extra arguments `grad_fn(params, step)` and `shared["perturbation"]` (s).
-
-    Args:
-        rho: length of the ascent step, >= 0.
-
-    Returns:
-        The transformation, with a `TiedPerturbationState`.
-
-    Raises:
-        ValueError: if `rho` is negative; in `update`, if an extra argument is missing.
-
-    Source: official simulator of arXiv 2302.10429, method FedSMOO.
-
-    Example:
-        >>> optimizer, params = tied_perturbation(0.1), jnp.array(2.0)
-        >>> gradient = jax.grad(lambda w: w**2)
-        >>> updates, state = optimizer.update(
-        ...     gradient(params), optimizer.init(params), params,
-        ...     grad_fn=lambda at, step: gradient(at), shared={"perturbation": jnp.array(0.0)},
-        ... )
-        >>> round(float(updates), 3), round(float(state.dual), 3)
-        (4.2, 0.1)
-    """
-    validation.number("rho", rho, minimum=0)
-
-    def init_fn(params):
-        return TiedPerturbationState(jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params))
-
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *,
-        grad_fn: GradientFunction | None = None,
-        shared: Any = None,
-        **_,
-    ):
-        grad_fn, params = _require(grad_fn, params)
-        if shared is None or "perturbation" not in shared:
-            raise ValueError(
-                f"update needs the extra argument shared['perturbation'], got {shared}"
-            )
-        tied = shared["perturbation"]
-        direction = jax.tree.map(lambda g, nu, s: g - nu - s, updates, state.dual, tied)
-        step = ascent_step(direction, rho)
-        second = grad_fn(optax.apply_updates(params, step), 0)
-        dual = jax.tree.map(lambda nu, e, s: nu + e - s, state.dual, step, tied)
-        return second, TiedPerturbationState(dual)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _require(grad_fn: GradientFunction | None, params: Any) -> tuple[GradientFunction, Any]:
-    if grad_fn is None:
-        raise ValueError("update needs the extra argument grad_fn(params, step), got None")
-    if params is None:
-        raise ValueError("update needs params, got None")
-    return grad_fn, params

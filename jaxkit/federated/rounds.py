@@ -11,18 +11,12 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxkit import validation
 from jaxkit.federated import algorithm as algorithms
-from jaxkit.federated import clients as client_examples
-from jaxkit.federated import (
-    cohorts,
-    fitness,
-    local_steps,
-    mapping,
-    perturbation,
-)
+from jaxkit.federated import backends, checks, clients, cohorts, perturbation
+from jaxkit.federated import local_training as local_steps
 from jaxkit.federated import state as states
 
 
@@ -36,6 +30,7 @@ class RoundMetrics(NamedTuple):
         divergence: mean squared distance of the local models from the new global model.
         nonfinite_clients: clients whose local model has an infinity or NaN; nothing is dropped.
         evaluation: what `evaluate` returned, or None.
+        local: the clients of the cohort one by one, where `keep_local` asked for them, or None.
     """
 
     loss: Float[Array, ""]
@@ -44,6 +39,28 @@ class RoundMetrics(NamedTuple):
     divergence: Float[Array, ""]
     nonfinite_clients: Int[Array, ""]
     evaluation: Any = None
+    local: LocalModels | None = None
+
+
+class LocalModels(NamedTuple):
+    """What the clients of a cohort ended with; every leaf leads with the places of the cohort.
+
+    Attributes:
+        clients: which client each place is; `active` is False on padded places.
+        active: whether it took part.
+        params: its local model w_K.
+        message: what it sent, before it was weighted (under client-level privacy: clipped, without
+            noise).
+        loss: its mean training loss.
+        num_steps: its local steps.
+    """
+
+    clients: Int[Array, " cohort"]
+    active: Bool[Array, " cohort"]
+    params: PyTree
+    message: PyTree
+    loss: Float[Array, " cohort"]
+    num_steps: Float[Array, " cohort"]
 
 
 class Client(NamedTuple):
@@ -53,7 +70,8 @@ class Client(NamedTuple):
         identity: its number.
         active: whether it takes part (False on a padded place).
         held: its row of `FederatedState.clients`.
-        examples: its examples [n, ...].
+        examples: its examples [n, ...], or () where they lie in a pool.
+        index: int32[n], their places in the pool, or None.
         num_examples: how many of them are real.
     """
 
@@ -61,6 +79,7 @@ class Client(NamedTuple):
     active: Any
     held: PyTree
     examples: PyTree
+    index: Any
     num_examples: Int[Array, ""]
 
 
@@ -68,9 +87,11 @@ def federated_round(
     algorithm: algorithms.FederatedAlgorithm,
     training: local_steps.LocalTraining,
     state: states.FederatedState,
-    data: client_examples.ClientData,
+    data: clients.ClientData,
     sampler: cohorts.Sampler,
-    client_map: mapping.ClientMap | None = None,
+    client_map: backends.ClientMap | None = None,
+    *,
+    keep_local: bool = False,
 ) -> tuple[states.FederatedState, RoundMetrics]:
     """Draw a cohort, train its clients, aggregate: one round, pure.
 
@@ -85,50 +106,59 @@ def federated_round(
         sampler: of cohorts. A stratified one with as many strata as devices of a `shard_clients`
             map keeps every client's state and data on its device.
         client_map: backend, by default `vmap_clients()`.
+        keep_local: whether the metrics hold each client's model and message, as many models as the
+            cohort has places.
 
     Returns:
         State and metrics after the round.
 
     Raises:
         TypeError: if the loss is not a scalar or a parameter not floating point.
-        ValueError: if the parts do not fit (see `jaxkit.federated.check_run`).
+        ValueError: if the parts do not fit together.
 
     Source: arXiv 2302.10429 Algorithm 1.
 
     Example:
-        >>> from jaxkit.federated import averaging
-        >>> training = local_steps.local_training(
+        >>> from jaxkit.federated import client_step
+        >>> from jaxkit.federated.fedavg import fedavg
+        >>> training = local_steps.LocalTraining(
         ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=2
         ... )
-        >>> data = client_examples.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
-        >>> fedavg, sampler = averaging.fedavg(), cohorts.uniform_sampler(2, 2)
-        >>> state = states.init_state(fedavg, jnp.zeros(()), 2, jax.random.key(0))
-        >>> state, metrics = federated_round(fedavg, training, state, data, sampler)
+        >>> data = clients.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
+        >>> method = fedavg(client_step.local_sgd(0.1))
+        >>> sampler = cohorts.uniform_sampler(2, 2)
+        >>> state = states.init_state(method, jnp.zeros(()), 2, jax.random.key(0))
+        >>> state, metrics = federated_round(method, training, state, data, sampler)
         >>> round(float(state.params), 3), int(metrics.num_participants)
         (0.819, 2)
     """
-    client_map = client_map or mapping.vmap_clients()
-    fitness.check_run(algorithm, training, state, data, sampler, client_map)
+    client_map = client_map or backends.vmap_clients()
+    checks.check_run(algorithm, training, state, data, sampler, client_map)
     draw_key, _, _ = _round_keys(algorithm, state)
     cohort = sampler.sample(draw_key, state.round)
     mesh = client_map.mesh
-    local = mesh is not None and sampler.num_strata == mesh.shape[mapping.AXIS] > 1
+    local = mesh is not None and sampler.num_strata == mesh.shape[backends.AXIS] > 1
     padded = cohorts.pad_cohort(cohort, client_map.multiple)
     if local and padded.clients.shape != cohort.clients.shape:
         raise ValueError(
             f"a stratified cohort must fill its chunks: {client_map.multiple} must divide "
             f"cohort_size, got {sampler.cohort_size}"
         )
-    return _round(algorithm, training, state, data, padded, client_map, rows_are_local=local)
+    return _round(
+        algorithm, training, state, data, padded, client_map,
+        rows_are_local=local, keep_local=keep_local,
+    )  # fmt: skip
 
 
 def cohort_round(
     algorithm: algorithms.FederatedAlgorithm,
     training: local_steps.LocalTraining,
     state: states.FederatedState,
-    data: client_examples.ClientData,
+    data: clients.ClientData,
     cohort: cohorts.Cohort,
-    client_map: mapping.ClientMap,
+    client_map: backends.ClientMap,
+    *,
+    keep_local: bool = False,
 ) -> tuple[states.FederatedState, RoundMetrics]:
     """A round of a given cohort, which no client-level privacy accounts for.
 
@@ -139,6 +169,7 @@ def cohort_round(
         data: of all clients.
         cohort: distinct clients, as many places as `client_map` divides.
         client_map: backend.
+        keep_local: as `federated_round`.
 
     Returns:
         State and metrics after the round.
@@ -148,14 +179,14 @@ def cohort_round(
             draws, in `federated_round`.
 
     Example:
-        >>> from jaxkit.federated import duals
-        >>> training = local_steps.local_training(
+        >>> from jaxkit.federated.fedspeed import feddyn
+        >>> training = local_steps.LocalTraining(
         ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=1
         ... )
-        >>> data = client_examples.stack_clients(jnp.array([[1.0], [3.0]]))
-        >>> method, cohort = duals.feddyn(), cohorts.make_cohort([1], 2)
+        >>> data = clients.stack_clients(jnp.array([[1.0], [3.0]]))
+        >>> method, cohort = feddyn(), cohorts.make_cohort([1], 2)
         >>> state = states.init_state(method, jnp.zeros(()), 2, jax.random.key(0))
-        >>> args = (method, training, state, data, cohort, mapping.vmap_clients())
+        >>> args = (method, training, state, data, cohort, backends.vmap_clients())
         >>> (cohort_round(*args)[0].clients["memory"]["dual"] > 1).tolist()
         [False, True]
     """
@@ -164,41 +195,44 @@ def cohort_round(
             f"algorithm must not be private, got {algorithm.name}: its promise holds for cohorts "
             "that its sampler draws, use federated_round"
         )
-    return _round(algorithm, training, state, data, cohort, client_map)
+    return _round(algorithm, training, state, data, cohort, client_map, keep_local=keep_local)
 
 
-def _round(algorithm, training, state, data, cohort, client_map, *, rows_are_local=False):
+def _round(
+    algorithm, training, state, data, cohort, client_map, *, rows_are_local=False, keep_local
+):
     """A round; `rows_are_local`: each place of the cohort names a client of its own device."""
     _, clients_key, noise_key = _round_keys(algorithm, state)
     mesh = client_map.mesh if rows_are_local else None
-    gather = lambda tree: mapping.gather_rows(tree, cohort.clients, mesh)  # noqa: E731
-    clients = Client(
+    gather = lambda tree: backends.gather_rows(tree, cohort.clients, mesh)  # noqa: E731
+    pool = () if data.index is None else data.examples
+    places = Client(
         identity=cohort.clients,
         active=cohort.active,
         held=gather(state.clients),
-        examples=gather(data.examples),
+        examples=gather(data.examples) if data.index is None else (),
+        index=gather(data.index),
         num_examples=gather(data.num_examples),
     )
-    full = _always_full(training, data)
+    full = training.always_full(data)
+    run = _Round(algorithm, training, full, full and data.equal, keep_local)
+    broadcast = (state.params, state.shared, state.round, clients_key, pool)
+    (held, local), total, spread = client_map.run(run.client_round, broadcast, places)
+    held = backends.scatter_rows(state.clients, cohort.clients, held, mesh)
 
-    def on_client(broadcast, client):
-        return _client_round(algorithm, training, full, broadcast, client)
-
-    broadcast = (state.params, state.shared, state.round, clients_key)
-    held, total = client_map.run(on_client, broadcast, clients)
-    held = mapping.scatter_rows(state.clients, cohort.clients, held, mesh)
-
-    aggregate = algorithm.aggregate(total["message"], total["active"], noise_key)
+    aggregate = algorithm.aggregate(total["message"], total["weight"], noise_key)
     if algorithm.privacy is not None:
         accounted = state.round < algorithm.privacy.num_rounds
         release = lambda leaf: jnp.where(accounted, leaf, jnp.nan)  # noqa: E731
         aggregate = aggregate._replace(mean=jax.tree.map(release, aggregate.mean))
-    fraction = aggregate.count / state.num_clients
+    by_size = algorithm.weighting == "examples"
+    whole = data.num_examples.sum() if by_size else state.num_clients
+    fraction = aggregate.count / whole
     displacement, shared = algorithm.absorb(state.shared, aggregate.mean, fraction)
     updates, server_state = algorithm.server_optimizer.update(
         optax.tree.scale(-1, displacement),
         state.server_optimizer_state,
-        algorithms.widened(state.params),
+        jax.tree.map(perturbation.widen, state.params),
     )
     params = optax.apply_updates(state.params, updates)
     new_state = state._replace(
@@ -208,7 +242,17 @@ def _round(algorithm, training, state, data, cohort, client_map, *, rows_are_loc
         server_optimizer_state=server_state,
         clients=held,
     )
-    metrics = _metrics(total, optax.tree.sub(params, state.params))
+    update = _difference(params, state.params)
+    count = spread.count
+    gap = perturbation.global_norm(optax.tree.sub(spread.mean, update)) ** 2
+    metrics = RoundMetrics(
+        loss=total["loss"] / count,
+        num_participants=count.astype(jnp.int32),
+        update_norm=perturbation.global_norm(update),
+        divergence=spread.square / count + gap,
+        nonfinite_clients=total["nonfinite"],
+        local=LocalModels(cohort.clients, cohort.active, **local) if keep_local else None,
+    )
     return _keep_placed(new_state, client_map), metrics
 
 
@@ -216,12 +260,12 @@ def run_rounds(
     algorithm: algorithms.FederatedAlgorithm,
     training: local_steps.LocalTraining,
     state: states.FederatedState,
-    data: client_examples.ClientData,
+    data: clients.ClientData,
     sampler: cohorts.Sampler,
-    client_map: mapping.ClientMap | None = None,
+    client_map: backends.ClientMap | None = None,
     *,
     num_rounds: int,
-    evaluate: Callable[[PyTree], PyTree] | None = None,
+    evaluate: Callable[..., PyTree] | None = None,
 ) -> tuple[states.FederatedState, RoundMetrics]:
     """Many rounds as one `lax.scan`: pure, for `jit` and for `vmap` over seeds or numbers.
 
@@ -233,97 +277,129 @@ def run_rounds(
         sampler: of cohorts.
         client_map: backend, by default `vmap_clients()`.
         num_rounds: rounds to make.
-        evaluate: `(params) -> pytree` after every round.
+        evaluate: `(params) -> pytree` after every round; `(params, model_state) -> pytree` where
+            the algorithm shares a model state.
 
     Returns:
         The last state, and metrics with leaves [num_rounds, ...].
 
     Raises:
         TypeError: if the loss is not a scalar or a parameter not floating point.
-        ValueError: if the parts do not fit (see `jaxkit.federated.check_run`).
+        ValueError: if the parts do not fit together.
 
     Example:
-        >>> from jaxkit.federated import averaging
-        >>> training = local_steps.local_training(
+        >>> from jaxkit.federated import client_step
+        >>> from jaxkit.federated.fedavg import fedavg
+        >>> training = local_steps.LocalTraining(
         ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=2
         ... )
-        >>> data = client_examples.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
-        >>> fedavg, sampler = averaging.fedavg(), cohorts.uniform_sampler(2, 2)
-        >>> state = states.init_state(fedavg, jnp.zeros(()), 2, jax.random.key(0))
-        >>> state, metrics = run_rounds(fedavg, training, state, data, sampler, num_rounds=3)
+        >>> data = clients.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
+        >>> method = fedavg(client_step.local_sgd(0.1))
+        >>> sampler = cohorts.uniform_sampler(2, 2)
+        >>> state = states.init_state(method, jnp.zeros(()), 2, jax.random.key(0))
+        >>> state, metrics = run_rounds(method, training, state, data, sampler, num_rounds=3)
         >>> metrics.loss.shape
         (3,)
     """
     validation.integer("num_rounds", num_rounds, minimum=1)
-    client_map = client_map or mapping.vmap_clients()
-    fitness.check_run(algorithm, training, state, data, sampler, client_map, num_rounds=num_rounds)
+    client_map = client_map or backends.vmap_clients()
+    checks.check_run(algorithm, training, state, data, sampler, client_map, num_rounds=num_rounds)
 
     def one(state, _):
         state, metrics = federated_round(algorithm, training, state, data, sampler, client_map)
-        evaluation = None if evaluate is None else evaluate(state.params)
+        evaluation = None if evaluate is None else evaluate(*evaluated(algorithm, state))
         return state, metrics._replace(evaluation=evaluation)
 
     return lax.scan(one, state, length=num_rounds)
 
 
-def _client_round(
-    algorithm: algorithms.FederatedAlgorithm,
-    training: local_steps.LocalTraining,
-    full: bool,
-    broadcast: tuple[Any, ...],
-    client: Client,
-) -> tuple[Any, Any]:
-    """Local steps, report and bookkeeping of one client."""
-    params, shared, round, key = broadcast
-    start = _relaxed_start(algorithm, params, client.held)
-    examples_per_client = jax.tree.leaves(client.examples)[0].shape[0]
-    batches = local_steps.plan_batches(
-        training,
-        examples_per_client,
-        client.num_examples,
-        jax.random.fold_in(key, client.identity),
-    )
-    held = client.held.get("optimizer_state")
-    trained = local_steps.train_locally(
-        training,
-        algorithm.client_optimizer,
-        start,
-        algorithm.client_optimizer.init(start) if held is None else held,
-        client.examples,
-        batches,
-        full=full,
-        anchor=start,
-        memory=client.held["memory"],
-        shared=shared,
-        round=round,
-    )
-    result = algorithms.LocalResult(
-        offset=_difference(start, params),
-        delta=_difference(trained.params, start),
-        num_steps=trained.num_steps,
-        params=trained.params,
-        optimizer_state=trained.optimizer_state,
-        round=round,
-        relaxed=algorithm.relaxation is not None,
-    )
-    message, memory = algorithm.report(shared, client.held["memory"], result)
-    row = {"memory": memory}
-    if algorithm.relaxation is not None:
-        row["last_params"] = trained.params
-    if algorithm.keep_optimizer_state:
-        row["optimizer_state"] = trained.optimizer_state
+class _Round(NamedTuple):
+    """What all clients of a round have in common, and what one of them does."""
 
-    moved = _difference(trained.params, params)
-    square = perturbation.global_norm(moved) ** 2
-    sums = {
-        "message": message,
-        "active": jnp.ones_like(square),
-        "loss": trained.loss,
-        "moved": moved,
-        "moved_square": square,
-        "nonfinite": jnp.where(jnp.isfinite(square), 0, 1),
-    }
-    return row, jax.tree.map(lambda leaf: jnp.where(client.active, leaf, 0), sums)
+    algorithm: algorithms.FederatedAlgorithm
+    training: local_steps.LocalTraining
+    full: bool
+    equal: bool
+    keep_local: bool
+
+    def client_round(self, broadcast: tuple[Any, ...], client: Client) -> tuple[Any, Any, Any]:
+        """Local steps, report and bookkeeping of one client."""
+        algorithm, (params, shared, round, key, pool) = self.algorithm, broadcast
+        anchor = _relaxed_start(algorithm, params, client.held)
+        own = client.examples if client.index is None else pool
+        rows = client.index if client.index is not None else jax.tree.leaves(own)[0]
+
+        def take(chosen):
+            places = chosen if client.index is None else client.index[chosen]
+            return jax.tree.map(lambda leaf: leaf[places], own)
+
+        batches = local_steps.plan_batches(
+            self.training, rows.shape[0], client.num_examples,
+            jax.random.fold_in(key, client.identity),
+        )  # fmt: skip
+        memory = client.held["memory"]
+        place = {"shared": shared, "local": memory}.get(algorithm.model_state or "", {})
+        kept = client.held.get("optimizer_state")
+        start = local_steps.Trained(
+            anchor,
+            algorithm.descent.init(anchor) if kept is None else kept,
+            memory,
+            place.get("model_state"),
+        )
+        end = local_steps.train_locally(
+            self.training, algorithm, start, shared, round, take, batches,
+            full=self.full, equal=self.equal,
+        )  # fmt: skip
+        relaxed = algorithm.relaxation is not None
+        result = algorithms.LocalResult(
+            delta=_difference(end.params, anchor),
+            offset={"offset": _difference(anchor, params)} if relaxed else {},
+            num_steps=end.num_steps,
+            params=end.params,
+            round=round,
+            model_state=end.model_state,
+        )
+        message, memory = algorithm.report(shared, end.memory, result)
+        row = {"memory": memory}
+        if relaxed:
+            row["last_params"] = end.params
+        if algorithm.keep_optimizer_state:
+            row["optimizer_state"] = end.optimizer_state
+        local = {
+            "params": end.params, "message": message, "loss": end.loss, "num_steps": end.num_steps
+        }  # fmt: skip
+
+        one = jnp.ones_like(end.loss)
+        by_size = algorithm.weighting == "examples"
+        weight = client.num_examples.astype(one.dtype) if by_size else one
+        moved = result.moved
+        finite = jnp.isfinite(perturbation.global_norm(moved))
+        weighted = jax.tree.map(lambda leaf: weight * leaf, message) if by_size else message
+        sums = {
+            "message": weighted,
+            "weight": weight,
+            "loss": end.loss,
+            "nonfinite": jnp.where(finite, 0, 1),
+        }
+        spread = backends.Spread(one, moved, jnp.zeros_like(one))
+        counted = jax.tree.map(lambda leaf: jnp.where(client.active, leaf, 0), (sums, spread))
+        return (row, local if self.keep_local else ()), *counted
+
+
+def evaluated(
+    algorithm: algorithms.FederatedAlgorithm, state: states.FederatedState
+) -> tuple[Any, ...]:
+    """What an evaluation gets: the model, and its state where that is shared.
+
+    Example:
+        >>> from jaxkit.federated.fedavg import fedavg
+        >>> state = states.init_state(fedavg(), jnp.zeros(()), 2, jax.random.key(0))
+        >>> len(evaluated(fedavg(), state))
+        1
+    """
+    if algorithm.model_state != "shared":
+        return (state.params,)
+    return state.params, state.shared["model_state"]
 
 
 def _relaxed_start(algorithm: algorithms.FederatedAlgorithm, params: PyTree, held: Any) -> PyTree:
@@ -340,21 +416,6 @@ def _difference(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: perturbation.widen(x) - perturbation.widen(y), a, b)
 
 
-def _metrics(total: Any, update: PyTree) -> RoundMetrics:
-    count = total["active"]
-    mean = jax.tree.map(lambda leaf: leaf / count, total["moved"])
-    update_norm = perturbation.global_norm(update)
-    # mean |w_i - x_new|^2 with w_i - x_new = (w_i - x) - update.
-    divergence = total["moved_square"] / count - 2 * optax.tree.vdot(mean, update) + update_norm**2
-    return RoundMetrics(
-        loss=total["loss"] / count,
-        num_participants=count.astype(jnp.int32),
-        update_norm=update_norm,
-        divergence=divergence,
-        nonfinite_clients=total["nonfinite"],
-    )
-
-
 def _round_keys(
     algorithm: algorithms.FederatedAlgorithm, state: states.FederatedState
 ) -> tuple[Any, Any, Any]:
@@ -364,19 +425,13 @@ def _round_keys(
     return draw, clients, noise
 
 
-def _always_full(training: local_steps.LocalTraining, data: client_examples.ClientData) -> bool:
-    batch_size = training.batch_size or data.examples_per_client
-    divides = data.examples_per_client % batch_size == 0
-    return data.equal and (divides or training.drop_remainder)
-
-
 def _keep_placed(
-    state: states.FederatedState, client_map: mapping.ClientMap
+    state: states.FederatedState, client_map: backends.ClientMap
 ) -> states.FederatedState:
     """Hold the state where it came from, so that it can be donated."""
     if client_map.mesh is None:
         return state
-    by_client = NamedSharding(client_map.mesh, P(mapping.AXIS))
+    by_client = NamedSharding(client_map.mesh, P(backends.AXIS))
     everywhere = NamedSharding(client_map.mesh, P())
     clients = lax.with_sharding_constraint(state.clients, by_client)
     rest = lax.with_sharding_constraint(state._replace(clients=()), everywhere)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Key, PyTree
 
 from jaxkit import training, validation
 from jaxkit.federated import algorithm as algorithms
-from jaxkit.federated import clients as client_examples
-from jaxkit.federated import cohorts, fitness, local_steps, mapping, rounds
+from jaxkit.federated import backends, checks, clients, cohorts, rounds
+from jaxkit.federated import local_training as local_steps
 from jaxkit.federated import state as states
 
 
@@ -36,13 +36,13 @@ def simulate(
     algorithm: algorithms.FederatedAlgorithm,
     local: local_steps.LocalTraining,
     params: PyTree,
-    data: client_examples.ClientData,
+    data: clients.ClientData,
     sampler: cohorts.Sampler,
     *,
     num_rounds: int,
     key: Key[Array, ""],
-    client_map: mapping.ClientMap | None = None,
-    evaluate: Callable[[PyTree], Mapping[str, Array]] | None = None,
+    client_map: backends.ClientMap | None = None,
+    evaluate: Callable[..., Mapping[str, Array]] | None = None,
     evaluate_every: int = 10,
     folder: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 50,
@@ -62,7 +62,8 @@ def simulate(
         num_rounds: rounds of the whole run.
         key: typed key of the run.
         client_map: backend, by default `vmap_clients()`.
-        evaluate: `(params) -> {name: scalar}`, pure; compiled once.
+        evaluate: `(params) -> {name: scalar}`, pure; compiled once. Where the algorithm shares a
+            model state, `(params, model_state) -> {name: scalar}`.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
         folder: of the run (`training.Run`): metrics, evaluations and checkpoints; None to keep
             nothing. More `num_rounds` than before make a run longer.
@@ -81,13 +82,13 @@ def simulate(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxkit.federated import averaging
-        >>> local = local_steps.local_training(
+        >>> from jaxkit.federated.fedavg import fedavg
+        >>> local = local_steps.LocalTraining(
         ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=2
         ... )
-        >>> data = client_examples.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
+        >>> data = clients.stack_clients(jnp.array([[1.0, 1.0], [3.0, 3.0]]))
         >>> result = simulate(
-        ...     averaging.fedavg(), local, jnp.zeros(()), data, cohorts.uniform_sampler(2, 2),
+        ...     fedavg(), local, jnp.zeros(()), data, cohorts.uniform_sampler(2, 2),
         ...     num_rounds=3, key=jax.random.key(0),
         ... )
         >>> [row["step"] for row in result.history]
@@ -99,12 +100,12 @@ def simulate(
         ("checkpoint_every", checkpoint_every),
     ):
         validation.integer(name, value, minimum=1)
-    client_map = client_map or mapping.vmap_clients()
+    client_map = client_map or backends.vmap_clients()
     mesh, given = client_map.mesh, data
     if mesh is not None:
-        data = client_examples.place_data(data, mesh)
+        data = data.placed(mesh)
     state = states.init_state(algorithm, params, sampler.num_clients, key, mesh=mesh)
-    fitness.check_run(algorithm, local, state, data, sampler, client_map)
+    checks.check_run(algorithm, local, state, data, sampler, client_map)
     if folder is not None:
         identity = _identity(algorithm, local, params, given, sampler, key)
     step = jax.jit(
@@ -120,7 +121,7 @@ def simulate(
         state, metrics = step(state, data)
 
         def rows(seconds: float | None) -> list[dict[str, Any]]:
-            row = {"step": made + 1, **_numbers(metrics._replace(evaluation=None)._asdict())}
+            row = {"step": made + 1, **_numbers(metrics._asdict())}
             if row["nonfinite_clients"]:
                 raise training.NonFiniteLossError(
                     f"{row['nonfinite_clients']} of {row['num_participants']} clients diverged in "
@@ -132,7 +133,7 @@ def simulate(
         return training.Lap(state, rows=rows)
 
     def score(made: int, state: states.FederatedState) -> dict[str, Any]:
-        found = _numbers(measure(state.params)) if measure else {}
+        found = _numbers(measure(*rounds.evaluated(algorithm, state))) if measure else {}
         history[-1] |= found
         return found
 
@@ -181,7 +182,7 @@ def _identity(
     algorithm: algorithms.FederatedAlgorithm,
     local: local_steps.LocalTraining,
     params: PyTree,
-    data: client_examples.ClientData,
+    data: clients.ClientData,
     sampler: cohorts.Sampler,
     key: Key[Array, ""],
 ) -> dict[str, Any]:
@@ -190,13 +191,13 @@ def _identity(
     def one_round(params: PyTree, data: Any, key: Any) -> Any:
         state = states.init_state(algorithm, params, sampler.num_clients, key)
         return rounds.federated_round(
-            algorithm, local, state, data, sampler, mapping.vmap_clients()
+            algorithm, local, state, data, sampler, backends.vmap_clients()
         )
 
     return {
         "algorithm": algorithm.name,
         "sampler": {name: v for name, v in sampler._asdict().items() if not callable(v)},
-        "local": {name: v for name, v in local._asdict().items() if not callable(v)},
+        "local": {name: v for name, v in vars(local).items() if not callable(v)},
         "params": training.fingerprint(params),
         "data": training.fingerprint(data),
         "key": training.fingerprint(key),

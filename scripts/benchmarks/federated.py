@@ -39,9 +39,7 @@ def against_torch(repetitions: int = 15) -> Table:
         ("FedAvg", lambda c: federated.fedavg(c), False),
         ("FedSpeed", lambda c: federated.fedspeed(c, prox_coef=PROX, rho=RHO), True),
     ):
-        client = federated.local_sgd(
-            LEARNING_RATE, learning_rate_decay=1.0, weight_decay=DECAY, clip_norm=CLIP
-        )
+        client = federated.local_sgd(LEARNING_RATE, weight_decay=DECAY, clip_norm=CLIP)
         ours = jax_rounds(make(client), params, inputs, labels, rounds=10)
         theirs = []
         for local_step in (usual_step, foreach_step):
@@ -158,10 +156,10 @@ def compiled_round(
     method: Any, params: Any, inputs: Any, labels: Any, cohort: int, chunk: int
 ) -> tuple[Any, Any, Any]:
     """A compiled round, the function that calls it and consumes its state, the first state."""
-    training = federated.local_training(loss_fn, batch_size=BATCH, num_epochs=EPOCHS)
+    training = federated.LocalTraining(loss_fn, batch_size=BATCH, num_epochs=EPOCHS)
     data = federated.stack_clients({"x": inputs, "y": labels})
     sampler = federated.uniform_sampler(len(inputs), cohort)
-    mapped = federated.chunked_clients(chunk)
+    mapped = federated.vmap_clients(chunk)
     state = federated.init_state(method, params, len(inputs), jax.random.key(0))
     step = jax.jit(
         lambda s, data: federated.federated_round(method, training, s, data, sampler, mapped),
@@ -175,7 +173,7 @@ def jax_rounds(
     method: Any, params: Any, inputs: Any, labels: Any, rounds: int
 ) -> Callable[[], Any]:
     """A function that makes so many rounds, compiled and warm; shuffling included."""
-    training = federated.local_training(loss_fn, batch_size=BATCH, num_epochs=EPOCHS)
+    training = federated.LocalTraining(loss_fn, batch_size=BATCH, num_epochs=EPOCHS)
     data = federated.stack_clients({"x": inputs, "y": labels})
     sampler = federated.uniform_sampler(len(inputs), COHORT)
     state = federated.init_state(method, params, len(inputs), jax.random.key(0))
@@ -328,7 +326,7 @@ def check_same(
     dual: bool,
 ) -> None:
     """Refuse to compare speeds unless two rounds of both sides, unshuffled, agree to 1e-4."""
-    training = federated.local_training(loss_fn, batch_size=BATCH, num_epochs=EPOCHS, shuffle=False)
+    training = federated.LocalTraining(loss_fn, batch_size=BATCH, num_epochs=EPOCHS, shuffle=False)
     data = federated.stack_clients({"x": inputs, "y": labels})
     cohorts = [list(range(COHORT)), list(range(5, 5 + COHORT))]
     state = federated.init_state(method, params, len(inputs), jax.random.key(0))

@@ -116,7 +116,7 @@ def federated_round(devices: list[Any]) -> RoomProgram:
     count = 4 * len(devices)
     _, params, loss = mlp(784, 320, 62)
     method = federated.fedspeed()
-    client_training = federated.local_training(loss, batch_size=8, num_epochs=2)
+    client_training = federated.LocalTraining(loss, batch_size=8, num_epochs=2)
     state = jax.eval_shape(
         lambda p: federated.init_state(method, p, count, jax.random.key(0)), params
     )

@@ -13,6 +13,7 @@ import pytest
 
 from jaxkit import federated as fl
 from jaxkit import privacy
+from jaxkit.federated import checks
 
 CLIENTS, ROUNDS = 8, 2
 
@@ -55,19 +56,37 @@ def loss(params, batch, key):
     return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2) + noise
 
 
+def stateful_loss(params, model_state, batch, key):
+    mean = 0.9 * model_state["mean"] + 0.1 * batch["y"].mean(0)
+    return loss(params, {**batch, "y": batch["y"] - mean}, key), {"mean": mean}
+
+
 def everyone():
     return fl.uniform_sampler(CLIENTS, 4)
 
 
 CASES = {
-    "federated.fedavg": named(fl.fedavg),
-    "federated.fedprox": named(fl.fedprox, prox_coef=-1, clip_mode="simulater"),
-    "federated.fedadam": named(fl.fedadam, b1=1.0, b2=-0.1, eps=0.0, server_learning_rate=-1.0),
-    "federated.fedsam": named(fl.fedsam, rho=-0.1),
+    "federated.fedavg": named(fl.fedavg, weighting="exampels"),
+    "federated.fedprox": named(
+        fl.fedprox, prox_coef=-1, clip_mode="simulater", weighting="exampels"
+    ),
+    "federated.fedavgm": named(
+        fl.fedavgm, momentum=1.0, server_learning_rate=-1.0, weighting="exampels"
+    ),
+    "federated.fedadam": named(
+        fl.fedadam, b1=1.0, b2=-0.1, eps=0.0, server_learning_rate=-1.0, weighting="exampels"
+    ),
+    "federated.fedyogi": named(
+        fl.fedyogi, b1=1.0, b2=-0.1, eps=0.0, server_learning_rate=-1.0, weighting="exampels"
+    ),
+    "federated.fednova": corrected(fl.fednova, weighting="exampels"),
+    "federated.fedsam": named(fl.fedsam, rho=-0.1, weighting="exampels"),
     "federated.scaffold": corrected(fl.scaffold),
     "federated.fedgamma": corrected(fl.fedgamma, rho=-0.1),
-    "federated.fedcm": corrected(fl.fedcm, alpha=1.1),
-    "federated.mofedsam": corrected(fl.mofedsam, alpha=-0.1, rho=float("nan")),
+    "federated.fedcm": corrected(fl.fedcm, alpha=1.1, weighting="exampels"),
+    "federated.mofedsam": corrected(
+        fl.mofedsam, alpha=-0.1, rho=float("nan"), weighting="exampels"
+    ),
     "federated.feddyn": named(
         fl.feddyn, prox_coef=float("inf"), dual_average="al", clip_mode="simulater"
     ),
@@ -85,14 +104,12 @@ CASES = {
         clip_mode="simulater",
     ),
     "federated.fedadmm": named(fl.fedadmm, prox_coef=-1, form="tracking", clip_mode="simulater"),
-    "federated.algorithm_by_name": Case(
-        lambda client: fl.algorithm_by_name("fedprox", client, prox_coef=0.2),
-        refused=((lambda: fl.algorithm_by_name("fedsped"), "did you mean 'fedspeed'"),),
-    ),
-    "federated.displacement_algorithm": Case(
-        lambda client: fl.displacement_algorithm(
-            "FedSign", (optax.scale_by_sign(),), client, optax.adam(0.1)
-        )
+    "federated.with_model_state": Case(
+        lambda client: fl.with_model_state(fl.fedavg(client), {"mean": jnp.zeros(2)}, "shared"),
+        refused=(
+            (lambda: fl.with_model_state(fl.fedavg(), {}, "own"), "policy must be"),
+            (lambda: fl.with_model_state(fl.fedavg(), {"n": 0 * jnp.arange(2)}, "local"), "int32"),
+        ),
     ),
     "federated.with_relaxed_start": Case(
         lambda client, beta=0.2: fl.with_relaxed_start(fl.scaffold(client), beta),
@@ -158,26 +175,33 @@ def problem():
 
     data = fl.stack_clients({"x": examples(3), "y": examples(2)})
     params = {"w": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), "b": jnp.zeros(2)}
-    return data, params, fl.local_training(loss, batch_size=2, num_epochs=1)
+    return data, params
+
+
+@functools.cache
+def training(name):
+    return fl.LocalTraining(
+        stateful_loss if name == "federated.with_model_state" else loss, batch_size=2, num_epochs=1
+    )
 
 
 def made(name, learning_rate=0.05, **numbers):
-    return CASES[name].make(fl.local_sgd(learning_rate), **numbers)
+    return CASES[name].make(fl.simulator_sgd(learning_rate), **numbers)
 
 
 algorithm = functools.cache(made)
 
 
 def start(name, seed=0, **options):
-    _, params, _ = problem()
+    _, params = problem()
     return fl.init_state(algorithm(name), params, CLIENTS, jax.random.key(seed), **options)
 
 
 def one_round(name, state, data=None, client_map=None, *, method=None, cohort=None):
-    whole, _, training = problem()
+    whole, _ = problem()
     return fl.federated_round(
         method or algorithm(name),
-        training,
+        training(name),
         state,
         whole if data is None else data,
         fl.uniform_sampler(CLIENTS, cohort or CASES[name].cohort),
@@ -227,10 +251,10 @@ def test_every_option_of_an_algorithm_has_a_value_that_it_refuses():
 
 @each
 def test_a_round_of_traced_numbers_keeps_a_state_of_mixed_types_like_itself(name, described):
-    _, params, _ = problem()
+    _, params = problem()
     params = {**params, "b": params["b"].astype(jnp.bfloat16)}
     state = fl.init_state(algorithm(name), params, CLIENTS, jax.random.key(0))
-    fl.check_state(algorithm(name), state)
+    checks.check_state(algorithm(name), state)
 
     def round_of(state, rate, numbers):
         return one_round(name, state, method=made(name, rate, **numbers))
@@ -246,7 +270,7 @@ def test_compiled_rounds_are_traced_once_reuse_the_memory_and_move_the_model(
     name, assert_donatable
 ):
     step, traces, (state, metrics) = rounds(name)
-    _, params, _ = problem()
+    _, params = problem()
     key = jax.random.key(0)
     assert_donatable(lambda: fl.init_state(algorithm(name), params, CLIENTS, key), params, key)
     again = start(name)
@@ -275,11 +299,13 @@ def test_an_eager_round_is_the_compiled_one(name, assert_same):
 @some
 def test_rounds_in_one_scan_under_vmap_over_keys_and_rates_are_those_alone(name, assert_same):
     _, _, want = rounds(name)
-    data, _, training = problem()
+    data, _ = problem()
     sampler = fl.uniform_sampler(CLIENTS, CASES[name].cohort)
 
     def run(state, rate):
-        return fl.run_rounds(made(name, rate), training, state, data, sampler, num_rounds=ROUNDS)
+        return fl.run_rounds(
+            made(name, rate), training(name), state, data, sampler, num_rounds=ROUNDS
+        )
 
     states = jax.tree.map(lambda *x: jnp.stack(x), start(name), start(name, 1))
     found = jax.jit(jax.vmap(run))(states, jnp.array([0.05, 0.1]))
@@ -299,7 +325,7 @@ def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, ass
 def test_clients_on_eight_devices_give_the_round_of_one(name, devices, assert_same):
     step, _, _ = rounds(name)
     mesh = fl.clients_mesh(devices)
-    data = fl.place_data(problem()[0], mesh)
+    data = problem()[0].placed(mesh)
     run = jax.jit(
         functools.partial(one_round, name, client_map=fl.shard_clients(mesh)), donate_argnums=0
     )

@@ -51,18 +51,9 @@ def gradient_at(params, step):
     return jax.tree.map(lambda leaf: leaf + leaf**2, params)
 
 
-def neighbours(params):
-    """Vectors of a federated round: anchor, duals, control variates, momentum, perturbation."""
-    vectors = {"dual": scaled(params, 0.3), "control": scaled(params, -0.2)}
-    shared = {"control": scaled(params, 0.4), "momentum": scaled(params, 0.7)}
-    shared["perturbation"] = jax.tree.map(lambda leaf: 0.01 * leaf.astype(jnp.float32), params)
-    return {
-        "anchor": scaled(params, 0.5),
-        "memory": vectors,
-        "shared": shared,
-        "round": 2,
-        "grad_fn": gradient_at,
-    }
+def second_gradient(params):
+    del params
+    return {"grad_fn": gradient_at}
 
 
 def mask(params):
@@ -117,67 +108,15 @@ CASES = {
             ),
         ),
     ),
-    "federated.add_prox_correction": Case(
-        federated.add_prox_correction,
-        (0.1, 0.5),
-        neighbours,
-        refused=(
-            (lambda: federated.add_prox_correction(-0.1), "prox_coef must be finite"),
-            (lambda: federated.add_prox_correction(0.1).update(PARAMS, (), PARAMS), "anchor"),
-        ),
-    ),
-    "federated.add_prox_offset": Case(
-        federated.add_prox_offset,
-        (0.1, 0.5),
-        neighbours,
-        refused=(
-            (lambda: federated.add_prox_offset(-0.1), "prox_coef must be finite"),
-            (lambda: federated.add_prox_offset(0.1).update(PARAMS, (), PARAMS), "anchor"),
-        ),
-    ),
-    "federated.add_control_variate": Case(
-        federated.add_control_variate,
-        extra=neighbours,
-        refused=((lambda: federated.add_control_variate().update(PARAMS, ()), "memory"),),
-    ),
-    "federated.mix_client_momentum": Case(
-        federated.mix_client_momentum,
-        (0.1, 0.5),
-        neighbours,
-        refused=(
-            (lambda: federated.mix_client_momentum(1.1), r"alpha must be finite and in \[0, 1\]"),
-            (lambda: federated.mix_client_momentum(0.1).update(PARAMS, ()), "shared"),
-        ),
-    ),
-    "federated.scale_by_round_rate": Case(
-        lambda rate: federated.scale_by_round_rate(lambda t: rate**t),
-        (0.1, 0.5),
-        neighbours,
-        refused=(
-            (lambda: federated.scale_by_round_rate(lambda t: 0.1).update(PARAMS, ()), "round"),
-        ),
-    ),
     "federated.quasi_gradient": Case(
         lambda rho: federated.quasi_gradient(rho, 0.7),
         (0.1, 0.5),
-        neighbours,
+        second_gradient,
         refused=(
             (lambda: federated.quasi_gradient(-1.0), "rho must be finite"),
             (lambda: federated.quasi_gradient(0.1, 2.0), "alpha must be finite"),
             (lambda: federated.quasi_gradient().update(PARAMS, (), PARAMS), "grad_fn"),
         ),
-    ),
-    "federated.tied_perturbation": Case(
-        federated.tied_perturbation,
-        (0.1, 0.5),
-        neighbours,
-        refused=((lambda: federated.tied_perturbation(-1.0), "rho must be finite"),),
-    ),
-    "federated.scale_by_uncorrected_adam": Case(
-        federated.scale_by_uncorrected_adam,
-        (0.5, 0.9),
-        widens=True,  # as all displacements on a server
-        refused=((lambda: federated.scale_by_uncorrected_adam(1.0), "b1 must be finite"),),
     ),
     "continual.sgd": Case(continual.sgd),
     "continual.where_trainable": Case(
@@ -274,8 +213,7 @@ def eager(name):
 QUICK = (
     "schedules.record_gradient_norms",
     "width.adamw_width_scaled",
-    "federated.add_prox_correction",
-    "federated.tied_perturbation",
+    "federated.quasi_gradient",
     "continual.where_trainable",
 )
 

@@ -37,6 +37,6 @@ def problem():
         examples=examples,
         data=fl.stack_clients(examples),
         params={"w": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "b": jnp.zeros(3)},
-        training=fl.local_training(softmax_loss, batch_size=4, num_epochs=2),
+        training=fl.LocalTraining(softmax_loss, batch_size=4, num_epochs=2),
         num_clients=10,
     )

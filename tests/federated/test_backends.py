@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxkit import federated as fl
-from jaxkit.federated import clients, cohorts, mapping
+from jaxkit.federated import backends, cohorts, rounds
 
 ROUNDS = 2
 
@@ -17,7 +17,7 @@ ROUNDS = 2
 def run(problem, algorithm, sampler, jit, client_map, data=None):
     mesh = client_map.mesh
     data = problem.data if data is None else data
-    data = data if mesh is None else fl.place_data(data, mesh)
+    data = data if mesh is None else data.placed(mesh)
     state = fl.init_state(
         algorithm, problem.params, problem.num_clients, jax.random.key(1), mesh=mesh
     )
@@ -48,8 +48,8 @@ def reference(problem, quick_jit):
 
 
 BACKENDS = {
-    "chunks of 1": lambda: fl.chunked_clients(1),
-    "chunks of 2, cohort padded": lambda: fl.chunked_clients(2),
+    "chunks of 1": lambda: fl.vmap_clients(1),
+    "chunks of 2, cohort padded": lambda: fl.vmap_clients(2),
     "shard_map on 8 devices": fl.shard_clients,
     "shard_map on 2 devices": lambda: fl.shard_clients(fl.clients_mesh(jax.devices()[:2])),
     "shard_map, one by one": lambda: fl.shard_clients(chunk_size=1),
@@ -94,7 +94,7 @@ def test_stratified_rounds_move_no_client_row_between_devices(problem, devices):
     mesh = fl.clients_mesh(devices[:5])
     client_map, method = fl.shard_clients(mesh), fl.fedspeed()
     state = fl.init_state(method, problem.params, 10, jax.random.key(1), mesh=mesh)
-    data = fl.place_data(problem.data, mesh)
+    data = problem.data.placed(mesh)
 
     def collectives(sampler):
         step = jax.jit(
@@ -134,24 +134,24 @@ def test_the_order_of_a_cohort_does_not_matter(problem, quick_jit):
     fedspeed = fl.fedspeed()
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
     step = quick_jit(
-        lambda state, cohort: fl.cohort_round(
+        lambda state, cohort: rounds.cohort_round(
             fedspeed, problem.training, state, problem.data, cohort, fl.vmap_clients()
         )
     )
-    one = step(state, fl.make_cohort([1, 4, 7, 9], 10))
-    other = step(state, fl.make_cohort([9, 1, 7, 4], 10))
+    one = step(state, cohorts.make_cohort([1, 4, 7, 9], 10))
+    other = step(state, cohorts.make_cohort([9, 1, 7, 4], 10))
     assert_same(one, other, 10)
 
 
 @pytest.mark.slow
 def test_padding_a_cohort_or_the_examples_changes_no_client(problem, quick_jit):
     fedspeed = fl.fedspeed()
-    cohort = fl.make_cohort([1, 4, 7, 9], 10)
+    cohort = cohorts.make_cohort([1, 4, 7, 9], 10)
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
 
     def step(cohort, data):
         return quick_jit(
-            lambda state: fl.cohort_round(
+            lambda state: rounds.cohort_round(
                 fedspeed, problem.training, state, data, cohort, fl.vmap_clients()
             )
         )(state)
@@ -168,37 +168,37 @@ def test_padding_a_cohort_or_the_examples_changes_no_client(problem, quick_jit):
 @pytest.mark.slow
 def test_renaming_clients_with_their_data_permutes_state_and_nothing_else(problem, quick_jit):
     """Full batches without shuffling: no key enters, so that names cannot matter."""
-    training = fl.local_training(problem.loss, batch_size=None, num_epochs=2, shuffle=False)
+    training = fl.LocalTraining(problem.loss, batch_size=None, num_epochs=2, shuffle=False)
     order = np.random.default_rng(3).permutation(10)
     fedspeed, cohort = fl.fedspeed(), np.array([0, 2, 5])
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
     renamed = fl.stack_clients({k: v[order] for k, v in problem.examples.items()})
     names = np.argsort(order)[cohort]
     step = quick_jit(
-        lambda data, cohort: fl.cohort_round(
+        lambda data, cohort: rounds.cohort_round(
             fedspeed, training, state, data, cohort, fl.vmap_clients()
         )
     )
-    a, _ = step(problem.data, fl.make_cohort(cohort.tolist(), 10))
-    b, _ = step(renamed, fl.make_cohort(names.tolist(), 10))
+    a, _ = step(problem.data, cohorts.make_cohort(cohort.tolist(), 10))
+    b, _ = step(renamed, cohorts.make_cohort(names.tolist(), 10))
     np.testing.assert_allclose(a.params["w"], b.params["w"], atol=1e-7)
     np.testing.assert_allclose(
         a.clients["memory"]["dual"]["w"][order], b.clients["memory"]["dual"]["w"], atol=1e-7
     )
 
 
-def test_pad_rows_adds_clients_that_are_none(problem):
-    padded = clients.pad_rows(problem.data, 8)
+def test_placing_data_adds_clients_that_are_none(problem, devices):
+    padded = problem.data.placed(fl.clients_mesh(devices))
     assert padded.rows == 16
     assert padded.num_clients == 10
     assert padded.num_examples[10:].tolist() == [0] * 6
     with pytest.raises(ValueError, match="must divide the rows, got 10: pad them"):
-        mapping.place(problem.data.examples, fl.clients_mesh(), by_client=True)
+        backends.place(problem.data.examples, fl.clients_mesh(), by_client=True)
 
 
 def test_a_round_is_traced_once_however_many_are_made(problem, count_traces):
     counted = count_traces(problem.loss)
-    training = fl.local_training(counted, batch_size=4, num_epochs=2)
+    training = fl.LocalTraining(counted, batch_size=4, num_epochs=2)
     fedspeed, sampler = fl.fedspeed(), fl.uniform_sampler(10, 5)
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
     step = jax.jit(lambda s: fl.federated_round(fedspeed, training, s, problem.data, sampler))
@@ -214,7 +214,7 @@ def test_numbers_may_be_swept_by_vmap_in_one_program(problem, quick_jit, count_t
     sampler = fl.uniform_sampler(10, 5)
 
     def final(learning_rate, rho, prox_coef):
-        method = fl.fedspeed(fl.local_sgd(learning_rate), rho=rho, prox_coef=prox_coef)
+        method = fl.fedspeed(fl.simulator_sgd(learning_rate), rho=rho, prox_coef=prox_coef)
         state = fl.init_state(method, problem.params, 10, jax.random.key(1))
         state, _ = fl.run_rounds(
             method, problem.training, state, problem.data, sampler, num_rounds=2

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxkit import federated as fl
+from jaxkit.federated import checks
 
 pytestmark = pytest.mark.usefixtures("bad_input")
 
@@ -14,30 +15,17 @@ pytestmark = pytest.mark.usefixtures("bad_input")
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: fl.fedspeed(rho=-0.1), ValueError, r"rho must be finite and in \[0, inf\)"),
-        (lambda: fl.fedsmoo(rho=-0.1), ValueError, "rho"),
-        (lambda: fl.fedspeed(alpha=1.1), ValueError, r"alpha must be finite and in \[0, 1\]"),
-        (lambda: fl.fedcm(alpha=-0.1), ValueError, "alpha"),
-        (lambda: fl.fedspeed(prox_coef=-1), ValueError, "prox_coef must be finite and in"),
-        (lambda: fl.fedprox(prox_coef=float("inf")), ValueError, "prox_coef .* got inf"),
-        (lambda: fl.local_sgd(0.0), ValueError, r"learning_rate must be finite and in \(0"),
-        (lambda: fl.local_sgd(learning_rate_decay=1.1), ValueError, "learning_rate_decay"),
-        (lambda: fl.local_sgd(learning_rate_decay=0.0), ValueError, "learning_rate_decay"),
-        (lambda: fl.local_sgd(weight_decay=-1), ValueError, "weight_decay"),
-        (lambda: fl.local_sgd(clip_norm=0), ValueError, "clip_norm"),
+        (lambda: fl.simulator_sgd(0.0), ValueError, r"learning_rate must be finite and in \(0"),
+        (lambda: fl.simulator_sgd(learning_rate_decay=1.1), ValueError, "learning_rate_decay"),
+        (lambda: fl.simulator_sgd(learning_rate_decay=0.0), ValueError, "learning_rate_decay"),
+        (lambda: fl.simulator_sgd(weight_decay=-1), ValueError, "weight_decay"),
+        (lambda: fl.simulator_sgd(clip_norm=0), ValueError, "clip_norm"),
         (lambda: fl.local_optimizer(0.1), TypeError, "optimizer must be an optax"),
-        (lambda: fl.fedspeed(clip_mode="simulater"), ValueError, "did you mean 'simulator'"),
-        (lambda: fl.feddyn(dual_average="al"), ValueError, "did you mean 'all'"),
-        (lambda: fl.fedadmm(form="tracking"), ValueError, "did you mean 'tracked'"),
-        (lambda: fl.algorithm_by_name("fedsped"), ValueError, "did you mean 'fedspeed'"),
-        (lambda: fl.fedadam(b1=1.0), ValueError, r"b1 must be finite and in \[0, 1\)"),
-        (lambda: fl.fedadam(eps=0.0), ValueError, "eps"),
-        (lambda: fl.with_relaxed_start(fl.fedavg(), -1), ValueError, "beta"),
-        (lambda: fl.local_training(3), TypeError, "loss_fn must be a function"),
-        (lambda: fl.local_training(abs, batch_size=0), ValueError, "batch_size"),
-        (lambda: fl.local_training(abs, num_epochs=0), ValueError, "num_epochs"),
-        (lambda: fl.local_training(abs, num_epochs=1.5), TypeError, "num_epochs"),
-        (lambda: fl.chunked_clients(0), ValueError, "chunk_size"),
+        (lambda: fl.LocalTraining(3), TypeError, "loss_fn must be a function"),
+        (lambda: fl.LocalTraining(abs, batch_size=0), ValueError, "batch_size"),
+        (lambda: fl.LocalTraining(abs, num_epochs=0), ValueError, "num_epochs"),
+        (lambda: fl.LocalTraining(abs, num_epochs=1.5), TypeError, "num_epochs"),
+        (lambda: fl.vmap_clients(0), ValueError, "chunk_size"),
         (lambda: fl.client_data({"x": np.ones(3)}, [[0], []]), ValueError, "none for client 1"),
         (lambda: fl.client_data({"x": np.ones(3)}, []), ValueError, "at least one client"),
         (lambda: fl.client_data({"x": np.ones(3)}, [[3]]), ValueError, r"in \[0, 3\), got 3..3"),
@@ -89,7 +77,7 @@ def test_bad_arguments_are_refused_at_construction(make, error, message):
 
 def test_an_overshooting_proximal_step_warns():
     with pytest.warns(UserWarning, match=r"learning_rate \* prox_coef should not exceed 1, got 2"):
-        fl.fedspeed(fl.local_sgd(0.2), prox_coef=10.0)
+        fl.fedspeed(fl.simulator_sgd(0.2), prox_coef=10.0)
 
 
 def check(problem, **changes):
@@ -97,7 +85,7 @@ def check(problem, **changes):
     state = changes.get("state")
     if state is None:
         state = fl.init_state(method, problem.params, 10, jax.random.key(0))
-    fl.check_run(
+    checks.check_run(
         method,
         changes.get("training", problem.training),
         state,
@@ -124,7 +112,7 @@ def test_parts_that_do_not_fit_are_refused(problem):
         ),
         ({"data": few}, ValueError, "data must hold the 10 clients of the sampler, got 4"),
         (
-            {"data": ragged, "training": fl.local_training(problem.loss, **whole)},
+            {"data": ragged, "training": fl.LocalTraining(problem.loss, **whole)},
             ValueError,
             "smallest client when the remainder is dropped .* at most 3, got 4",
         ),
@@ -145,7 +133,7 @@ def test_parts_that_do_not_fit_are_refused(problem):
             r"must have a multiple of 8 rows for its mesh, got \[10\]: pass the mesh",
         ),
         (
-            {"training": fl.local_training(lambda w, b, k: w["b"])},
+            {"training": fl.LocalTraining(lambda w, b, k: w["b"])},
             TypeError,
             "loss_fn must return a scalar",
         ),

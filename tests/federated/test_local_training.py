@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from jaxkit import federated as fl
-from jaxkit.federated import local_steps
+from jaxkit.federated import cohorts, local_training, perturbation, rounds
 
 
 def test_each_epoch_takes_every_example_of_a_ragged_client_once():
-    training = fl.local_training(lambda w, b, k: w, batch_size=3, num_epochs=2)
-    batches = local_steps.plan_batches(training, 8, jnp.int32(5), jax.random.key(0))
+    training = fl.LocalTraining(lambda w, b, k: w, batch_size=3, num_epochs=2)
+    batches = local_training.plan_batches(training, 8, jnp.int32(5), jax.random.key(0))
     assert batches.examples.shape == (6, 3)
     for epoch in range(2):
         part = slice(3 * epoch, 3 * epoch + 3)
@@ -28,14 +28,14 @@ def test_a_random_order_sorts_uniform_scores_at_any_size():
         key = jax.random.key(seed)
         expected = np.argsort(jax.random.uniform(key, (200,)), stable=True)
         for size in (200, 512, 513):
-            order = np.asarray(local_steps.random_order(key, size, 200))
+            order = np.asarray(local_training.random_order(key, size, 200))
             np.testing.assert_array_equal(order[:200], expected)
             np.testing.assert_array_equal(order[200:], np.arange(200, size))
 
 
 def test_a_dropped_remainder_leaves_whole_batches_only():
-    training = fl.local_training(lambda w, b, k: w, batch_size=3, num_epochs=1, drop_remainder=True)
-    batches = local_steps.plan_batches(training, 8, jnp.int32(5), jax.random.key(0))
+    training = fl.LocalTraining(lambda w, b, k: w, batch_size=3, num_epochs=1, drop_remainder=True)
+    batches = local_training.plan_batches(training, 8, jnp.int32(5), jax.random.key(0))
     assert batches.real.tolist() == [[True] * 3, [False] * 3]
 
 
@@ -44,13 +44,13 @@ def test_ragged_clients_train_as_if_each_were_alone(problem, quick_jit):
     counts = np.array([8, 5, 3])
     ragged = fl.stack_clients({k: v[:3] for k, v in problem.examples.items()}, counts)
     method = fl.scaffold()
-    training = fl.local_training(problem.loss, batch_size=4, num_epochs=2)
-    cohort = lambda c, m: fl.make_cohort(c, m)  # noqa: E731
+    training = fl.LocalTraining(problem.loss, batch_size=4, num_epochs=2)
+    cohort = lambda c, m: cohorts.make_cohort(c, m)  # noqa: E731
 
     def step(data, clients, num_clients):
         state = fl.init_state(method, problem.params, num_clients, jax.random.key(5))
         return quick_jit(
-            lambda state: fl.cohort_round(
+            lambda state: rounds.cohort_round(
                 method, training, state, data, cohort(clients, num_clients), fl.vmap_clients()
             )
         )(state)[0]
@@ -70,7 +70,7 @@ def test_ragged_clients_train_as_if_each_were_alone(problem, quick_jit):
 
 
 def test_a_masked_loss_is_the_mean_over_the_real_examples(problem):
-    gradient = fl.weighted_gradient(problem.loss)
+    gradient = local_training.weighted_gradient(problem.loss)
     batch = {k: jnp.asarray(v[0]) for k, v in problem.examples.items()}
     weights = jnp.array([1, 1, 1, 1, 1, 0, 0, 0], jnp.float32)
     masked = gradient(problem.params, batch, weights, jax.random.key(0))
@@ -88,7 +88,7 @@ def test_both_gradients_of_a_step_see_the_same_noise(quick_jit):
         return jnp.mean((w * jax.random.bernoulli(key, 0.5, w.shape) - batch.mean()) ** 2)
 
     data = fl.stack_clients(jnp.ones((2, 4)))
-    training = fl.local_training(noisy, batch_size=2, num_epochs=2)
+    training = fl.LocalTraining(noisy, batch_size=2, num_epochs=2)
     sampler = fl.uniform_sampler(2, 2)
 
     def final(method):
@@ -136,11 +136,11 @@ def test_sam_of_optax_and_ours_agree(problem):
 
 def test_the_ascent_direction_ignores_the_scale_of_the_loss_and_a_zero_gradient():
     gradient = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
-    one = fl.ascent_step(gradient, 0.1)
-    scaled = fl.ascent_step(jax.tree.map(lambda g: 100 * g, gradient), 0.1)
+    one = perturbation.ascent_step(gradient, 0.1)
+    scaled = perturbation.ascent_step(jax.tree.map(lambda g: 100 * g, gradient), 0.1)
     np.testing.assert_allclose(one["a"], scaled["a"], rtol=1e-5)
     assert float(optax.tree.norm(one)) == pytest.approx(0.1, rel=1e-5)
-    zero = fl.ascent_step(jax.tree.map(jnp.zeros_like, gradient), 0.1)
+    zero = perturbation.ascent_step(jax.tree.map(jnp.zeros_like, gradient), 0.1)
     assert not any(leaf.any() for leaf in jax.tree.leaves(zero))
 
 
@@ -200,10 +200,10 @@ def test_per_example_clipping_bounds_a_clients_every_step(problem, quick_jit):
         gradient, _ = private.update(gradients, private.init(params))
         return losses.mean(), gradient
 
-    training = fl.local_training(
+    training = fl.LocalTraining(
         problem.loss, batch_size=4, num_epochs=2, gradient_fn=private_gradient
     )
-    method = fl.fedavg(fl.local_sgd(1.0, learning_rate_decay=1.0, weight_decay=0.0))
+    method = fl.fedavg(fl.local_sgd(1.0))
     state = fl.init_state(method, problem.params, 10, jax.random.key(0))
     after, _ = quick_jit(
         lambda s: fl.federated_round(method, training, s, problem.data, fl.uniform_sampler(10, 10))

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from jaxkit import federated as fl
+from jaxkit.federated import partitions
 
 LABELS = np.arange(2000) % 10
 
 
 @pytest.mark.parametrize("concentration", [0.1, 1.0])
 def test_refilled_splits_give_equal_clients_and_the_remainder_to_the_first(concentration):
-    parts = fl.refilled_dirichlet_partition(LABELS[:1003], 20, concentration)
+    parts = fl.dirichlet_partition(LABELS[:1003], 20, concentration)
     assert [len(p) for p in parts] == [53, *[50] * 19]
 
 
 @hypothesis.given(st.integers(1, 10), st.integers(0, 2**16))
 def test_pathological_clients_hold_at_most_c_classes(count, seed):
-    parts = fl.refilled_pathological_partition(LABELS[:300], 20, count, seed=seed)
+    parts = fl.pathological_partition(LABELS[:300], 20, count, seed=seed)
     held = (fl.label_counts(LABELS[:300], parts) > 0).sum(axis=1)
     assert held.max() <= count
     assert {len(p) for p in parts} == {15}
@@ -26,7 +27,7 @@ def test_pathological_clients_hold_at_most_c_classes(count, seed):
 
 def test_a_class_is_used_up_before_any_of_it_is_used_again():
     labels = np.array([0] * 5 + [1] * 95)
-    parts = fl.refilled_partition(labels, np.tile([1.0, 0.0], (4, 1)), samples_per_client=3)
+    parts = partitions.refilled_partition(labels, np.tile([1.0, 0.0], (4, 1)), samples_per_client=3)
     used = np.bincount(np.concatenate(parts), minlength=100)
     assert used[:5].sum() == 12
     assert set(used[:5].tolist()) == {2, 3}
@@ -35,7 +36,7 @@ def test_a_class_is_used_up_before_any_of_it_is_used_again():
 
 def test_mean_class_prior_is_even_and_large_concentration_is_iid():
     spread = [
-        fl.label_counts(LABELS, fl.refilled_dirichlet_partition(LABELS, 100, a, seed=1)) / 20
+        fl.label_counts(LABELS, fl.dirichlet_partition(LABELS, 100, a, seed=1)) / 20
         for a in (0.3, 1e5)
     ]
     np.testing.assert_allclose(spread[0].mean(axis=0), 0.1, atol=0.07)
@@ -43,16 +44,14 @@ def test_mean_class_prior_is_even_and_large_concentration_is_iid():
     assert spread[1].var() == pytest.approx(0.09 / 20, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    "split", [fl.refilled_dirichlet_partition, fl.per_class_dirichlet_partition]
-)
+@pytest.mark.parametrize("split", [fl.dirichlet_partition, fl.class_dirichlet_partition])
 def test_heterogeneity_falls_with_concentration(split):
     means = [fl.heterogeneity(LABELS, split(LABELS, 20, a, seed=2)).mean() for a in (0.1, 1, 100)]
     assert means[0] > means[1] > means[2]
 
 
 def test_per_class_split_divides_every_example_once_into_unequal_clients():
-    parts = fl.per_class_dirichlet_partition(LABELS, 15, 0.3, min_examples=5)
+    parts = fl.class_dirichlet_partition(LABELS, 15, 0.3, min_examples=5)
     assert np.sort(np.concatenate(parts)).tolist() == list(range(2000))
     sizes = [len(p) for p in parts]
     assert min(sizes) >= 5
@@ -68,9 +67,9 @@ def test_iid_split_covers_everything_in_almost_equal_parts():
 @pytest.mark.parametrize(
     "split",
     [
-        lambda seed: fl.refilled_dirichlet_partition(LABELS, 7, 0.5, seed=seed),
-        lambda seed: fl.refilled_pathological_partition(LABELS, 7, 3, seed=seed),
-        lambda seed: fl.per_class_dirichlet_partition(LABELS, 7, 0.5, seed=seed),
+        lambda seed: fl.dirichlet_partition(LABELS, 7, 0.5, seed=seed),
+        lambda seed: fl.pathological_partition(LABELS, 7, 3, seed=seed),
+        lambda seed: fl.class_dirichlet_partition(LABELS, 7, 0.5, seed=seed),
         lambda seed: fl.iid_partition(2000, 7, seed=seed),
     ],
 )
@@ -86,33 +85,33 @@ def test_a_split_is_its_seed(split):
     ("make", "error", "message"),
     [
         (
-            lambda: fl.refilled_dirichlet_partition(LABELS, 5, 0.0),
+            lambda: fl.dirichlet_partition(LABELS, 5, 0.0),
             ValueError,
             r"concentration must be finite and in \(0, inf\), got 0.0",
         ),
-        (lambda: fl.per_class_dirichlet_partition(LABELS, 5, -1), ValueError, "concentration"),
+        (lambda: fl.class_dirichlet_partition(LABELS, 5, -1), ValueError, "concentration"),
         (
-            lambda: fl.refilled_pathological_partition(LABELS, 5, 0),
+            lambda: fl.pathological_partition(LABELS, 5, 0),
             ValueError,
             "classes_per_client must be an integer >= 1, got 0",
         ),
         (
-            lambda: fl.refilled_pathological_partition(LABELS, 5, 11),
+            lambda: fl.pathological_partition(LABELS, 5, 11),
             ValueError,
             r"classes_per_client must be in \[1, 10\], got 11",
         ),
         (
-            lambda: fl.refilled_pathological_partition(LABELS, 5, 2.5),
+            lambda: fl.pathological_partition(LABELS, 5, 2.5),
             TypeError,
             "classes_per_client must be an integer, got 2.5",
         ),
         (
-            lambda: fl.refilled_dirichlet_partition([0, -1], 1, 1.0),
+            lambda: fl.dirichlet_partition([0, -1], 1, 1.0),
             ValueError,
             r"labels must be in \[0, 1\), got -1..0",
         ),
         (
-            lambda: fl.refilled_dirichlet_partition([0, 2], 1, 1.0),
+            lambda: fl.dirichlet_partition([0, 2], 1, 1.0),
             ValueError,
             r"every class below 3, got none of \[1\]",
         ),
@@ -120,12 +119,16 @@ def test_a_split_is_its_seed(split):
         (lambda: fl.iid_partition(3, 5), ValueError, "at most 3 clients, got 5"),
         (lambda: fl.iid_partition(3, 0), ValueError, "num_clients must be an integer >= 1"),
         (
-            lambda: fl.per_class_dirichlet_partition(LABELS[:20], 10, 1e-3),
+            lambda: fl.class_dirichlet_partition(LABELS[:20], 10, 1e-3),
             ValueError,
             "left a client with fewer than 1 examples",
         ),
-        (lambda: fl.refilled_partition([0, 1], [[0.5, 0.6]]), ValueError, "sum to 1"),
-        (lambda: fl.refilled_partition([0, 1], [[1.0]]), ValueError, r"shape \[clients, 2\]"),
+        (lambda: partitions.refilled_partition([0, 1], [[0.5, 0.6]]), ValueError, "sum to 1"),
+        (
+            lambda: partitions.refilled_partition([0, 1], [[1.0]]),
+            ValueError,
+            r"shape \[clients, 2\]",
+        ),
     ],
 )
 def test_bad_splits_are_refused_by_name(make, error, message):

@@ -28,7 +28,7 @@ PROGRAM = textwrap.dedent(
         })
         mapped = fl.shard_clients() if jax.device_count() > 1 else fl.vmap_clients()
         sampler = fl.stratified_sampler(10, 4, int(sys.argv[2]))
-        training = fl.local_training(loss, batch_size=4, num_epochs=2)
+        training = fl.LocalTraining(loss, batch_size=4, num_epochs=2)
         result = fl.simulate(
             fl.fedspeed(), training, {"w": jnp.zeros((4, 3))}, data, sampler,
             num_rounds=4, key=jax.random.key(0), client_map=mapped, folder=sys.argv[1],

@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path)
         ({"method": fl.with_relaxed_start(fl.fedsmoo(), 0.2)}, "program.sha256 was"),
         ({"params": half}, "params was"),
         ({"key": jax.random.key(4)}, "key was"),
-        ({"training": fl.local_training(problem.loss, batch_size=3)}, "local.batch_size was"),
+        ({"training": fl.LocalTraining(problem.loss, batch_size=3)}, "local.batch_size was"),
         ({"sampler": fl.uniform_sampler(10, 4)}, "sampler.cohort_size was 5, is now 4"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -87,7 +87,7 @@ def test_history_has_every_round_and_evaluations_where_asked(problem, capsys):
 @pytest.mark.slow
 def test_a_simulation_is_run_rounds_and_traces_once(problem, count_traces):
     counted = count_traces(problem.loss)
-    local = fl.local_training(counted, batch_size=4, num_epochs=2)
+    local = fl.LocalTraining(counted, batch_size=4, num_epochs=2)
     result = run(problem, training=local, num_rounds=2)
     once = counted.count
     again = run(problem, training=local)
@@ -105,7 +105,7 @@ def test_a_simulation_is_run_rounds_and_traces_once(problem, count_traces):
 
 
 def test_a_diverging_client_stops_the_run_by_name(problem):
-    exploding = fl.fedavg(fl.local_sgd(1e30, clip_norm=None))
+    exploding = fl.fedavg(fl.simulator_sgd(1e30, clip_norm=None))
     with pytest.raises(training.NonFiniteLossError, match=r"of 5 clients diverged in round \d"):
         run(problem, method=exploding)
 

@@ -60,7 +60,7 @@ FEDERATED = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jaxkit import federated
 data = federated.stack_clients(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
-local = federated.local_training(lambda w, x, key: jnp.mean((w - x) ** 2), batch_size=2)
+local = federated.LocalTraining(lambda w, x, key: jnp.mean((w - x) ** 2), batch_size=2)
 federated.simulate(
     federated.fedspeed(), local, jnp.zeros(()), data, federated.uniform_sampler(6, 3),
     num_rounds=60, key=jax.random.key(0), folder=sys.argv[1] + "/run", checkpoint_every=2,

@@ -1,7 +1,7 @@
-"""Running one function for every client of a cohort: four backends, one result.
+"""Running one function for every client of a cohort: three backends, one result.
 
-A backend maps `fn(shared, row) -> (row_out, message)` over the leading axis of `rows`, stacks the
-first output and sums the second. They agree to rounding.
+A backend maps `fn(shared, row) -> (row_out, message, Spread)` over the leading axis of `rows`,
+stacks the first output, sums the second and merges the third. They agree to rounding.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxkit import validation
 
 #: Name of the mesh axis that clients are split over.
 AXIS = "clients"
 
-ClientFunction = Callable[[Any, Any], tuple[Any, Any]]
+ClientFunction = Callable[[Any, Any], tuple[Any, Any, "Spread"]]
+
+
+class Spread(NamedTuple):
+    """How far points lie from their mean, without differences of large squares.
+
+    Attributes:
+        count: number of points, or their weight.
+        mean: pytree.
+        square: sum of squared distances from `mean`.
+    """
+
+    count: Float[Array, ""]
+    mean: PyTree
+    square: Float[Array, ""]
 
 
 class ClientMap(NamedTuple):
     """A backend.
 
     Attributes:
-        name: `"vmap"`, `"map"`, `"shard_map"` or `"pmap"`.
+        name: `"vmap"`, `"shard_map"` or `"pmap"`.
         multiple: number that must divide the places of a cohort.
         pad: whether a cohort is padded to it; otherwise another size is refused.
-        run: `(fn, shared, rows) -> (stacked row outputs, summed messages)`.
+        run: `(fn, shared, rows) -> (stacked row outputs, summed messages, merged spread)`.
         mesh: mesh with an axis `"clients"` that client state lives on, or None.
     """
 
     name: str
     multiple: int
     pad: bool
-    run: Callable[[ClientFunction, Any, Any], tuple[Any, Any]]
+    run: Callable[[ClientFunction, Any, Any], tuple[Any, Any, Spread]]
     mesh: Mesh | None = None
 
 
-def vmap_clients() -> ClientMap:
-    """All clients at once, by `jax.vmap`: small or dense models on one device.
+def vmap_clients(chunk_size: int | None = None, *, pad: bool = True) -> ClientMap:
+    """Clients of one device, by `jax.vmap`: all at once, or some at a time.
 
-    Memory: cohort x (parameters + activations).
-
-    Returns:
-        The backend.
-
-    Example:
-        >>> rows, total = vmap_clients().run(lambda s, x: (x + s, x), 1.0, jnp.arange(3.0))
-        >>> rows.tolist(), float(total)
-        ([1.0, 2.0, 3.0], 3.0)
-    """
-    return ClientMap("vmap", 1, True, _vmap_and_sum)
-
-
-def chunked_clients(chunk_size: int = 1, *, pad: bool = True) -> ClientMap:
-    """`chunk_size` clients at a time, one chunk after another: large or convolutional models.
-
-    Memory: chunk x (parameters + activations), plus the rows of stateful algorithms.
+    All at once is for small or dense models; memory: cohort x (parameters + activations). One chunk
+    after another is for large or convolutional ones; memory: chunk x (parameters + activations),
+    plus the rows of stateful algorithms.
 
     Args:
-        chunk_size: clients at a time; 1 runs them strictly one by one.
+        chunk_size: clients at a time, or None for all of them; 1 runs them strictly one by one.
         pad: whether to pad a cohort that `chunk_size` does not divide.
 
     Returns:
@@ -76,14 +76,10 @@ def chunked_clients(chunk_size: int = 1, *, pad: bool = True) -> ClientMap:
         ValueError: if `chunk_size` is not positive.
 
     Example:
-        >>> rows, total = chunked_clients(2).run(lambda s, x: (x + s, x), 1.0, jnp.arange(4.0))
-        >>> rows.tolist(), float(total)
-        ([1.0, 2.0, 3.0, 4.0], 6.0)
+        >>> vmap_clients(chunk_size=4).multiple
+        4
     """
-    validation.integer("chunk_size", chunk_size, minimum=1)
-    return ClientMap(
-        "map", chunk_size, pad, functools.partial(_chunk_and_sum, chunk_size=chunk_size)
-    )
+    return ClientMap("vmap", chunk_size or 1, pad, _on_one_device(chunk_size))
 
 
 def shard_clients(
@@ -106,9 +102,8 @@ def shard_clients(
         ValueError: if the mesh has no such axis or `chunk_size` is not positive.
 
     Example:
-        >>> rows, total = shard_clients().run(lambda s, x: (x + s, x), 1.0, jnp.arange(8.0))
-        >>> float(total)
-        28.0
+        >>> shard_clients(chunk_size=2).multiple == 2 * jax.device_count()
+        True
     """
     mesh = clients_mesh() if mesh is None else mesh
     if AXIS not in mesh.axis_names:
@@ -123,7 +118,7 @@ def shard_clients(
             functools.partial(part_of_device, fn),
             mesh=mesh,
             in_specs=(P(), P(AXIS)),
-            out_specs=(P(AXIS), P()),
+            out_specs=(P(AXIS), P(), P()),
             check_vma=False,
         )(shared, rows)
 
@@ -146,9 +141,8 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
         ValueError: if `chunk_size` is not positive, or there are several processes.
 
     Example:
-        >>> rows, total = pmap_clients().run(lambda s, x: (x + s, x), 1.0, jnp.arange(8.0))
-        >>> float(total)
-        28.0
+        >>> pmap_clients().multiple == jax.local_device_count()
+        True
     """
     if jax.process_count() > 1:
         raise ValueError(
@@ -158,10 +152,10 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
 
     def run(fn, shared, rows):
         blocks = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
-        stacked, total = jax.pmap(
-            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0), out_axes=(0, None)
+        stacked, *merged = jax.pmap(
+            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0), out_axes=(0, None, None)
         )(shared, blocks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), total
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), *merged
 
     return ClientMap("pmap", num_devices * (chunk_size or 1), pad, run)
 
@@ -291,41 +285,67 @@ def _local(block: jax.Array, clients: jax.Array) -> jax.Array:
     return jnp.where((local >= 0) & (local < rows), local, rows)
 
 
-def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any]]:
+def _on_one_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spread]]:
+    if chunk_size is None:
+        return _all_at_once
+    validation.integer("chunk_size", chunk_size, minimum=1)
+    return functools.partial(_in_chunks, chunk_size=chunk_size)
+
+
+def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spread]]:
     """What a device does under `AXIS`: its own clients, and the sum over those of all devices."""
-    inner = _vmap_and_sum
-    if chunk_size is not None:
-        inner = functools.partial(
-            _chunk_and_sum, chunk_size=validation.integer("chunk_size", chunk_size, minimum=1)
-        )
+    inner = _on_one_device(chunk_size)
 
     def run(fn, shared, rows):
-        stacked, total = inner(fn, shared, rows)
-        return stacked, lax.psum(total, AXIS)
+        stacked, total, own = inner(fn, shared, rows)
+        count = lax.psum(own.count, AXIS)
+        share = own.count / jnp.maximum(count, 1)
+        mean = jax.tree.map(lambda x: lax.psum(share * x, AXIS), own.mean)
+        square = lax.psum(own.square + own.count * _distance(own.mean, mean), AXIS)
+        return stacked, lax.psum(total, AXIS), Spread(count, mean, square)
 
     return run
 
 
-def _vmap_and_sum(fn: ClientFunction, shared: Any, rows: Any) -> tuple[Any, Any]:
-    stacked, messages = jax.vmap(fn, in_axes=(None, 0))(shared, rows)
-    return stacked, jax.tree.map(lambda x: x.sum(axis=0), messages)
+def _all_at_once(fn: ClientFunction, shared: Any, rows: Any) -> tuple[Any, Any, Spread]:
+    stacked, messages, each = jax.vmap(fn, in_axes=(None, 0))(shared, rows)
+    count = each.count.sum()
+    share = each.count / jnp.maximum(count, 1)
+    mean = jax.tree.map(lambda x: jnp.tensordot(share, x, 1), each.mean)
+    away = jax.vmap(_distance, in_axes=(0, None))(each.mean, mean)
+    square = jnp.sum(each.square + each.count * away)
+    return stacked, jax.tree.map(lambda x: x.sum(axis=0), messages), Spread(count, mean, square)
 
 
-def _chunk_and_sum(
+def _in_chunks(
     fn: ClientFunction, shared: Any, rows: Any, *, chunk_size: int
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Spread]:
     def run_chunk(rows):
         if chunk_size > 1:
-            return _vmap_and_sum(fn, shared, rows)
-        stacked, message = fn(shared, jax.tree.map(lambda x: x[0], rows))
-        return jax.tree.map(lambda x: x[None], stacked), message
+            return _all_at_once(fn, shared, rows)
+        stacked, *merged = fn(shared, jax.tree.map(lambda x: x[0], rows))
+        return jax.tree.map(lambda x: x[None], stacked), *merged
 
-    def body(total, rows):
-        stacked, part = run_chunk(rows)
-        return jax.tree.map(jnp.add, total, part), stacked
+    def body(carry, rows):
+        total, spread = carry
+        stacked, part, more = run_chunk(rows)
+        count = spread.count + more.count
+        share = more.count / jnp.maximum(count, 1)
+        mean = jax.tree.map(lambda a, b: a + share * (b - a), spread.mean, more.mean)
+        between = spread.count * share * _distance(spread.mean, more.mean)
+        merged = Spread(count, mean, spread.square + more.square + between)
+        return (jax.tree.map(jnp.add, total, part), merged), stacked
 
     chunks = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), rows)
-    like = jax.eval_shape(run_chunk, jax.tree.map(lambda x: x[0], chunks))[1]
+    like = jax.eval_shape(run_chunk, jax.tree.map(lambda x: x[0], chunks))[1:]
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    total, stacked = lax.scan(body, zero, chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), total
+    (total, spread), stacked = lax.scan(body, zero, chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), total, spread
+
+
+def _distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """Squared distance of two pytrees."""
+    return sum(
+        (jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)),
+        start=jnp.zeros(()),
+    )

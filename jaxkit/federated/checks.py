@@ -1,0 +1,271 @@
+"""Whether the parts of a federated run fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxkit import validation
+from jaxkit.federated import algorithm as algorithms
+from jaxkit.federated import backends, clients, cohorts, perturbation
+from jaxkit.federated import local_training as local_steps
+from jaxkit.federated import state as states
+
+
+def check_run(
+    algorithm: algorithms.FederatedAlgorithm,
+    training: local_steps.LocalTraining,
+    state: states.FederatedState,
+    data: clients.ClientData,
+    sampler: cohorts.Sampler,
+    client_map: backends.ClientMap,
+    *,
+    num_rounds: int = 1,
+) -> None:
+    """Check that the parts of a run fit each other; of traced numbers only the shapes.
+
+    Args:
+        algorithm: the federated algorithm.
+        training: how clients train.
+        state: of the run.
+        data: of all clients.
+        sampler: of cohorts.
+        client_map: backend.
+        num_rounds: rounds to make.
+
+    Raises:
+        TypeError: if the loss is not a scalar or a parameter not floating point.
+        ValueError: if state, data, sampler and backend disagree on the clients, the state belongs
+            to another model, a client would take no step, or the algorithm cannot work with the
+            sampler.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxkit.federated.fedavg import fedavg
+        >>> method, sampler = fedavg(), cohorts.uniform_sampler(3, 2)
+        >>> training = local_steps.LocalTraining(lambda w, batch, key: jnp.mean((w - batch) ** 2))
+        >>> state = states.init_state(method, jnp.zeros(()), 2, jax.random.key(0))
+        >>> data = clients.stack_clients(jnp.ones((2, 4)))
+        >>> check_run(method, training, state, data, sampler, backends.vmap_clients())
+        Traceback (most recent call last):
+        ValueError: sampler must draw from the 2 clients of the state, got num_clients = 3
+    """
+    check_state(algorithm, state)
+    _check_clients(state, data, sampler, client_map)
+    _check_steps(training, data)
+    _check_loss(algorithm, training, state, data)
+    if algorithm.full_participation and sampler.cohort_size < sampler.num_clients:
+        raise ValueError(
+            f"{algorithm.name} needs every client in every round: cohort_size must be "
+            f"{sampler.num_clients}, got {sampler.cohort_size}"
+        )
+    if algorithm.privacy is not None and _described(algorithm.privacy.sampler) != _described(
+        sampler
+    ):
+        raise ValueError(
+            f"sampler must be the one that client-level privacy was promised for, "
+            f"{_described(algorithm.privacy.sampler)}, got {_described(sampler)}"
+        )
+    if algorithm.privacy is not None and not validation.is_traced(state.round):
+        last, promised = int(state.round) + num_rounds, algorithm.privacy.num_rounds
+        if last > promised:
+            raise ValueError(
+                f"num_rounds must end within the {promised} rounds that client-level privacy was "
+                f"promised for, got rounds up to {last}"
+            )
+    if sampler.allow_empty and algorithm.privacy is None:
+        raise ValueError(
+            "sampler must not allow empty cohorts (allow_empty): their mean is undefined without "
+            "client-level privacy"
+        )
+    if not client_map.pad and sampler.cohort_size % client_map.multiple:
+        raise ValueError(
+            f"cohort_size must be a multiple of {client_map.multiple} for {client_map.name} "
+            f"without padding, got {sampler.cohort_size}"
+        )
+
+
+def check_state(method: algorithms.FederatedAlgorithm, state: states.FederatedState) -> None:
+    """Refuse a state that does not fit its algorithm and parameters: another run's, say.
+
+    Args:
+        method: the algorithm.
+        state: the state.
+
+    Raises:
+        TypeError: if a parameter is not floating point.
+        ValueError: if the rows of the clients or the server's vectors differ from what the
+            algorithm holds for these parameters, naming the first difference.
+
+    Example:
+        >>> from jaxkit.federated.fedspeed import fedspeed
+        >>> method = fedspeed()
+        >>> state = states.init_state(method, {"w": jnp.ones(3)}, 5, jax.random.key(0))
+        >>> check_state(method, state._replace(params={"w": jnp.ones(4)}))
+        Traceback (most recent call last):
+        ValueError: state.shared['dual_mean']['w'] must be float32[4] for...
+    """
+    algorithms.check_floating("params", state.params)
+    row = jax.eval_shape(lambda params: states.client_row(method, params), state.params)
+    held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
+    shared = jax.eval_shape(method.init_shared, state.params)
+    server = jax.eval_shape(
+        lambda params: method.server_optimizer.init(jax.tree.map(perturbation.widen, params)),
+        state.params,
+    )
+    for name, expected, got in (
+        ("shared", shared, state.shared),
+        ("clients", row, held),
+        ("server_optimizer_state", server, state.server_optimizer_state),
+    ):
+        _check_alike(f"state.{name}", method.name, expected, got)
+
+
+def _check_alike(name: str, method: str, expected: PyTree, got: PyTree) -> None:
+    if jax.tree.structure(expected) != jax.tree.structure(got):
+        raise ValueError(
+            f"{name} must have the structure {jax.tree.structure(expected)} for {method} and these "
+            f"params, got {jax.tree.structure(got)}"
+        )
+    leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got), strict=True)
+    for (path, want), have in leaves:
+        if (want.shape, want.dtype) != (have.shape, have.dtype):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must be {_shaped(want)} for {method} and "
+                f"these params, got {_shaped(have)}"
+            )
+
+
+def _shaped(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _described(sampler: cohorts.Sampler) -> dict[str, Any]:
+    """What decides how likely a client takes part."""
+    return {name: value for name, value in sampler._asdict().items() if name != "sample"}
+
+
+def _check_clients(
+    state: states.FederatedState,
+    data: clients.ClientData,
+    sampler: cohorts.Sampler,
+    client_map: backends.ClientMap,
+) -> None:
+    num_clients = sampler.num_clients
+    if not validation.is_traced(state.num_clients) and int(state.num_clients) != num_clients:
+        raise ValueError(
+            f"sampler must draw from the {int(state.num_clients)} clients of the state, got "
+            f"num_clients = {num_clients}"
+        )
+    if data.num_clients != num_clients:
+        raise ValueError(
+            f"data must hold the {num_clients} clients of the sampler, got {data.num_clients}"
+        )
+    held = {leaf.shape[0] for leaf in jax.tree.leaves(state.clients)}
+    if held and (len(held) > 1 or min(held) < num_clients):
+        raise ValueError(
+            f"state.clients must have one row at least for each of the {num_clients} clients, got "
+            f"{sorted(held)}"
+        )
+    mesh = client_map.mesh
+    for name, rows in (("data", {data.rows}), ("state.clients", held)):
+        if mesh is not None and any(count % mesh.shape[backends.AXIS] for count in rows):
+            raise ValueError(
+                f"{name} must have a multiple of {mesh.shape[backends.AXIS]} rows for its mesh, "
+                f"got {sorted(rows)}: pass the mesh to init_state and data.placed"
+            )
+
+
+def _check_steps(training: local_steps.LocalTraining, data: clients.ClientData) -> None:
+    if not training.drop_remainder or training.batch_size is None:
+        return
+    if training.batch_size > data.smallest:
+        raise ValueError(
+            "batch_size must not exceed the smallest client when the remainder is dropped (it "
+            f"would take no step): at most {data.smallest}, got {training.batch_size}"
+        )
+
+
+def _check_loss(
+    algorithm: algorithms.FederatedAlgorithm,
+    training: local_steps.LocalTraining,
+    state: states.FederatedState,
+    data: clients.ClientData,
+) -> None:
+    full = training.always_full(data)
+    if algorithm.model_state is not None and (not full or training.gradient_fn is not None):
+        raise ValueError(
+            "a model with state needs full mini-batches (its statistics would count padding) and "
+            "no gradient_fn: use drop_remainder, or a batch_size that divides the clients' "
+            f"numbers of examples, got batch_size = {training.batch_size}"
+        )
+    size = min(training.batch_size or data.examples_per_client, data.examples_per_client)
+    batch, key = data.batch_shape(size), jax.eval_shape(lambda: jax.random.key(0))
+    if training.augment is not None:
+        batch = jax.eval_shape(training.augment, batch, key)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params)
+    if algorithm.model_state is not None:
+        place = state.shared if algorithm.model_state == "shared" else state.clients["memory"]
+        drop = 0 if algorithm.model_state == "shared" else 1
+        model_state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[drop:], leaf.dtype), place["model_state"]
+        )
+        loss, after = jax.eval_shape(training.loss_fn, params, model_state, batch, key)
+        _check_alike("the model state of loss_fn", algorithm.name, model_state, after)
+    else:
+        loss = jax.eval_shape(training.loss_fn, params, batch, key)
+    leaves = jax.tree.leaves(loss)
+    if len(leaves) != 1 or leaves[0].shape != ():
+        raise TypeError(f"loss_fn must return a scalar, got {loss}")
+    if not full and training.gradient_fn is None and size > 1:
+        _check_mean(training, params, data)
+
+
+def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.ClientData) -> None:
+    """Refuse a loss that couples the examples of a batch where batches are not full.
+
+    The mean over two examples has no mixed difference: L(a, c) - L(b, c) - L(a, d) + L(b, d) = 0.
+    """
+    if any(map(validation.is_traced, jax.tree.leaves(data.examples))):
+        return
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(data.examples)):
+        return
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(0)
+        own = (
+            data.examples
+            if data.index is not None
+            else jax.tree.map(lambda leaf: leaf[0], data.examples)
+        )
+        size = jax.tree.leaves(own)[0].shape[0]
+        if size < 4:
+            return
+        a, b, c, d = (0, size // 3, 2 * size // 3, size - 1)
+        pairs = jnp.array([[a, c], [b, c], [a, d], [b, d]])
+        # Any parameters show it, known or not.
+        leaves, structure = jax.tree.flatten(params)
+        drawn = [
+            jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
+        point = jax.tree.unflatten(structure, drawn)
+
+        def loss(pair):
+            batch = jax.tree.map(lambda leaf: leaf[pair], own)
+            batch = batch if training.augment is None else training.augment(batch, key)
+            return training.loss_fn(point, batch, key)
+
+        losses = np.asarray(jax.lax.map(loss, pairs), np.float64)
+        precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
+    mixed = abs(losses @ [1, -1, -1, 1])
+    if np.isfinite(losses).all() and mixed > 100 * precision * np.abs(losses).sum():
+        raise ValueError(
+            "loss_fn couples the examples of a batch (BatchNorm, a contrast of examples), which "
+            "needs full mini-batches: use drop_remainder, or a batch_size that divides the "
+            f"clients' numbers of examples, got {training.batch_size} for clients of "
+            f"{data.smallest} to {data.examples_per_client}"
+        )

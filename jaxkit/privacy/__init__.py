@@ -37,7 +37,7 @@ Sharp edges:
 
 - `noise_multiplier` is always the noise on a sum over the bound on one example's part of it;
 - divide by the expected batch size, never by the number of examples drawn;
-- a loss that mixes rows (in-batch negatives) is trained on rows alone;
+- a loss that mixes rows (in-batch negatives) is trained on rows alone: `check_private` tells;
 - the trained parameters are the argument `params`; all else is closed over and not clipped;
 - averaging updates over calls (`optax.MultiSteps`) goes around the noise, and is refused;
 - several rows of one person need `unit="user"`;
@@ -60,6 +60,7 @@ from jaxkit.privacy.accounting import epsilon_spent
 from jaxkit.privacy.auditing import Audit, audit_llr, audit_noise, spiderboost_scores
 from jaxkit.privacy.batches import Sampling, fixed_sampling, full_batches, poisson_sampling
 from jaxkit.privacy.calibration import calibrate_one_pass
+from jaxkit.privacy.checks import check_private
 from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, clipped_grad_sum
 from jaxkit.privacy.clipping import clip_per_example
 from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss
@@ -84,6 +85,7 @@ __all__ = [
     "audit_llr",
     "audit_noise",
     "calibrate_one_pass",
+    "check_private",
     "clip_per_example",
     "clipped_grad_sum",
     "dp_ftrl",

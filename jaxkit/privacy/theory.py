@@ -1,7 +1,7 @@
 """The paper's own constants: noise scales and parameters of its theorems.
 
 They are here to be compared with, not to train with: the universal constants are not given, and
-calibrated noise (`calibrate_spiderboost`) is both smaller and certified.
+calibrated noise (`spiderboost` with an epsilon) is both smaller and certified.
 """
 
 from __future__ import annotations
@@ -272,5 +272,5 @@ def _check_closed_form(epsilon: float, delta: float) -> None:
     if epsilon > 1:
         raise ValueError(
             f"epsilon must be at most 1 for the paper's closed forms, got {epsilon}: calibrate the "
-            "noise instead (calibrate_spiderboost, calibrate_one_pass)"
+            "noise instead (spiderboost(epsilon=...), calibrate_one_pass)"
         )

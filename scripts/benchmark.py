@@ -1,9 +1,11 @@
 """This project beside its peers: each room's benchmark, both sides in one run, interleaved.
 
     python scripts/benchmark.py [ROOM ...] [--list]
+    python scripts/benchmark.py ROOM TABLE [--ARGUMENT VALUE ...]
 
 Prints Markdown tables, each room from a process of its own, so that it can fix its threads and no
-other room's memory or caches are in its way. A peer that is not installed is named.
+other room's memory or caches are in its way. A peer that is not installed is named. The second form
+makes one table of a room, as `submodular stream --elements 1000000`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import pathlib
 import subprocess
 import sys
 from types import ModuleType
+
+import tyro
 
 from jaxkit.experiments.evidence import Table
 
@@ -55,16 +59,21 @@ def main(words: list[str]) -> int:
     if words == ["--list"]:
         print("\n".join(known))
         return 0
+    table = words[1] if len(words) > 1 and words[0] in known and words[1] not in known else None
     unknown = [word for word in words if word not in known]
-    if unknown:
+    if unknown and not table:
         print(f"no benchmark {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    if len(words) != 1:
+    if len(words) != 1 and not table:
         each = [[sys.executable, __file__, name] for name in words or known]
         return max(subprocess.run(command).returncode for command in each)
     if words[0] in ONE_THREAD:
         keep_to_one_thread()
-    result = load(words[0]).run()
+    room = load(words[0])
+    if table and not hasattr(room, table):
+        print(f"benchmark {words[0]!r} has no table {table!r}", file=sys.stderr)
+        return 2
+    result = tyro.cli(getattr(room, table), args=words[2:]) if table else room.run()
     for table in [result] if isinstance(result, Table) else result:
         print(markdown(table), flush=True)
     return 0

@@ -77,7 +77,7 @@ class SieveRestart:
     def __init__(self, coverage: Coverage, k: int, eps: float, value_range: tuple[float, float]):
         self.coverage, self.k = coverage, k
         low, high = value_range
-        exponents = submodular.guesses.grid_exponents(low, 2 * k * high, eps)
+        exponents = submodular.levels.grid_exponents(low, 2 * k * high, eps)
         self.thresholds = (1 + eps) ** exponents / (2 * k)
         self.live: dict[int, None] = {}
         self.sets: list[list[int]] = [[] for _ in exponents]

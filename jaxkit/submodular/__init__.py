@@ -25,6 +25,7 @@ from jaxkit.submodular.cardinality import (
     lazy_greedy,
     random_greedy,
     stochastic_greedy,
+    threshold_greedy,
 )
 from jaxkit.submodular.concave import (
     feature_based,
@@ -48,8 +49,7 @@ from jaxkit.submodular.facilities import (
 from jaxkit.submodular.figures import selection_figure
 from jaxkit.submodular.kernels import nearest_neighbors, similarity_matrix
 from jaxkit.submodular.levels import LevelSettings
-from jaxkit.submodular.mixtures import mixture
-from jaxkit.submodular.restriction import Restriction
+from jaxkit.submodular.mixtures import Restriction, mixture
 from jaxkit.submodular.scan import dynamic_scan, dynamic_start
 from jaxkit.submodular.selection import Guarantee, Selection
 from jaxkit.submodular.set_functions import (
@@ -60,7 +60,6 @@ from jaxkit.submodular.set_functions import (
 )
 from jaxkit.submodular.sharding import shard_candidates
 from jaxkit.submodular.streaming import sieve_streaming, sieve_streaming_pp
-from jaxkit.submodular.threshold import threshold_greedy
 
 if TYPE_CHECKING:
     from jaxkit.submodular.selector import SubsetSelector

@@ -1,4 +1,4 @@
-"""Greedy maximisation under a limit on the number of items, and its cheaper equals."""
+"""Greedy maximisation under a limit on the number of items, and its cheaper relatives."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import queries, selection, set_functions
-from jaxkit.submodular.items import ItemList, Mask
-from jaxkit.submodular.selection import Choice, Guarantee, Selection
-
-
-def _greedy_guarantee(function, loss: ArrayLike = 0.0, holds: str = "always") -> Guarantee:
-    if not function.monotone:
-        return selection.NO_GUARANTEE
-    return Guarantee(jnp.maximum(selection.GREEDY_RATIO - jnp.asarray(loss), 0), holds)
+from jaxkit.submodular import selection, set_functions
+from jaxkit.submodular.operands import ItemList, Mask, take
+from jaxkit.submodular.selection import GREEDY_RATIO, Choice, Guarantee, QueryCount, Selection
 
 
 def greedy(
@@ -44,8 +38,11 @@ def greedy(
         `sum_{i<k} (n - i)` queries.
 
     Raises:
-        TypeError: if k is not an integer, or a mask or item of the wrong kind.
-        ValueError: if k is not positive, or a mask or item does not fit the function.
+        TypeError: if k is not an integer, a mask or item of the wrong kind, or the shapes and types
+            of the function's methods do not fit together.
+        ValueError: if k is not positive, a mask or item does not fit the function, or a gain is NaN
+            or infinite, or negative of a function that says it is monotone (under `jit`, where
+            nothing can be raised, the value is NaN and the item not taken).
 
     Source: Nemhauser, Wolsey and Fisher, 1978.
 
@@ -56,19 +53,19 @@ def greedy(
         ([1, 2], 5.0, 5)
     """
     validation.integer("k", k, minimum=1)
-    return _greedy(function, int(k), selection.start(function, mask, initial, min_gain))
+    started = selection.start(function, mask, initial, min_gain)
+    return selection.trusted(function, _greedy(function, int(k), started))
 
 
 @functools.partial(pytrees.jit, static_argnames="k")
 def _greedy(function, k, start):
     def choose(step, state, available, memory):
         gains = jnp.where(available, function.gains(state), -jnp.inf)
-        best, gain = jnp.argmax(gains), gains.max()
-        take = (gain >= start.min_gain) & (gain > -jnp.inf)
+        best, gain, take = start.best(gains)
         return Choice(best, gain, take, ~take, jnp.sum(available), memory)
 
-    guarantee = _greedy_guarantee(function)
-    return selection.maximise(function, start.state, start.available, k, choose, (), guarantee)
+    proved = selection.guarantee(function, GREEDY_RATIO)
+    return selection.maximise(function, start, k, choose, (), proved)
 
 
 def lazy_greedy(
@@ -111,7 +108,8 @@ def lazy_greedy(
     validation.integer("k", k, minimum=1)
     validation.integer("batch", batch, minimum=1)
     started = selection.start(function, mask, initial, min_gain)
-    return _lazy_greedy(function, int(k), started, min(int(batch), function.num_items))
+    found = _lazy_greedy(function, int(k), started, min(int(batch), function.num_items))
+    return selection.trusted(function, found)
 
 
 @functools.partial(pytrees.jit, static_argnames=("k", "batch"))
@@ -143,40 +141,16 @@ def _lazy_greedy(function, k, start, batch):
         bounds, new, asked = jax.lax.while_loop(
             undecided, refresh, (bounds, new, jnp.zeros((), jnp.int32))
         )
-        gains = jnp.where(new, bounds, -jnp.inf)
-        best, gain = jnp.argmax(gains), gains.max()
-        take = (gain >= start.min_gain) & (gain > -jnp.inf)
+        best, gain, take = start.best(jnp.where(new, bounds, -jnp.inf))
         return Choice(best, gain, take, ~take, asked, bounds)
 
-    bounds = function.gains(start.state)
-    count = queries.QueryCount.zero().plus(jnp.sum(start.available))
-    guarantee = _greedy_guarantee(function)
-    return selection.maximise(
-        function, start.state, start.available, k, choose, bounds, guarantee, count
-    )
+    count = QueryCount.zero().plus(jnp.sum(start.available))
+    proved, bounds = selection.guarantee(function, GREEDY_RATIO), function.gains(start.state)
+    return selection.maximise(function, start, k, choose, bounds, proved, count)
 
 
 def stochastic_sample_size(num_items: int, k: int, eps: float) -> int:
-    r"""Compute $\lceil (n / k) \ln(1 / \epsilon) \rceil$, at least 1 and at most n.
-
-    Args:
-        num_items: n.
-        k: number of items to select.
-        eps: loss in the guarantee, in (0, 1).
-
-    Returns:
-        Items that `stochastic_greedy` looks at in a step.
-
-    Raises:
-        TypeError: if a size is not an integer.
-        ValueError: if a size is not positive or `eps` not in (0, 1).
-
-    Source: Mirzasoleiman et al., AAAI 2015, Algorithm 1.
-
-    Example:
-        >>> stochastic_sample_size(1000, 50, 0.1)
-        47
-    """
+    r"""Items that a step looks at: $\lceil (n / k) \ln(1 / \epsilon) \rceil$, at most n."""
     validation.integer("num_items", num_items, minimum=1)
     validation.integer("k", k, minimum=1)
     validation.number("eps", eps, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
@@ -198,11 +172,11 @@ def stochastic_greedy(
     Args:
         function: the set function.
         k: as `greedy`.
-        key: typed PRNG key.
-        eps: loss in the guarantee, in (0, 1), static: it sets the number of items looked at.
         mask: as `greedy`.
         initial: as `greedy`.
         min_gain: as `greedy`.
+        key: typed PRNG key.
+        eps: loss in the guarantee, in (0, 1), static: it sets the number of items looked at.
 
     Returns:
         A `Selection` of size k, at least `1 - 1/e - eps` of the best in expectation for a monotone
@@ -223,7 +197,8 @@ def stochastic_greedy(
     validation.integer("k", k, minimum=1)
     size = stochastic_sample_size(function.num_items, int(k), eps)
     started = selection.start(function, mask, initial, min_gain)
-    return _stochastic_greedy(function, int(k), started, key, eps, size)
+    found = _stochastic_greedy(function, int(k), started, key, eps, size)
+    return selection.trusted(function, found)
 
 
 @functools.partial(pytrees.jit, static_argnames=("k", "size"))
@@ -232,13 +207,11 @@ def _stochastic_greedy(function, k, start, key, eps, size):
         draw = jax.random.uniform(jax.random.fold_in(key, step), available.shape)
         draw, ids = jax.lax.top_k(jnp.where(available, draw, -1), size)
         gains = jnp.where(draw >= 0, function.gains(state, ids), -jnp.inf)
-        best, gain = jnp.argmax(gains), gains.max()
-        take = (gain >= start.min_gain) & (gain > -jnp.inf)
-        stop = ~jnp.any(available)
-        return Choice(ids[best], gain, take, stop, jnp.sum(draw >= 0), memory)
+        best, gain, take = start.best(gains)
+        return Choice(ids[best], gain, take, ~jnp.any(available), jnp.sum(draw >= 0), memory)
 
-    guarantee = _greedy_guarantee(function, eps, "in expectation")
-    return selection.maximise(function, start.state, start.available, k, choose, (), guarantee)
+    proved = selection.guarantee(function, GREEDY_RATIO - eps, "in expectation")
+    return selection.maximise(function, start, k, choose, (), proved)
 
 
 def random_greedy(
@@ -257,8 +230,8 @@ def random_greedy(
     Args:
         function: the set function.
         k: as `greedy`.
-        key: typed PRNG key.
         mask: as `greedy`.
+        key: typed PRNG key.
         initial: as `greedy`; the guarantee is then for the gain over it.
 
     Returns:
@@ -278,7 +251,8 @@ def random_greedy(
         4.0
     """
     validation.integer("k", k, minimum=1)
-    return _random_greedy(function, int(k), selection.start(function, mask, initial), key)
+    started = selection.start(function, mask, initial)
+    return selection.trusted(function, _random_greedy(function, int(k), started, key))
 
 
 @functools.partial(pytrees.jit, static_argnames="k")
@@ -291,9 +265,93 @@ def _random_greedy(function, k, start, key):
         place = jax.random.randint(jax.random.fold_in(key, step), (), 0, k)
         inside = jnp.minimum(place, size - 1)
         take = (place < size) & (top[inside] > 0)
-        stop = ~jnp.any(top > 0)
-        return Choice(ids[inside], top[inside], take, stop, jnp.sum(available), memory)
+        best, gain, _ = start.best(gains)
+        wrong = set_functions.impossible(gain)
+        element, gain = jnp.where(wrong, best, ids[inside]), jnp.where(wrong, gain, top[inside])
+        return Choice(element, gain, take, ~jnp.any(top > 0), jnp.sum(available), memory)
 
-    ratio = selection.GREEDY_RATIO if function.monotone else math.exp(-1)
-    guarantee = Guarantee(jnp.asarray(ratio), "in expectation")
-    return selection.maximise(function, start.state, start.available, k, choose, (), guarantee)
+    ratio = GREEDY_RATIO if function.monotone else math.exp(-1)
+    proved = Guarantee(jnp.asarray(ratio), "in expectation")
+    return selection.maximise(function, start, k, choose, (), proved)
+
+
+def threshold_greedy(
+    function: set_functions.SetFunction,
+    k: int,
+    *,
+    eps: ArrayLike = 0.1,
+    mask: Mask | None = None,
+    initial: ItemList | None = None,
+) -> Selection:
+    r"""Take every item whose gain reaches a threshold that falls from pass to pass.
+
+    Thresholds are $d, d(1 - \epsilon), \dots \ge \epsilon d / n$, d the best single item; a pass
+    looks at the items in order of their index. The gains of a whole pass are computed at once and
+    again after each item added, but only those are counted that the pass looks at.
+
+    Args:
+        function: the set function.
+        k: number of items at most, static.
+        eps: step of the thresholds, in (0, 1); may be traced.
+        mask: as `greedy`.
+        initial: as `greedy`.
+
+    Returns:
+        A `Selection` of size k, at least `1 - 1/e - eps` of the best for a monotone function, with
+        `O((n / eps) log(n / eps))` queries.
+
+    Raises:
+        TypeError: as `greedy`.
+        ValueError: as `greedy`, or if `eps` is not in (0, 1).
+
+    Source: Badanidiyuru and Vondrak, SODA 2014, Algorithm 1.
+
+    Example:
+        >>> from jaxkit.submodular import modular
+        >>> threshold_greedy(modular(jnp.array([1.0, 3.0, 2.9])), 2).indices.tolist()
+        [1, 2]
+    """
+    validation.integer("k", k, minimum=1)
+    validation.number("eps", eps, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
+    started = selection.start(function, mask, initial)
+    return selection.trusted(function, _threshold_greedy(function, int(k), started, eps))
+
+
+@functools.partial(pytrees.jit, static_argnames="k")
+def _threshold_greedy(function, k, start, eps):
+    n = function.num_items
+    items = jnp.arange(n)
+    single = jnp.where(start.available, function.gains(start.state), -jnp.inf)
+    highest = single.max()
+    # The lowest threshold is counted in passes: rounding must not add or drop the last one.
+    passes = jnp.floor(jnp.log(eps / n) / jnp.log1p(-jnp.asarray(eps)) + 1e-5)
+
+    def choose(step, state, available, memory):
+        gains = jnp.where(available, function.gains(state), -jnp.inf)
+
+        def searching(carry):
+            number, _, _, found, _ = carry
+            return ~found & (number <= passes)
+
+        def look(carry):
+            number, position, _, _, asked = carry
+            ahead = available & (items >= position)
+            reaches = ahead & (gains >= highest * (1 - eps) ** number)
+            found, place = jnp.any(reaches), jnp.argmax(reaches)
+            asked += jnp.sum(ahead & (~found | (items <= place)))
+            number, position = jnp.where(found, number, number + 1), jnp.where(found, place + 1, 0)
+            return number, position, place, found, asked
+
+        nothing = (zero, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+        number, position, place, found, asked = jax.lax.while_loop(
+            searching, look, (*memory, *nothing)
+        )
+        best, gain, _ = start.best(gains)
+        place = jnp.where(set_functions.impossible(gain), best, place)
+        return Choice(place, take(gains, place), found, ~found, asked, (number, position))
+
+    zero = jnp.zeros((), jnp.argmax(items).dtype)
+    memory = (jnp.where((highest > 0) & (highest < jnp.inf), 0.0, passes + 1), zero)
+    count = QueryCount.zero().plus(jnp.sum(start.available))
+    proved = selection.guarantee(function, GREEDY_RATIO - eps)
+    return selection.maximise(function, start, k, choose, memory, proved, count)

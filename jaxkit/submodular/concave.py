@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
-from jaxkit.submodular.items import Item, Items, take
+from jaxkit.submodular.operands import Item, Items, take
 
 
 class Concave(NamedTuple):
@@ -71,16 +71,12 @@ class ConcaveOverModular:
     rows: jax.Array
     weights: jax.Array
     concave: str = flax.struct.field(pytree_node=False)
+    monotone = True
 
     @property
     def num_items(self) -> int:
         """Size of the ground set."""
         return self.rows.shape[0]
-
-    @property
-    def monotone(self) -> bool:
-        """Always: every gain is >= 0."""
-        return True
 
     def init(self) -> ModularState:
         """State of the empty set."""

@@ -11,9 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import operands, queries, selection, set_functions
-from jaxkit.submodular.items import Mask
-from jaxkit.submodular.selection import Choice, Guarantee, Selection
+from jaxkit.submodular import operands, selection, set_functions
+from jaxkit.submodular.operands import Mask, take
+from jaxkit.submodular.selection import GREEDY_RATIO, Choice, Selection
 
 
 def knapsack_greedy(
@@ -61,7 +61,8 @@ def knapsack_greedy(
     if max_size is not None:
         size = min(validation.integer("max_size", max_size, minimum=1), size)
     started = selection.start(function, mask, None)
-    return _knapsack_greedy(function, prices, jnp.asarray(budget, jnp.float32), started, size)
+    found = _knapsack_greedy(function, prices, jnp.asarray(budget, jnp.float32), started, size)
+    return selection.trusted(function, found)
 
 
 @functools.partial(pytrees.jit, static_argnames="size")
@@ -72,23 +73,17 @@ def _knapsack_greedy(function, costs, budget, start, size):
     def spend(score):
         def choose(step, state, available, left):
             fits = available & (costs <= left)
-            gains = function.gains(state)
+            gains = jnp.where(fits, function.gains(state), -jnp.inf)
             best = jnp.argmax(jnp.where(fits, score(gains), -jnp.inf))
-            gain = gains[best]
-            take = jnp.any(fits) & (gain >= start.min_gain) & (gain > -jnp.inf)
-            left = left - jnp.where(take, costs[best], 0)
-            return Choice(best, gain, take, ~take, jnp.sum(fits), left)
+            gain = take(gains, best)
+            fit = jnp.any(fits) & (gain >= start.min_gain) & (gain > -jnp.inf)
+            left = left - jnp.where(fit, costs[best], 0)
+            return Choice(best, gain, fit, ~fit, jnp.sum(fits), left)
 
-        return selection.maximise(
-            function, start.state, start.available, size, choose, budget, guarantee
-        )
+        return selection.maximise(function, start, size, choose, budget, proved)
 
-    known = function.monotone and size == function.num_items
-    guarantee = (
-        Guarantee(jnp.asarray(selection.GREEDY_RATIO / 2), "always")
-        if known
-        else selection.Guarantee(jnp.asarray(0.0), "not known")
-    )
+    ratio = GREEDY_RATIO / 2 if size == function.num_items else 0.0
+    proved = selection.guarantee(function, ratio, "always" if ratio else "not known")
     by_density, by_gain = spend(lambda gains: gains / costs), spend(lambda gains: gains)
     # The first step of the plain greedy is the best single item that fits.
     single = dataclasses.replace(
@@ -100,12 +95,9 @@ def _knapsack_greedy(function, costs, budget, start, size):
     )
     runs = jax.tree.map(lambda *leaves: jnp.stack(leaves), by_density, by_gain, single)
     best = jax.tree.map(lambda leaf: leaf[jnp.argmax(runs.value)], runs)
-    return dataclasses.replace(best, num_queries=_sum(by_density.num_queries, by_gain.num_queries))
-
-
-def _sum(a: queries.QueryCount, b: queries.QueryCount) -> queries.QueryCount:
-    total = a.plus(b.low)
-    return queries.QueryCount(total.high + b.high, total.low)
+    spent = by_density.num_queries.plus(by_gain.num_queries.low)
+    spent = spent._replace(high=spent.high + by_gain.num_queries.high)
+    return dataclasses.replace(best, num_queries=spent)
 
 
 def partition_matroid_greedy(
@@ -164,7 +156,8 @@ def partition_matroid_greedy(
     if max_size is not None:
         size = min(validation.integer("max_size", max_size, minimum=1), size)
     started = selection.start(function, mask, None)
-    return _partition_greedy(function, group_ids, limits, started, size)
+    found = _partition_greedy(function, group_ids, limits, started, size)
+    return selection.trusted(function, found)
 
 
 @functools.partial(pytrees.jit, static_argnames="size")
@@ -172,14 +165,9 @@ def _partition_greedy(function, groups, capacities, start, size):
     def choose(step, state, available, left):
         allowed = available & (left[groups] > 0)
         gains = jnp.where(allowed, function.gains(state), -jnp.inf)
-        best, gain = jnp.argmax(gains), gains.max()
-        take = (gain >= start.min_gain) & (gain > -jnp.inf)
+        best, gain, take = start.best(gains)
         left = left.at[groups[best]].add(-take.astype(left.dtype))
         return Choice(best, gain, take, ~take, jnp.sum(allowed), left)
 
-    guarantee = (
-        Guarantee(jnp.asarray(0.5), "always") if function.monotone else selection.NO_GUARANTEE
-    )
-    return selection.maximise(
-        function, start.state, start.available, size, choose, capacities, guarantee
-    )
+    proved = selection.guarantee(function, 0.5)
+    return selection.maximise(function, start, size, choose, capacities, proved)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
-from jaxkit.submodular.items import Item, Items, take
+from jaxkit.submodular.operands import Item, Items, take
 
 
 class GraphCutState(NamedTuple):

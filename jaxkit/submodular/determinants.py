@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import pytrees, validation
 from jaxkit.submodular import operands
-from jaxkit.submodular.items import Item, Items, take
+from jaxkit.submodular.operands import Item, Items, take
 
 
 class LogDetState(NamedTuple):
@@ -141,8 +141,8 @@ def log_det(kernel: ArrayLike, ridge: ArrayLike = 0.0, *, max_size: int | None =
         values = jnp.linalg.eigvalsh(matrix)
         if float(values[0] + ridge) < -1e-4 * max(float(jnp.abs(values).max()), 1e-30):
             raise ValueError(
-                "kernel must be positive semi-definite once ridge is added, got smallest "
-                f"eigenvalue {float(values[0]):g} and ridge {float(jnp.asarray(ridge)):g}"
+                "kernel must be positive semi-definite, got smallest eigenvalue "
+                f"{float(values[0]):g} (ridge {float(jnp.asarray(ridge)):g})"
             )
     return LogDet(
         matrix,

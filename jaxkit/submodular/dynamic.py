@@ -22,10 +22,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jaxkit import training, validation
-from jaxkit.submodular import guesses, levels, oracle, set_functions
+from jaxkit import pytrees, training, validation
+from jaxkit.submodular import cardinality, levels, mixtures, selection, set_functions
 from jaxkit.submodular.levels import Levels, LevelSettings
-from jaxkit.submodular.selection import Guarantee
 
 
 class Solution(NamedTuple):
@@ -66,6 +65,58 @@ class DynamicState(NamedTuple):
     live: np.ndarray
     key: Any
     num_queries: np.ndarray
+
+
+@pytrees.jit
+def _singletons(function, elements):
+    """F of single items `[b]`."""
+    return function.gains(function.init(), elements)
+
+
+@pytrees.jit
+def _deepest(function, prefixes, copies, limits, taus, elements):
+    """Search the deepest level for items `[p]`, each in a copy of its own."""
+
+    def one(copy, limit, tau, element):
+        def prefix(i):
+            return jax.tree.map(lambda leaf: leaf[copy, i], prefixes)
+
+        return levels.deepest(function, prefix, limit, tau, element)
+
+    return jax.vmap(one)(copies, limits, taus, elements)
+
+
+@functools.partial(pytrees.jit, static_argnames="settings", donate_argnames="prefixes")
+def _build(function, settings, old, prefixes, copy, first, candidates, count, tau, key, exponent):
+    """Build the levels of one copy; its prefix states in the bank are replaced in place."""
+    mine = jax.tree.map(lambda leaf: leaf[copy], prefixes)
+    present = jnp.arange(candidates.shape[0]) < count
+    built = levels.build(
+        function,
+        settings,
+        old,
+        mine,
+        first,
+        candidates,
+        present,
+        tau,
+        levels.copy_key(key, exponent),
+    )
+    prefixes = jax.tree.map(lambda all_, one: all_.at[copy].set(one), prefixes, built.prefixes)
+    return built.levels, prefixes, built.depth, built.num_queries, built.flawed
+
+
+@functools.partial(pytrees.jit, static_argnames="k")
+def _polish(function, k, items, mask):
+    """Run lazy greedy on a few items."""
+    return cardinality.lazy_greedy(mixtures.Restriction(function, items), k, mask=mask, batch=16)
+
+
+def _padded(ids: np.ndarray, smallest: int, largest: int) -> np.ndarray:
+    """Repeat the first id up to a power of two (or `largest`): few shapes, few compilations."""
+    length = max(smallest, 1 << max(int(ids.size) - 1, 0).bit_length())
+    length = max(min(length, largest), int(ids.size))
+    return np.concatenate([ids, np.full(length - ids.size, ids[0], ids.dtype)])
 
 
 class DynamicMaximiser:
@@ -115,6 +166,7 @@ class DynamicMaximiser:
         growth: float = 1.5,
         num_trials: int = 16,
     ):
+        set_functions.check(function)
         self.function = function
         self.settings = LevelSettings(k, eps, mode, growth, num_trials)
         self._key = key
@@ -144,20 +196,10 @@ class DynamicMaximiser:
         }
 
     @property
-    def guarantee(self) -> Guarantee:
-        """What is proved of `solution().value` at any time.
-
-        Example:
-            >>> from jaxkit.submodular import modular
-            >>> DynamicMaximiser(modular(jnp.ones(2)), 1, jax.random.key(0)).guarantee.ratio
-            0.3
-        """
-        if not self.function.monotone:
-            return Guarantee(0.0, "not known")
-        ratio = max(0.5 - self.settings.eps, 0.0)
-        return Guarantee(
-            ratio, "in expectation" if self.settings.mode == "montecarlo" else "always"
-        )
+    def guarantee(self) -> selection.Guarantee:
+        """What is proved of `solution().value` at any time."""
+        holds = "in expectation" if self.settings.mode == "montecarlo" else "always"
+        return selection.guarantee(self.function, 0.5 - self.settings.eps, holds)
 
     @property
     def num_queries(self) -> int:
@@ -180,13 +222,6 @@ class DynamicMaximiser:
 
         Give `function` new rows there (`dataclasses.replace`) before the next insertion. For
         functions whose state remembers no items, as those of facility location.
-
-        Example:
-            >>> from jaxkit.submodular import modular
-            >>> live = DynamicMaximiser(modular(jnp.ones(3)), 1, jax.random.key(0))
-            >>> live.insert(1)
-            >>> live.free.tolist()
-            [0, 2]
         """
         taken = self._state.live.copy()
         order = self._state.levels.order
@@ -206,13 +241,14 @@ class DynamicMaximiser:
             TypeError: if they are not integers.
             IndexError: if the function has no such item.
             ValueError: if one is in already or twice in the batch, or its value is not finite, too
-                large or negative; nothing changed then.
+                large or negative; nothing changed then. Or if a gain over others is NaN or
+                infinite: the item is left out then.
         """
         items = self._items(elements)
         settings, state = self.settings, self._state
         if state.live[items].any():
             raise ValueError(f"element must not be in already, got {items[state.live[items]][0]}")
-        worth = np.asarray(oracle.singletons(self.function, oracle.padded(items, 1, 1 << 30)))
+        worth = np.asarray(_singletons(self.function, _padded(items, 1, 1 << 30)))
         worth = worth[: items.size]
         largest = np.finfo(np.float32).max / (3 * settings.k)
         wrong = ~((worth >= 0) & (worth <= largest))
@@ -221,14 +257,14 @@ class DynamicMaximiser:
                 f"F of an element must be in [0, {largest:.3g}], got {worth[wrong][0]:g} for "
                 f"element {items[wrong][0]}"
             )
-        self._grow(guesses.exponents_for(worth, settings.k, settings.inner_eps))
+        self._grow(levels.exponents_for(worth, settings.k, settings.inner_eps))
         state = self._state
         state.live[items] = True
-        member = guesses.belongs(state.guesses[:, None], worth, settings.k)
+        member = levels.belongs(state.guesses[:, None], worth, settings.k)
         copies, places = np.nonzero(member)
         depth = np.zeros(member.shape, state.depth.dtype)
         depth[copies, places], asked = self._search(copies, items[places])
-        self._count(items.size + asked)
+        state.num_queries[...] += items.size + asked
         state.depth[:, items] = depth
         self._store(slice(None), levels.entered(state.levels, depth))
         self._rebuild_due()
@@ -236,12 +272,8 @@ class DynamicMaximiser:
     def delete(self, elements: ArrayLike | Sequence[int]) -> None:
         """Take items out, one or a batch; costs no query unless it triggers a rebuild.
 
-        Args:
-            elements: the item, or items `[b]`.
-
         Raises:
-            TypeError: if they are not integers.
-            IndexError: if the function has no such item.
+            TypeError, IndexError: as `insert`; nothing changed then.
             KeyError: if one is not in; nothing changed then.
             ValueError: if one is twice in the batch; nothing changed then.
         """
@@ -273,7 +305,7 @@ class DynamicMaximiser:
             return Solution(np.zeros(0, np.int32), 0.0, 0)
         stale = used[np.isnan(state.values[used])]
         if stale.size:
-            rows = oracle.padded(stale, 32, 1 << 30)
+            rows = _padded(stale, 32, 1 << 30)
             values = levels.values_of(self.function, self.settings, lv.order[rows], lv.alive[rows])
             state.values[stale] = np.asarray(values)[: stale.size]
         best = used[np.argmax(state.values[used])]
@@ -281,8 +313,8 @@ class DynamicMaximiser:
         if not polish:
             return found
         union = np.unique(lv.order[lv.alive]).astype(np.int32)
-        items = oracle.padded(union, 32, self.function.num_items)
-        polished = oracle.polish(
+        items = _padded(union, 32, self.function.num_items)
+        polished = _polish(
             self.function, self.settings.k, items, np.arange(items.size) < union.size
         )
         asked = found.num_queries + int(polished.num_queries)
@@ -293,9 +325,6 @@ class DynamicMaximiser:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Add the state to a run's folder (`training.Run`), which keeps the last two.
-
-        Args:
-            folder: where.
 
         Raises:
             ValueError: if it holds the states of another function or other settings.
@@ -313,26 +342,23 @@ class DynamicMaximiser:
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Continue from the last state that `save` wrote under the same function and settings.
 
-        Args:
-            folder: where.
-
         Raises:
             ValueError: if there is none, or it was written under another function or settings.
             OSError: if it is damaged, or the disk refuses.
         """
 
         def like(sizes: dict[str, int]) -> DynamicState:
-            def rows(name: str, count: int) -> Any:
-                def held(leaf: Any) -> Any:
-                    make = jnp.zeros if isinstance(leaf, jax.Array) else np.zeros
-                    return make((count, *leaf.shape[1:]), leaf.dtype)
+            def rows(leaf: Any, count: int) -> Any:
+                make = jnp.zeros if isinstance(leaf, jax.Array) else np.zeros
+                return make((count, *leaf.shape[1:]), leaf.dtype)
 
-                return jax.tree.map(held, getattr(empty, name))
+            def held(*names: str, count: int) -> dict[str, Any]:
+                one = functools.partial(rows, count=count)
+                return {name: jax.tree.map(one, getattr(empty, name)) for name in names}
 
-            empty = self._empty()
-            by_copy = ("exponents", "guesses", "depth", "levels", "values")
-            held = {name: rows(name, sizes["copies"]) for name in by_copy}
-            return empty._replace(**held, prefixes=rows("prefixes", sizes["bank"]))
+            empty, copies = self._empty(), sizes["copies"]
+            by_copy = held("exponents", "guesses", "depth", "levels", "values", count=copies)
+            return empty._replace(**by_copy, **held("prefixes", count=sizes["bank"]))
 
         self._state = training.read_run(folder, like, identity=self._identity()).state
 
@@ -354,9 +380,6 @@ class DynamicMaximiser:
             raise ValueError(f"elements must not repeat, got {unique[counts > 1][0]} twice")
         return items.astype(np.int32)
 
-    def _count(self, queries: Any) -> None:
-        self._state.num_queries[...] += int(queries)
-
     def _search(self, copies, elements) -> tuple[Any, int]:
         """The deepest level of each (copy, element), and the queries."""
         state, k = self._state, self.settings.k
@@ -371,16 +394,14 @@ class DynamicMaximiser:
         most = max(32, (1 << 24) // one)
         for start in range(0, copies.size, most):
             rows = slice(start, start + most)
-            pad = functools.partial(oracle.padded, smallest=32, largest=1 << 30)
+            pad = functools.partial(_padded, smallest=32, largest=1 << 30)
             mine = copies[rows]
             arguments = (mine.astype(np.int32), limits[mine].astype(np.int32), taus[mine])
-            levels_found = jax.device_get(
-                oracle.deepest(
-                    self.function, state.prefixes, *map(pad, arguments), pad(elements[rows])
-                )
+            depths, queries = jax.device_get(
+                _deepest(self.function, state.prefixes, *map(pad, arguments), pad(elements[rows]))
             )
-            found[rows] = levels_found.depth[: mine.size]
-            asked += int(levels_found.num_queries[: mine.size].sum())
+            found[rows] = depths[: mine.size]
+            asked += int(queries[: mine.size].sum())
         return found, asked
 
     def _rebuild_due(self) -> None:
@@ -415,7 +436,7 @@ class DynamicMaximiser:
             )
         self._state = state._replace(
             exponents=exponents,
-            guesses=guesses.guess_of(exponents, self.settings.inner_eps),
+            guesses=levels.guess_of(exponents, self.settings.inner_eps),
             depth=extend(state.depth, np.zeros(self.function.num_items, state.depth.dtype)),
             levels=jax.tree.map(extend, state.levels, jax.tree.map(np.asarray, Levels.empty(k))),
             prefixes=prefixes,
@@ -430,24 +451,26 @@ class DynamicMaximiser:
         if candidates.size == 0:
             self._store(copy, jax.device_get(levels.truncate(mine, first)))
             return
-        built, prefixes, depth, asked = oracle.build(
+        built, prefixes, depth, asked, flawed = _build(
             self.function,
             settings,
             mine,
             state.prefixes,
             np.int32(copy),
             np.int32(first),
-            oracle.padded(candidates, 64, self.function.num_items),
+            _padded(candidates, 64, self.function.num_items),
             np.int32(candidates.size),
             state.guesses[copy] / np.float32(2 * settings.k),
             state.key,
             np.int32(state.exponents[copy]),
         )
         self._state = state._replace(prefixes=prefixes)
-        built, depth, asked = jax.device_get((built, depth, asked))
+        built, depth, asked, flawed = jax.device_get((built, depth, asked, flawed))
         state.depth[copy, candidates] = depth[: candidates.size]
         self._store(copy, built)
-        self._count(asked)
+        self._state.num_queries[...] += int(asked)
+        if flawed >= 0:
+            raise selection.flaw(self.function, flawed)
 
     def _store(self, copy: int | slice, new: Levels) -> None:
         for bank, leaf in zip(self._state.levels, new, strict=True):

@@ -16,7 +16,6 @@ from jaxkit.submodular import (
     kernels,
     operands,
     set_functions,
-    threshold,
 )
 from jaxkit.submodular.selection import Selection
 
@@ -45,28 +44,7 @@ def objective_of(
     gamma: float = 1.0,
     num_neighbors: int | None = None,
 ) -> set_functions.SetFunction:
-    """Make the set function that `select` maximises.
-
-    Args:
-        features: `[n, d]`, one row an item.
-        objective: see `select`.
-        k: largest set that will be asked for; only `"log_det"` needs it, to size its state.
-        kernel: see `select`.
-        gamma: see `select`.
-        num_neighbors: see `select`.
-
-    Returns:
-        The set function of n items.
-
-    Raises:
-        TypeError: as `select`.
-        ValueError: as `select`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> objective_of(jnp.eye(3)).num_items
-        3
-    """
+    """Make the set function that `select` maximises, of sets of at most k items."""
     validation.choice("objective", objective, OBJECTIVES)
     if num_neighbors is not None and objective != "facility_location":
         raise ValueError(
@@ -149,5 +127,5 @@ def select(
         key = jax.random.key(0) if key is None else key
         return cardinality.stochastic_greedy(function, k, key, eps=eps)
     if maximiser == "threshold":
-        return threshold.threshold_greedy(function, k, eps=eps)
+        return cardinality.threshold_greedy(function, k, eps=eps)
     return cardinality.lazy_greedy(function, k)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxkit import pytrees, validation
 from jaxkit.submodular import concave, kernels, mixtures, operands
-from jaxkit.submodular.items import Item, Items, take
+from jaxkit.submodular.operands import Item, Items, take
 
 
 class FacilityState(NamedTuple):
@@ -36,16 +36,12 @@ class FacilityLocation:
     """
 
     rows: jax.Array
+    monotone = True
 
     @property
     def num_items(self) -> int:
         """Size of the ground set."""
         return self.rows.shape[0]
-
-    @property
-    def monotone(self) -> bool:
-        """Always: every gain is >= 0."""
-        return True
 
     def init(self) -> FacilityState:
         """State of the empty set."""
@@ -107,16 +103,12 @@ class FacilityLocationFromFeatures:
     present: jax.Array
     gamma: jax.Array
     kernel: str = flax.struct.field(pytree_node=False)
+    monotone = True
 
     @property
     def num_items(self) -> int:
         """Size of the ground set."""
         return self.rows.shape[0]
-
-    @property
-    def monotone(self) -> bool:
-        """Always: every gain is >= 0."""
-        return True
 
     def init(self) -> FacilityState:
         """State of the empty set, `[blocks * block]` clients."""
@@ -137,11 +129,16 @@ class FacilityLocationFromFeatures:
             start = jnp.zeros(tile.shape[0])
             return jax.lax.scan(over_clients, start, (self.clients, self.present, best))[0]
 
-        if flat.shape[0] <= block:
-            return of_tile(flat).reshape(rows.shape[:-1])
-        padded = jnp.pad(flat, ((0, -flat.shape[0] % block), (0, 0)))
-        gains = jax.lax.map(of_tile, padded.reshape(-1, block, flat.shape[-1]))
-        return gains.reshape(-1)[: flat.shape[0]].reshape(rows.shape[:-1])
+        # A tile takes every s-th item, so that a run of items stays on its device: where items are
+        # spread, all devices work on each tile, and none needs another's items.
+        height, padding = _tile_height(flat.shape[0], block)
+        runs = jnp.pad(flat, ((0, padding), (0, 0))) if padding else flat
+        runs = runs.reshape(height, -1, flat.shape[-1])
+        tiles = jnp.arange(runs.shape[1])
+        gains = jax.lax.map(
+            lambda s: of_tile(jax.lax.dynamic_index_in_dim(runs, s, 1, False)), tiles
+        )
+        return gains.T.reshape(-1)[: flat.shape[0]].reshape(rows.shape[:-1])
 
     def add(self, state: FacilityState, element: Item) -> FacilityState:
         """State with one more item."""
@@ -157,6 +154,20 @@ class FacilityLocationFromFeatures:
     def value(self, state: FacilityState) -> Float[Array, ""]:
         """F of the set."""
         return state.best.sum()
+
+
+def _tile_height(count: int, block: int) -> tuple[int, int]:
+    """Items of a tile, at most `block`, and what must be added to `count` to divide by them.
+
+    No padding where a divisor of nearly that size holds all factors 2 of the count: padding moves
+    items from device to device.
+    """
+    even = min(count & -count, 1 << (block.bit_length() - 1))
+    fitting = (q * even for q in range(block // even, 0, -1) if count % (q * even) == 0)
+    height = next(fitting, 1)
+    if 4 * height < min(block, count):
+        height = min(block, count)
+    return height, -count % height
 
 
 def facility_location_from_features(
@@ -191,10 +202,8 @@ def facility_location_from_features(
         >>> f.gains(f.add(f.init(), 1)).tolist()
         [1.0, 0.0, 1.0]
     """
-    validation.choice("kernel", kernel, kernels.NAMES)
-    validation.number("gamma", gamma, minimum=0, open_minimum=True)
     validation.integer("block", block, minimum=1)
-    rows = kernels.prepare("features", features, kernel)
+    rows = kernels.prepare("features", features, kernel, gamma)
     targets = rows if clients is None else kernels.prepare("clients", clients, kernel)
     if targets.shape[1] != rows.shape[1]:
         raise ValueError(
@@ -225,11 +234,7 @@ class FacilityLocationFromNeighbors:
     neighbors: jax.Array
     similarity: jax.Array
     num_items: int = flax.struct.field(pytree_node=False)
-
-    @property
-    def monotone(self) -> bool:
-        """Always: every gain is >= 0."""
-        return True
+    monotone = True
 
     def init(self) -> FacilityState:
         """State of the empty set."""

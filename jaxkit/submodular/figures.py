@@ -15,22 +15,7 @@ if TYPE_CHECKING:
 
 
 def plane(features: Any) -> np.ndarray:
-    """Project rows on their two principal axes.
-
-    Args:
-        features: `[n, d]`.
-
-    Returns:
-        Coordinates `[n, 2]`, in units of the features; a missing second axis is 0.
-
-    Raises:
-        TypeError: if `features` is not numeric.
-        ValueError: if its rank is not 2 or an entry not finite.
-
-    Example:
-        >>> plane(np.array([[0.0, 1.0], [0.0, 3.0]])).shape
-        (2, 2)
-    """
+    """Project rows `[n, d]` on their two principal axes, `[n, 2]`; a missing second axis is 0."""
     rows = np.asarray(operands.operand("features", operands.table(features), rank=2), np.float64)
     rows = rows - rows.mean(0)
     # The axes come from the d x d matrix, so that many rows cost one pass.
@@ -46,9 +31,6 @@ def selection_figure(features: Any, selection: Selection, *, title: str = "") ->
         features: `[n, d]`, what was selected from.
         selection: what was selected.
         title: a line above the left panel.
-
-    Returns:
-        A figure of two panels.
 
     Raises:
         ImportError: if matplotlib is missing.

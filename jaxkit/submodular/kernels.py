@@ -17,28 +17,16 @@ from jaxkit.submodular import operands
 NAMES = ("cosine", "rbf", "shifted_cosine")
 
 
-def prepare(name: str, features: ArrayLike, kernel: str) -> Float[Array, "n d"]:
-    """Check feature rows and bring them to unit length where the kernel is a cosine.
+def prepare(
+    name: str, features: ArrayLike, kernel: str, gamma: ArrayLike = 1.0
+) -> Float[Array, "n d"]:
+    """Check feature rows `[n, d]` and bring them to unit length where the kernel is a cosine.
 
     A row of zeros has no direction: under a cosine kernel it is similar to nothing, 0 even to
     itself.
-
-    Args:
-        name: name of the argument, for messages.
-        features: `[n, d]`.
-        kernel: one of `NAMES`.
-
-    Returns:
-        Float32 rows `[n, d]`.
-
-    Raises:
-        TypeError: if `features` is not numeric.
-        ValueError: if an entry is not finite.
-
-    Example:
-        >>> prepare("features", jnp.array([[3.0, 4.0]]), "cosine").round(4).shape
-        (1, 2)
     """
+    validation.choice("kernel", kernel, NAMES)
+    validation.number("gamma", gamma, minimum=0, open_minimum=True)
     rows = operands.operand(name, operands.table(features, name), rank=2)
     if kernel == "rbf":
         return rows
@@ -52,24 +40,11 @@ def prepare(name: str, features: ArrayLike, kernel: str) -> Float[Array, "n d"]:
 def similarity(
     kernel: str, x: Float[Array, "a d"], y: Float[Array, "b d"], gamma: ArrayLike = 1.0
 ) -> Float[Array, "a b"]:
-    r"""Compute a non-negative similarity of prepared rows.
+    r"""Compute the similarities `[a, b]` of prepared rows `x [a, d]` and `y [b, d]`, non-negative.
 
     `"cosine"`: $\max(0, x^\top y)$; `"shifted_cosine"`: $\max(0, 2 x^\top y - 1)$, which is
     $\max(0, 1 - |x - y|^2)$, the exemplar clustering gain over an exemplar at 0; `"rbf"`:
     $\exp(-\gamma |x - y|^2)$.
-
-    Args:
-        kernel: one of `NAMES`.
-        x: rows `[a, d]` from `prepare`.
-        y: rows `[b, d]` from `prepare`.
-        gamma: of `"rbf"`.
-
-    Returns:
-        Similarities `[a, b]`, float32.
-
-    Example:
-        >>> similarity("rbf", jnp.zeros((1, 2)), jnp.zeros((1, 2))).tolist()
-        [[1.0]]
     """
     product = jnp.matmul(x, y.T, precision="highest")
     if kernel == "cosine":
@@ -80,9 +55,7 @@ def similarity(
     return jnp.exp(-jnp.asarray(gamma) * jnp.maximum(squared, 0))
 
 
-@functools.partial(jax.jit, static_argnames="kernel")
-def _matrix(x, y, gamma, *, kernel):
-    return similarity(kernel, x, y, gamma)
+_matrix = jax.jit(similarity, static_argnums=0)
 
 
 def similarity_matrix(
@@ -107,10 +80,8 @@ def similarity_matrix(
         >>> similarity_matrix(jnp.eye(2)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    validation.choice("kernel", kernel, NAMES)
-    validation.number("gamma", gamma, minimum=0, open_minimum=True)
-    rows = prepare("features", features, kernel)
-    matrix = _matrix(rows, rows, gamma, kernel=kernel)
+    rows = prepare("features", features, kernel, gamma)
+    matrix = _matrix(kernel, rows, rows, gamma)
     return (matrix + matrix.T) / 2
 
 
@@ -162,11 +133,9 @@ def nearest_neighbors(
         >>> nearest_neighbors(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2).indices.tolist()
         [[0, 1], [1, 0], [2, 1]]
     """
-    validation.choice("kernel", kernel, NAMES)
-    validation.number("gamma", gamma, minimum=0, open_minimum=True)
     validation.integer("num_neighbors", num_neighbors, minimum=1)
     validation.integer("block", block, minimum=1)
-    rows = prepare("features", features, kernel)
+    rows = prepare("features", features, kernel, gamma)
     n = rows.shape[0]
     if num_neighbors > n:
         raise ValueError(f"num_neighbors must be at most the {n} items, got {num_neighbors}")

@@ -41,10 +41,6 @@ class LevelSettings:
     Raises:
         TypeError: if an integer is none.
         ValueError: if a number is out of range or the mode unknown.
-
-    Example:
-        >>> round(LevelSettings(k=10, eps=0.2).inner_eps, 4)
-        0.1832
     """
 
     k: int
@@ -64,24 +60,47 @@ class LevelSettings:
 
     @property
     def inner_eps(self) -> float:
-        """The x with `x + x^2 / 2 = eps`: run with it, the proof's loss is exactly `eps`.
-
-        Example:
-            >>> x = LevelSettings(k=2, eps=0.4).inner_eps
-            >>> round(x + x**2 / 2, 6)
-            0.4
-        """
+        """The x with `x + x^2 / 2 = eps`: run with it, the proof's loss is exactly `eps`."""
         return math.sqrt(1 + 2 * self.eps) - 1
 
     @property
     def num_buckets(self) -> int:
-        """Buckets of gains in `[tau, 2k tau]`, each `1 + inner_eps` wide.
-
-        Example:
-            >>> LevelSettings(k=10, eps=0.2).num_buckets
-            19
-        """
+        """Buckets of gains in `[tau, 2k tau]`, each `1 + inner_eps` wide."""
         return math.floor(math.log(2 * self.k) / math.log1p(self.inner_eps)) + 2
+
+
+def grid_exponents(lowest: float, highest: float, eps: float) -> np.ndarray:
+    r"""List the j, ascending, with $\text{lowest} \le (1 + \epsilon)^j \le \text{highest}$.
+
+    Source: Badanidiyuru et al., KDD 2014, §5.
+    """
+    for name, value in (("lowest", lowest), ("highest", highest), ("eps", eps)):
+        validation.number(name, value, minimum=0, open_minimum=True)
+    base = math.log1p(eps)
+    first = math.ceil(math.log(lowest) / base - 1e-9)
+    last = math.floor(math.log(highest) / base + 1e-9)
+    return np.arange(first, last + 1)
+
+
+def guess_of(exponents: np.ndarray, eps: float) -> np.ndarray:
+    """Compute the guesses `(1 + eps)^j`, rounded once to float32 so that host and device agree."""
+    return np.exp(np.asarray(exponents, np.float64) * math.log1p(eps)).astype(np.float32)
+
+
+def belongs(guesses: Any, singleton: Any, k: int) -> Any:
+    r"""Whether $f(e) \le v \le 2k f(e)$, in float32; an item worth 0 belongs to none."""
+    return (singleton <= guesses) & (guesses <= np.float32(2 * k) * singleton)
+
+
+def exponents_for(singletons: np.ndarray, k: int, eps: float) -> np.ndarray:
+    """List the exponents of all guesses that some item `[b]` belongs to, ascending."""
+    worth = singletons[singletons > 0]
+    if worth.size == 0:
+        return np.arange(0)
+    lowest, highest = float(worth.min()) * 0.99, float(worth.max()) * 2.02 * k
+    exponents = grid_exponents(lowest, highest, eps)
+    held = belongs(guess_of(exponents, eps)[:, None], worth, k)
+    return exponents[held.any(1)]
 
 
 class Levels(NamedTuple):
@@ -109,36 +128,24 @@ class Levels(NamedTuple):
 
     @classmethod
     def empty(cls, k: int) -> Levels:
-        """No levels.
-
-        Example:
-            >>> int(Levels.empty(3).num_levels)
-            0
-        """
+        """No levels."""
         items, levels = jnp.zeros(k, jnp.int32), jnp.zeros(k + 2, jnp.int32)
         zero = jnp.zeros((), jnp.int32)
         return cls(items - 1, items, jnp.zeros(k, bool), levels, levels, levels, zero, zero)
 
 
-def empty_prefixes(function: set_functions.SetFunction, k: int) -> Any:
-    """States of I_0 .. I_k, all empty: a state with a leading axis `[k + 1]`.
+def copy_key(key: jax.Array, exponent: Int[Array, ""]) -> jax.Array:
+    """Derive the PRNG key of the copy of guess `(1 + eps)^exponent`."""
+    return jax.random.fold_in(key, exponent.astype(jnp.int32) + (1 << 20))
 
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> empty_prefixes(modular(jnp.ones(2)), 3).chosen.shape
-        (4, 2)
-    """
+
+def empty_prefixes(function: set_functions.SetFunction, k: int) -> Any:
+    """States of I_0 .. I_k, all empty: a state with a leading axis `[k + 1]`."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (k + 1, *leaf.shape)), function.init())
 
 
 def truncate(levels: Levels, first: ArrayLike) -> Levels:
-    """Forget the samples and sizes of the levels from `first` on.
-
-    Example:
-        >>> levels = Levels.empty(2)._replace(level=jnp.array([1, 2]), num_levels=jnp.array(2))
-        >>> int(truncate(levels, 2).num_levels)
-        1
-    """
+    """Forget the samples and sizes of the levels from `first` on."""
     kept_items = (levels.level > 0) & (levels.level < first)
     kept_levels = jnp.arange(levels.size.shape[-1]) < first
     return Levels(
@@ -154,30 +161,29 @@ def truncate(levels: Levels, first: ArrayLike) -> Levels:
 
 
 class Built(NamedTuple):
-    """Result of `build`.
+    """Levels as far as `build` got.
 
     Attributes:
         levels: the new levels.
         prefixes: states of I_0 .. I_k.
         depth: deepest reservoir of each candidate, `[p]`, 0 for padding.
         num_queries: queries spent.
+        state: state of the last prefix.
+        active: candidates in the next reservoir, `[p]`.
+        gains: gains over the last prefix, `[p]`.
+        count: items sampled.
+        flawed: a candidate that was left out because a gain of it was no number, -1 for none.
     """
 
     levels: Levels
     prefixes: Any
     depth: Int[Array, " p"]
     num_queries: Int[Array, ""]
-
-
-class _Growing(NamedTuple):
-    levels: Levels
-    prefixes: Any
     state: Any
     active: Bool[Array, " p"]
     gains: Float[Array, " p"]
-    depth: Int[Array, " p"]
     count: Int[Array, ""]
-    num_queries: Int[Array, ""]
+    flawed: Int[Array, ""]
 
 
 def build(
@@ -191,41 +197,26 @@ def build(
     tau: Float[Array, ""],
     key: jax.Array,
 ) -> Built:
-    """Build the levels from `first` on anew, out of the items in their reservoir.
+    """Build the levels from `first` on anew, out of the items in their reservoir, `candidates [p]`.
 
-    Args:
-        function: the set function.
-        settings: the maximiser's settings, static.
-        levels: the levels; those below `first` stay.
-        prefixes: states of I_0 .. I_k; those below `first` are used and stay.
-        first: the first level to build.
-        candidates: R_first, `[p]`, padded to any length.
-        present: which candidates are no padding, `[p]`.
-        tau: threshold of the guess.
-        key: typed PRNG key of the guess; each draw takes the next number of it.
-
-    Returns:
-        The levels, their prefix states, the depth of each candidate and the queries spent.
-
-    Source: reconstructed; see `jaxkit.submodular.dynamic`.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f, settings = modular(jnp.ones(4)), LevelSettings(k=2, mode="single")
-        >>> built = build(f, settings, Levels.empty(2), empty_prefixes(f, 2), jnp.array(1),
-        ...     jnp.arange(4), jnp.ones(4, bool), jnp.array(0.5), jax.random.key(0))
-        >>> built.levels.size.tolist(), int(built.num_queries)
-        ([0, 4, 3, 0], 9)
+    Levels and prefix states below `first` stay. `present` marks the candidates that are no padding;
+    each draw takes the next number of `key`.
     """
     k = settings.k
     levels = truncate(levels, first)
     state = jax.tree.map(lambda leaf: leaf[first - 1], prefixes)
-    gains = function.gains(state, candidates)
 
-    def unfinished(g: _Growing):
+    def judged(state, among, flawed):
+        """Gains over a prefix, who of `among` reaches tau, and whose gain is no number."""
+        gains = function.gains(state, candidates)
+        wrong = among & set_functions.impossible(gains)
+        flawed = jnp.where(wrong.any(), candidates[jnp.argmax(wrong)], flawed)
+        return gains, among & ~wrong & (gains >= tau), flawed
+
+    def unfinished(g: Built):
         return jnp.any(g.active) & (g.count < k)
 
-    def next_level(g: _Growing) -> _Growing:
+    def next_level(g: Built) -> Built:
         i = g.levels.num_levels + 1
         bucket, floor = samples.fullest_bucket(settings, g.gains, g.active, tau)
         room = jnp.minimum(k - g.count, jnp.sum(bucket))
@@ -248,33 +239,25 @@ def build(
         )
         taken = jnp.zeros_like(g.active).at[sample.places].max(slots < sample.size)
         left = g.active & ~taken
-        gains = function.gains(sample.state, candidates)
-        return _Growing(
+        gains, active, flawed = judged(sample.state, left, g.flawed)
+        return Built(
             grown,
             jax.tree.map(lambda bank, leaf: bank.at[i].set(leaf), g.prefixes, sample.state),
-            sample.state,
-            left & (gains >= tau),
-            gains,
             jnp.where(g.active, i, g.depth),
-            g.count + sample.size,
             g.num_queries + sample.num_queries + jnp.sum(left),
+            sample.state,
+            active,
+            gains,
+            g.count + sample.size,
+            flawed,
         )
 
-    count = jnp.sum(levels.level > 0)
-    queries = jnp.sum(present)
     # What fails the threshold here fails by rounding only; it stays in the reservoir above.
     depth = jnp.where(present, jnp.asarray(first, jnp.int32) - 1, 0)
-    active = present & (gains >= tau)
-    start = _Growing(levels, prefixes, state, active, gains, depth, count, queries)
-    end = jax.lax.while_loop(unfinished, next_level, start)
-    return Built(end.levels, end.prefixes, end.depth, end.num_queries)
-
-
-class Depth(NamedTuple):
-    """Result of `deepest`: a level, and the queries spent to find it."""
-
-    depth: Int[Array, ""]
-    num_queries: Int[Array, ""]
+    gains, active, flawed = judged(state, present, jnp.full((), -1, candidates.dtype))
+    count, asked = jnp.sum(levels.level > 0), jnp.sum(present)
+    begin = Built(levels, prefixes, depth, asked, state, active, gains, count, flawed)
+    return jax.lax.while_loop(unfinished, next_level, begin)
 
 
 def deepest(
@@ -283,26 +266,12 @@ def deepest(
     limit: Int[Array, ""],
     tau: Float[Array, ""],
     element: Int[Array, ""],
-) -> Depth:
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Find the deepest level whose reservoir takes an item, by binary search.
 
-    Gains over I_0, I_1, ... only fall, and level 1 is known to take the item.
-
-    Args:
-        function: the set function.
-        prefix: `i -> state of I_i`.
-        limit: the deepest level that may take it: T + 1, or T once k items are sampled.
-        tau: threshold of the guess.
-        element: the item.
-
-    Returns:
-        The level, and at most `ceil(log2(limit))` queries.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f = modular(jnp.ones(2))
-        >>> deepest(f, lambda i: f.init(), jnp.array(4), jnp.array(0.5), jnp.array(1))[0].tolist()
-        4
+    Gains over I_0, I_1, ... only fall, and level 1 is known to take the item. `prefix(i)` is the
+    state of I_i, and `limit` the deepest level that may take it: T + 1, or T once k items are
+    sampled. Costs at most `ceil(log2(limit))` queries.
     """
 
     def searching(carry):
@@ -312,13 +281,14 @@ def deepest(
     def halve(carry):
         low, high, asked = carry
         middle = (low + high + 1) // 2
-        passes = function.gains(prefix(middle - 1), element) >= tau
+        gain = function.gains(prefix(middle - 1), element)
+        passes = (gain >= tau) & (gain < jnp.inf)
         low, high = jnp.where(passes, middle, low), jnp.where(passes, high, middle - 1)
         return low, high, asked + 1
 
     start = (jnp.ones_like(limit), limit, jnp.zeros_like(limit))
     low, _, asked = jax.lax.while_loop(searching, halve, start)
-    return Depth(low, asked)
+    return low, asked
 
 
 def _numpy_of(array: Any) -> Any:
@@ -333,45 +303,22 @@ def _within(levels: Levels, depth: Any) -> Any:
 
 
 def entered(levels: Levels, depth: Int[Any, "*c b"]) -> Levels:
-    """Count new items in their reservoirs; NumPy or JAX, one copy or several.
-
-    Example:
-        >>> entered(Levels.empty(2), jnp.array([1, 2])).size.tolist()
-        [0, 2, 1, 0]
-    """
+    """Count new items in their reservoirs; NumPy or JAX, one copy or several."""
     return levels._replace(size=levels.size + _within(levels, depth))
 
 
 def left(levels: Levels, depth: Int[Any, "*c b"], elements: Int[Any, " b"]) -> Levels:
-    """Count items out of their reservoirs and mark them dead where they were sampled.
-
-    Example:
-        >>> levels = Levels.empty(1)._replace(order=jnp.array([4]), alive=jnp.array([True]))
-        >>> left(levels, jnp.array([0]), jnp.array([4])).alive.tolist()
-        [False]
-    """
+    """Count items out of their reservoirs and mark them dead where they were sampled."""
     dead = (levels.order[..., None] == elements).any(-1)
     size = levels.size - _within(levels, depth)
     return levels._replace(size=size, alive=levels.alive & ~dead)
 
 
 def first_due(settings: LevelSettings, levels: Levels) -> Int[Any, "*c"]:
-    """The first level that must be rebuilt, or 0; the rule of insertions and of deletions.
+    """The first level of each copy, `[*c]`, that must be rebuilt, or 0; NumPy or JAX.
 
     A level is due if it is new, if its reservoir has grown by the factor `growth`, or if more than
     the share `inner_eps` of its sample is dead.
-
-    Args:
-        settings: the maximiser's settings.
-        levels: the levels, after `entered` or `left`; NumPy or JAX.
-
-    Returns:
-        The level of each copy, `[*c]`.
-
-    Example:
-        >>> settings = LevelSettings(k=2)
-        >>> int(first_due(settings, entered(Levels.empty(2), jnp.array([1]))))
-        1
     """
     xp = _numpy_of(levels.size)
     index = xp.arange(settings.k + 2)
@@ -385,14 +332,7 @@ def first_due(settings: LevelSettings, levels: Levels) -> Int[Any, "*c"]:
 
 @functools.partial(pytrees.jit, static_argnames="settings")
 def values_of(function, settings: LevelSettings, order, alive):
-    """F of the live samples of several guesses, `[c]`.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f, settings = modular(jnp.ones(4)), LevelSettings(k=2)
-        >>> values_of(f, settings, jnp.array([[1, 3]]), jnp.array([[True, False]])).tolist()
-        [1.0]
-    """
+    """F of the live samples of several guesses, `[c]`."""
 
     def value(order, alive):
         return function.value(set_functions.add_all(function, function.init(), order, alive))

@@ -1,4 +1,4 @@
-"""Weighted sums of set functions."""
+"""Set functions made of others: weighted sums, and a few items of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxkit import pytrees
 from jaxkit.submodular import operands, set_functions
-from jaxkit.submodular.items import Item, Items
+from jaxkit.submodular.operands import Item, Items
 
 
 @pytrees.dataclass
@@ -42,20 +42,21 @@ class Mixture:
 
     def gains(self, state: tuple[Any, ...], candidates: Items | None = None) -> Float[Array, "*c"]:
         """Gains of all items or of `candidates`; one query, whatever the number of functions."""
-        parts = zip(self.weights, self.functions, state, strict=True)
-        return sum(w * function.gains(part, candidates) for w, function, part in parts)  # type: ignore[return-value]
+        return self._sum([f.gains(s, candidates) for f, s in self._parts(state)])
 
     def add(self, state: tuple[Any, ...], element: Item) -> tuple[Any, ...]:
         """State with one more item."""
-        return tuple(
-            function.add(part, element)
-            for function, part in zip(self.functions, state, strict=True)
-        )
+        return tuple(f.add(s, element) for f, s in self._parts(state))
 
     def value(self, state: tuple[Any, ...]) -> Float[Array, ""]:
         """F of the set."""
-        parts = zip(self.weights, self.functions, state, strict=True)
-        return sum(w * function.value(part) for w, function, part in parts)  # type: ignore[return-value]
+        return self._sum([f.value(s) for f, s in self._parts(state)])
+
+    def _parts(self, state: tuple[Any, ...]) -> Any:
+        return zip(self.functions, state, strict=True)
+
+    def _sum(self, terms: list[Any]) -> Any:
+        return sum(w * term for w, term in zip(self.weights, terms, strict=True))
 
 
 def mixture(functions: Sequence[set_functions.SetFunction], weights: ArrayLike) -> Mixture:
@@ -88,3 +89,50 @@ def mixture(functions: Sequence[set_functions.SetFunction], weights: ArrayLike) 
     if len(set(sizes)) > 1:
         raise ValueError(f"functions must have the same number of items, got {sizes}")
     return Mixture(functions, operands.weights_or_ones("weights", weights, len(functions)))
+
+
+@pytrees.dataclass
+class Restriction:
+    """A set function seen on `items` only: item i of it is item `items[i]` of the whole.
+
+    Attributes:
+        function: the set function.
+        items: which items, `[s]`; padding may repeat one, if a mask leaves it out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxkit.submodular import modular
+        >>> f = Restriction(modular(jnp.array([1.0, 2.0, 4.0])), jnp.array([2, 0]))
+        >>> f.gains(f.init()).tolist()
+        [4.0, 1.0]
+    """
+
+    function: Any
+    items: jax.Array
+
+    @property
+    def num_items(self) -> int:
+        """Number of items it is seen on."""
+        return self.items.shape[0]
+
+    @property
+    def monotone(self) -> bool:
+        """As the function."""
+        return self.function.monotone
+
+    def init(self) -> Any:
+        """State of the empty set."""
+        return self.function.init()
+
+    def gains(self, state: Any, candidates: Items | None = None) -> Float[Array, "*c"]:
+        """Gains of all its items or of `candidates`."""
+        items = self.items if candidates is None else self.items[candidates]
+        return self.function.gains(state, items)
+
+    def add(self, state: Any, element: Item) -> Any:
+        """State with one more item."""
+        return self.function.add(state, self.items[element])
+
+    def value(self, state: Any) -> Float[Array, ""]:
+        """F of the set."""
+        return self.function.value(state)

@@ -1,4 +1,4 @@
-"""The arrays that define a set function, checked where they enter and brought to float32."""
+"""The arrays and items that define and index a set function, checked where they enter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int
 
 from jaxkit import validation
+
+#: One item of the ground set.
+Item = Int[Array, ""] | Int[np.ndarray, ""] | int | np.integer
+
+#: Items of any shape `[*c]`.
+Items = Int[Array, "*c"] | Int[np.ndarray, "*c"] | int | np.integer
+
+#: A list of items `[s]`.
+ItemList = Int[Array, " s"] | Int[np.ndarray, " s"]
+
+#: A flag for each of a list of items `[s]`.
+FlagList = Bool[Array, " s"] | Bool[np.ndarray, " s"]
+
+#: A flag for each item of the ground set `[n]`.
+Mask = Bool[Array, " n"] | Bool[np.ndarray, " n"]
+
+
+def take(matrix: jax.Array, items: ArrayLike) -> jax.Array:
+    """Take rows `[*c, ...]` of a matrix by items `[*c]`, moving only those where it is sharded.
+
+    `matrix[i]` with a scalar i becomes a dynamic slice, for which XLA first gathers the whole
+    matrix on every device; with a vector of indices it becomes a gather, which each device
+    does on its part.
+    """
+    items = jnp.asarray(items)
+    return matrix[items.reshape(-1)].reshape(*items.shape, *matrix.shape[1:])
 
 
 def operand(
@@ -20,32 +48,14 @@ def operand(
     minimum: float = -math.inf,
     maximum: float = math.inf,
 ) -> jax.Array:
-    """Return `value` as a float32 array of the given rank, finite and within bounds, or raise.
+    """Return real numbers as a float32 array of this rank, finite and within bounds, or raise.
 
-    The check makes no copy of the array, so that it can be of the size of memory.
-
-    Args:
-        name: name of the argument, for the message.
-        value: anything array-like of real numbers; of a traced one only the rank is checked.
-        rank: number of axes.
-        minimum: smallest entry allowed.
-        maximum: largest entry allowed.
-
-    Returns:
-        The float32 array.
-
-    Raises:
-        TypeError: if `value` is not numeric.
-        ValueError: if its rank is wrong, it is empty, or an entry is not finite or out of bounds.
-
-    Example:
-        >>> operand("weights", [1, 2], rank=1, minimum=0).dtype
-        dtype('float32')
+    The check makes no copy of the array, so that it can be of the size of memory; of a traced one
+    only type and rank are checked.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    if not (real or array.dtype == bool):
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
     if array.ndim != rank or array.size == 0:
         raise ValueError(f"{name} must be a non-empty array of rank {rank}, got {array.shape}")
@@ -65,11 +75,7 @@ def operand(
 
 
 def refuse_text(name: str, value: Any) -> None:
-    """Raise if `value` is a data frame with columns that are no numbers, and name them.
-
-    Example:
-        >>> refuse_text("features", np.eye(2))
-    """
+    """Raise if `value` is a data frame with columns that are no numbers, and name them."""
     if not (hasattr(value, "columns") and hasattr(value, "to_numpy")):
         return
     kinds = {str(column): np.asarray(value[column]).dtype.kind for column in value.columns}
@@ -82,13 +88,7 @@ def refuse_text(name: str, value: Any) -> None:
 
 
 def table(value: Any, name: str = "features") -> Any:
-    """A table as an array: data frames of numbers and SciPy's sparse matrices are made dense.
-
-    Example:
-        >>> import scipy.sparse
-        >>> table(scipy.sparse.eye_array(2)).tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-    """
+    """A table as an array: data frames of numbers and SciPy's sparse matrices are made dense."""
     refuse_text(name, value)
     if hasattr(value, "toarray"):
         return value.toarray()
@@ -96,25 +96,9 @@ def table(value: Any, name: str = "features") -> Any:
 
 
 def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:
-    """Return `value` as a square symmetric float32 matrix, or raise.
+    """Return a square symmetric float32 matrix, or raise; `bounds` as `operand`.
 
     Symmetry is checked to 1e-5 of the largest entry and then made exact.
-
-    Args:
-        name: name of the argument, for the message.
-        value: a matrix.
-        **bounds: as `operand`.
-
-    Returns:
-        The float32 matrix.
-
-    Raises:
-        TypeError: as `operand`.
-        ValueError: as `operand`, or if the matrix is not square or not symmetric.
-
-    Example:
-        >>> symmetric("kernel", [[1.0, 0.5], [0.5, 1.0]]).shape
-        (2, 2)
     """
     matrix = operand(name, value, rank=2, **bounds)
     if matrix.shape[0] != matrix.shape[1]:
@@ -129,12 +113,7 @@ def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:
 
 
 def weights_or_ones(name: str, value: Any, size: int) -> jax.Array:
-    """Return non-negative weights `[size]`, all 1 where `value` is None, or raise.
-
-    Example:
-        >>> weights_or_ones("weights", None, 2).tolist()
-        [1.0, 1.0]
-    """
+    """Return non-negative weights `[size]`, all 1 where `value` is None, or raise."""
     if value is None:
         return jnp.ones(size, jnp.float32)
     weights = operand(name, value, rank=1, minimum=0)
@@ -144,12 +123,7 @@ def weights_or_ones(name: str, value: Any, size: int) -> jax.Array:
 
 
 def matches(name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return `value` if it has this shape, or raise.
-
-    Example:
-        >>> matches("mask", jnp.ones(2), (2,)).shape
-        (2,)
-    """
+    """Return `value` if it has this shape, or raise."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
     return value

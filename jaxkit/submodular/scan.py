@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import guesses, levels, oracle, set_functions
-from jaxkit.submodular.items import FlagList, ItemList
+from jaxkit.submodular import levels, set_functions
 from jaxkit.submodular.levels import Levels, LevelSettings
-from jaxkit.submodular.queries import QueryCount
+from jaxkit.submodular.operands import FlagList, ItemList
+from jaxkit.submodular.selection import QueryCount
 
 
 class ScanState(NamedTuple):
@@ -35,10 +35,10 @@ class ScanState(NamedTuple):
         live: items that are in, `[n]`.
         key: typed PRNG key.
         num_queries: queries of all updates; read-outs are not counted.
-        overflow: whether an item's value alone was outside the range given at the start; the
-            guarantee is lost then.
-        num_ignored: operations that were illegal (insert present, delete absent, no such item) and
-            changed nothing.
+        overflow: whether the guarantee is lost: an item's value alone was outside the range given
+            at the start, or a gain was NaN or infinite and its item left out.
+        num_ignored: operations that were illegal (insert present, delete absent, no such item, a
+            value that is not finite) and changed nothing.
     """
 
     exponents: Int[Array, " c"]
@@ -82,9 +82,6 @@ def dynamic_start(
             reaches from the first to `2k` times the second. Items worth 0 are always legal.
         key: typed PRNG key.
 
-    Returns:
-        The state.
-
     Raises:
         TypeError: if the range is not of numbers.
         ValueError: if the range is not two positive numbers in ascending order.
@@ -95,11 +92,12 @@ def dynamic_start(
         >>> int(state.num_queries), state.exponents.tolist()
         (0, [0, 1, 2, 3, 4])
     """
+    set_functions.check(function)
     low, high = value_range
     low = float(validation.number("value_range", low, minimum=0, open_minimum=True))
     high = float(validation.number("value_range", high, minimum=low))
     eps = settings.inner_eps
-    exponents = guesses.grid_exponents(low, 2 * settings.k * high, eps)
+    exponents = levels.grid_exponents(low, 2 * settings.k * high, eps)
     count = exponents.size
 
     def stacked(tree):
@@ -107,7 +105,7 @@ def dynamic_start(
 
     return ScanState(
         jnp.asarray(exponents, jnp.int32),
-        jnp.asarray(guesses.guess_of(exponents, eps)),
+        jnp.asarray(levels.guess_of(exponents, eps)),
         jnp.zeros((count, function.num_items), jnp.int32),
         stacked(Levels.empty(settings.k)),
         stacked(levels.empty_prefixes(function, settings.k)),
@@ -191,7 +189,8 @@ def _update(function, settings: LevelSettings, state: ScanState, insert, element
     element = jnp.clip(element, 0, n - 1)
     legal &= state.live[element] != insert
     singleton = function.gains(function.init(), element)
-    member = legal & insert & guesses.belongs(state.guesses, singleton, settings.k)
+    legal &= ~(insert & set_functions.impossible(singleton))
+    member = legal & insert & levels.belongs(state.guesses, singleton, settings.k)
     ratio, highest = 1 + settings.inner_eps, np.float32(2 * settings.k) * singleton
     covered = (state.guesses[0] < singleton * ratio) & (highest < state.guesses[-1] * ratio)
     overflow = legal & insert & (singleton > 0) & ~covered
@@ -205,11 +204,11 @@ def _update(function, settings: LevelSettings, state: ScanState, insert, element
 
     def one_copy(_, copy: _Copy):
         rebuild = functools.partial(_rebuild, function, settings, state.key)
-        return None, jax.lax.cond(copy.first > 0, rebuild, lambda copy: (copy, 0), copy)
+        return None, jax.lax.cond(copy.first > 0, rebuild, lambda copy: (copy, 0, False), copy)
 
     due = levels.first_due(settings, lv)
     copies = _Copy(state.exponents, state.guesses, depths, lv, state.prefixes, due)
-    _, (copies, more) = jax.lax.scan(one_copy, None, copies)
+    _, (copies, more, flawed) = jax.lax.scan(one_copy, None, copies)
     num_queries = jnp.sum(asked) + jnp.sum(more) + (legal & insert)
     live = state.live.at[element].set(jnp.where(legal, insert, state.live[element]))
     values = levels.values_of(function, settings, copies.levels.order, copies.levels.alive)
@@ -220,7 +219,7 @@ def _update(function, settings: LevelSettings, state: ScanState, insert, element
         prefixes=copies.prefixes,
         live=live,
         num_queries=state.num_queries.plus(num_queries),
-        overflow=state.overflow | overflow,
+        overflow=state.overflow | overflow | jnp.any(flawed),
         num_ignored=state.num_ignored + ~legal,
     )
     items = jnp.where(copies.levels.alive[best], copies.levels.order[best], -1)
@@ -237,8 +236,8 @@ def _search(function, settings, state: ScanState, member, element):
         full = jnp.sum(lv.level > 0) == settings.k
         limit = jnp.where(member, lv.num_levels + ~full, 1).astype(jnp.int32)
         tau = guess / np.float32(2 * settings.k)
-        found = levels.deepest(function, prefix, limit, tau, element)
-        return jnp.where(member, found.depth, 0), found.num_queries
+        depth, asked = levels.deepest(function, prefix, limit, tau, element)
+        return jnp.where(member, depth, 0), asked
 
     return jax.vmap(one)(member, state.guesses, state.levels, state.prefixes)
 
@@ -254,8 +253,8 @@ def _rebuild(function, settings, key, copy: _Copy):
         jnp.arange(function.num_items, dtype=jnp.int32),
         present,
         copy.guess / np.float32(2 * settings.k),
-        oracle.copy_key(key, copy.exponent),
+        levels.copy_key(key, copy.exponent),
     )
     depth = jnp.where(present, built.depth, copy.depth)
     new = copy._replace(depth=depth, levels=built.levels, prefixes=built.prefixes)
-    return new, built.num_queries.astype(jnp.int32)
+    return new, built.num_queries.astype(jnp.int32), built.flawed >= 0

@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import queries, set_functions
-from jaxkit.submodular.items import ItemList, Mask
+from jaxkit.submodular import set_functions
+from jaxkit.submodular.operands import ItemList, Mask
+
+
+class QueryCount(NamedTuple):
+    """A number of oracle queries, below 2^64 in two limbs; `int(count)` reads it.
+
+    One marginal gain, or one value that no state holds, is one query; F of the empty set and of a
+    set whose state is at hand are free. Padding and masked items are not counted.
+
+    Attributes:
+        high: queries / 2^32.
+        low: the rest.
+    """
+
+    high: UInt32[Array, "*b"]
+    low: UInt32[Array, "*b"]
+
+    @classmethod
+    def zero(cls) -> QueryCount:
+        """No queries."""
+        return cls(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
+
+    def plus(self, number: ArrayLike) -> QueryCount:
+        """Count `number` more, an integer in `[0, 2^32)`."""
+        low = self.low + jnp.asarray(number, jnp.uint32)
+        return QueryCount(self.high + (low < self.low).astype(jnp.uint32), low)
+
+    def __int__(self) -> int:
+        return (int(self.high) << 32) + int(self.low)
 
 
 @pytrees.dataclass
@@ -24,12 +52,6 @@ class Guarantee:
     Attributes:
         ratio: the factor; 0 where nothing is known.
         holds: `"always"`, `"in expectation"` or `"not known"`.
-
-    Example:
-        >>> from jaxkit.submodular import greedy, modular
-        >>> guarantee = greedy(modular(jnp.array([1.0, 3.0, 2.0])), 2).guarantee
-        >>> round(float(guarantee.ratio), 3), guarantee.holds
-        (0.632, 'always')
     """
 
     ratio: Any
@@ -41,11 +63,16 @@ class Guarantee:
         return f"proved to be at least {float(self.ratio):.3f} of the optimum, {self.holds}"
 
 
-#: What holds of a greedy on a function that is not known to be monotone.
-NO_GUARANTEE = Guarantee(0.0, "not known")
-
 #: 1 - 1/e.
 GREEDY_RATIO = 1 - math.exp(-1)
+
+
+def guarantee(
+    function: set_functions.SetFunction, ratio: ArrayLike, holds: str = "always"
+) -> Guarantee:
+    """What is proved of a maximiser of monotone functions: nothing where F may not be monotone."""
+    known = Guarantee(jnp.maximum(jnp.asarray(ratio), 0), holds)
+    return known if function.monotone else Guarantee(0.0, "not known")
 
 
 @pytrees.dataclass
@@ -56,30 +83,29 @@ class Selection:
         indices: items `[k]`, -1 in slots not used.
         gains: gain of each when it was added `[k]`, 0 in slots not used.
         valid: which slots are used `[k]`.
-        value: F of the set (with the initial set, where one was given), a scalar.
+        value: F of the set (with the initial set, where one was given), a scalar; NaN where an
+            oracle answered what no F can (see `flawed`).
         num_queries: oracle queries spent; read it with `int`.
         guarantee: what is proved of the value.
-
-    Example:
-        >>> from jaxkit.submodular import greedy, modular
-        >>> chosen = greedy(modular(jnp.array([1.0, 3.0, 2.0])), 2)
-        >>> chosen.indices.tolist(), chosen.gains.tolist(), float(chosen.value)
-        ([1, 2], [3.0, 2.0], 5.0)
+        flawed: the item whose gain was NaN, infinite, or negative though the function says that it
+            is monotone, -1 for none: the search ended there, without it. Outside of `jit` and
+            `vmap` it is raised.
     """
 
     indices: jax.Array
     gains: jax.Array
     valid: jax.Array
     value: jax.Array
-    num_queries: queries.QueryCount
+    num_queries: QueryCount
     guarantee: Guarantee
+    flawed: jax.Array
 
 
 class Choice(NamedTuple):
     """What one step of a maximiser decided.
 
     Attributes:
-        element: the item.
+        element: the item; one whose gain is no number goes before all others.
         gain: its gain.
         take: whether to add it.
         stop: whether to end here; with `take` false, nothing is added.
@@ -95,9 +121,6 @@ class Choice(NamedTuple):
     memory: Any
 
 
-Choose = Callable[[Int[Array, ""], Any, Bool[Array, " n"], Any], Choice]
-
-
 class _Progress(NamedTuple):
     step: Int[Array, ""]
     stop: Bool[Array, ""]
@@ -106,77 +129,8 @@ class _Progress(NamedTuple):
     memory: Any
     indices: Int[Array, " k"]
     gains: Float[Array, " k"]
-    count: queries.QueryCount
-
-
-def maximise(
-    function: set_functions.SetFunction,
-    state: Any,
-    available: Bool[Array, " n"],
-    size: int,
-    choose: Choose,
-    memory: Any,
-    guarantee: Guarantee,
-    count: queries.QueryCount | None = None,
-) -> Selection:
-    """Add one item a step, as `choose` decides, until it stops or `size` steps are done.
-
-    Args:
-        function: the set function.
-        state: state of the set to start from.
-        available: which items may be added `[n]`; an item added is available no more.
-        size: number of steps, static.
-        choose: `(step, state, available, memory) -> Choice`.
-        memory: the maximiser's own memory before the first step.
-        guarantee: what the maximiser is proved to reach.
-        count: queries spent before.
-
-    Returns:
-        The selection, `[size]`.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f = modular(jnp.array([1.0, 3.0]))
-        >>> def first(step, state, available, memory):
-        ...     none = jnp.sum(available) == 0
-        ...     return Choice(jnp.argmax(available), f.gains(state)[0], ~none, none, 1, memory)
-        >>> maximise(f, f.init(), jnp.ones(2, bool), 2, first, (), NO_GUARANTEE).indices.tolist()
-        [0, 1]
-    """
-
-    def running(progress: _Progress):
-        return (progress.step < size) & ~progress.stop
-
-    def step(progress: _Progress) -> _Progress:
-        i = progress.step
-        choice = choose(i, progress.state, progress.available, progress.memory)
-        element, take = choice.element.astype(jnp.int32), choice.take
-        added = function.add(progress.state, element)
-        return _Progress(
-            i + 1,
-            choice.stop,
-            jax.tree.map(lambda new, old: jnp.where(take, new, old), added, progress.state),
-            progress.available & ~((jnp.arange(function.num_items) == element) & take),
-            choice.memory,
-            progress.indices.at[i].set(jnp.where(take, element, -1)),
-            progress.gains.at[i].set(jnp.where(take, choice.gain, 0)),
-            progress.count.plus(choice.num_queries),
-        )
-
-    start = _Progress(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), bool),
-        state,
-        available,
-        memory,
-        jnp.full(size, -1, jnp.int32),
-        jnp.zeros(size, jnp.float32),
-        queries.QueryCount.zero() if count is None else count,
-    )
-    end = jax.lax.while_loop(running, step, start)
-    return Selection(
-        end.indices, end.gains, end.indices >= 0, function.value(end.state), end.count, guarantee
-    )
+    count: QueryCount
+    flawed: Int[Array, ""]
 
 
 class Start(NamedTuple):
@@ -192,6 +146,86 @@ class Start(NamedTuple):
     available: Bool[Array, " n"]
     min_gain: Float[Array, ""]
 
+    def best(self, gains: Float[Array, " c"]) -> tuple[Int[Array, ""], Float[Array, ""], Any]:
+        """Place of the largest gain (the first on ties, NaN before all), it, and if to take it."""
+        place, gain = jnp.argmax(gains), gains.max()
+        return place, gain, (gain >= self.min_gain) & (gain > -jnp.inf)
+
+
+def maximise(
+    function: set_functions.SetFunction,
+    start: Start,
+    size: int,
+    choose: Callable[[Int[Array, ""], Any, Bool[Array, " n"], Any], Choice],
+    memory: Any,
+    proved: Guarantee,
+    count: QueryCount | None = None,
+) -> Selection:
+    """Add one item a step, as `choose` decides, until it stops or `size` steps are done.
+
+    `choose` is `(step, state, available, memory) -> Choice`; an item added is available no more.
+    `count` is of the queries spent before.
+    """
+    set_functions.check(function)
+
+    def running(progress: _Progress):
+        return (progress.step < size) & ~progress.stop
+
+    def step(progress: _Progress) -> _Progress:
+        i = progress.step
+        choice = choose(i, progress.state, progress.available, progress.memory)
+        element = choice.element.astype(jnp.int32)
+        added = function.add(progress.state, element)
+        wrong = set_functions.impossible(choice.gain)
+        if function.monotone:
+            rounding = 1e-4 * jnp.maximum(jnp.abs(function.value(added)), 1)
+            wrong |= choice.take & (choice.gain < -rounding)
+        take = choice.take & ~wrong
+        return _Progress(
+            i + 1,
+            choice.stop | wrong,
+            jax.tree.map(lambda new, old: jnp.where(take, new, old), added, progress.state),
+            progress.available & ~((jnp.arange(function.num_items) == element) & take),
+            choice.memory,
+            progress.indices.at[i].set(jnp.where(take, element, -1)),
+            progress.gains.at[i].set(jnp.where(take, choice.gain, 0)),
+            progress.count.plus(choice.num_queries),
+            jnp.where(wrong, element, progress.flawed),
+        )
+
+    begin = _Progress(
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((), bool),
+        start.state,
+        start.available,
+        memory,
+        jnp.full(size, -1, jnp.int32),
+        jnp.zeros(size, jnp.float32),
+        QueryCount.zero() if count is None else count,
+        jnp.full((), -1, jnp.int32),
+    )
+    end = jax.lax.while_loop(running, step, begin)
+    value = jnp.where(end.flawed >= 0, jnp.nan, function.value(end.state))
+    return Selection(end.indices, end.gains, end.indices >= 0, value, end.count, proved, end.flawed)
+
+
+Answer = TypeVar("Answer", bound=Any)
+
+
+def trusted(function: set_functions.SetFunction, found: Answer) -> Answer:
+    """Return what was found, or raise where an answer of the oracle was flawed and can be seen."""
+    if not validation.is_traced(found.flawed) and int(found.flawed) >= 0:
+        raise flaw(function, found.flawed)
+    return found
+
+
+def flaw(function: set_functions.SetFunction, item: Any) -> ValueError:
+    """The error that names the function and the item whose gain no set function has."""
+    kind = "finite and, of a monotone function, >= 0" if function.monotone else "finite"
+    return ValueError(
+        f"gains of {type(function).__name__} must be {kind}, got another for item {int(item)}"
+    )
+
 
 def start(
     function: set_functions.SetFunction,
@@ -201,25 +235,9 @@ def start(
 ) -> Start:
     """Check what all maximisers share, and build the state of the initial set.
 
-    Args:
-        function: the set function.
-        mask: which items may be added `[n]`; all by default.
-        initial: items that are in the set from the start `[s]`; none by default.
-        min_gain: gains below it are not added; by default 0 for a function not known to be
-            monotone and no limit else.
-
-    Returns:
-        The start.
-
     Raises:
         TypeError: if the mask is not boolean or the items not integers.
         ValueError: if a shape is wrong or an item out of range or twice in the initial set.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f = modular(jnp.array([1.0, 3.0]))
-        >>> start(f, None, jnp.array([1])).available.tolist()
-        [True, False]
     """
     n = function.num_items
     available = jnp.ones(n, bool) if mask is None else jnp.asarray(mask)

@@ -11,7 +11,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jaxkit import validation
 from jaxkit.submodular import concave, exemplars, facilities, kernels, operands, streaming
 
 try:
@@ -122,9 +121,6 @@ class SubsetSelector(
             X: `[n, d]`.
             y: not used.
 
-        Returns:
-            Itself.
-
         Raises:
             TypeError: as `select`.
             ValueError: as `select`.
@@ -161,11 +157,6 @@ class SubsetSelector(
         Raises:
             TypeError: as `fit`.
             ValueError: as `fit`.
-
-        Example:
-            >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [0.9, 0.1], [0.0, 1.0]])
-            >>> SubsetSelector(2).fit_resample(points).tolist()
-            [[0.9, 0.1], [0.0, 1.0]]
         """
         rows = self.fit(X).ranking_
 
@@ -209,12 +200,6 @@ class SubsetSelector(
             TypeError: if `X` is not numeric.
             ValueError: if the objective has no streaming form, a shape changes, or an entry is
                 not finite (or negative, for `"feature_based"`); nothing changed then.
-
-        Example:
-            >>> selector = SubsetSelector(2, objective="feature_based")
-            >>> for batch in np.eye(6).reshape(3, 2, 6): chosen = selector.partial_fit(batch)
-            >>> selector.exemplars_.shape
-            (2, 6)
         """
         if self.objective not in ("facility_location", "feature_based"):
             raise ValueError(
@@ -245,7 +230,6 @@ class SubsetSelector(
         return np.asarray(kernels.prepare(name, rows, self.kernel))
 
     def _new_stream(self, raw: np.ndarray, reference: np.ndarray) -> _Stream:
-        validation.choice("kernel", self.kernel, kernels.NAMES)
         sieve = streaming.sieve_streaming_pp(self.k, eps=self.eps)
         capacity = sieve.num_sets * self.k + _CHUNK
         buffer = np.zeros((capacity, reference.shape[1]), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular.items import FlagList, Item, ItemList, Items
+from jaxkit.submodular.operands import FlagList, Item, ItemList, Items
 
 State = Any
 
@@ -68,25 +69,44 @@ class SetFunction(Protocol):
         ...
 
 
+def check(function: SetFunction) -> None:
+    """Raise TypeError where shapes or types of the methods do not fit together; nothing is run."""
+    name, few = type(function).__name__, jnp.zeros(2, jnp.int32)
+
+    def look():
+        state = function.init()
+        several = function.gains(state), function.gains(state, few), function.value(state)
+        return state, function.add(state, few[0]), several
+
+    state, added, several = jax.eval_shape(look)
+    shapes = {
+        "gains(state)": (function.num_items,),
+        "gains(state, [0, 0])": (2,),
+        "value(state)": (),
+    }
+    for (call, shape), found in zip(shapes.items(), several, strict=True):
+        if found.shape != shape or not jnp.issubdtype(found.dtype, jnp.floating):
+            raise TypeError(
+                f"{name}.{call} must be of floating point and shape {shape}, got {found.dtype} "
+                f"and {found.shape}"
+            )
+    if jax.tree.structure(state) != jax.tree.structure(added) or any(
+        (a.shape, a.dtype) != (b.shape, b.dtype)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(added), strict=True)
+    ):
+        raise TypeError(
+            f"{name}.add must keep the structure, shapes and types of a state, got {added} from "
+            f"{state}"
+        )
+
+
+def impossible(gains: Float[Array, "*c"]) -> Bool[Array, "*c"]:
+    """Which answers of an oracle no set function gives: NaN and plus infinity."""
+    return ~(gains < jnp.inf)
+
+
 def add_all(function: SetFunction, state: State, elements: ItemList, valid: FlagList) -> State:
-    """Add the valid ones of `elements`, in order.
-
-    Args:
-        function: the set function.
-        state: state of the set to add to.
-        elements: items, `[s]`; those not valid may hold anything.
-        valid: which of them to add, `[s]`.
-
-    Returns:
-        State of the union.
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f = modular(jnp.array([1.0, 2.0, 4.0]))
-        >>> state = add_all(f, f.init(), jnp.array([2, 0]), jnp.array([True, False]))
-        >>> float(f.value(state))
-        4.0
-    """
+    """State with the valid ones of `elements [s]` added in order; the others may hold anything."""
 
     def step(state, element_and_valid):
         element, valid = element_and_valid
@@ -98,6 +118,7 @@ def add_all(function: SetFunction, state: State, elements: ItemList, valid: Flag
 
 @pytrees.jit
 def _value_of(function, elements, valid):
+    check(function)
     return function.value(add_all(function, function.init(), elements, valid))
 
 
@@ -141,24 +162,36 @@ class Violation(NamedTuple):
     element: Item
 
 
-def _chain(function, key):
-    """Gains of all items along a random order of all items: `[n, n]`, the masks and the order."""
+@functools.partial(pytrees.jit, static_argnames="wrong")
+def _worst(function, keys, wrong) -> Violation:
+    """The largest of `wrong(gains, inside)`, both `[chains, n, n]`, along random orders of items.
+
+    Before step i of a chain, `gains[:, i]` are those of all items and `inside[:, i]` is the set.
+    """
     n = function.num_items
-    order = jax.random.permutation(key, n)
 
-    def step(carry, element):
-        state, mask = carry
-        gains = function.gains(state)
-        return (function.add(state, element), mask.at[element].set(True)), (gains, mask)
+    def chain(key):
+        def step(carry, element):
+            state, mask = carry
+            gains = function.gains(state)
+            return (function.add(state, element), mask.at[element].set(True)), (gains, mask)
 
-    _, (gains, masks) = jax.lax.scan(step, (function.init(), jnp.zeros(n, bool)), order)
-    return gains, masks
+        begin = (function.init(), jnp.zeros(n, bool))
+        return jax.lax.scan(step, begin, jax.random.permutation(key, n))[1]
+
+    gains, inside = jax.vmap(chain)(keys)
+    violations = jnp.maximum(wrong(gains, inside), 0)
+    place = jnp.unravel_index(jnp.argmax(violations), violations.shape)
+    return Violation(violations.max(), inside[place[0], place[1]], place[2].astype(jnp.int32))
 
 
-def _worst_on_chains(violations, masks):
-    flat = jnp.argmax(violations)
-    chain, step, element = jnp.unravel_index(flat, violations.shape)
-    return Violation(jnp.max(violations), masks[chain, step], element.astype(jnp.int32))
+def _loss(gains, inside):
+    return -gains
+
+
+def _growth(gains, inside):
+    grown = jnp.diff(gains, axis=1, prepend=gains[:, :1])
+    return jnp.where(inside, 0, grown)
 
 
 def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8) -> Violation:
@@ -184,19 +217,11 @@ def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8
         3.0
     """
     validation.integer("num_chains", num_chains, minimum=1)
-    return _check_monotone(function, jax.random.split(key, num_chains))
-
-
-@pytrees.jit
-def _check_monotone(function, keys):
-    gains, masks = jax.vmap(_chain, (None, 0))(function, keys)
-    return _worst_on_chains(jnp.maximum(-gains, 0), masks)
+    return _worst(function, jax.random.split(key, num_chains), _loss)
 
 
 def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int = 8) -> Violation:
-    """Look for gains that grow along random chains of growing sets.
-
-    A spot test, as `check_monotone`.
+    """Look for gains that grow along random chains of growing sets; proves as `check_monotone`.
 
     Args:
         function: the set function; `n^2` gains are computed for each chain.
@@ -217,11 +242,4 @@ def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int =
         0.0
     """
     validation.integer("num_chains", num_chains, minimum=1)
-    return _check_submodular(function, jax.random.split(key, num_chains))
-
-
-@pytrees.jit
-def _check_submodular(function, keys):
-    gains, masks = jax.vmap(_chain, (None, 0))(function, keys)
-    growth = jnp.where(masks[:, 1:], 0, gains[:, 1:] - gains[:, :-1])
-    return _worst_on_chains(jnp.maximum(growth, 0), masks[:, 1:])
+    return _worst(function, jax.random.split(key, num_chains), _growth)

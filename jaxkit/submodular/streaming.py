@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import queries, set_functions
-from jaxkit.submodular.items import FlagList, Item, ItemList
-from jaxkit.submodular.selection import NO_GUARANTEE, Guarantee, Selection
+from jaxkit.submodular import selection, set_functions
+from jaxkit.submodular.operands import FlagList, Item, ItemList
+from jaxkit.submodular.selection import QueryCount, Selection
 
 
 class SieveState(NamedTuple):
@@ -30,6 +30,7 @@ class SieveState(NamedTuple):
         best_value: largest F of a set so far.
         num_queries: queries so far.
         peak_stored: most items that all sets ever held together, counted with multiplicity.
+        flawed: an item that was left out because a gain of it was NaN or infinite, -1 for none.
     """
 
     exponents: Int[Array, " g"]
@@ -39,8 +40,9 @@ class SieveState(NamedTuple):
     states: Any
     best_single: Float[Array, ""]
     best_value: Float[Array, ""]
-    num_queries: queries.QueryCount
+    num_queries: QueryCount
     peak_stored: Int[Array, ""]
+    flawed: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +56,6 @@ class Sieve:
         k: size of the solution at most.
         eps: ratio of neighbouring guesses minus 1.
         lower_bound: whether guesses that the best value so far rules out are dropped (++).
-
-    Example:
-        >>> from jaxkit.submodular import modular
-        >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(2)
-        >>> state = sieve.run(f, sieve.init(f), jnp.arange(4))
-        >>> sieve.solution(f, state).indices.tolist()
-        [0, 1]
     """
 
     k: int
@@ -69,25 +64,14 @@ class Sieve:
 
     @property
     def num_sets(self) -> int:
-        """Sets kept at a time, g.
-
-        Example:
-            >>> sieve_streaming(3, eps=0.2).num_sets
-            11
-        """
+        """Sets kept at a time, g."""
         span = 2 * self.k * (1 + self.eps if self.lower_bound else 1)
         return math.floor(math.log(span) / math.log1p(self.eps) + 1e-6) + 2
 
     def init(self, function: set_functions.SetFunction) -> SieveState:
-        """State before the first item.
-
-        Example:
-            >>> from jaxkit.submodular import modular
-            >>> sieve_streaming(3).init(modular(jnp.ones(4))).sets.shape
-            (11, 3)
-        """
-        g = self.num_sets
-        empty = function.init()
+        """State before the first item."""
+        set_functions.check(function)
+        g, empty = self.num_sets, function.init()
         return SieveState(
             jnp.full(g, _UNUSED, jnp.int32),
             jnp.full((g, self.k), -1, jnp.int32),
@@ -96,32 +80,18 @@ class Sieve:
             jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (g, *leaf.shape)), empty),
             jnp.zeros(()),
             jnp.zeros(()),
-            queries.QueryCount.zero(),
+            QueryCount.zero(),
             jnp.zeros((), jnp.int32),
+            jnp.full((), -1, jnp.int32),
         )
 
     def update(
         self, function: set_functions.SetFunction, state: SieveState, element: Item
     ) -> SieveState:
-        """Offer one item to every set that it could serve.
+        """Offer one item to every set that it could serve; it may be traced, and new to the sieve.
 
         Costs 1 query for F of the item alone, and 1 for each set that is not full and whose guess
         is in range once the item has been seen: empty sets, and those it brings up, too.
-
-        Args:
-            function: the set function.
-            state: the state.
-            element: the item; it may be traced. It should not have been offered before.
-
-        Returns:
-            The new state.
-
-        Example:
-            >>> from jaxkit.submodular import modular
-            >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(1)
-            >>> state = sieve.update(f, sieve.init(f), jnp.array(2))
-            >>> sieve.solution(f, state).indices.tolist()
-            [2]
         """
         return self.run(function, state, jnp.asarray(element, jnp.int32)[None])
 
@@ -132,26 +102,11 @@ class Sieve:
         elements: ItemList,
         valid: FlagList | None = None,
     ) -> SieveState:
-        """Offer a batch of items in order, in one jitted scan.
-
-        Args:
-            function: the set function.
-            state: the state.
-            elements: the items, `[s]`.
-            valid: which of them to offer, `[s]`; all by default.
-
-        Returns:
-            The new state.
+        """Offer items `[s]` in order, those that are `valid` (all by default), in one scan.
 
         Raises:
-            ValueError: if a concrete item that is to be offered is out of range.
-
-        Example:
-            >>> from jaxkit.submodular import modular
-            >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(2)
-            >>> state = sieve.run(f, sieve.init(f), jnp.arange(4))
-            >>> float(sieve.solution(f, state).value)
-            2.0
+            ValueError: if a concrete item that is to be offered is out of range, or a gain is NaN
+                or infinite (under `jit` the item is left out, and the value of a solution is NaN).
         """
         elements = jnp.asarray(elements, jnp.int32)
         valid = jnp.ones(elements.shape, bool) if valid is None else jnp.asarray(valid)
@@ -161,20 +116,10 @@ class Sieve:
                 raise ValueError(
                     f"elements must be in [0, {function.num_items}), got {int(wrong[0])}"
                 )
-        return _run(function, state, elements, valid, self)
+        return selection.trusted(function, _run(function, state, elements, valid, self))
 
     def solution(self, function: set_functions.SetFunction, state: SieveState) -> Selection:
-        """Read the best set; costs no query.
-
-        Returns:
-            A `Selection` of size k, at least `1/2 - eps` of the best set of items offered.
-
-        Example:
-            >>> from jaxkit.submodular import modular
-            >>> f, sieve = modular(jnp.ones(4)), sieve_streaming(2)
-            >>> float(sieve.solution(f, sieve.init(f)).value)
-            0.0
-        """
+        """Read the best set, without a query: at least `1/2 - eps` of the best of items offered."""
         return _solution(function, state, self)
 
 
@@ -184,6 +129,8 @@ _UNUSED = -(1 << 30)
 def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveState:
     base, k, g = math.log1p(sieve.eps), sieve.k, sieve.num_sets
     single = jnp.where(valid, function.gains(function.init(), element), 0)
+    wrong = set_functions.impossible(single)
+    valid, single = valid & ~wrong, jnp.where(wrong, 0, single)
     highest = jnp.maximum(state.best_single, single)
     # Guesses of OPT lie in [D, 2kD]; the successor sieves by thresholds in [LB / 2k(1+eps), D].
     if sieve.lower_bound:
@@ -213,7 +160,8 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
     room = k - sizes
     needed = guess if sieve.lower_bound else (guess / 2 - values) / jnp.maximum(room, 1)
     asked = used & (room > 0) & valid
-    keep = asked & (gains >= needed)
+    wrong |= jnp.any(asked & set_functions.impossible(gains))
+    keep = asked & (gains >= needed) & ~wrong
     slot = keep[:, None] & (jnp.arange(k) == sizes[:, None])
     added = jax.vmap(function.add, (0, None))(states, element)
 
@@ -233,6 +181,7 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
         best_value,
         state.num_queries.plus(valid + jnp.sum(asked)),
         jnp.maximum(state.peak_stored, jnp.sum(sizes)),
+        jnp.where(wrong, element, state.flawed),
     )
 
 
@@ -250,14 +199,14 @@ def _solution(function, state, sieve):
     values = jnp.where(state.sizes > 0, jax.vmap(function.value)(state.states), 0)
     best = jnp.argmax(values)
     indices = state.sets[best]
-    ratio = max(0.5 - sieve.eps, 0.0)
     return Selection(
         indices,
         state.gains[best],
         indices >= 0,
-        values[best],
+        jnp.where(state.flawed >= 0, jnp.nan, values[best]),
         state.num_queries,
-        Guarantee(ratio, "always") if function.monotone else NO_GUARANTEE,
+        selection.guarantee(function, 0.5 - sieve.eps),
+        state.flawed,
     )
 
 
@@ -288,8 +237,11 @@ def sieve_streaming(k: int, *, eps: float = 0.2) -> Sieve:
     Source: Badanidiyuru et al., KDD 2014, Algorithm 3.
 
     Example:
-        >>> sieve_streaming(10).lower_bound
-        False
+        >>> from jaxkit.submodular import modular
+        >>> f, sieve = modular(jnp.array([1.0, 3.0, 2.0])), sieve_streaming(2)
+        >>> state = sieve.run(f, sieve.init(f), jnp.arange(3))
+        >>> float(sieve.solution(f, state).value)
+        4.0
     """
     return _sieve(k, eps, False)
 
@@ -301,20 +253,22 @@ def sieve_streaming_pp(k: int, *, eps: float = 0.2) -> Sieve:
     value and D the best single item so far; an item is kept if its gain reaches the threshold.
 
     Args:
-        k: size of the solution at most, static.
-        eps: loss, in (0, 1), static.
+        k: as `sieve_streaming`.
+        eps: as `sieve_streaming`.
 
     Returns:
         A `Sieve`, with the guarantee of `sieve_streaming` and less memory as the value grows.
 
     Raises:
-        TypeError: if k is not an integer.
-        ValueError: if k is not positive or `eps` not in (0, 1).
+        TypeError, ValueError: as `sieve_streaming`.
 
     Source: Kazemi et al., ICML 2019, Algorithm 1.
 
     Example:
-        >>> sieve_streaming_pp(10).lower_bound
-        True
+        >>> from jaxkit.submodular import modular
+        >>> f, sieve = modular(jnp.array([1.0, 3.0, 2.0])), sieve_streaming_pp(2)
+        >>> state = sieve.update(f, sieve.init(f), 1)
+        >>> sieve.solution(f, state).indices.tolist()
+        [1, -1]
     """
     return _sieve(k, eps, True)

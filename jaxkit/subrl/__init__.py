@@ -13,8 +13,8 @@ default credit, `"to_go"` with the mean of the batch as baseline, follows the gr
 objective; `"one_step"` and `"prefix"` (what the published grid-world program computes) do not.
 `replay` gives the episodes of your own actions. Compare with `greedy_plan`, `beam_plan`,
 `modular_plan` and, on tiny worlds, `exhaustive_plan`. The parts stand in modules of their own:
-`credit` (signals and baselines), `losses`, `trees` (exact values, which `jax.grad` differentiates),
-`bandits`, `curvatures`, `cells`, `grids`, `fields` and `information`.
+`credit` (signals, baselines, losses), `trees` (exact values, which `jax.grad` differentiates),
+`planning` (also curvature), `bandits`, `cells`, `grids`, `fields` and `information`.
 
 Sharp edges: the horizon H counts *states*, so an episode has H - 1 actions, and s_0 is in the set;
 covered squares lie to the lower right of a state; raw state numbers as features (`"official_..."`)
@@ -25,8 +25,6 @@ measurement and earns something; the mean of the batch contains the sample itsel
 """
 
 from jaxkit.subrl import bandits as bandits
-from jaxkit.subrl import curvatures as curvatures
-from jaxkit.subrl.ant import ant_world
 from jaxkit.subrl.car import car_world
 from jaxkit.subrl.environments import Dynamics, SubmodularEnvironment, make_environment
 from jaxkit.subrl.fields import gp_weights, random_groups, random_posterior
@@ -34,7 +32,7 @@ from jaxkit.subrl.figures import draw_curves, paths_figure
 from jaxkit.subrl.fitting import fit
 from jaxkit.subrl.gymnax_worlds import gymnax_world
 from jaxkit.subrl.information import measurements
-from jaxkit.subrl.occupancy import occupancy_world, point_mass_world
+from jaxkit.subrl.occupancy import ant_world, occupancy_world, point_mass_world
 from jaxkit.subrl.planning import beam_plan, follow_policy, greedy_plan, modular_plan
 from jaxkit.subrl.policies import CategoricalPolicy, Critic, GaussianPolicy, TabularPolicy
 from jaxkit.subrl.rollouts import Rollout, replay, rollout

@@ -22,26 +22,15 @@ def bandit_objective(
 ) -> Callable[[Probabilities], Float[Array, ""]]:
     r"""Make $J(x) = E[F(a_0, \dots, a_{H-1})]$, step h takes action a with chance $x_{ha}$.
 
-    The chance that a row leaves over goes to an action that takes nothing. J is linear in each row,
-    its gradient is >= 0 and its second derivatives across rows are <= 0: it is DR-submodular.
-
-    Args:
-        function: F, monotone; its items are the actions.
-        horizon: H, number of steps.
-        limit: most action sequences to enumerate.
-
-    Returns:
-        J of probabilities `[H, A]` whose rows are >= 0 and add up to at most 1.
+    J is of probabilities `[H, A]` whose rows are >= 0 and add up to at most 1; the chance that a
+    row leaves over goes to an action that takes nothing. J is linear in each row, its gradient is
+    >= 0 and its second derivatives across rows are <= 0: it is DR-submodular. F is monotone, over
+    the actions; all sequences, at most `limit`, are enumerated.
 
     Raises:
         ValueError: if there are more than `limit` sequences.
 
     Source: arXiv 2307.13372, the epsilon-bandit submodular MDP with epsilon = 0.
-
-    Example:
-        >>> objective = bandit_objective(submodular.modular(jnp.array([1.0, 3.0])), 2)
-        >>> float(objective(jnp.array([[0.5, 0.5], [0.0, 0.0]])))
-        2.0
     """
     validation.integer("horizon", horizon, minimum=1)
     num_actions = function.num_items
@@ -74,23 +63,10 @@ def frank_wolfe(
 ) -> Probabilities:
     r"""Climb from 0 by $x \leftarrow x + \frac1K \arg\max_v \langle v, \nabla J(x)\rangle$.
 
-    Args:
-        objective: a monotone DR-submodular J.
-        shape: (H, A).
-        steps: K.
-
-    Returns:
-        Probabilities `[H, A]` with J at least (1 - 1/e) of the optimum, less O(1/K).
-
-    Raises:
-        ValueError: if `steps` is not positive.
+    Of a monotone DR-submodular J over probabilities of `shape` (H, A), K `steps` reach (1 - 1/e) of
+    the optimum, less O(1/K).
 
     Source: Bian et al., AISTATS 2017; arXiv 2307.13372, guarantees.
-
-    Example:
-        >>> objective = bandit_objective(submodular.modular(jnp.array([1.0, 3.0])), 1)
-        >>> frank_wolfe(objective, (1, 2), steps=4).tolist()
-        [[0.0, 1.0]]
     """
     validation.integer("steps", steps, minimum=1)
     gradient = jax.grad(objective)
@@ -109,26 +85,11 @@ def projected_gradient(
     learning_rate: Any = 0.1,
     steps: int = 100,
 ) -> Probabilities:
-    r"""Climb by $x \leftarrow \Pi(x + \eta \nabla J(x))$ on $x \ge 0, \sum_a x_{ha} \le 1$.
+    r"""Climb from x by $x \leftarrow \Pi(x + \eta \nabla J(x))$ on $x \ge 0, \sum_a x_{ha} \le 1$.
 
-    Args:
-        objective: a monotone DR-submodular J.
-        x: where to start, `[H, A]`.
-        learning_rate: eta > 0.
-        steps: number of steps.
-
-    Returns:
-        Probabilities `[H, A]`; a stationary point is at least half the optimum.
-
-    Raises:
-        ValueError: if a number is out of range.
+    A stationary point of a monotone DR-submodular J is at least half the optimum.
 
     Source: Hassani, Soltanolkotabi and Karbasi, NeurIPS 2017; arXiv 2307.13372, guarantees.
-
-    Example:
-        >>> objective = bandit_objective(submodular.modular(jnp.array([1.0, 3.0])), 1)
-        >>> projected_gradient(objective, jnp.zeros((1, 2)), learning_rate=1.0, steps=3).tolist()
-        [[0.0, 1.0]]
     """
     validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
     validation.integer("steps", steps, minimum=1)
@@ -145,19 +106,7 @@ def projected_gradient(
 
 
 def bandit_optimum(function: submodular.SetFunction, horizon: int) -> float:
-    """Compute the best F of H actions by enumeration.
-
-    Args:
-        function: F, monotone; its items are the actions.
-        horizon: H.
-
-    Returns:
-        The optimum.
-
-    Example:
-        >>> bandit_optimum(submodular.modular(jnp.array([1.0, 3.0])), 1)
-        3.0
-    """
+    """Compute the best F of H actions by enumeration."""
     size = min(validation.integer("horizon", horizon, minimum=1), function.num_items)
     sets = np.array(list(itertools.combinations(range(function.num_items), size)))
     return float(jax.vmap(lambda s: submodular.evaluate(function, s))(jnp.asarray(sets)).max())

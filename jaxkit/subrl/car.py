@@ -55,13 +55,7 @@ class CarState(NamedTuple):
 
 
 def track_curvature(progress: Any, track: CarParams) -> Float[Array, "*b"]:
-    r"""Compute $\kappa(s) = \frac{2\pi}{L} (1 + b \sin(4\pi s / L))$, 1/metres: a closed oval.
-
-    Example:
-        >>> track = CarParams(jnp.array(2 * jnp.pi), jnp.array(0.2), jnp.array(0.8))
-        >>> float(track_curvature(0.0, track))
-        1.0
-    """
+    r"""Compute $\kappa(s) = \frac{2\pi}{L} (1 + b \sin(4\pi s / L))$, 1/metres: a closed oval."""
     turn = 2 * jnp.pi / track.length
     return turn * (1 + track.bend * jnp.sin(2 * turn * progress))
 
@@ -75,24 +69,10 @@ def car_derivative(state: CarState, duty: Any, steering: Any, track: CarParams) 
     """Time derivative of the car: a dynamic bicycle with Pacejka tyres, kinematic when slow.
 
     Between 0.3 and 0.5 m/s the two are blended linearly. The kinematic part drives lateral speed
-    and yaw rate to their no-slip values within one time step.
-
-    Args:
-        state: where the car is.
-        duty: of the motor, in `[-1, 1]`.
-        steering: angle of the front wheels, radians.
-        track: the track.
-
-    Returns:
-        Derivatives, in the fields of a `CarState`, per second.
+    and yaw rate to their no-slip values within one time step. `duty` of the motor is in `[-1, 1]`,
+    `steering` the angle of the front wheels in radians.
 
     Source: Liniger, Domahidi and Morari, arXiv 1711.07300, §2; constants of the official program.
-
-    Example:
-        >>> track = CarParams(jnp.array(16.0), jnp.array(0.2), jnp.array(0.8))
-        >>> rest = CarState(*[jnp.zeros(())] * 6)
-        >>> float(jax.jit(car_derivative)(rest, 0.0, 0.0, track).progress)
-        0.0
     """
     s, d, mu, v_x, v_y, r = state
     balance = (0.051891 + 0.000348 * v_x**2) / (0.287 - 0.054527 * v_x)
@@ -133,21 +113,6 @@ def car_step(state: CarState, duty: Any, steering: Any, track: CarParams) -> Car
     """Drive for 0.03 s by the classical Runge-Kutta method.
 
     In two halves: around 0.5 m/s the yaw of this light car is too stiff for one step of it.
-
-    Args:
-        state: where the car is.
-        duty: of the motor, in `[-1, 1]`.
-        steering: angle of the front wheels, radians.
-        track: the track.
-
-    Returns:
-        Where it is then.
-
-    Example:
-        >>> track = CarParams(jnp.array(16.0), jnp.array(0.2), jnp.array(0.8))
-        >>> rest = CarState(*[jnp.zeros(())] * 6)
-        >>> bool(jax.jit(car_step)(rest, 1.0, 0.0, track).forward > 0)
-        True
     """
     h = _STEP / _SUBSTEPS
 
@@ -174,12 +139,6 @@ class CarDynamics:
 
     Attributes:
         num_bins: parts into which the track is cut, the items of the set function.
-
-    Example:
-        >>> dynamics, position = CarDynamics(num_bins=8), CarState(*[jnp.zeros(())] * 6)
-        >>> track = CarParams(jnp.array(16.0), jnp.array(0.2), jnp.array(0.8))
-        >>> int(dynamics.element(position._replace(progress=jnp.array(5.0)), track))
-        2
     """
 
     num_bins: int

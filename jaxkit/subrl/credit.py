@@ -1,31 +1,22 @@
-"""What each action is credited with: signals along an episode, and baselines."""
+"""What each action is credited with, and the losses whose gradient is the estimator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkit.subrl.rollouts import Decisions, Rollout
+
 
 @jax.jit
 def reward_to_go(gains: Float[Array, "B T"], discount: Any = 1.0) -> Float[Array, "B T"]:
-    r"""Compute $q_i = \sum_{j \ge i} \gamma^{j-i} g_j$, the credit of the paper's theorem.
-
-    Args:
-        gains: g, `[B, T]`.
-        discount: gamma in `[0, 1]`; the paper's is 1.
-
-    Returns:
-        `[B, T]`.
+    r"""Compute $q_i = \sum_{j \ge i} \gamma^{j-i} g_j$, `[B, T]`: the paper's credit.
 
     Source: arXiv 2307.13372, the policy gradient theorem.
-
-    Example:
-        >>> reward_to_go(jnp.array([[1.0, 2.0, 4.0]])).tolist()
-        [[7.0, 6.0, 4.0]]
     """
 
     def step(later, now):
@@ -36,41 +27,18 @@ def reward_to_go(gains: Float[Array, "B T"], discount: Any = 1.0) -> Float[Array
 
 
 def prefix_value(first: Float[Array, " B"], gains: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    r"""Compute $F(s_0 .. s_{i+1})$, the credit in the published grid-world program.
+    """Compute $F(s_0 .. s_{i+1})$, the credit in the published grid-world program, `[B, T]`.
 
     In expectation it is the `one_step` signal, because what came before the action is a baseline:
     it does not follow the gradient of the objective.
 
-    Args:
-        first: F of the first state, `[B]`.
-        gains: `[B, T]`.
-
-    Returns:
-        `[B, T]`.
-
     Source: the official program of arXiv 2307.13372.
-
-    Example:
-        >>> prefix_value(jnp.array([1.0]), jnp.array([[1.0, 2.0]])).tolist()
-        [[2.0, 4.0]]
     """
     return first[:, None] + jnp.cumsum(gains, axis=1)
 
 
 def total_value(first: Float[Array, " B"], gains: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    r"""Compute $F(\tau)$ for every action: unbiased, but of larger variance than `to_go`.
-
-    Args:
-        first: F of the first state, `[B]`.
-        gains: `[B, T]`.
-
-    Returns:
-        `[B, T]`.
-
-    Example:
-        >>> total_value(jnp.array([1.0]), jnp.array([[1.0, 2.0]])).tolist()
-        [[4.0, 4.0]]
-    """
+    r"""Compute $F(\tau)$ for every action, `[B, T]`: unbiased, of larger variance than `to_go`."""
     return jnp.broadcast_to((first + gains.sum(1))[:, None], gains.shape)
 
 
@@ -84,34 +52,12 @@ SIGNALS: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 
 def centre_over_batch(signal: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """Subtract the mean over episodes at each time; biased by the factor 1 - 1/B.
-
-    Args:
-        signal: `[B, T]`.
-
-    Returns:
-        `[B, T]`.
-
-    Example:
-        >>> centre_over_batch(jnp.array([[1.0], [3.0]])).tolist()
-        [[-1.0], [1.0]]
-    """
+    """Subtract the mean over episodes at each time, `[B, T]`; biased by the factor 1 - 1/B."""
     return signal - signal.mean(0)
 
 
 def leave_one_out(signal: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """Subtract the mean over the *other* episodes at each time: exactly unbiased.
-
-    Args:
-        signal: `[B, T]`, B >= 2.
-
-    Returns:
-        `[B, T]`.
-
-    Example:
-        >>> leave_one_out(jnp.array([[1.0], [3.0]])).tolist()
-        [[-2.0], [2.0]]
-    """
+    """Subtract the mean over the *other* episodes at each time, `[B, T]`: exactly unbiased."""
     size = signal.shape[0]
     return centre_over_batch(signal) * (size / (size - 1))
 
@@ -122,24 +68,11 @@ def generalised_advantage(
     discount: Any = 1.0,
     gae_lambda: Any = 1.0,
 ) -> Float[Array, "B T"]:
-    r"""Compute $\sum_{j \ge i} (\gamma\lambda)^{j-i} \delta_j$.
+    r"""Compute $\sum_{j \ge i} (\gamma\lambda)^{j-i} (g_j + \gamma V_{j+1} - V_j)$, `[B, T]`.
 
-    Here $\delta_j = g_j + \gamma V_{j+1} - V_j$.
-
-    Args:
-        gains: g, `[B, T]`.
-        values: V before each action, `[B, T]`; 0 after the last.
-        discount: gamma in `[0, 1]`.
-        gae_lambda: lambda in `[0, 1]`; 1 gives `reward_to_go(gains) - values`.
-
-    Returns:
-        `[B, T]`.
+    V is 0 after the last action; lambda = 1 gives `reward_to_go(gains) - values`.
 
     Source: Schulman et al., arXiv 1506.02438, eq. (16).
-
-    Example:
-        >>> generalised_advantage(jnp.array([[1.0, 2.0]]), jnp.array([[0.5, 1.0]])).tolist()
-        [[2.5, 1.0]]
     """
     later = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
     return reward_to_go(gains + discount * later - values, discount * gae_lambda)
@@ -147,3 +80,75 @@ def generalised_advantage(
 
 #: Baselines by name; `"critic"` is trained and has parameters of its own.
 BASELINES = ("batch_mean", "leave_one_out", "none", "critic")
+
+
+class LossParts(NamedTuple):
+    """What a loss is made of.
+
+    Attributes:
+        policy: the policy part, a scalar.
+        entropy: mean entropy of the policy over active steps, nats.
+    """
+
+    policy: Float[Array, ""]
+    entropy: Float[Array, ""]
+
+
+def subpo_loss(
+    params: Any,
+    policy: Any,
+    rollout: Rollout | Decisions,
+    advantages: Float[Array, "*d"],
+    entropy_coefficient: Any = 0.0,
+) -> tuple[Float[Array, ""], LossParts]:
+    r"""Compute $-\frac{1}{BT}\sum_{b,h} \log\pi(a_{bh} \mid o_{bh}) A_{bh} - c\,\bar H$.
+
+    With $A$ = gains to go less a baseline, minus its gradient times T estimates
+    $\nabla J = E[\sum_i \nabla\log\pi(a_i)(\sum_{j \ge i} g_j - b(\tau_{0:i}))]$: the score of an
+    action is uncorrelated with gains that were earned before it, and with any baseline that the
+    action cannot change.
+
+    Args:
+        params: parameters of the policy.
+        policy: a `Policy`.
+        rollout: episodes drawn with these parameters, or their decisions.
+        advantages: A, `[B, T]`, or as the decisions; no gradient flows through it.
+        entropy_coefficient: c >= 0.
+
+    Source: arXiv 2307.13372, the policy gradient theorem and Algorithm 1.
+    """
+    log_prob, entropy = _judged(params, policy, rollout)
+    loss = -jnp.mean(jnp.where(rollout.active, log_prob, 0) * jax.lax.stop_gradient(advantages))
+    return loss - entropy_coefficient * entropy, LossParts(loss, entropy)
+
+
+def _judged(params: Any, policy: Any, rollout: Rollout | Decisions) -> tuple[Any, Any]:
+    """Log-probability of each action, and the mean entropy over active steps."""
+    outputs = policy.apply(params, rollout.observations)
+    entropy = jnp.mean(policy.entropy(outputs) * rollout.share)
+    return policy.log_prob(outputs, rollout.actions), entropy
+
+
+def clipped_loss(
+    params: Any,
+    policy: Any,
+    rollout: Rollout | Decisions,
+    advantages: Float[Array, "*d"],
+    entropy_coefficient: Any = 0.0,
+    *,
+    old_log_prob: Float[Array, "*d"],
+    clip_ratio: Any,
+) -> tuple[Float[Array, ""], LossParts]:
+    r"""Compute PPO's $-\frac{1}{BT}\sum \min(r A, \mathrm{clip}(r, 1 \pm \epsilon) A) - c\,\bar H$.
+
+    As `subpo_loss`, of episodes drawn with older parameters: `old_log_prob` are the
+    log-probabilities under those, `[B, T]`, and `clip_ratio` is epsilon > 0.
+
+    Source: Schulman et al., arXiv 1707.06347, eq. (7).
+    """
+    log_prob, entropy = _judged(params, policy, rollout)
+    ratio = jnp.exp(jnp.where(rollout.active, log_prob - old_log_prob, 0))
+    clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
+    advantages = jnp.where(rollout.active, jax.lax.stop_gradient(advantages), 0)
+    loss = -jnp.mean(jnp.minimum(ratio * advantages, clipped * advantages))
+    return loss - entropy_coefficient * entropy, LossParts(loss, entropy)

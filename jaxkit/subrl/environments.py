@@ -19,16 +19,7 @@ Observation = Float[Array, "*o"]
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """How positions change: static and hashable; its numbers come as `params`.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> dynamics, params = subrl.table_dynamics([[0, 1], [1, 0]])
-        >>> isinstance(dynamics, Dynamics), dynamics.num_actions
-        (True, 2)
-        >>> int(dynamics.move(jax.random.key(0), 0, 1, params).position)
-        1
-    """
+    """How positions change: static and hashable; its numbers come as `params`."""
 
     @property
     def num_actions(self) -> int | None:
@@ -194,16 +185,9 @@ class SubmodularEnvironment:
     def step_env(
         self, key: Key[Array, ""], state: State, action: Any, params: Params | None = None
     ) -> Step:
-        """Take an action; after the end, nothing changes and rewards are 0.
+        """Take an action, a number below `num_actions` or a vector; no reset.
 
-        Args:
-            key: typed PRNG key.
-            state: where the episode stands.
-            action: an action, a number below `num_actions` or a vector `[action_size]`.
-            params: numbers of the environment.
-
-        Returns:
-            The six values, without a reset.
+        After the end, nothing changes and rewards are 0.
 
         Raises:
             ValueError: if a concrete action is out of range.
@@ -289,9 +273,6 @@ def make_environment(
             `"official_history"` (raw numbers of all states so far, padded with -1).
         return_scale: by what signals are divided; by default `2 (H + 1)`, as the paper's program.
         shape: rows and columns for figures, where the items are cells of a grid.
-
-    Returns:
-        The environment.
 
     Raises:
         TypeError: if `set_function` is none, or the dynamics lack a part of `Dynamics` or do not

@@ -29,67 +29,46 @@ class View(NamedTuple):
     horizon: int
 
 
-class Features(NamedTuple):
-    """A way to see.
-
-    Attributes:
-        start: `start(num_items, horizon)`, the memory before the first state.
-        remember: `remember(memory, element, time)`, the memory with one more state.
-        observe: from a `View` to an observation.
-        finite: whether it needs states that are numbers.
-    """
-
-    start: Callable[[int, int], Memory]
-    remember: Callable[[Memory, Any, Any], Memory]
-    observe: Callable[[View], Float[Array, " o"]]
-    finite: bool
-
-
-def _nothing(num_items: int, horizon: int) -> Memory:
-    return ()
-
-
-def _forget(memory: Memory, element: Any, time: Any) -> Memory:
-    return memory
-
-
 def _place_and_time(view: View) -> Any:
     time = 2 * view.time / max(view.horizon - 2, 1) - 1
     return jnp.concatenate([view.place, jnp.reshape(time, 1).astype(jnp.float32)])
-
-
-def _mask(num_items: int, horizon: int) -> Memory:
-    return jnp.zeros(num_items, bool)
-
-
-def _mark(memory: Memory, element: Any, time: Any) -> Memory:
-    return memory | (jnp.arange(memory.shape[0]) == element)
 
 
 def _with_mask(view: View) -> Any:
     return jnp.concatenate([_place_and_time(view), view.memory.astype(jnp.float32)])
 
 
-def _numbers(view: View) -> Any:
-    return jnp.stack([view.element, view.time]).astype(jnp.float32)
+class Features(NamedTuple):
+    """A way to see.
 
+    Attributes:
+        observe: from a `View` to an observation.
+        start: `start(num_items, horizon)`, the memory before the first state.
+        remember: `remember(memory, element, time)`, the memory with one more state.
+        finite: whether it needs states that are numbers.
+    """
 
-def _blank_list(num_items: int, horizon: int) -> Memory:
-    return jnp.full(horizon - 1, -1, jnp.int32)
-
-
-def _append(memory: Memory, element: Any, time: Any) -> Memory:
-    return memory.at[time].set(element, mode="drop")
-
-
-def _list(view: View) -> Any:
-    return view.memory.astype(jnp.float32)
+    observe: Callable[[View], Float[Array, " o"]]
+    start: Callable[[int, int], Memory] = lambda num_items, horizon: ()
+    remember: Callable[[Memory, Any, Any], Memory] = lambda memory, element, time: memory
+    finite: bool = False
 
 
 #: The ways to see, by name.
 FEATURES: dict[str, Features] = {
-    "position": Features(_nothing, _forget, _place_and_time, False),
-    "visited": Features(_mask, _mark, _with_mask, False),
-    "official_position": Features(_nothing, _forget, _numbers, True),
-    "official_history": Features(_blank_list, _append, _list, True),
+    "position": Features(_place_and_time),
+    "visited": Features(
+        _with_mask,
+        lambda num_items, horizon: jnp.zeros(num_items, bool),
+        lambda memory, element, time: memory | (jnp.arange(memory.shape[0]) == element),
+    ),
+    "official_position": Features(
+        lambda view: jnp.stack([view.element, view.time]).astype(jnp.float32), finite=True
+    ),
+    "official_history": Features(
+        lambda view: view.memory.astype(jnp.float32),
+        lambda num_items, horizon: jnp.full(horizon - 1, -1, jnp.int32),
+        lambda memory, element, time: memory.at[time].set(element, mode="drop"),
+        finite=True,
+    ),
 }

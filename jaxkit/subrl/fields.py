@@ -28,7 +28,7 @@ _OUTPUTSCALE, _NOISE, _SIDE = math.log(2), 1e-3, 10.0
 def matern52(
     x: Points, y: Points, *, lengthscale: float = 1.0, outputscale: float = _OUTPUTSCALE
 ) -> np.ndarray:
-    r"""Compute $\sigma^2 (1 + t + t^2/3) e^{-t}$ with $t = \sqrt5 |x - y| / \ell$.
+    r"""Compute $\sigma^2 (1 + t + t^2/3) e^{-t}$ with $t = \sqrt5 |x - y| / \ell$, `[a, b]`.
 
     Args:
         x: points `[a, d]`.
@@ -36,17 +36,7 @@ def matern52(
         lengthscale: l > 0, in units of the points.
         outputscale: sigma^2 > 0, the variance.
 
-    Returns:
-        Covariances `[a, b]`, float64.
-
-    Raises:
-        ValueError: if a scale is not positive.
-
     Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning", eq. (4.17).
-
-    Example:
-        >>> float(matern52([[0.0]], [[0.0]], outputscale=2.0)[0, 0])
-        2.0
     """
     validation.number("lengthscale", lengthscale, minimum=0, open_minimum=True)
     validation.number("outputscale", outputscale, minimum=0, open_minimum=True)
@@ -58,7 +48,7 @@ def matern52(
 def posterior_covariance(
     points: Points, measured: Points, *, noise_variance: float = _NOISE, **kernel: Any
 ) -> np.ndarray:
-    r"""Compute $K_{xx} - K_{xm} (K_{mm} + \sigma^2 I)^{-1} K_{mx}$ of a Matern-5/2 field.
+    r"""Compute $K_{xx} - K_{xm} (K_{mm} + \sigma^2 I)^{-1} K_{mx}$ of a Matern-5/2 field, `[n, n]`.
 
     Args:
         points: places x, `[n, d]`.
@@ -66,17 +56,7 @@ def posterior_covariance(
         noise_variance: sigma^2 > 0 of those measurements.
         **kernel: scales of `matern52`.
 
-    Returns:
-        Covariance of the field at x, `[n, n]`, float64, exactly symmetric.
-
-    Raises:
-        ValueError: if the noise is not positive.
-
     Source: Rasmussen and Williams, eq. (2.24).
-
-    Example:
-        >>> float(posterior_covariance([[0.0]], [[0.0]], outputscale=1.0).round(6)[0, 0])
-        0.000999
     """
     validation.number("noise_variance", noise_variance, minimum=0, open_minimum=True)
     prior = matern52(points, points, **kernel)
@@ -87,12 +67,7 @@ def posterior_covariance(
 
 
 def grid_points(shape: Sequence[int]) -> np.ndarray:
-    """Places of grid cells in the plane, 1 + 0.1 (row, column), `[n, 2]`, as the paper's program.
-
-    Example:
-        >>> grid_points((1, 2)).tolist()
-        [[1.0, 1.0], [1.0, 1.1]]
-    """
+    """Places of cells in the plane, 1 + 0.1 (row, column), `[n, 2]`, as the paper's program."""
     rows, columns = grids.checked_shape(shape)
     return 1 + 0.1 * np.stack(np.divmod(np.arange(rows * columns), columns), axis=1)
 
@@ -160,48 +135,21 @@ def gp_weights(key: Key[Array, ""], shape: Sequence[int] = (30, 30)) -> Float[Ar
 
 
 def density_weights(key: Key[Array, ""], shape: Sequence[int] = (30, 30)) -> Float[Array, " n"]:
-    r"""Draw a density map: $\log(1 + e^{g})$ of a Gaussian field g.
+    r"""Draw a density map: $\log(1 + e^{g})$ of a Gaussian field g, `[rows * columns]`.
 
     It stands in for the density of nests that the paper monitors, whose data are not published
     with its program; any map of your own can be passed to `coverage_world` in its place.
 
-    Args:
-        key: typed PRNG key.
-        shape: rows and columns.
-
-    Returns:
-        Weights of the cells, `[rows * columns]`, positive.
-
-    Raises:
-        ValueError: if the shape is wrong.
-
     Source: arXiv 2307.13372, biodiversity monitoring.
-
-    Example:
-        >>> bool((density_weights(jax.random.key(0), (4, 5)) > 0).all())
-        True
     """
     # Scaled up, so that most of the map is nearly empty and some of it crowded.
     return jax.nn.softplus(jnp.asarray(3 * _sample(key, shape, 1), jnp.float32))
 
 
 def bimodal_weights(shape: Sequence[int] = (30, 30)) -> Float[Array, " n"]:
-    r"""Make the map $1 / (1 + e^{-xy})$ with x, y from -1 to 1 over rows and columns.
-
-    Args:
-        shape: rows and columns.
-
-    Returns:
-        Weights `[rows * columns]`, largest at two opposite corners.
-
-    Raises:
-        ValueError: if the shape is wrong.
+    """Make the map $1 / (1 + e^{-xy})$ with x, y from -1 to 1 over rows and columns.
 
     Source: the official "bimodal" world of arXiv 2307.13372.
-
-    Example:
-        >>> [round(float(w), 3) for w in bimodal_weights((2, 2))]
-        [0.731, 0.269, 0.269, 0.731]
     """
     rows, columns = grids.checked_shape(shape)
     x, y = jnp.linspace(-1, 1, rows)[:, None], jnp.linspace(-1, 1, columns)[None]
@@ -219,9 +167,6 @@ def random_groups(
         key: typed PRNG key.
         num_states: states there are.
         sizes: items of each group; the paper's program has 93 items on 105 cells.
-
-    Returns:
-        The states of each group.
 
     Raises:
         ValueError: if there are more items than states.

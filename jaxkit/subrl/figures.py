@@ -15,23 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_paths(panel: Any, environment: SubmodularEnvironment, paths: Any, title: str = "") -> None:
-    """Draw paths over the weight that each state would earn alone.
-
-    Args:
-        panel: a matplotlib `Axes`.
-        environment: a world whose states are cells of a grid.
-        paths: states, `[P, H]`; -1 for none.
-        title: above the panel.
+    """Draw paths, states `[P, H]` with -1 for none, over the weight each state would earn alone.
 
     Raises:
         ValueError: if the states are not cells of a grid.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> panel = plotting.axes()[1]
-        >>> draw_paths(panel, subrl.coverage_world((3, 3), start=0), np.array([[0, 1, 4]]))
-        >>> len(panel.lines)
-        1
     """
     if environment.shape is None:
         raise ValueError("environment must have states that are cells of a grid")
@@ -63,9 +50,6 @@ def paths_figure(
         environment: a world whose states are cells of a grid.
         paths: states by name, `[P, H]` each.
         width: of a panel, inches.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if `paths` is empty, or the states are not cells of a grid.

@@ -61,9 +61,6 @@ def fit(
         folder: of the run (`training.Run`): a line for each step, means over the seeds, and
             checkpoints; None to keep nothing. More steps than before make a run longer.
 
-    Returns:
-        The last state, and all metrics.
-
     Raises:
         NonFiniteLossError: if a loss or gradient is not finite; the checkpoints before it stand.
         ValueError: if a number is out of range, or the folder holds another run.

@@ -17,12 +17,7 @@ MOVES = {"stay": (0, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1), "up":
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (rows, columns) as two positive ints, or raise.
-
-    Example:
-        >>> checked_shape((7, 14))
-        (7, 14)
-    """
+    """Return (rows, columns) as two positive ints, or raise."""
     if len(shape) != 2:
         raise ValueError(f"shape must be (rows, columns), got {tuple(shape)}")
     rows, columns = (validation.integer("shape", side, minimum=1) for side in shape)
@@ -30,12 +25,7 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def checked_free(free: ArrayLike | None, shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask of free cells `[rows, columns]`, or raise.
-
-    Example:
-        >>> checked_free(None, (1, 2)).tolist()
-        [[True, True]]
-    """
+    """Return the mask of free cells `[rows, columns]`, or raise."""
     mask = np.ones(shape, bool) if free is None else np.asarray(free).astype(bool)
     if mask.shape != shape:
         raise ValueError(f"free must have the shape of the grid {shape}, got {mask.shape}")
@@ -43,24 +33,11 @@ def checked_free(free: ArrayLike | None, shape: tuple[int, int]) -> np.ndarray:
 
 
 def grid_moves(shape: Sequence[int], free: ArrayLike | None = None) -> np.ndarray:
-    """Make the table of moves of a grid; a move off the grid or into a wall stays.
+    """Next state by state (row * columns + column) and move, `[rows * columns, 5]`.
 
-    Args:
-        shape: rows and columns.
-        free: bool `[rows, columns]`, False for walls; all free by default.
-
-    Returns:
-        Next state by state (row * columns + column) and action (stay, column + 1, row + 1,
-        column - 1, row - 1), int32 `[rows * columns, 5]`; walls lead to themselves.
-
-    Raises:
-        ValueError: if a shape is wrong.
+    A move off the grid or into a wall stays; walls lead to themselves.
 
     Source: the official grid worlds of arXiv 2307.13372.
-
-    Example:
-        >>> grid_moves((1, 3))[1].tolist()
-        [1, 2, 1, 0, 1]
     """
     rows, columns = checked_shape(shape)
     mask = checked_free(free, (rows, columns))
@@ -80,24 +57,10 @@ def grid_blocks(
     """List the cells that each place covers: a square with the place at its top left corner.
 
     The square is cut at the edges of the grid and at walls; it lies to the side of growing rows and
-    columns, so it is not a centred disc.
-
-    Args:
-        shape: rows and columns.
-        block: side of the square: 1 (own cell), 2 ("small" in the paper's program), 3 ("large").
-        free: bool `[rows, columns]`, False for walls, which are never covered.
-
-    Returns:
-        For each state its cells, as tuples.
-
-    Raises:
-        ValueError: if a shape or `block` is wrong.
+    columns, so it is not a centred disc. Its side `block` is 1 (own cell), 2 ("small" in the
+    paper's program) or 3 ("large").
 
     Source: the official coverage maps of arXiv 2307.13372.
-
-    Example:
-        >>> grid_blocks((2, 3))[1]
-        (1, 2, 4, 5)
     """
     rows, columns = checked_shape(shape)
     validation.integer("block", block, minimum=1)
@@ -120,24 +83,10 @@ def grid_dynamics(
 ) -> tuple[tables.TableDynamics, tables.TableParams]:
     """Make the dynamics of a grid world; a policy sees (row, column), scaled to `[-1, 1]`.
 
-    Args:
-        shape: rows and columns.
-        start: first state, row * columns + column.
-        slip: chance in `[0, 1]` that an action is replaced by a uniform one of the five.
-        free: bool `[rows, columns]`, False for walls; all free by default.
-
-    Returns:
-        The static dynamics and their numbers.
-
     Raises:
         ValueError: if the start is outside the grid or in a wall, or a shape or number is wrong.
 
     Source: the official grid worlds of arXiv 2307.13372.
-
-    Example:
-        >>> dynamics, params = grid_dynamics((7, 14), start=34)
-        >>> params.next_state[34].tolist()
-        [34, 35, 48, 33, 20]
     """
     rows, columns = checked_shape(shape)
     mask = checked_free(free, (rows, columns))
@@ -157,16 +106,9 @@ def grid_dynamics(
 
 
 def two_rooms() -> np.ndarray:
-    """Free cells of the two rooms: 7 x 4 each, joined by a corridor of 2 x 6 cells; 68 in all.
-
-    Returns:
-        bool `[7, 14]`.
+    """Free cells `[7, 14]` of the two rooms: 7 x 4 each, joined by a corridor of 2 x 6; 68 in all.
 
     Source: the official two-rooms world of arXiv 2307.13372.
-
-    Example:
-        >>> int(two_rooms().sum())
-        68
     """
     free = np.zeros((7, 14), bool)
     free[:, :4] = free[:, 10:] = free[2:4] = True

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxkit import pytrees, validation
+from jaxkit import pytrees, submodular, validation
 
 Items = Any
 
@@ -44,11 +43,6 @@ class Measurements:
         offset: what each measurement adds beside its log-determinant, a scalar.
         max_size: measurements that a state can hold.
         monotone: whether every gain is known to be >= 0.
-
-    Example:
-        >>> f = measurements(jnp.eye(2), 1.0, max_size=3)
-        >>> round(float(f.value(jax.jit(f.add)(f.init(), 0))), 4)  # ln(2)/2
-        0.3466
     """
 
     kernel: Float[Array, "n n"]
@@ -148,28 +142,12 @@ def measurements(
     """
     validation.integer("max_size", max_size, minimum=1)
     validation.number("noise_variance", noise_variance, minimum=0, open_minimum=True)
-    if np.ndim(kernel) != 2 or np.shape(kernel)[0] != np.shape(kernel)[1]:
-        raise ValueError(f"kernel must be square, got shape {np.shape(kernel)}")
-    validation.number("kernel", kernel)
-    if not validation.is_traced(kernel):
-        matrix = np.asarray(kernel, np.float64)
-        size = max(float(np.abs(matrix).max()), 1e-30)
-        gap = float(np.abs(matrix - matrix.T).max())
-        if gap > 1e-5 * size:
-            raise ValueError(
-                f"kernel must be symmetric, got entries that differ from the transpose by {gap:g}"
-            )
-        values = np.linalg.eigvalsh(matrix)
-        if values[0] < -1e-4 * max(float(values[-1]), 1e-30):
-            raise ValueError(
-                "kernel must be positive semi-definite, got smallest eigenvalue "
-                f"{values[0]:g} beside largest {values[-1]:g}"
-            )
+    matrix = submodular.log_det(kernel, max_size=1).kernel
     noise = jnp.asarray(noise_variance, jnp.float32)
     if offset is not None:
         validation.number("offset", offset)
     each = -0.5 * jnp.log(noise) if offset is None else jnp.asarray(offset, jnp.float32)
-    return Measurements(jnp.asarray(kernel, jnp.float32), noise, each, max_size, offset is None)
+    return Measurements(matrix, noise, each, max_size, offset is None)
 
 
 #: Noise of the published program, for `measurements`.

@@ -1,8 +1,9 @@
-"""Covering a plane: an occupancy map over anything that has x and y."""
+"""Covering a plane: an occupancy map over anything that has x and y, as Brax's Ant."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,15 +28,6 @@ class OccupancyDynamics:
         half_side: the map is the square `[-half_side, half_side]^2`.
         cells_a_side: its cells are numbered by row (x) and column (y).
         action_size: length of an action vector.
-
-    Example:
-        >>> dynamics = OccupancyDynamics(
-        ...     begin=lambda key: jnp.zeros(2), advance=lambda key, body, action: body + action,
-        ...     place=lambda body: body, see=lambda body: body,
-        ...     half_side=2.0, cells_a_side=4, action_size=2,
-        ... )
-        >>> int(dynamics.element(jnp.array([-1.5, 0.5]), None))  # row 0, column 2
-        2
     """
 
     begin: Callable[..., Any]
@@ -97,9 +89,6 @@ def occupancy_world(
         block: each visit marks block x block cells, the visited one at their lowest corner.
         horizon: H >= 2, states of an episode.
         features: `"position"` or `"visited"`.
-
-    Returns:
-        The environment.
 
     Raises:
         ValueError: if a number is out of range.
@@ -163,9 +152,6 @@ def point_mass_world(
         time_step: seconds a step.
         **options: options of `occupancy_world`.
 
-    Returns:
-        The environment.
-
     Raises:
         ValueError: if a number is out of range.
 
@@ -192,5 +178,56 @@ def point_mass_world(
         place=lambda body: body.place,
         see=lambda body: jnp.concatenate([body.place / half_side, body.velocity / top_speed]),
         action_size=2,
+        **options,
+    )
+
+
+#: Physics engines of Brax.
+BACKENDS = ("positional", "generalized", "spring", "mjx")
+
+
+def ant_world(backend: str = "positional", *, horizon: int = 401, **options: Any) -> Any:
+    """Make the paper's Ant: 29 observations, 8 actions, a map of 100 x 100 cells of 0.4.
+
+    Args:
+        backend: physics engine, one of `BACKENDS`.
+        horizon: H, states of an episode; the paper's has 400 actions.
+        **options: options of `occupancy_world`.
+
+    Raises:
+        ImportError: if Brax is not installed.
+        ValueError: if there is no such backend.
+
+    Source: arXiv 2307.13372, MuJoCo Ant.
+
+    Example:
+        >>> ant_world("x")
+        Traceback (most recent call last):
+        ValueError: backend must be one of 'positional', 'generalized', 'spring', 'mjx', got 'x'
+    """
+    validation.choice("backend", backend, BACKENDS)
+    try:
+        envs: Any = importlib.import_module("brax.envs")
+    except ImportError as error:
+        raise ImportError("ant_world needs brax: pip install 'jaxkit[ant]'") from error
+    ant = envs.get_environment(
+        "ant",
+        backend=backend,
+        exclude_current_positions_from_observation=False,
+        terminate_when_unhealthy=False,
+    )
+
+    def see(body):
+        # Places span the map; joint speeds reach tens of radians a second.
+        scaled = jnp.concatenate([body.obs[:2] / 20, body.obs[2:15], body.obs[15:] / 10])
+        return jnp.clip(scaled, -10, 10)
+
+    return occupancy_world(
+        ant.reset,
+        lambda key, body, action: ant.step(body, jnp.clip(action, -1, 1)),
+        place=lambda body: body.obs[:2],
+        see=see,
+        action_size=ant.action_size,
+        horizon=horizon,
         **options,
     )

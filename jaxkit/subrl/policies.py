@@ -21,11 +21,6 @@ class Policy(Protocol):
 
     `init` and `apply` are those of Linen; the other three methods are pure functions of outputs and
     read no parameters.
-
-    Example:
-        >>> policy = TabularPolicy(2, 1, 2)
-        >>> isinstance(policy, Policy), round(float(policy.entropy(jnp.zeros(2))), 4)  # ln 2
-        (True, 0.6931)
     """
 
     def init(self, key: Any, observation: Any) -> Any:
@@ -50,12 +45,7 @@ class Policy(Protocol):
 
 
 def torch_dense(features: int, fan_in: int, name: str) -> nn.Dense:
-    """A dense layer whose weights and biases are uniform in +-1/sqrt(fan_in), as PyTorch's default.
-
-    Example:
-        >>> torch_dense(3, 2, "layer").features
-        3
-    """
+    """A dense layer, all uniform in +-1/sqrt(fan_in), as PyTorch's default."""
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(key: Any, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
@@ -70,6 +60,34 @@ def _hidden(x: Any, sizes: Sequence[int], activation: Activation) -> Any:
     return x
 
 
+def chosen_log_prob(logits: Float[Array, "*b A"], actions: Any) -> Float[Array, "*b"]:
+    """Log-probability of one action a distribution."""
+    logs = _log_softmax_first(logits)
+    numbers = jnp.arange(len(logs)).reshape((-1,) + (1,) * (logs.ndim - 1))
+    # A sum with a one-hot mask: its gradient is dense, where a gather's would be a slow scatter.
+    return jnp.where(numbers == jnp.asarray(actions), logs, 0).sum(0)
+
+
+def _log_softmax_first(logits: Any) -> Any:
+    """Log-probabilities `[A, *b]`."""
+    # Actions are few and episodes many: with actions first, CPUs work on whole vectors.
+    return jax.nn.log_softmax(jnp.moveaxis(logits, -1, 0), axis=0)
+
+
+def sampled_action(key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
+    """Draw one action from each categorical distribution."""
+    # One uniform number an action; `jax.random.categorical` would draw one for each candidate.
+    ends = jnp.cumsum(jax.nn.softmax(jnp.moveaxis(logits, -1, 0), axis=0), axis=0)
+    drawn = jax.random.uniform(key, logits.shape[:-1]) * ends[-1]
+    return (drawn >= ends[:-1]).sum(0, dtype=jnp.int32)
+
+
+def logits_entropy(logits: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+    """Entropy of categorical distributions, nats."""
+    logs = _log_softmax_first(logits)
+    return -jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0).sum(0)
+
+
 class CategoricalPolicy(nn.Module):
     r"""Logits of a discrete policy, by tanh layers of 64 and 32 as in the paper's program.
 
@@ -79,11 +97,6 @@ class CategoricalPolicy(nn.Module):
         activation: their activation.
 
     Source: the official grid worlds of arXiv 2307.13372.
-
-    Example:
-        >>> policy = CategoricalPolicy(5)
-        >>> jax.eval_shape(policy.init_with_output, jax.random.key(0), jnp.zeros((7, 3)))[0].shape
-        (7, 5)
     """
 
     num_actions: int
@@ -104,17 +117,8 @@ class CategoricalPolicy(nn.Module):
             weights: `(W [inputs, outputs], b [outputs])` of the layers `"hidden_0"`, ... and
                 `"logits"`; transpose those of PyTorch.
 
-        Returns:
-            What `apply` takes.
-
         Raises:
             ValueError: if a layer is missing or unknown, or a shape does not fit.
-
-        Example:
-            >>> policy = CategoricalPolicy(2, hidden=())
-            >>> params = policy.from_weights({"logits": (jnp.eye(2), jnp.zeros(2))})
-            >>> policy.apply(params, jnp.array([1.0, 3.0])).tolist()
-            [1.0, 3.0]
         """
         sizes = {f"hidden_{i}": size for i, size in enumerate(self.hidden)}
         sizes["logits"] = self.num_actions
@@ -131,63 +135,9 @@ class CategoricalPolicy(nn.Module):
             params[name], inputs = {"kernel": kernel, "bias": bias}, (size,)
         return {"params": params}
 
-    @nn.nowrap
-    def sample(self, key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
-        """Draw actions `[*b]`."""
-        return sampled_action(key, logits)
-
-    @nn.nowrap
-    def log_prob(self, logits: Float[Array, "*b A"], actions: Any) -> Float[Array, "*b"]:
-        """Log-probabilities `[*b]`."""
-        return chosen_log_prob(logits, actions)
-
-    @nn.nowrap
-    def entropy(self, logits: Float[Array, "*b A"]) -> Float[Array, "*b"]:
-        """Entropies `[*b]`, nats."""
-        return logits_entropy(logits)
-
-
-def chosen_log_prob(logits: Float[Array, "*b A"], actions: Any) -> Float[Array, "*b"]:
-    """Log-probability of one action a distribution.
-
-    Example:
-        >>> round(float(chosen_log_prob(jnp.zeros(2), jnp.array(1))), 4)
-        -0.6931
-    """
-    logs = _log_softmax_first(logits)
-    numbers = jnp.arange(len(logs)).reshape((-1,) + (1,) * (logs.ndim - 1))
-    # A sum with a one-hot mask: its gradient is dense, where a gather's would be a slow scatter.
-    return jnp.where(numbers == jnp.asarray(actions), logs, 0).sum(0)
-
-
-def _log_softmax_first(logits: Any) -> Any:
-    """Log-probabilities `[A, *b]`."""
-    # Actions are few and episodes many: with actions first, CPUs work on whole vectors.
-    return jax.nn.log_softmax(jnp.moveaxis(logits, -1, 0), axis=0)
-
-
-def sampled_action(key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
-    """Draw one action from each categorical distribution.
-
-    Example:
-        >>> int(sampled_action(jax.random.key(0), jnp.array([0.0, 50.0])))
-        1
-    """
-    # One uniform number an action; `jax.random.categorical` would draw one for each candidate.
-    ends = jnp.cumsum(jax.nn.softmax(jnp.moveaxis(logits, -1, 0), axis=0), axis=0)
-    drawn = jax.random.uniform(key, logits.shape[:-1]) * ends[-1]
-    return (drawn >= ends[:-1]).sum(0, dtype=jnp.int32)
-
-
-def logits_entropy(logits: Float[Array, "*b A"]) -> Float[Array, "*b"]:
-    """Entropy of categorical distributions, nats.
-
-    Example:
-        >>> round(float(logits_entropy(jnp.zeros(2))), 4)
-        0.6931
-    """
-    logs = _log_softmax_first(logits)
-    return -jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0).sum(0)
+    sample = staticmethod(sampled_action)
+    log_prob = staticmethod(chosen_log_prob)
+    entropy = staticmethod(logits_entropy)
 
 
 class TabularPolicy(nn.Module):
@@ -219,20 +169,9 @@ class TabularPolicy(nn.Module):
         state, time = observation[..., 0].astype(int), observation[..., 1].astype(int)
         return logits[jnp.minimum(time, self.horizon - 2), state]
 
-    @nn.nowrap
-    def sample(self, key: Key[Array, ""], logits: Float[Array, "*b A"]) -> Int[Array, "*b"]:
-        """Draw actions `[*b]`."""
-        return sampled_action(key, logits)
-
-    @nn.nowrap
-    def log_prob(self, logits: Float[Array, "*b A"], actions: Any) -> Float[Array, "*b"]:
-        """Log-probabilities `[*b]`."""
-        return chosen_log_prob(logits, actions)
-
-    @nn.nowrap
-    def entropy(self, logits: Float[Array, "*b A"]) -> Float[Array, "*b"]:
-        """Entropies `[*b]`, nats."""
-        return logits_entropy(logits)
+    sample = staticmethod(sampled_action)
+    log_prob = staticmethod(chosen_log_prob)
+    entropy = staticmethod(logits_entropy)
 
 
 class Gaussian(NamedTuple):
@@ -319,24 +258,7 @@ class Critic(nn.Module):
 
 
 def check_policy(policy: Any, observation: Any, environment: Any) -> None:
-    """Raise unless a policy's outputs fit an environment's actions.
-
-    Args:
-        policy: a `Policy`.
-        observation: an observation of the environment.
-        environment: a `SubmodularEnvironment`.
-
-    Raises:
-        TypeError: if it is no policy.
-        ValueError: if its actions are not the environment's.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((2, 2), horizon=3, start=0)
-        >>> check_policy(CategoricalPolicy(4), jnp.zeros(3), env)
-        Traceback (most recent call last):
-        ValueError: policy must have outputs for the 5 actions of the environment, got 4
-    """
+    """Raise unless a policy's outputs fit an environment's actions."""
     if not isinstance(policy, Policy):
         raise TypeError(f"policy must have the methods of Policy, got {type(policy).__name__}")
 

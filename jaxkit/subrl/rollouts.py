@@ -92,9 +92,6 @@ def rollout(
         params: numbers of the environment.
         constrain: applied to the batch of states at each step, to place it on a mesh.
 
-    Returns:
-        The episodes.
-
     Raises:
         ValueError: if `batch_size` is not positive.
 
@@ -127,9 +124,6 @@ def replay(
         actions: the actions, `[B, H - 1, ...]`.
         key: draws what is random in the moves; `jax.random.key(0)` by default.
         params: numbers of the environment.
-
-    Returns:
-        The episodes.
 
     Raises:
         ValueError: if a shape is wrong, or a concrete action out of range.
@@ -210,20 +204,5 @@ def _set_gains(f: Any, first: Any, later: Any) -> Any:
 
 
 def policy_act(policy: Any, params: Any) -> Callable[[Key[Array, ""], Any], Any]:
-    """Make an `act` for `rollout` from a policy and its parameters.
-
-    Args:
-        policy: a `Policy`.
-        params: its parameters.
-
-    Returns:
-        `act(key, observations)`.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> policy = subrl.TabularPolicy(num_actions=2, num_states=1, horizon=2)
-        >>> act = policy_act(policy, {"params": {"logits": jnp.array([[[0.0, 50.0]]])}})
-        >>> act(jax.random.key(1), jnp.zeros((3, 2))).tolist()
-        [1, 1, 1]
-    """
+    """The `act(key, observations)` of `rollout`, from a policy and its parameters."""
     return lambda key, observations: policy.sample(key, policy.apply(params, observations))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from jaxkit import validation
-from jaxkit.subrl import credit, losses, policies
+from jaxkit.subrl import credit, policies
 from jaxkit.subrl.environments import Params, SubmodularEnvironment
 from jaxkit.subrl.rollouts import Rollout, policy_act, rollout
 from jaxkit.training import TrainState
@@ -116,16 +116,7 @@ class Estimator:
         return policies.Critic() if self.critic is None else self.critic
 
     def advantages(self, params: Any, drawn: Rollout, scale: Any) -> tuple[Any, Any]:
-        """Advantages and signals `[B, T]`, in units of the return scale.
-
-        Args:
-            params: parameters, of the critic under `"critic"`.
-            drawn: the episodes.
-            scale: the return scale.
-
-        Returns:
-            Both.
-        """
+        """Advantages and signals `[B, T]`, in units of the return scale."""
         gains = drawn.gains if self.objective == "submodular" else drawn.singles
         q = credit.SIGNALS[self.signal](drawn.first / scale, gains / scale, self.discount)
         if self.judge is not None:
@@ -142,23 +133,13 @@ class Estimator:
             return credit.leave_one_out(q), q
         return q, q
 
-    def loss(self, params: Any, policy: Any, part: Any, bonus: Any) -> tuple[Any, losses.LossParts]:
-        """Loss of some decisions: of the policy, and of the critic.
-
-        Args:
-            params: parameters.
-            policy: the policy.
-            part: decisions, their advantages, signals and old log-probabilities.
-            bonus: weight of the entropy.
-
-        Returns:
-            The loss, and its parts.
-        """
+    def loss(self, params: Any, policy: Any, part: Any, bonus: Any) -> tuple[Any, credit.LossParts]:
+        """Loss of (decisions, advantages, signals, old log-probabilities): of policy and critic."""
         chosen, advantage, q, old = part
         if self.clip_ratio is None:
-            value, parts = losses.subpo_loss(params["policy"], policy, chosen, advantage, bonus)
+            value, parts = credit.subpo_loss(params["policy"], policy, chosen, advantage, bonus)
         else:
-            value, parts = losses.clipped_loss(
+            value, parts = credit.clipped_loss(
                 params["policy"],
                 policy,
                 chosen,
@@ -187,15 +168,6 @@ class Training:
         slices: parts over which a gradient is accumulated.
         mesh: over which episodes are spread, or None.
         axis: the axis of it.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> policy, optimizer = subrl.CategoricalPolicy(5), optax.adam(0.01)
-        >>> train = make_training(env, policy, optimizer, batch_size=8, num_steps=20)
-        >>> state = jax.eval_shape(train.init, jax.random.key(0))
-        >>> jax.eval_shape(train.step, state)[1].loss.shape, train.num_steps
-        ((), 20)
     """
 
     environment: SubmodularEnvironment
@@ -228,15 +200,7 @@ class Training:
     def step(
         self, state: TrainState, params: Params | None = None
     ) -> tuple[TrainState, StepMetrics]:
-        """Draw B episodes and update the policy on them.
-
-        Args:
-            state: the state.
-            params: numbers of the environment.
-
-        Returns:
-            The state after the update, and what was measured before it.
-        """
+        """Draw B episodes and update the policy on them; the metrics are of before the update."""
         params = self.environment.default_params if params is None else params
         key = jax.random.fold_in(state.key, state.step)
         place = _placement(self.mesh, self.axis, self.batch_size)
@@ -332,9 +296,6 @@ def make_training(
             cache, also under `vmap` over seeds; elsewhere there is one part.
         mesh: spread episodes over the axis `axis` of this mesh; parameters are on every device.
         axis: its name.
-
-    Returns:
-        The training.
 
     Raises:
         TypeError: if `policy` is none.

@@ -48,6 +48,22 @@ class TableParams(NamedTuple):
     coordinates: Float[Array, "n d"]
 
 
+def _start(self: Any, key: Key[Array, ""], params: Any) -> Position:
+    """First state."""
+    # A copy: the state may be donated, and the next episode needs the start.
+    return jnp.array(params.start, jnp.int32)
+
+
+def _element(self: Any, position: Any, params: Any) -> Any:
+    """The state itself is what the set function counts."""
+    return position
+
+
+def _features(self: Any, position: Any, params: Any) -> Float[Array, " d"]:
+    """Coordinates of the state."""
+    return params.coordinates[position]
+
+
 @dataclasses.dataclass(frozen=True)
 class TableDynamics:
     """Moves by a table; with chance `slip` a uniform action is taken in place of the chosen one.
@@ -56,11 +72,6 @@ class TableDynamics:
         num_states: n.
         num_actions: A.
         slips: whether actions can slip at all (static, so that sure moves draw no numbers).
-
-    Example:
-        >>> dynamics, params = table_dynamics([[0, 1], [1, 0]], slip=0.5)
-        >>> dynamics.slips, dynamics.outcomes(params).tolist()
-        (True, [[0.75, 0.25], [0.25, 0.75]])
     """
 
     num_states: int
@@ -68,11 +79,7 @@ class TableDynamics:
     slips: bool
     terminates: bool = False
     action_size: None = None
-
-    def start(self, key: Key[Array, ""], params: TableParams) -> Position:
-        """First state."""
-        # A copy: the state may be donated, and the next episode needs the start.
-        return jnp.array(params.start, jnp.int32)
+    start, element, features = _start, _element, _features
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: TableParams) -> Move:
         """Draw the next state."""
@@ -81,14 +88,6 @@ class TableDynamics:
             other = jax.random.randint(action_key, (), 0, self.num_actions)
             action = jnp.where(jax.random.uniform(slip_key) < params.slip, other, action)
         return Move(params.next_state[position, action], jnp.zeros(()), jnp.zeros((), bool))
-
-    def element(self, position: Any, params: TableParams) -> Any:
-        """The state itself is what the set function counts."""
-        return position
-
-    def features(self, position: Any, params: TableParams) -> Float[Array, " d"]:
-        """Coordinates of the state."""
-        return params.coordinates[position]
 
     def outcomes(self, params: TableParams) -> Float[Array, "A A"]:
         """Chance `[a, m]` that choosing action a executes move m."""
@@ -127,25 +126,13 @@ class MatrixDynamics:
     num_actions: int
     terminates: bool = False
     action_size: None = None
-
-    def start(self, key: Key[Array, ""], params: MatrixParams) -> Position:
-        """First state."""
-        # A copy: the state may be donated, and the next episode needs the start.
-        return jnp.array(params.start, jnp.int32)
+    start, element, features = _start, _element, _features
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: MatrixParams) -> Move:
         """Draw the next state."""
         logits = jnp.log(params.probabilities[position, action])
         drawn = jax.random.categorical(key, logits).astype(jnp.int32)
         return Move(drawn, jnp.zeros(()), jnp.zeros((), bool))
-
-    def element(self, position: Any, params: MatrixParams) -> Any:
-        """The state itself is what the set function counts."""
-        return position
-
-    def features(self, position: Any, params: MatrixParams) -> Float[Array, " d"]:
-        """Coordinates of the state."""
-        return params.coordinates[position]
 
     def expect(self, values: Float[Array, " n"], params: MatrixParams) -> Float[Array, "n A"]:
         """Expected value of the next state for each state and action."""
@@ -184,9 +171,6 @@ def table_dynamics(
         start: first state; a concrete or traced integer.
         slip: p in `[0, 1]`; a concrete 0 compiles dynamics that draw no numbers.
         coordinates: what a policy sees of each state, `[n, d]`; by default its index in `[-1, 1]`.
-
-    Returns:
-        The static dynamics and their numbers.
 
     Raises:
         TypeError: if `next_state` is not of integers.
@@ -236,9 +220,6 @@ def matrix_dynamics(
         start: first state; a concrete or traced integer.
         coordinates: what a policy sees of each state, `[n, d]`; by default its index in `[-1, 1]`.
 
-    Returns:
-        The static dynamics and their numbers.
-
     Raises:
         ValueError: if a row is not a distribution (to 1e-5), or a shape or number is wrong.
 
@@ -269,20 +250,10 @@ def matrix_dynamics(
 
 
 def is_deterministic(dynamics: Any) -> bool:
-    """Whether each action leads to one known state.
-
-    Example:
-        >>> is_deterministic(table_dynamics([[0]])[0])
-        True
-    """
+    """Whether each action leads to one known state."""
     return isinstance(dynamics, TableDynamics) and not dynamics.slips
 
 
 def leaves(num_actions: int, horizon: int) -> int:
-    """Number of action sequences of an episode, `A^(H-1)`.
-
-    Example:
-        >>> leaves(5, 4)
-        125
-    """
+    """Number of action sequences of an episode, `A^(H-1)`."""
     return math.prod([num_actions] * (horizon - 1))

@@ -38,22 +38,8 @@ def move_tree(
 ) -> MoveTree:
     """Enumerate all move sequences of an episode.
 
-    Args:
-        environment: a world with moves by a table, with or without slip.
-        params: numbers of the environment.
-        limit: most sequences to enumerate.
-
-    Returns:
-        The tree.
-
     Raises:
         ValueError: if moves are not by a table, or there are more than `limit` sequences.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> tree = move_tree(subrl.coverage_world((2, 2), horizon=3, start=0))
-        >>> [len(states) for states in tree.states]
-        [1, 5, 25]
     """
     if not isinstance(environment.dynamics, tables.TableDynamics):
         raise ValueError(f"environment must have moves by a table, got {environment.dynamics}")
@@ -131,23 +117,11 @@ def _best_actions(tree: MoveTree) -> Int[Array, " T"]:
 
 
 def expectimax_value(tree: MoveTree) -> Float[Array, ""]:
-    r"""Compute the optimum over policies that see the whole history.
+    r"""Compute the expected F of an optimal policy that sees the whole history.
 
     $V(\tau) = \max_a \sum_m P(m \mid a)\,(F(s_m \mid \tau) + V(\tau, s_m))$.
 
-    Args:
-        tree: from `move_tree`.
-
-    Returns:
-        The expected F of an optimal history-dependent policy.
-
     Source: arXiv 2307.13372, non-Markovian policies.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((1, 2), block=1, horizon=2, start=0, slip=0.5)
-        >>> round(float(expectimax_value(move_tree(env))), 4)  # 1 + 0.5 + 0.5 / 5
-        1.6
     """
     later = jnp.zeros(len(tree.states[-1]))
     for gains in reversed(tree.gains):
@@ -159,21 +133,7 @@ def expectimax_value(tree: MoveTree) -> Float[Array, ""]:
 def tabular_probabilities(
     tree: MoveTree, logits: Float[Array, "T n A"]
 ) -> list[Float[Array, "_ A"]]:
-    """Probabilities of a tabular Markovian policy at each node.
-
-    Args:
-        tree: from `move_tree`.
-        logits: by time, state and action, `[H - 1, n, A]`.
-
-    Returns:
-        For each level h = 0 .. H - 2, `[A^h, A]`.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> tree = move_tree(subrl.coverage_world((2, 2), horizon=3, start=0))
-        >>> [p.shape for p in tabular_probabilities(tree, jnp.zeros((2, 4, 5)))]
-        [(1, 5), (5, 5)]
-    """
+    """Probabilities `[A^h, A]` at the nodes of each level, by logits of time, state and action."""
     return [jax.nn.softmax(logits[h, states]) for h, states in enumerate(tree.states[:-1])]
 
 
@@ -182,22 +142,10 @@ def exact_value(
 ) -> Float[Array, ""]:
     r"""Compute $J(\pi) = E[F(\tau)]$ of any policy; `jax.grad` of it is the exact gradient.
 
-    Args:
-        tree: from `move_tree`.
-        probabilities: chance of each action at each node, `[A^h, A]` for h = 0 .. H - 2.
-        modular: whether to add up F({s}) over the visits in place of F.
-
-    Returns:
-        The expectation.
+    `probabilities` are the chances of each action at the nodes of each level, `[A^h, A]`; with
+    `modular`, F({s}) is added up over the visits in place of F.
 
     Source: arXiv 2307.13372, the objective.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> tree = move_tree(subrl.coverage_world((1, 2), block=1, horizon=2, start=0))
-        >>> uniform = tabular_probabilities(tree, jnp.zeros((1, 2, 5)))
-        >>> round(float(exact_value(tree, uniform)), 4)  # one of five moves earns 1
-        1.2
     """
     later = jnp.zeros(len(tree.states[-1]))
     earned = tree.singles if modular else tree.gains

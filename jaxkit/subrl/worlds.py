@@ -39,9 +39,6 @@ def grid_world(
         features: what a policy sees (`make_environment`).
         return_scale: by what signals are divided.
 
-    Returns:
-        The environment.
-
     Raises:
         ValueError: if the start is outside the grid or in a wall, or a number out of range.
 
@@ -116,9 +113,6 @@ def two_rooms_world(**options: Any) -> SubmodularEnvironment:
     Args:
         **options: options of `coverage_world` and `grid_world`.
 
-    Returns:
-        The environment, 7 x 14.
-
     Raises:
         ValueError: as `coverage_world`.
 
@@ -147,9 +141,6 @@ def item_world(
         shape: rows and columns.
         shared: whether a state may hold items of two groups.
         **options: options of `grid_world`.
-
-    Returns:
-        The environment.
 
     Raises:
         ValueError: as `item_collection` and `grid_world`.
@@ -233,9 +224,6 @@ def named_world(name: str, key: Key[Array, ""] | None = None, **options: Any) ->
             `"two-rooms"`.
         key: draws what is random in it; `jax.random.key(0)` by default.
         **options: options of its maker.
-
-    Returns:
-        The environment.
 
     Raises:
         ValueError: if there is no such world.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
+import sys
+import time
 from collections.abc import Callable
 
 import jax
@@ -153,6 +156,71 @@ def dynamic_updates(num_updates: int = 1500) -> Table:
                 "",
             )
         ],
+    )
+
+
+def stream(elements: int = 1_000_000, window: int = 1024, batch: int = 256, k: int = 10) -> Table:
+    """Queries an update and memory of a stream whose items come in batches and leave in order.
+
+    Args:
+        elements: insertions; each is deleted once `window` younger items are in.
+        window: items that are live at a time.
+        batch: items that come, and leave, in one update of the maximiser.
+        k: size of the solution.
+    """
+    rng, dim, num_clients = np.random.default_rng(0), 16, 128
+    centers = rng.normal(size=(_CLUSTERS, dim)) * 2
+
+    def draw(count: int) -> np.ndarray:
+        points = centers[rng.integers(_CLUSTERS, size=count)] + rng.normal(size=(count, dim))
+        return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+    # Room for the window, one batch, and items that left but still stand in a sample.
+    held = draw(window + batch + 1024)
+    function = submodular.facility_location_from_features(held, draw(num_clients))
+    maximiser = submodular.DynamicMaximiser(function, k, jax.random.key(0))
+    live, rows, done, mark = [], [], 0, 10_000
+    spent = updates = 0
+    begin = time.perf_counter()
+    while done < elements:
+        places = maximiser.free[:batch]
+        held[places] = draw(places.size)
+        maximiser.function = dataclasses.replace(maximiser.function, rows=jnp.array(held))
+        maximiser.insert(places)
+        live.append(places)
+        done += places.size
+        updates += places.size
+        if sum(map(len, live)) > window:
+            maximiser.delete(live[0])
+            updates += live.pop(0).size
+        if done >= min(mark, elements):
+            mask = np.zeros(len(held), bool)
+            mask[maximiser.live] = True
+            best = submodular.lazy_greedy(maximiser.function, k, mask=mask)
+            now = time.perf_counter()
+            rows.append(
+                (
+                    f"{done:,}",
+                    f"{(maximiser.num_queries - spent) / updates:.1f}",
+                    f"{maximiser.solution().value / float(best.value):.3f}",
+                    f"{updates / (now - begin):,.0f}",
+                    len(maximiser.state.exponents),
+                    f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}",
+                )
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+            spent, updates, begin, mark = maximiser.num_queries, 0, now, 10 * mark
+    return Table(
+        f"A stream in batches of {batch}, window {window:,}, k = {k}, since the row before",
+        (
+            "insertions",
+            "queries an update",
+            "value / greedy",
+            "updates a second",
+            "guesses",
+            "peak memory, MB",
+        ),
+        rows,
     )
 
 

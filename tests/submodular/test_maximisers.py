@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular
-from jaxkit.submodular import cardinality, queries, selection
+from jaxkit.submodular import cardinality, selection
 
 K = 4
 
@@ -287,7 +287,7 @@ def test_only_the_best_gains_and_the_winning_row_cross_devices(devices):
 
 
 def test_query_counts_pass_32_bits():
-    count = queries.QueryCount.zero()
+    count = selection.QueryCount.zero()
     for _ in range(3):
         count = count.plus(2**31 + 5)
     assert int(count) == 3 * (2**31 + 5)

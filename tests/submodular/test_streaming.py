@@ -32,7 +32,7 @@ def test_sets_queries_and_memory_equal_the_reference(golden):
 
 def test_guess_grids_equal_the_reference(golden):
     for grid in golden("submodular")["streaming"]["guess_grid"]:
-        found = submodular.guesses.grid_exponents(grid["lo"], grid["hi"], grid["eps"])
+        found = submodular.levels.grid_exponents(grid["lo"], grid["hi"], grid["eps"])
         assert found.tolist() == grid["exponents"]
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import subrl
-from jaxkit.subrl import losses
 
 
 def all_episodes(env):
@@ -57,13 +56,13 @@ def expected_estimates(env, policy, params, credits):
         log_prob = policy.log_prob(policy.apply(params, episodes.observations), episodes.actions)
         weight = jnp.exp(log_prob.sum(1)) * chance * log_prob.size
 
-        def estimate(credit):
-            advantages = credit * weight[:, None]
-            return jax.grad(lambda p: -losses.subpo_loss(p, policy, episodes, advantages)[0])(
+        def estimate(signal):
+            advantages = signal * weight[:, None]
+            return jax.grad(lambda p: -credit.subpo_loss(p, policy, episodes, advantages)[0])(
                 params
             )
 
-        stacked = jnp.stack([credit(episodes) for credit in credits.values()])
+        stacked = jnp.stack([signal(episodes) for signal in credits.values()])
         return jax.vmap(estimate)(stacked)["params"]["logits"]
 
     return dict(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkit import subrl
-from jaxkit.subrl import credit, grids, losses, policies, rollouts, trees
+from jaxkit.subrl import credit, grids, policies, rollouts, trees
 
 # Tests are not a package, so their shared module is loaded by path.
 _spec = importlib.util.spec_from_file_location(
@@ -186,7 +186,7 @@ def test_losses_and_gradients_of_the_official_program(vectors, section, features
         for name in ("prefix", "to_go"):
             advantages = SIGNALS[name](episodes) / golden["max_return"]
             measured.append(
-                jax.value_and_grad(losses.subpo_loss, has_aux=True)(
+                jax.value_and_grad(credit.subpo_loss, has_aux=True)(
                     variables, policy, episodes, advantages, bonus[name]
                 )
             )
@@ -215,9 +215,9 @@ def test_a_clipped_loss_with_unchanged_parameters_has_the_plain_gradient():
     @jax.jit
     def gradients(variables):
         old = policy.log_prob(policy.apply(variables, episodes.observations), episodes.actions)
-        plain = jax.grad(lambda p: losses.subpo_loss(p, policy, episodes, advantages)[0])
+        plain = jax.grad(lambda p: credit.subpo_loss(p, policy, episodes, advantages)[0])
         clipped = jax.grad(
-            lambda p: losses.clipped_loss(
+            lambda p: credit.clipped_loss(
                 p, policy, episodes, advantages, old_log_prob=old, clip_ratio=0.2
             )[0]
         )
@@ -251,7 +251,7 @@ def test_baselines_lower_the_variance_on_a_gp_map(gp_world):
         drawn = subrl.rollout(key, env, rollouts.policy_act(policy, variables), 50)
 
         def gradient(advantages):
-            grads = jax.grad(lambda p: losses.subpo_loss(p, policy, drawn, advantages)[0])(
+            grads = jax.grad(lambda p: credit.subpo_loss(p, policy, drawn, advantages)[0])(
                 variables
             )
             return jax.flatten_util.ravel_pytree(grads)[0]
@@ -277,7 +277,7 @@ def test_monte_carlo_agrees_with_the_exact_gradient(vectors):
     def estimate(key):
         drawn = subrl.rollout(key, env, rollouts.policy_act(policy, variables), count)
         advantages = credit.leave_one_out(credit.reward_to_go(drawn.gains)) * drawn.gains.shape[1]
-        loss = jax.grad(lambda p: -losses.subpo_loss(p, policy, drawn, advantages)[0])
+        loss = jax.grad(lambda p: -credit.subpo_loss(p, policy, drawn, advantages)[0])
         return loss(variables)["params"]["logits"]
 
     draws = np.asarray(jax.lax.map(estimate, jax.random.split(jax.random.key(0), parts)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkit import submodular, subrl
-from jaxkit.subrl import bandits, cells, curvatures, planning, trees
+from jaxkit.subrl import bandits, cells, planning, trees
 
 
 def _tiny(case, **options):
@@ -33,7 +33,7 @@ def test_optimum_greedy_and_curvature_of_the_golden_cases(vectors, index):
     follow = planning.follow(env, jnp.array(case["one_optimal_action_sequence"]))
     np.testing.assert_allclose(follow.value, case["optimum"], rtol=1e-5)
     np.testing.assert_allclose(
-        curvatures.curvature(env.default_params.set_function), case["curvature"], atol=1e-6
+        planning.curvature(env.default_params.set_function), case["curvature"], atol=1e-6
     )
     beam = subrl.beam_plan(env, 64)
     assert case["greedy_value"] - 1e-5 <= float(beam.value) <= case["optimum"] + 1e-5
@@ -87,8 +87,8 @@ def test_the_modular_plan_solves_the_surrogate_and_keeps_its_bound():
     np.testing.assert_allclose(modular.value, tree.first + later[0], rtol=1e-5)
 
     visits = np.tile(covariance, (horizon, horizon))
-    c = curvatures.curvature(submodular.information_gain(visits, noise))
-    ratio = curvatures.modular_guarantee(c).ratio
+    c = planning.curvature(submodular.information_gain(visits, noise))
+    ratio = planning.modular_guarantee(c).ratio
     assert 0.2 < ratio < 1
     reached = float(subrl.follow_policy(env, modular.policy).value)
     optimum = float(subrl.exhaustive_plan(env).value)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import subrl
+from jaxkit.subrl import credit
 
 
 def all_episodes(env):

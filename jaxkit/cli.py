@@ -241,7 +241,11 @@ def fit_curve(
         errors = ", ".join(f"{name} {error:.3f} %" for name, error in found.left_out.items())
         print(f"mean error on a run left out of the fit: {errors}")
     else:
-        print("the error on an unseen schedule is not measured: that takes three runs or more")
+        print(
+            "the error on an unseen schedule is not measured, that takes three runs or more: the "
+            "intervals take 3 times that of the fit (where they said 90 %, 78 to 98 % of the "
+            "points of published curves lay inside)"
+        )
     print(found.predictions, end="\n\n")
     for message in found.warnings:
         print(f"warning: {message}")

@@ -102,8 +102,11 @@ def test_three_curves_tell_the_error_of_an_unseen_schedule(tmp_path):
     made[1] = made[1]._replace(losses=made[1].losses * 1.004)  # no law fits all three
     form = losscurves.Annealing(0.99)
     two = losscurves.bootstrap_fit(jax.random.key(1), form, made[:2], num_samples=4)
+    assert two.misfit == pytest.approx(3 * np.sqrt(np.mean(two.residuals**2)))
     three = losscurves.bootstrap_fit(jax.random.key(1), form, made, num_samples=4)
-    assert three.misfit > 1.2 * two.misfit
+    errors = [one.mean_relative for one in losscurves.leave_one_out(form, made)]
+    assert three.misfit == pytest.approx(np.mean(errors) * np.sqrt(np.pi / 2))
+    assert three.misfit > 2 * np.sqrt(np.mean(three.residuals**2))
     again = losscurves.read_law(losscurves.write_law(tmp_path / "law.json", three))
     for name in ("form", "constants", "warmup", "warmup_steps", "peak", "seen", "misfit"):
         assert getattr(again, name) == getattr(three, name), name

@@ -1,11 +1,14 @@
 """The experiment: its claims hold, and its model is where the room meets a real text."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxkit import models, width
-from jaxkit.experiments import character_blocks
+from jaxkit.experiments import character_blocks, width_llama
 from jaxkit.experiments import width as experiment
 from jaxkit.width import paths
 
@@ -51,3 +54,15 @@ def test_quick_experiment_finds_every_claim():
     evidence = experiment.run(quick=True)
     assert evidence.holds, [claim for claim in evidence.claims if claim.verdict == "not shown"]
     assert set(evidence.figures) == {"width_singular_values", "width_gains"}
+
+
+@pytest.mark.slow
+def test_the_llama_style_proxy_learns_and_only_its_matrices_feel_the_rule():
+    sizes = width_llama.Sizes(32, 64, 1, 40)
+    run = functools.partial(width_llama.train, 2.0**-6, 3.0, sizes=sizes, seed=0)
+    base = run(d=32, rule="robust")
+    np.testing.assert_array_equal(base.sigma, run(d=32, rule="mup_independent").sigma)
+    weak, strong = (run(d=64, rule=rule) for rule in ("mup_fixed", "mup_independent"))
+    assert (strong.sigma < weak.sigma).all()
+    uniform = float(jnp.log(character_blocks.prose().vocab_size))
+    assert max(float(one.loss) for one in (base, weak, strong)) < 0.8 * uniform

@@ -162,12 +162,7 @@ def _get(row: Any, name: str) -> Any:
 
 def _objects(file: pathlib.Path) -> Iterator[tuple[int, Any]]:
     if file.name.lower().endswith(".parquet"):
-        parquet = require("pyarrow.parquet", "parquet")
-        line = 0
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                line += 1
-                yield line, row
+        yield from enumerate(_parquet_rows(file), 1)
         return
     for line, text in enumerate(_lines(file), 1):
         if text.strip():
@@ -175,6 +170,16 @@ def _objects(file: pathlib.Path) -> Iterator[tuple[int, Any]]:
                 yield line, json.loads(text)
             except (ValueError, RecursionError) as error:
                 yield line, ValueError(f"not a JSON object: {error}")
+
+
+def _parquet_rows(file: pathlib.Path) -> Iterator[Any]:
+    errors = require("pyarrow", "parquet").ArrowException, ValueError, OSError, MemoryError
+    try:
+        parquet = require("pyarrow.parquet", "parquet").ParquetFile(file)
+        for batch in parquet.iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except errors as error:
+        raise ValueError(f"{file} is not a whole Parquet file ({error})") from None
 
 
 def _lines(file: pathlib.Path) -> Iterator[bytes]:

@@ -101,7 +101,7 @@ def grow_mapped(
                 array = read_mapped(path, dtype)
                 partial.unlink()
                 return array
-            except (ValueError, EOFError):
+            except (ValueError, EOFError, OverflowError):
                 pass  # damaged since it was written: write it again
         header = _write_header(stream, 0, dtype)
         position, size = _saved_position(saved, header, stream.seek(0, os.SEEK_END))

@@ -103,12 +103,17 @@ def read_features(
 
 def _array(path: pathlib.Path) -> Any:
     try:
-        if path.suffix == ".npz":
-            import scipy.sparse
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        import scipy.sparse
 
-            return scipy.sparse.load_npz(path)
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, KeyError) as error:
+        found: Any = scipy.sparse.load_npz(path)
+        if hasattr(found, "check_format"):
+            found.check_format(full_check=True)  # places outside would be read from memory outside
+        return found
+    except (
+        Exception
+    ) as error:  # NumPy, SciPy and zipfile raise nearly any for what they cannot read
         kind = "a sparse matrix of SciPy" if path.suffix == ".npz" else "a whole .npy file"
         raise ValueError(f"{path} is not {kind} ({error})") from None
 
@@ -118,7 +123,7 @@ def _arrow(path: pathlib.Path) -> dict[str, np.ndarray]:
     kind = "parquet" if path.suffix == ".parquet" else "feather"
     try:
         table = require(f"pyarrow.{kind}", "parquet").read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"{path} is not a whole {path.suffix} file ({error})") from None
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
 
@@ -128,8 +133,8 @@ def _csv(path: pathlib.Path, header: bool | None) -> dict[str, np.ndarray]:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             delimiter = "\t" if path.suffix == ".tsv" else ","
             lines = [cells for cells in csv.reader(stream, delimiter=delimiter) if cells]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8 text, got {error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} must be a table of UTF-8 text, got {error}") from None
     if not lines:
         raise ValueError(f"{path} is empty")
     if header is None:

@@ -63,7 +63,9 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
     index, count = training.local_rows(mesh, config.batch_size)
     split = texts.load_text(config)
     stored = runs.read_description(files)
-    tokenizer = _tokenizer(config, split.train, stored)
+    begins = stored is None or not run.steps
+    source = runs.open_run(config.init_from) if begins and config.init_from is not None else None
+    tokenizer = _tokenizer(config, split.train, source or stored)
     description = runs.Description(
         config,
         tokenizer.to_config(),
@@ -71,8 +73,11 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             "train": split.train.fingerprint,
             "validation": split.validation.fingerprint,
             "pilot": None if config.schedule_source is None else _fingerprint(config),
+            "init_from": _begun_from(source) if begins else stored.data.get("init_from"),
         },
     )
+    # Compared before anything is planned or written: another run's folder stays as it is.
+    run.identify(dataclasses.asdict(description), may_change=_may_change(stored, config, run))
     train_tokens, validation_tokens = (
         texts.encode(part, tokenizer, texts.cache_folder(config))
         for part in (split.train, split.validation)
@@ -84,9 +89,9 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             config, tokenizer.vocab_size, windows, mesh, files.folder
         )
         rows = training.local_rows(mesh, plan.sampling.padded_size)
-        source = plan.source(files.folder, fresh=stored is None and not run.steps)
-        batches = private_training.PrivateBatches(train_tokens, plan, source, *rows)
-        statement = plan.statement(source)
+        noise = plan.source(files.folder, fresh=stored is None and not run.steps)
+        batches = private_training.PrivateBatches(train_tokens, plan, noise, *rows)
+        statement = plan.statement(noise)
         training.say(statement)
     else:
         batches = datasets.token_batches(
@@ -127,7 +132,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             training.require_finite(step + 1, row["loss"])
             training.require_finite(step + 1, row["gradient_norm"], "gradient norm")
             if plan is not None:
-                row |= plan.budget_row(step + 1, source)
+                row |= plan.budget_row(step + 1, noise)
             if seconds is not None:
                 row["tokens_per_second"] = config.batch_size * config.sequence_length / seconds
                 used = training.model_flops_utilization(row["tokens_per_second"] * flops_per_token)
@@ -136,18 +141,20 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
 
         return training.Lap(state, rows=rows)
 
-    run.identify(dataclasses.asdict(description), may_change=_may_change(stored, config, run))
-
     def like(record: dict[str, Any]) -> training.TrainState:
         # The recorder of gradient norms has the length of the run as it was then.
         before = dataclasses.replace(config, steps=record["steps"])
         return program.training_program(before, tokenizer.vocab_size, mesh, plan).state
 
+    def record(step: int) -> dict[str, Any]:
+        return {"steps": config.steps, "batches": dict(batches.get_state())}
+
     restored = run.restore(like)
     if restored is None:
         first, state = 0, training.init_state(job.init, job.optimizer, key, mesh)
-        if config.init_from is not None:
-            state = state._replace(params=_parameters_of(config.init_from, state.params))
+        if source is not None:
+            state = state._replace(params=_parameters_of(source, state.params))
+            run.save(0, state, record(0))  # the source may go on, or go
     else:
         first, state = restored.step, restored.state
         state = schedules.lengthen_recorder(state, restored.record["steps"], config.steps)
@@ -163,7 +170,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             config.checkpoint_every, config.evaluate_every, log_every=config.log_every
         ),
         evaluate=lambda step, state: {"validation_loss": score(state.params, some_batches).loss},
-        record=lambda step: {"steps": config.steps, "batches": dict(batches.get_state())},
+        record=record,
         progress=_progress(config, files, first) if jax.process_index() == 0 else None,
     )
     if not result.finished:
@@ -255,27 +262,29 @@ def _fingerprint(config: TrainConfig) -> str:
 
 
 def _tokenizer(
-    config: TrainConfig, corpus: datasets.Corpus, stored: runs.Description | None
+    config: TrainConfig, corpus: datasets.Corpus, stored: runs.Run | runs.Description | None
 ) -> datasets.Tokenizer:
     """The tokenizer of the run that this one begins from, or that of its text."""
-    if config.init_from is None:
+    if config.init_from is None or stored is None:
         return texts.make_tokenizer(config, corpus)
-    if stored is None:
-        stored = runs.read_description(runs.RunFiles.at(config.init_from))
-        if stored is None:
-            raise ValueError(f"{config.init_from} is not a run: it holds no config.json")
     if stored.config.tokenizer != config.tokenizer:
         raise ValueError(
             f"tokenizer must be that of the run in init_from, {stored.config.tokenizer!r}, got "
             f"{config.tokenizer!r}"
         )
-    own_rule = config.unknown if stored.tokenizer["kind"] == "characters" else None
-    return texts.stored_tokenizer(stored.tokenizer, own_rule)
+    made = stored.tokenizer if isinstance(stored.tokenizer, dict) else stored.tokenizer.to_config()
+    own_rule = config.unknown if made["kind"] == "characters" else None
+    return texts.stored_tokenizer(made, own_rule)
 
 
-def _parameters_of(folder: str, params: Any) -> Any:
-    """The newest parameters of another run, where those of this one are."""
-    theirs = runs.open_run(folder).params
+def _begun_from(source: runs.Run | None) -> str | None:
+    """Which parameters a run begins with, if they are another's."""
+    return source and f"step {source.step}, {training.fingerprint(source.params)}"
+
+
+def _parameters_of(source: runs.Run, params: Any) -> Any:
+    """The parameters of another run, where those of this one are."""
+    theirs = source.params
     shapes = [
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
@@ -289,7 +298,9 @@ def _parameters_of(folder: str, params: Any) -> Any:
             for name in sorted(shapes[0].keys() | shapes[1].keys())
             if shapes[0].get(name) != shapes[1].get(name)
         ]
-        raise ValueError(f"init_from: {folder} has other parameters: {'; '.join(changed)}")
+        raise ValueError(
+            f"init_from: {source.files.folder} has other parameters: {'; '.join(changed)}"
+        )
     return jax.tree.map(
         lambda x, like: jax.device_put(np.asarray(x), like.sharding), theirs, params
     )

@@ -84,6 +84,7 @@ class Run:
         self._checkpoints = (self.folder / _CHECKPOINTS).resolve()
         self._keep, self._report = keep, report
         self._identified = False
+        self._to_store: dict[str, Any] | None = None
         self._open = contextlib.ExitStack()
         self._saving: concurrent.futures.Future[None] | None = None
 
@@ -105,6 +106,8 @@ class Run:
     def __exit__(self, kind: Any, *_: object) -> None:
         with self._open:
             if kind is None:
+                if self._identified:
+                    self._store_identity()
                 self.wait()
             elif self._saving is not None:
                 concurrent.futures.wait([self._saving])
@@ -120,11 +123,13 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What `identify` stored, now or in an earlier process; None in a new folder."""
-        return read_identity(self.folder)
+        """What `identify` was told, now or in an earlier process; None in a new folder."""
+        return read_identity(self.folder) if self._to_store is None else self._to_store
 
     def identify(self, identity: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
-        """Say which run this is: stored in a new folder, compared in another.
+        """Say which run this is: compared with what the folder holds, stored by the first write.
+
+        A start that fails before it writes anything leaves the folder as it was.
 
         Args:
             identity: JSON that two starts of one run share: configuration, fingerprints of data and
@@ -147,9 +152,7 @@ class Run:
         # Every process compares before the first one writes.
         if meshes.any_process(bool(fatal)):
             _require_same(self.folder, fatal)
-        if (old is None or found) and jax.process_index() == 0:
-            files.write_atomically(self.folder / _IDENTITY, json.dumps(new, indent=2) + "\n")
-        self._identified = True
+        self._to_store, self._identified = new, True
 
     @property
     def steps(self) -> list[int]:
@@ -221,7 +224,7 @@ class Run:
         Raises:
             OSError: if an earlier save failed.
         """
-        self._require_identity()
+        self._store_identity()
         self.wait()
         if _from_first(lambda: step in self.steps):
             return
@@ -262,12 +265,19 @@ class Run:
             name: of the log.
             after: the step that the run goes on from.
         """
-        self._require_identity()
+        self._store_identity()
         return measuring.MetricsLog(self.folder / f"{name}.jsonl", after)
 
     def _require_identity(self) -> None:
         if not self._identified:
             raise RuntimeError("call identify first: a folder must not mix two runs")
+
+    def _store_identity(self) -> None:
+        self._require_identity()
+        if self._to_store is not None and jax.process_index() == 0:
+            text = json.dumps(self._to_store, indent=2) + "\n"
+            files.write_atomically(self.folder / _IDENTITY, text)
+        self._to_store = None
 
 
 def read_identity(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

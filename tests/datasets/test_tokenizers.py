@@ -259,6 +259,13 @@ def test_packed_tokens_are_mapped(tmp_path, name, dtype):
         ("a.bin", b"odd", "must hold uint16 of 2 bytes each, got 3 bytes"),
         ("a.bin", b"", "got 0 bytes"),
         ("a.npy", b"x", "cannot be read as an array"),
+        # A header of 2^64 - 1 times two tokens, which no file holds.
+        (
+            "a.npy",
+            b"\x93NUMPY\1\0\x46\0{'descr': '<u2', 'fortran_order': False, "
+            b"'shape': (18446744073709551615, 2)}\n",
+            "cannot be read as an array",
+        ),
     ],
 )
 def test_files_that_hold_no_tokens_are_refused(tmp_path, name, content, message):

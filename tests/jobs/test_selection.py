@@ -1,8 +1,12 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import scipy.sparse
 
 from jaxkit import submodular
+from jaxkit.datasets import array_files
 from jaxkit.jobs import selection
 
 
@@ -83,6 +87,10 @@ def test_a_faulty_file_is_named(features, tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"items.npy is not a whole .npy file"):
         selection.select_rows(path, 2)
+    for shape in ((10**12, 4), (2**64, 1)):
+        path.write_bytes(claiming(shape))
+        with pytest.raises(ValueError, match=r"items.npy is not a whole .npy file"):
+            selection.select_rows(path, 2)
     np.save(path, features[0])
     with pytest.raises(ValueError, match=r"items.npy: features must be a .* of rank 2"):
         selection.select_rows(path, 2)
@@ -95,5 +103,23 @@ def test_a_faulty_file_is_named(features, tmp_path):
         selection.select_rows(path, 2)
     path = tmp_path / "latin.csv"
     path.write_bytes("h\xf6he\n1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.csv must be UTF-8 text"):
+    with pytest.raises(ValueError, match=r"latin.csv must be a table of UTF-8 text"):
         selection.select_rows(path, 2)
+    path = tmp_path / "sparse.npz"
+    matrix = scipy.sparse.csr_array(np.eye(4, dtype=np.float32))
+    matrix.indices[2] = 10**9
+    scipy.sparse.save_npz(path, matrix)
+    with pytest.raises(ValueError, match=r"sparse.npz is not a sparse matrix of SciPy"):
+        selection.select_rows(path, 2)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("extra.npy", claiming((10**13, 4)))
+    with pytest.raises(ValueError, match=r"sparse.npz: array 'extra' cannot be read"):
+        array_files.read_npz(path)
+
+
+def claiming(shape):
+    """A .npy file of 64 bytes behind a header that claims another shape."""
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + bytes(64)

@@ -1,6 +1,7 @@
 """Own text, prompts and other runs' parameters: what fits is taken, the rest named by option."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,24 @@ def test_a_run_begins_with_the_parameters_of_another(capsys, tmp_path, finished_
         )
     with pytest.raises(ValueError, match="is not a run"):
         jobs.train(small_config(tmp_path, **changes | {"init_from": str(tmp_path)}, name="c"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_what_it_began_with_though_its_source_goes_on(
+    tmp_path, small_config, train_until_killed
+):
+    source = jobs.train(small_config(tmp_path, name="source", steps=2, warmup_steps=0))
+    begun = {"init_from": str(source.folder), "steps": 4, "learning_rate": 0.01}
+    whole = jobs.train(small_config(tmp_path, name="whole", **begun))
+    cut = small_config(tmp_path, name="cut", **begun)
+    train_until_killed(cut, 2)
+    jobs.train(small_config(tmp_path, name="source", steps=4, warmup_steps=0))
+    again = jobs.train(cut)
+    ours, theirs = jobs.open_run(again.folder), jobs.open_run(whole.folder)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    shutil.rmtree(again.checkpoints)  # as if it had been killed before the first was written
+    with pytest.raises(ValueError, match=r"data.init_from was 'step 2, \w+.*, is now 'step 4, "):
+        jobs.train(cut)
 
 
 @pytest.mark.parametrize(

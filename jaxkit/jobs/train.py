@@ -66,6 +66,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
     begins = stored is None or not run.steps
     source = runs.open_run(config.init_from) if begins and config.init_from is not None else None
     tokenizer = _tokenizer(config, split.train, source or stored)
+    begun = _begun_from(source) if source or not stored else stored.data.get("init_from")
     description = runs.Description(
         config,
         tokenizer.to_config(),
@@ -73,7 +74,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             "train": split.train.fingerprint,
             "validation": split.validation.fingerprint,
             "pilot": None if config.schedule_source is None else _fingerprint(config),
-            "init_from": _begun_from(source) if begins else stored.data.get("init_from"),
+            "init_from": begun,
         },
     )
     # Compared before anything is planned or written: another run's folder stays as it is.
@@ -278,7 +279,7 @@ def _tokenizer(
 
 
 def _begun_from(source: runs.Run | None) -> str | None:
-    """Which parameters a run begins with, if they are another's."""
+    """Whose parameters a run begins with, if they are another's."""
     return source and f"step {source.step}, {training.fingerprint(source.params)}"
 
 

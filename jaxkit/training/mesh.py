@@ -6,13 +6,13 @@ import contextlib
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from flax import nnx
 from flax.linen import spmd
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -294,18 +294,24 @@ def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
 
     def sharding(path: Any, leaf: Any) -> Any:
         found = NamedSharding(mesh, _partition_spec(jax.tree_util.keystr(path), leaf, mesh))
-        return leaf.replace(found) if isinstance(leaf, nnx.Variable) else found
+        return leaf.replace(found) if _is_nnx(leaf) else found
 
     return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=_is_boxed)
 
 
 def _is_boxed(leaf: Any) -> bool:
-    return isinstance(leaf, nn.Partitioned | nnx.Variable)
+    return isinstance(leaf, nn.Partitioned) or _is_nnx(leaf)
+
+
+def _is_nnx(leaf: Any) -> bool:
+    """Whether a leaf is an `nnx.Variable`: whoever made it imported NNX, which takes a while."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(leaf, nnx.Variable)
 
 
 def _partition_spec(path: str, leaf: Any, mesh: Mesh | AbstractMesh) -> P:
     """How a parameter is split, from what Linen's boxes and NNX's variables say of its axes."""
-    if isinstance(leaf, nnx.Variable):
+    if _is_nnx(leaf):
         metadata = leaf.get_metadata()
         names, rules = metadata.get("out_sharding"), metadata.get("sharding_rules") or RULES
     elif isinstance(leaf, nn.LogicallyPartitioned):

@@ -66,6 +66,14 @@ def test_the_noise_that_was_planned_is_kept_with_the_run(small_config, tmp_path,
         planned(dataclasses.replace(config, steps=5))
 
 
+def test_another_run_is_refused_before_anything_is_planned_or_written(finished_run, small_config):
+    folder = finished_run.folder
+    other = small_config(folder.parent, name=folder.name, privacy=BUDGET)
+    with pytest.raises(ValueError, match=r"config.privacy.epsilon was None, is now 8.0"):
+        jobs.train(other)
+    assert not (folder / private_training.PRIVATE).exists()
+
+
 def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):
     tokens = np.arange(40 * 33 + 20) % 251
     batches = private_training.PrivateBatches(tokens, plan, source())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxkit.jobs.classify import ClassifyConfig
     from jaxkit.jobs.config import TrainConfig
     from jaxkit.jobs.continual import ContinualConfig
+    from jaxkit.jobs.federated import FederatedConfig
 
 Positional = tyro.conf.Positional
 
@@ -311,6 +312,15 @@ def continual(config: ContinualConfig) -> None:
     learn_stream(config)
 
 
+def federated(config: FederatedConfig) -> None:
+    """Train one model over simulated clients by FedSpeed or its baselines; run again to resume."""
+    from jaxkit import training
+    from jaxkit.jobs import federated
+
+    with training.distributed_run():
+        federated.federate(config)
+
+
 def subrl(
     env: Literal[
         "two-rooms", "coverage", "bimodal", "gp", "density", "items", "design"
@@ -402,6 +412,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "select": select,
     "classify": classify,
     "continual": continual,
+    "federated": federated,
     "subrl": subrl,
     "reproduce": reproduce,
 }
@@ -413,6 +424,7 @@ OPTIONS = {
     "compile": ("jaxkit.jobs.config", "TrainConfig"),
     "classify": ("jaxkit.jobs.classify", "ClassifyConfig"),
     "continual": ("jaxkit.jobs.continual", "ContinualConfig"),
+    "federated": ("jaxkit.jobs.federated", "FederatedConfig"),
 }
 
 

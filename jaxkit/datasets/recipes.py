@@ -116,6 +116,30 @@ class PictureRecipe:
             offset = (int(top), int(left))
         return Drawn(box, flip, offset)
 
+    def draw_on_device(self, key: jax.Array, count: int) -> dict[str, jax.Array]:
+        """Draw mirrors and shifts of a batch inside a compiled step, from a key of JAX.
+
+        Args:
+            key: typed key.
+            count: B, pictures of the batch.
+
+        Returns:
+            `"flip"` bool `[B]` and `"offset"` int32 `[B, 2]`, for `prepare`; distributed as those
+            of `draw`, and other draws.
+
+        Raises:
+            ValueError: if the recipe crops by `area`, which is done on the host.
+        """
+        if self.area is not None:
+            raise ValueError(f"area must be None to draw on the device, got {self.area}")
+        flip_key, shift_key, offset_key = jax.random.split(key, 3)
+        offset = jax.random.randint(offset_key, (count, 2), 0, 2 * self.pad + 1)
+        shifts = jax.random.bernoulli(shift_key, self.pad_probability, (count, 1))
+        return {
+            "flip": jax.random.bernoulli(flip_key, self.flip, (count,)),
+            "offset": jnp.where(shifts, offset, self.pad),
+        }
+
     def pixels(
         self, picture: Any, box: tuple[int, int, int, int] | None = None
     ) -> UInt8[np.ndarray, "S S C"]:

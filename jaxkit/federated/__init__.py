@@ -47,6 +47,7 @@ from jaxkit.federated.fedsam import fedsam
 from jaxkit.federated.fedsmoo import fedsmoo
 from jaxkit.federated.fedspeed import feddyn, fedspeed
 from jaxkit.federated.figures import accuracy_figure, label_distribution_figure
+from jaxkit.federated.leaf import read_leaf
 from jaxkit.federated.local_training import LocalTraining
 from jaxkit.federated.partitions import (
     class_dirichlet_partition,
@@ -110,6 +111,7 @@ __all__ = [
     "pathological_partition",
     "pmap_clients",
     "quasi_gradient",
+    "read_leaf",
     "run_rounds",
     "scaffold",
     "shard_clients",

@@ -68,7 +68,8 @@ def simulate(
         folder: of the run (`training.Run`): metrics, evaluations and checkpoints; None to keep
             nothing. More `num_rounds` than before make a run longer.
         checkpoint_every: rounds between checkpoints.
-        progress: where to show it: `jaxkit.training.Console(num_rounds)` draws a bar.
+        progress: where to show it: `jaxkit.training.Console(num_rounds)` draws a bar; the memory of
+            a round is told before the first.
 
     Returns:
         The last state and the history.
@@ -114,11 +115,17 @@ def simulate(
         ),
         donate_argnums=0,
     )
+    compiled = step.lower(state, data).compile()
+    if progress is not None and (memory := compiled.memory_analysis()) is not None:
+        training.say(
+            f"a device holds {memory.argument_size_in_bytes / 2**20:.1f} MiB of clients, models "
+            f"and examples, and needs {memory.temp_size_in_bytes / 2**20:.1f} MiB more in a round"
+        )
     measure = None if evaluate is None else jax.jit(evaluate)
     history: list[dict[str, Any]] = []
 
     def advance(state: states.FederatedState, made: int, most: int | None) -> training.Lap:
-        state, metrics = step(state, data)
+        state, metrics = compiled(state, data)
 
         def rows(seconds: float | None) -> list[dict[str, Any]]:
             row = {"step": made + 1, **_numbers(metrics._asdict())}

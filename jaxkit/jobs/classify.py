@@ -228,8 +228,8 @@ def classify(config: ClassifyConfig) -> Classified:
         Traceback (most recent call last):
         ValueError: no/such/folder does not exist
     """
-    split = _pictures(config)
-    recipe = _recipe(config, split)
+    split = labelled_pictures(config)
+    recipe = recipe_of(config, split)
     mesh = training.make_mesh(config.mesh)
     program = _Program(config, split, recipe, mesh)
     bounds = np.cumsum([0, *program.steps]).tolist()
@@ -428,7 +428,8 @@ class _Program:
         return self._model.apply(variables, images), stats
 
 
-def _pictures(config: ClassifyConfig) -> datasets.PictureSplit:
+def labelled_pictures(config: Any) -> datasets.PictureSplit:
+    """The pictures of `config.data`; reads `layout`, `test_fraction` and `seed` too."""
     if config.data != "digits":
         return datasets.find_pictures(
             config.data, layout=config.layout, test_fraction=config.test_fraction, seed=config.seed
@@ -445,7 +446,8 @@ def _pictures(config: ClassifyConfig) -> datasets.PictureSplit:
     return datasets.PictureSplit(train, test, digits.label_names, "digits", (note,))
 
 
-def _recipe(config: ClassifyConfig, split: datasets.PictureSplit) -> datasets.PictureRecipe:
+def recipe_of(config: Any, split: datasets.PictureSplit) -> datasets.PictureRecipe:
+    """The recipe by `config.recipe`, `image_size` and `normalization`, at the pictures' size."""
     size, shape = config.image_size, split.train.shape
     if size is None and config.recipe == "plain" and shape is not None:
         if shape[0] != shape[1]:

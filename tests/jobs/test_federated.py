@@ -1,0 +1,147 @@
+"""`jaxkit federated`: one command from pictures of clients to a page that compares methods."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkit import federated as fl
+from jaxkit import models, training
+from jaxkit.jobs.federated import FederatedConfig, federate, traffic
+
+
+def write_leaf(folder, users, seed, examples):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    data = {
+        user: {
+            "x": (rng.integers(0, 256, (n, 16)) / 255).tolist(),
+            "y": rng.integers(0, 3, n).tolist(),
+        }
+        for user, n in zip(users, examples, strict=True)
+    }
+    counts = [len(one["y"]) for one in data.values()]
+    content = {"users": list(data), "num_samples": counts, "user_data": data}
+    (folder / "all_data_0.json").write_text(json.dumps(content))
+
+
+def test_users_of_leaf_are_trained_on_and_tested_each_on_its_own(tmp_path, capsys):
+    write_leaf(tmp_path / "leaf" / "train", ["a", "b", "c"], 0, [5, 4, 2])
+    write_leaf(tmp_path / "leaf" / "test", ["b", "c", "new"], 1, [2, 3, 1])
+    config = FederatedConfig(
+        data=f"leaf:{tmp_path / 'leaf'}", partition="natural", cohort_size=2, model="logistic",
+        rounds=2, local_epochs=1, batch_size=2, evaluate_every=1, weighting="examples",
+        method=("fedavg",), runs=str(tmp_path), name="run",
+    )  # fmt: skip
+    found = federate(config)
+    (score,) = found.scores["fedavg"]
+    assert 0 <= score["client_worst"] <= score["client_mean"] <= 1
+    assert score["bytes_up"] == 2 * 2 * 4 * (16 * 3 + 3)
+    told = capsys.readouterr()
+    assert "3 clients of 2 to 5 pictures (natural)" in told.err
+    assert "MiB more in a round" in told.err
+    page = found.report.read_text()
+    assert "its own test pictures" in page
+    assert page.count("<img") == 3
+    rows = training.read_metrics(found.folder / "fedavg-0" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_faulty_leaf_files_are_refused_by_file_and_user(tmp_path):
+    with pytest.raises(ValueError, match="got none in"):
+        fl.read_leaf(tmp_path)
+    write_leaf(tmp_path / "a", ["u"], 0, [3])
+    file = tmp_path / "a" / "all_data_0.json"
+    good = json.loads(file.read_text())
+    for change, message in (
+        ({"num_samples": [4]}, "num_samples of user 'u' is 4, but it has 3"),
+        ({"users": ["v"]}, "all_data_0.json is not a LEAF file: KeyError"),
+        ({"user_data": {"u": {"x": ["text"] * 3, "y": [0, 1, 2]}}}, "x must be numbers"),
+        ({"user_data": {"u": {"x": [[0.5]] * 3, "y": [0, 1]}}}, "as many and at least one"),
+    ):
+        file.write_text(json.dumps(good | change))
+        with pytest.raises(ValueError, match=message):
+            fl.read_leaf(tmp_path / "a")
+
+
+def test_options_reach_the_methods_that_have_them():
+    config = FederatedConfig(
+        method=("fedspeed", "fedcm", "fedavg"), mixing=0.9, momentum=0.2, server_learning_rate=0.5
+    )
+    assert config.options("fedspeed") == {"mixing": "alpha"}
+    assert config.options("fedcm") == {
+        "momentum": "alpha", "server_learning_rate": "server_optimizer"
+    }  # fmt: skip
+    assert set(FederatedConfig(method=("all",)).methods) == set(fl.ALGORITHMS)
+    assert {name: traffic(fl.ALGORITHMS[name](), jnp.zeros(10)) for name in ("fedavg", "fedspeed")}
+    for options, message in (
+        ({"method": ("fedsped",)}, "did you mean 'fedspeed'"),
+        ({"method": ("fedavg",), "rho": 0.1}, "rho is an option of none of fedavg"),
+        ({"partition": "dirichlet"}, "partition must be dirichlet:NUMBER"),
+        ({"partition": "iid:3"}, "partition must be iid"),
+        ({"partition": "dirichlet:x"}, "partition must end in a number"),
+        ({"mesh": "data=2"}, "mesh must be clients=N"),
+        ({"norm": "batch"}, "norm is for ResNets"),
+        ({"rounds": 0}, "rounds must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FederatedConfig(**options)
+
+
+def write_cifar(folder, count, seed=0):
+    """CIFAR-10 in the official binary format, of random pictures."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        records = rng.integers(0, 256, (count, 3073), np.uint8)
+        records[:, 0] = np.arange(count) % 10
+        records.tofile(folder / name)
+    (folder / "batches.meta.txt").write_text("\n".join(f"class{i}" for i in range(10)))
+
+
+@pytest.mark.slow
+def test_resnet_on_cifar_binary_is_killed_and_resumed_to_the_bit(tmp_path):
+    write_cifar(tmp_path / "cifar-10-batches-bin", 10)
+
+    def command(name):
+        words = (
+            f"--data {tmp_path}/cifar-10-batches-bin --recipe cifar10 --model resnet18-gn "
+            f"--clients 10 --cohort-size 1 --partition dirichlet:0.6 --samples-per-client 2 "
+            f"--local-epochs 1 --batch-size 2 --rounds 2 --evaluate-every 1 --checkpoint-every 1 "
+            f"--runs {tmp_path} --name {name}"
+        )
+        return [sys.executable, "-m", "jaxkit", "federated", *words.split()]
+
+    # One compilation serves all three processes.
+    flags = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    options = {"env": os.environ | flags, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    whole = subprocess.run(command("whole"), check=True, text=True, **options)
+    assert "CIFAR-10, binary" in whole.stderr
+    killed = subprocess.Popen(command("killed"), **options)
+    saved = tmp_path / "killed" / "fedspeed-0" / "checkpoints"
+    while not (saved / "1" / "SHA256SUMS").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (saved / "2" / "SHA256SUMS").exists()
+    subprocess.run(command("killed"), check=True, **options)
+
+    method, model = FederatedConfig().algorithm("fedspeed"), models.resnet18(10)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = nn.meta.unbox(variables["params"])
+    like = jax.eval_shape(lambda p: fl.init_state(method, p, 10, jax.random.key(0)), params)
+    runs = [tmp_path / name / "fedspeed-0" for name in ("whole", "killed")]
+    ends = [training.read_run(run, like).state for run in runs]
+    assert [int(end.round) for end in ends] == [2, 2]
+    assert training.fingerprint(ends[0]) == training.fingerprint(ends[1])
+    logs = [[row["loss"] for row in training.read_metrics(r / "metrics.jsonl")] for r in runs]
+    assert logs[0] == logs[1]

@@ -54,6 +54,14 @@ def check_run(
         Traceback (most recent call last):
         ValueError: sampler must draw from the 2 clients of the state, got num_clients = 3
     """
+    found = (algorithm.report, algorithm.aggregate)
+    if algorithm.privacy is not None and (
+        found != algorithm.privacy.functions or algorithm.weighting != "equal"
+    ):
+        raise ValueError(
+            f"algorithm must be private as it is, got {algorithm.name} with messages changed after "
+            "their clip: with_client_privacy comes last"
+        )
     check_state(algorithm, state)
     _check_clients(state, data, sampler, client_map)
     _check_steps(training, data)

@@ -32,6 +32,7 @@ class ClientPrivacy(NamedTuple):
         secretly: from a key of the run's state, which anyone may read, to one that only who holds
             the source knows.
         is_secret: whether the source is.
+        functions: the `report` and `aggregate` of the algorithm, whose clip and noise it rests on.
     """
 
     clip_norm: Any
@@ -40,6 +41,7 @@ class ClientPrivacy(NamedTuple):
     num_rounds: int
     secretly: Callable[[Key[Array, ""]], Key[Array, ""]]
     is_secret: bool
+    functions: tuple[Callable[..., Any], Callable[..., Any]]
 
     @property
     def neighbours(self) -> str:
@@ -66,7 +68,7 @@ def with_client_privacy(
     private algorithm is for one run.
 
     Args:
-        algorithm: any federated algorithm.
+        algorithm: any federated algorithm; what else changes it must have done so before.
         sampler: that rounds will be run with; for `bernoulli_sampler`, with `allow_empty=True`.
         source: of the noise and the cohorts, which makes one such algorithm.
         clip_norm: C > 0.
@@ -130,7 +132,13 @@ def with_client_privacy(
     run = f"{algorithm.name} {sampler._replace(sample=None)}"  # type: ignore[arg-type]
     run_key = source.key("clients", run, 0)
     promise = ClientPrivacy(
-        clip_norm, noise_multiplier, sampler, num_rounds, secretly, source.is_secret
+        clip_norm,
+        noise_multiplier,
+        sampler,
+        num_rounds,
+        secretly,
+        source.is_secret,
+        (report, aggregate),
     )
     return algorithm._replace(report=report, aggregate=aggregate, privacy=promise)
 

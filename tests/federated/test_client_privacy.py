@@ -150,6 +150,19 @@ def test_a_round_beyond_the_promise_is_refused_or_releases_nothing(problem):
     assert fl.client_epsilon(method, 1e-5, first) == fl.client_epsilon(method, 1e-5)
 
 
+def test_what_changes_a_message_after_its_clip_is_refused(problem):
+    sampler = fl.uniform_sampler(10, 10)
+    method = private(fl.fedavg(), sampler)
+    for changed in (
+        method._replace(weighting="examples"),
+        method._replace(aggregate=fl.fedavg().aggregate),
+        fl.with_model_state(method, {"mean": jnp.zeros(3)}, "local"),
+    ):
+        state = fl.init_state(changed, problem.params, 10, jax.random.key(0))
+        with pytest.raises((ValueError, TypeError), match="with_client_privacy comes last"):
+            fl.federated_round(changed, problem.training, state, problem.data, sampler)
+
+
 def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem):
     sampler = fl.uniform_sampler(10, 1)
     drawn = []

@@ -59,12 +59,19 @@ def _sliding_medians(rows: Float[Array, "rows n"], *, width: int) -> Float[Array
 
 def _sliding_median_of_row(x: Float[Array, " n"], *, width: int) -> Float[Array, " n"]:
     n = x.shape[0]
-    order = jnp.argsort(x)
-    rank = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32))
+    # Integers in the order of the floats: XLA sorts one array of integers 4 times as fast.
+    bits = lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}")
+    ascending = lax.sort(_in_order(bits), is_stable=False)
+    rank = jnp.searchsorted(ascending, _in_order(bits)).astype(jnp.int32)
     padded = rank[_mirrored_index(n, width // 2)]
     median_rank = _order_statistic_of_windows(padded, width, width // 2, num_values=n)
-    medians = x[order[median_rank]]
+    medians = lax.bitcast_convert_type(_in_order(ascending[median_rank]), x.dtype)
     return jnp.where(jnp.isnan(x).any(), jnp.nan, medians)
+
+
+def _in_order(bits: Int[Array, " n"]) -> Int[Array, " n"]:
+    """Turn the bits of floats into integers of their order, and back: an involution."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
 def _mirrored_index(n: int, half: int) -> Int[Array, " padded"]:
@@ -87,9 +94,7 @@ def _order_statistic_of_windows(
         sequence, left, right, k, found = carry
         bit = num_bits - 1 - level
         is_one = (sequence >> bit) & 1
-        zeros_before = jnp.concatenate(
-            [jnp.zeros(1, jnp.int32), jnp.cumsum(1 - is_one, dtype=jnp.int32)]
-        )
+        zeros_before = _count_before(1 - is_one)
         num_zeros = zeros_before[m]
 
         # How many entries of each window have this bit 0 decides which half holds the answer.
@@ -113,3 +118,13 @@ def _order_statistic_of_windows(
 
     start = (sequence, left, left + width, jnp.full_like(left, k), jnp.zeros_like(left))
     return lax.fori_loop(0, num_bits, descend, start)[-1]
+
+
+def _count_before(bits: Int[Array, " m"]) -> Int[Array, " m_and_1"]:
+    """How many of the bits before each are 1: exact sums of blocks as one matrix product."""
+    block, m = 128, bits.shape[0]
+    blocks = jnp.pad(bits, (0, -m % block)).reshape(-1, block).astype(jnp.float32)
+    inside = (blocks @ jnp.triu(jnp.ones((block, block)))).astype(jnp.int32)
+    whole = inside[:, -1]
+    counts = inside + (jnp.cumsum(whole) - whole)[:, None]
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), counts.reshape(-1)[:m]])

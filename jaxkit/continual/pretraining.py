@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,7 +123,8 @@ def pretrain_backbone(
 
     init_key, run_key = jax.random.split(key)
     optimizer = optax.adamw(schedule, weight_decay=1e-4)
-    params = jax.jit(model.init)(init_key, jnp.zeros((1, *images.shape[1:])))["params"]
+    variables = jax.jit(model.init)(init_key, jnp.zeros((1, *images.shape[1:])))
+    params = nn.meta.unbox(variables["params"])
     state = training.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
     step = training.make_train_step(loss_fn, optimizer)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(run_key)).tolist())

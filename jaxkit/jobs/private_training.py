@@ -151,7 +151,8 @@ def plan_private_training(
     )
     platform = None if mesh is None else mesh.devices.flat[0].platform
     loss = config.loss(config.model(vocab_size, platform))
-    gradient = privacy.clipped_grad_sum(loss, config.privacy.clip_norm)
+    split = mesh if mesh is not None and mesh.size > 1 else None
+    gradient = privacy.clipped_grad_sum(loss, config.privacy.clip_norm, mesh=split)
     asked = {"epsilon": epsilon, "delta": delta, "steps": config.steps, "sampling": list(sampling)}
     kept = None if folder is None else folder / PRIVATE / "plan.json"
     budget: dict[str, Any] = {"epsilon": epsilon}

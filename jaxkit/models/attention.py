@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.linen import spmd
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -144,10 +143,14 @@ def splash(query: Array, key: Array, value: Array, *, interpret: bool = False) -
     if not split or mesh is None:
         return local(query, key, value)
     heads = "kv_heads" if key.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
-    names = ("batch", None, heads, None)
-    if query.shape[0] % training.partition_count("batch", mesh):
-        names = (None, None, heads, None)
-    spec = P(*(spmd.logical_to_mesh_axes(names, training.RULES) or ()))
+    whole = query.shape[0] % training.partition_count("batch", mesh)
+    rules, spec = dict(training.RULES), []
+    for name in (None if whole else "batch", None, heads, None):
+        axes = rules.get(name) or ()
+        # Axes that the caller has split by hand are gone from the shapes.
+        axes = [axis for axis in ([axes] if isinstance(axes, str) else axes) if axis in split]
+        spec.append(tuple(axes) or None)
+    spec = P(*spec)
     return jax.shard_map(
         local, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(split), check_vma=False
     )(query, key, value)

@@ -108,8 +108,8 @@ class StepCost(NamedTuple):
         logits_bytes: its float32 logits, if scored at once.
         residual_bytes: layer inputs kept for the backward pass (all that `remat` keeps).
         temporary_bytes: all that lives beside parameters and optimizer when most does: gradients,
-            layer inputs, one layer's activations and logits with their gradients, and the gathered
-            weights of two layers and of the table.
+            layer inputs, one layer's activations and logits with their gradients, and the weights
+            of two layers and of the table gathered, or of all in the type of the activations.
         data_exchange_bytes: what the device receives to sum gradients over copies of its share.
         fsdp_exchange_bytes: what it receives to gather the parameters, forward and backward, and to
             sum and scatter their gradients, in the type of the activations; of a learned table also
@@ -240,7 +240,9 @@ def _gradient_exchange(
         read, scored = name == "embedding", name == "unembedding" or config.tied_readout
         if name not in ("embedding", "unembedding"):
             fsdp += 3 * used * (parts - 1)
-            gathered += 2 * used * parts // config.num_layers
+            # Two layers at a time; where each device has them whole, a narrower copy of all.
+            copied = parts == 1 and itemsize < 4
+            gathered += used if copied else 2 * used * parts // config.num_layers
             continue
         if scored:  # once, as any matrix
             fsdp += 2 * used * (parts - 1)

@@ -17,6 +17,16 @@ from jaxkit import training, validation
 Branch = Callable[[Array], tuple[Array, Any]]
 
 
+def _split(
+    kernel: tuple[str | None, ...], bias: tuple[str | None, ...] = (None,)
+) -> dict[str, Any]:
+    """Initializers of a dense layer, its axes named as in `training.RULES`."""
+    return {
+        "kernel_init": nn.with_logical_partitioning(nn.linear.default_kernel_init, kernel),
+        "bias_init": nn.with_logical_partitioning(nn.initializers.zeros, bias),
+    }
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with the parameter layout of published checkpoints."""
 
@@ -28,14 +38,19 @@ class Attention(nn.Module):
         """Attend over all tokens."""
         width = x.shape[-1]
         shape = (self.num_heads, width // self.num_heads)
+        axes = _split(("embed", "heads", "head_dim"), ("heads", "head_dim"))
         query, key, value = (
-            nn.DenseGeneral(shape, dtype=self.dtype, name=name)(x)
+            training.constrain(
+                nn.DenseGeneral(shape, dtype=self.dtype, name=name, **axes)(x),
+                *("batch", None, "heads", None),
+            )
             for name in ("query", "key", "value")
         )
         # Flax's, because jax.nn's takes the softmax of float64 logits in float32.
         narrow = query.dtype.itemsize < 4
         mixed = nn.dot_product_attention(query, key, value, force_fp32_for_softmax=narrow)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
+        axes = _split(("heads", "head_dim", "embed"))
+        return nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, name="out", **axes)(mixed)
 
 
 class MLP(nn.Module):
@@ -47,8 +62,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N d"]) -> Float[Array, "B N d"]:
         """Transform each token."""
-        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x), approximate=False)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+        axes = _split(("embed", "mlp"), ("mlp",))
+        hidden = nn.Dense(self.hidden, dtype=self.dtype, name="fc1", **axes)(x)
+        hidden = nn.gelu(training.constrain(hidden, "batch", None, "mlp"), approximate=False)
+        axes = _split(("mlp", "embed"))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2", **axes)(hidden)
 
 
 class Block(nn.Module):
@@ -78,7 +96,9 @@ class VisionTransformer(nn.Module):
     r"""Vision transformer ViT-B/16 by default (arXiv 2010.11929).
 
     $h \leftarrow h + \mathrm{MHSA}(\mathrm{LN}_1 h)$, then
-    $h \leftarrow h + \mathrm{MLP}(\mathrm{LN}_2 h) + \mathrm{branch}(h)$ in each block.
+    $h \leftarrow h + \mathrm{MLP}(\mathrm{LN}_2 h) + \mathrm{branch}(h)$ in each block. What `init`
+    makes carries the names of its axes, which `training.RULES` lays on a mesh; without a mesh
+    `nn.meta.unbox` takes them off.
 
     Attributes:
         image_size: height and width of the images, in pixels.
@@ -158,7 +178,7 @@ class VisionTransformer(nn.Module):
         ]
         self.norm = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False)
         if self.num_classes:
-            self.head = nn.Dense(self.num_classes)
+            self.head = nn.Dense(self.num_classes, **_split(("embed", "vocab"), ("vocab",)))
 
     def embed(self, images: Float[Array, "B H W C"]) -> Float[Array, "B N d"]:
         """Turn images in [0, 1] into tokens, the class token first.
@@ -238,7 +258,10 @@ class _PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B M d"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal((0, 1, 2)), self.shape)
+        init = nn.with_logical_partitioning(
+            nn.initializers.lecun_normal((0, 1, 2)), (None, None, None, "embed")
+        )
+        kernel: Any = self.param("kernel", init, self.shape)
         bias = self.param("bias", nn.initializers.zeros, self.shape[-1:])
         images, kernel, bias = dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
         patch, _, channels, width = self.shape

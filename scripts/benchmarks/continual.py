@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +95,7 @@ def _problem() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     model = continual.tiny_vision_transformer()
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    shapes = nn.meta.unbox(shapes)
     scale = lambda x: 1 / np.sqrt(x.shape[0]) if x.ndim > 1 else 0.1  # noqa: E731
     backbone = jax.tree.map(
         lambda x: (rng.normal(size=x.shape) * scale(x)).astype(np.float32), shapes

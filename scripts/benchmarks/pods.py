@@ -174,6 +174,7 @@ def sema_step(devices: list[Any]) -> RoomProgram:
     model = models.VisionTransformer(num_classes=0, dtype=jnp.bfloat16, remat=True)
     config, rule = continual.SEMAConfig(model, 200), continual.sgd()
     backbone = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    backbone = nn.meta.unbox(backbone)
     learning = jax.eval_shape(
         lambda: continual.init_learning(continual.init_sema(jax.random.key(0), config), rule)
     )
@@ -333,7 +334,7 @@ LLAMA = TrainConfig(
     num_layers=24,
     num_heads=16,
     head_dim=128,
-    d_ff=5504,
+    d_ff=5632,  # 8 d / 3 in multiples of 256, by which the compiler scatters gradients
     gated_mlp=True,
     activation="silu",
     position="rope",
@@ -354,7 +355,8 @@ LANGUAGE_MODELS = {
         ((16, 1, 1), (2, 8, 1), (1, 16, 1), (2, 4, 2), (1, 2, 8)), ((32, 8, 1), (16, 8, 2)),
     ),
     "1.3B LLaMA-style, V = 32,000": (
-        LLAMA, 32_000, 4, ((1, 16, 1), (2, 4, 2)), ((16, 16, 1), (4, 64, 1), (8, 16, 2)),
+        LLAMA, 32_000, 4, ((1, 16, 1), (2, 4, 2)),
+        ((16, 16, 1), (4, 64, 1), (1, 256, 1), (8, 16, 2)),
     ),
 }  # fmt: skip
 
@@ -378,15 +380,20 @@ def moved_activations(found: compilation.Compilation) -> int:
     assert found.cost is not None
     length = found.config.sequence_length
     rows = found.config.batch_size // (found.mesh.shape["data"] * found.mesh.shape["fsdp"])
-    weights = {found.config.d_model, found.config.d_ff}
+    config, parts = found.config, found.mesh.size
+    weights = {config.d_model, config.d_ff, config.num_heads, config.head_dim}
+
+    def split(n: int, share: int) -> bool:
+        return n % share == 0 and parts % (n // share) == 0
+
     total = 0
     for one in found.cost.collectives:
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", one.shape):
             dims = [int(n) for n in sizes.split(",") if n]
             pairs = itertools.pairwise(dims) if len(dims) > 2 else ()
             whole = any(
-                n % rows == 0 and n not in weights and t == length for n, t in pairs
-            ) or any(n % (rows * length) == 0 and n not in weights for n in dims)
+                split(n, rows) and n not in weights and t == length for n, t in pairs
+            ) or any(split(n, rows * length) and n not in weights for n in dims)
             ids = dtype == "s32"
             if whole and not ids and "fsdp" in one.axes and one.kind != "all-to-all":
                 total += one.received

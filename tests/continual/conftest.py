@@ -1,5 +1,6 @@
 """Parameters of the official program (torch layout) as this room holds them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +136,7 @@ def random_backbone():
     def make(model):
         rng = np.random.default_rng(1)
         image = np.zeros((1, model.image_size, model.image_size, model.channels), np.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+        shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
         return jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
 
     return make

@@ -1,5 +1,6 @@
 """ViT-B/16 at 224 pixels: shapes, and one real step."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ CONFIG = continual.SEMAConfig(MODEL, 200)
 def arguments(batch):
     """Abstract arguments of a step."""
     images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.float32)
-    backbone = jax.eval_shape(MODEL.init, jax.random.key(0), images)
+    backbone = nn.meta.unbox(jax.eval_shape(MODEL.init, jax.random.key(0), images))
     rule = continual.sgd()
     learning = jax.eval_shape(
         lambda: continual.init_learning(continual.init_sema(jax.random.key(0), CONFIG), rule)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,7 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
 def _backbone():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    shapes = nn.meta.unbox(shapes)
     return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes)
 
 

@@ -8,6 +8,7 @@ import pytest
 PROGRAM = textwrap.dedent(
     """
     import json
+    import flax.linen as nn
     import jax
     import numpy as np
     from jaxkit import continual, models, training
@@ -22,7 +23,8 @@ PROGRAM = textwrap.dedent(
     with training.distributed_run():
         random = np.random.default_rng(0)
         model = models.VisionTransformer(4, 2, 1, width=8, depth=1, num_heads=2, mlp_dim=8)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+        image = np.zeros((1, 4, 4, 1), np.float32)
+        shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
         backbone = jax.tree.map(
             lambda x: (0.4 * random.normal(size=x.shape)).astype(x.dtype), shapes
         )

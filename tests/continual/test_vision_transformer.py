@@ -2,12 +2,14 @@
 
 import struct
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from jaxkit import continual, models
+from jaxkit import continual, models, training
 
 SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
          "num_classes": 3}  # fmt: skip
@@ -91,7 +93,7 @@ def test_vit_b16_has_the_tensors_of_the_published_checkpoint(golden):
     model = models.VisionTransformer()
     assert continual.compare_weights(tensors, model).fits
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), images))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == published["n_params"]
     converted = continual.convert_weights(tensors, model)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, variables, converted))
@@ -181,3 +183,34 @@ def test_images_of_another_size_are_refused(bad_input):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
     with pytest.raises(ValueError, match="patch_size must divide image_size=8, got 3"):
         models.VisionTransformer(**{**SMALL, "patch_size": 3})
+
+
+def test_parameters_and_activations_are_split_by_the_names_of_their_axes(devices):
+    model = models.VisionTransformer(**{**SMALL, "num_classes": 5})
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+    boxed = model.init(jax.random.key(0), images)
+    mesh = training.make_mesh("data=2,fsdp=2,tensor=2")
+    split = jax.device_put(nn.meta.unbox(boxed), training.parameter_shardings(boxed, mesh))
+    block = split["params"]["block_0"]
+    specs = {
+        name: leaf.sharding.spec
+        for name, leaf in {
+            "query": block["attn"]["query"]["kernel"],
+            "out": block["attn"]["out"]["kernel"],
+            "fc1": block["mlp"]["fc1"]["kernel"],
+            "fc2": block["mlp"]["fc2"]["kernel"],
+            "head": split["params"]["head"]["kernel"],
+        }.items()
+    }
+    assert specs == {
+        "query": P("fsdp", "tensor", None),
+        "out": P("tensor", None, "fsdp"),
+        "fc1": P("fsdp", "tensor"),
+        "fc2": P("tensor", "fsdp"),
+        "head": P("fsdp", None),  # five classes stay whole
+    }
+    with jax.set_mesh(mesh):
+        found = jax.jit(model.apply)(split, training.place_batch(np.asarray(images), mesh))
+    np.testing.assert_allclose(
+        found["logits"], jax.jit(model.apply)(boxed, images)["logits"], atol=1e-5
+    )

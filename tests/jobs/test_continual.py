@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def small_backbone(monkeypatch):
     """A backbone that nobody trains."""
 
     def untrained(key, model, images, labels, **options):
-        return model.init(key, jax.numpy.asarray(images[:1]))
+        return nn.meta.unbox(model.init(key, jax.numpy.asarray(images[:1])))
 
     monkeypatch.setattr(continual, "pretrain_backbone", untrained)
 

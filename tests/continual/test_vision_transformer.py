@@ -210,7 +210,7 @@ def test_parameters_and_activations_are_split_by_the_names_of_their_axes(devices
         "head": P("fsdp", None),  # five classes stay whole
     }
     with jax.set_mesh(mesh):
-        found = jax.jit(model.apply)(split, training.place_batch(np.asarray(images), mesh))
+        found = jax.jit(model.apply)(split, jax.device_put(images, training.batch_sharding(mesh)))
     np.testing.assert_allclose(
         found["logits"], jax.jit(model.apply)(boxed, images)["logits"], atol=1e-5
     )

@@ -179,7 +179,7 @@ def _check_clients(
             f"state.clients must have one row at least for each of the {num_clients} clients, got "
             f"{sorted(held)}"
         )
-    mesh = client_map.mesh
+    mesh = None if data.on_host else client_map.mesh
     for name, rows in (("data", {data.rows}), ("state.clients", held)):
         if mesh is not None and any(count % mesh.shape[backends.AXIS] for count in rows):
             raise ValueError(
@@ -238,22 +238,22 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
 
     The mean over two examples has no mixed difference: L(a, c) - L(b, c) - L(a, d) + L(b, d) = 0.
     """
-    if any(map(validation.is_traced, jax.tree.leaves(data.examples))):
+    leaves = jax.tree.leaves(data.examples)
+    if any(
+        validation.is_traced(leaf)
+        or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable)
+        for leaf in leaves
+    ):
         return
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(data.examples)):
+    size = leaves[0].shape[0 if data.index is not None else 1]
+    if size < 4:
         return
     with jax.ensure_compile_time_eval():
         key = jax.random.key(0)
-        own = (
-            data.examples
-            if data.index is not None
-            else jax.tree.map(lambda leaf: leaf[0], data.examples)
-        )
-        size = jax.tree.leaves(own)[0].shape[0]
-        if size < 4:
-            return
-        a, b, c, d = (0, size // 3, 2 * size // 3, size - 1)
-        pairs = jnp.array([[a, c], [b, c], [a, d], [b, d]])
+        rows = np.array([0, size // 3, 2 * size // 3, size - 1])
+        chosen = rows if data.index is not None else (0, rows)
+        four = jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), data.examples)
+        pairs = jnp.array([[0, 2], [1, 2], [0, 3], [1, 3]])
         # Any parameters show it, known or not.
         leaves, structure = jax.tree.flatten(params)
         drawn = [
@@ -263,7 +263,7 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
         point = jax.tree.unflatten(structure, drawn)
 
         def loss(pair):
-            batch = jax.tree.map(lambda leaf: leaf[pair], own)
+            batch = jax.tree.map(lambda leaf: leaf[pair], four)
             batch = batch if training.augment is None else training.augment(batch, key)
             return training.loss_fn(point, batch, key)
 

@@ -32,6 +32,8 @@ class ClientData:
         num_clients: how many rows are clients (static); they come first.
         smallest: examples of the smallest client (static).
         divisor: greatest common divisor of the clients' numbers of examples (static).
+        on_host: whether `simulate` leaves examples and client state in host memory and moves the
+            cohort's part of them each round (static).
 
     Example:
         >>> data = client_data(np.arange(5.0), [[0, 1], [2, 3, 4]])
@@ -45,6 +47,7 @@ class ClientData:
     num_clients: int = flax.struct.field(pytree_node=False)
     smallest: int = flax.struct.field(pytree_node=False)
     divisor: int = flax.struct.field(pytree_node=False)
+    on_host: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def rows(self) -> int:
@@ -69,6 +72,20 @@ class ClientData:
             lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[own:]), leaf.dtype), self.examples
         )
 
+    def of(self, clients: np.ndarray) -> ClientData:
+        """The examples of some clients alone, as arrays by client."""
+        places = clients if self.index is None else np.asarray(self.index)[clients]
+
+        def take(leaf):
+            return (leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf))[places]
+
+        return dataclasses.replace(
+            self,
+            examples=jax.tree.map(take, self.examples),
+            index=None,
+            num_examples=np.asarray(self.num_examples)[clients],
+        )
+
     def placed(self, mesh: Mesh) -> ClientData:
         """Split the clients over a mesh axis `"clients"`; a pool is copied to every device.
 
@@ -90,12 +107,14 @@ class ClientData:
         return (self.examples if self.index is None else (), self.index, self.num_examples)
 
 
-def client_data(examples: PyTree, indices: Sequence[Any]) -> ClientData:
+def client_data(examples: PyTree, indices: Sequence[Any], *, on_host: bool = False) -> ClientData:
     """Give each client its examples of a common pool: an example costs an index, not a copy.
 
     Args:
         examples: pytree of arrays [pool, ...]; bytes stay bytes.
         indices: for each client, the integer indices of its examples (a partition, say).
+        on_host: leave the examples where they are, in memory or mapped from a file, and move only
+            the cohort's to the device, and its state; for `simulate`.
 
     Returns:
         The data.
@@ -129,9 +148,10 @@ def client_data(examples: PyTree, indices: Sequence[Any]) -> ClientData:
     largest = max(map(len, chosen))
     # Padding repeats a real example, so that no loss of it can be an infinity.
     table = np.stack([np.append(rows, np.full(largest - len(rows), rows[0])) for rows in chosen])
-    return _data(
-        jax.tree.map(jnp.asarray, examples), jnp.asarray(table, jnp.int32), list(map(len, chosen))
-    )
+    made = _data(examples, table.astype(np.int32), list(map(len, chosen)))
+    if on_host:
+        return dataclasses.replace(made, on_host=True)
+    return jax.tree.map(jnp.asarray, made)
 
 
 def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:

@@ -134,18 +134,16 @@ def federated_round(
     """
     client_map = client_map or backends.vmap_clients()
     checks.check_run(algorithm, training, state, data, sampler, client_map)
-    draw_key, _, _ = _round_keys(algorithm, state)
-    cohort = sampler.sample(draw_key, state.round)
+    cohort = draw_cohort(algorithm, state, sampler, client_map)
     mesh = client_map.mesh
     local = mesh is not None and sampler.num_strata == mesh.shape[backends.AXIS] > 1
-    padded = cohorts.pad_cohort(cohort, client_map.multiple)
-    if local and padded.clients.shape != cohort.clients.shape:
+    if local and cohort.clients.shape[0] != sampler.cohort_size:
         raise ValueError(
             f"a stratified cohort must fill its chunks: {client_map.multiple} must divide "
             f"cohort_size, got {sampler.cohort_size}"
         )
     return _round(
-        algorithm, training, state, data, padded, client_map,
+        algorithm, training, state, data, cohort, client_map,
         rows_are_local=local, keep_local=keep_local,
     )  # fmt: skip
 
@@ -199,12 +197,19 @@ def cohort_round(
 
 
 def _round(
-    algorithm, training, state, data, cohort, client_map, *, rows_are_local=False, keep_local
-):
-    """A round; `rows_are_local`: each place of the cohort names a client of its own device."""
+    algorithm, training, state, data, cohort, client_map, *,
+    rows_are_local=False, keep_local=False, gathered=False,
+):  # fmt: skip
+    """A round; `rows_are_local`: each place of the cohort names a client of its own device.
+
+    `gathered`: the rows of state and data are the places of the cohort already.
+    """
     _, clients_key, noise_key = _round_keys(algorithm, state)
     mesh = client_map.mesh if rows_are_local else None
-    gather = lambda tree: backends.gather_rows(tree, cohort.clients, mesh)  # noqa: E731
+
+    def gather(tree):
+        return tree if gathered else backends.gather_rows(tree, cohort.clients, mesh)
+
     pool = () if data.index is None else data.examples
     places = Client(
         identity=cohort.clients,
@@ -218,7 +223,8 @@ def _round(
     run = _Round(algorithm, training, full, full and data.equal, keep_local)
     broadcast = (state.params, state.shared, state.round, clients_key, pool)
     (held, local), total, spread = client_map.run(run.client_round, broadcast, places)
-    held = backends.scatter_rows(state.clients, cohort.clients, held, mesh)
+    if not gathered:
+        held = backends.scatter_rows(state.clients, cohort.clients, held, mesh)
 
     aggregate = algorithm.aggregate(total["message"], total["weight"], noise_key)
     if algorithm.privacy is not None:
@@ -226,8 +232,7 @@ def _round(
         release = lambda leaf: jnp.where(accounted, leaf, jnp.nan)  # noqa: E731
         aggregate = aggregate._replace(mean=jax.tree.map(release, aggregate.mean))
     by_size = algorithm.weighting == "examples"
-    whole = data.num_examples.sum() if by_size else state.num_clients
-    fraction = aggregate.count / whole
+    fraction = (spread.count if by_size else aggregate.count) / state.num_clients
     displacement, shared = algorithm.absorb(state.shared, aggregate.mean, fraction)
     updates, server_state = algorithm.server_optimizer.update(
         optax.tree.scale(-1, displacement),
@@ -254,6 +259,66 @@ def _round(
         local=LocalModels(cohort.clients, cohort.active, **local) if keep_local else None,
     )
     return _keep_placed(new_state, client_map), metrics
+
+
+def gathered_round(
+    algorithm: algorithms.FederatedAlgorithm,
+    training: local_steps.LocalTraining,
+    state: states.FederatedState,
+    data: clients.ClientData,
+    cohort: cohorts.Cohort,
+    client_map: backends.ClientMap,
+) -> tuple[states.FederatedState, RoundMetrics]:
+    """A round of `draw_cohort`'s, whose rows of state and data alone are on the device.
+
+    Args:
+        algorithm: the federated algorithm.
+        training: how clients train.
+        state: before the round, `clients` with a row a place of the cohort.
+        data: likewise (`ClientData.of`).
+        cohort: from `draw_cohort`.
+        client_map: backend.
+
+    Returns:
+        State, likewise, and metrics after the round: those of `federated_round`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxkit.federated.fedspeed import feddyn
+        >>> training = local_steps.LocalTraining(
+        ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=1
+        ... )
+        >>> data = clients.stack_clients(jnp.array([[1.0], [3.0]]))
+        >>> state = states.init_state(feddyn(), jnp.zeros(()), 2, jax.random.key(0))
+        >>> cohort = cohorts.make_cohort([1], 2)
+        >>> rows = jax.tree.map(lambda leaf: leaf[1:], state.clients)
+        >>> part, one = data.of(np.array([1])), state._replace(clients=rows)
+        >>> after, _ = gathered_round(
+        ...     feddyn(), training, one, part, cohort, backends.vmap_clients()
+        ... )
+        >>> float(after.clients["memory"]["dual"][0]) > 1
+        True
+    """
+    return _round(algorithm, training, state, data, cohort, client_map, gathered=True)
+
+
+def draw_cohort(
+    algorithm: algorithms.FederatedAlgorithm,
+    state: states.FederatedState,
+    sampler: cohorts.Sampler,
+    client_map: backends.ClientMap,
+) -> cohorts.Cohort:
+    """The cohort of the next round, padded for the backend.
+
+    Example:
+        >>> from jaxkit.federated.fedavg import fedavg
+        >>> state = states.init_state(fedavg(), jnp.zeros(()), 2, jax.random.key(0))
+        >>> sampler = cohorts.uniform_sampler(2, 2)
+        >>> draw_cohort(fedavg(), state, sampler, backends.vmap_clients(4)).active.tolist()
+        [True, True, False, False]
+    """
+    draw_key, _, _ = _round_keys(algorithm, state)
+    return cohorts.pad_cohort(sampler.sample(draw_key, state.round), client_map.multiple)
 
 
 def run_rounds(

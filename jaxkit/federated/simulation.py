@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
@@ -103,19 +104,26 @@ def simulate(
         validation.integer(name, value, minimum=1)
     client_map = client_map or backends.vmap_clients()
     mesh, given = client_map.mesh, data
-    if mesh is not None:
+    if data.on_host and jax.process_count() > 1:
+        raise ValueError("data must not be on_host where there are several processes")
+    if mesh is not None and not data.on_host:
         data = data.placed(mesh)
-    state = states.init_state(algorithm, params, sampler.num_clients, key, mesh=mesh)
+    hosted = _Hosted(algorithm, sampler, client_map) if data.on_host else None
+    if hosted is not None:
+        state = hosted.init_state(params, key)
+    else:
+        state = states.init_state(algorithm, params, sampler.num_clients, key, mesh=mesh)
     checks.check_run(algorithm, local, state, data, sampler, client_map)
     if folder is not None:
         identity = _identity(algorithm, local, params, given, sampler, key)
-    step = jax.jit(
-        lambda state, data: rounds.federated_round(
-            algorithm, local, state, data, sampler, client_map
-        ),
-        donate_argnums=0,
-    )
-    compiled = step.lower(state, data).compile()
+
+    def one_round(state, data, cohort):
+        if hosted is not None:
+            return rounds.gathered_round(algorithm, local, state, data, cohort, client_map)
+        return rounds.federated_round(algorithm, local, state, data, sampler, client_map)
+
+    first_part = (state, data, None) if hosted is None else hosted.gather(state, data)
+    compiled = jax.jit(one_round, donate_argnums=0).lower(*first_part).compile()
     if progress is not None and (memory := compiled.memory_analysis()) is not None:
         training.say(
             f"a device holds {memory.argument_size_in_bytes / 2**20:.1f} MiB of clients, models "
@@ -125,7 +133,12 @@ def simulate(
     history: list[dict[str, Any]] = []
 
     def advance(state: states.FederatedState, made: int, most: int | None) -> training.Lap:
-        state, metrics = compiled(state, data)
+        if hosted is None:
+            state, metrics = compiled(state, data, None)
+        else:
+            part = hosted.gather(state, data)
+            after, metrics = compiled(*part)
+            state = hosted.scatter(state, after, part[2])
 
         def rows(seconds: float | None) -> list[dict[str, Any]]:
             row = {"step": made + 1, **_numbers(metrics._asdict())}
@@ -164,6 +177,42 @@ def simulate(
             progress=progress,
         )
     return SimulationResult(result.state, history)
+
+
+class _Hosted(NamedTuple):
+    """Client state and examples in host memory; a round moves those of its cohort."""
+
+    algorithm: algorithms.FederatedAlgorithm
+    sampler: cohorts.Sampler
+    client_map: backends.ClientMap
+
+    def init_state(self, params: PyTree, key: Key[Array, ""]) -> states.FederatedState:
+        count = self.sampler.num_clients
+        one = states.init_state(self.algorithm, params, 1, key)
+        table = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), count, 0), one.clients)
+        return one._replace(clients=table, num_clients=jnp.asarray(count, jnp.int32))
+
+    def gather(self, state: states.FederatedState, data: clients.ClientData) -> tuple[Any, ...]:
+        """State and data with the cohort's rows alone, and the cohort."""
+        known = state._replace(clients=())
+        cohort = rounds.draw_cohort(self.algorithm, known, self.sampler, self.client_map)
+        chosen = np.minimum(np.asarray(cohort.clients), self.sampler.num_clients - 1)
+        held = jax.tree.map(lambda table: table[chosen], state.clients)
+        part = jax.tree.map(jnp.asarray, (state._replace(clients=held), data.of(chosen)))
+        return *part, cohort
+
+    def scatter(
+        self, state: states.FederatedState, after: states.FederatedState, cohort: cohorts.Cohort
+    ) -> states.FederatedState:
+        """The state after a round, with the cohort's rows written to the table."""
+        active = np.asarray(cohort.active)
+        chosen = np.asarray(cohort.clients)[active]
+
+        def write(table, rows):
+            table[chosen] = np.asarray(rows)[active]
+            return table
+
+        return after._replace(clients=jax.tree.map(write, state.clients, after.clients))
 
 
 def _told(folder: pathlib.Path, last: int) -> list[dict[str, Any]]:

@@ -89,6 +89,7 @@ class FederatedConfig:
         image_size: pixels that pictures get; by default their own, or the recipe's.
         normalization: none, half, ..., or numbers m,m,m/s,s,s; by default the recipe's.
         chunk_size: clients that a device trains at a time; by default all of the cohort.
+        on_host: leave pictures and client state in host memory and move only the cohort's part.
         mesh: clients=N divides the clients over N devices; by default one device.
         evaluate_every: rounds between evaluations on the test pictures.
         checkpoint_every: rounds between checkpoints.
@@ -138,6 +139,7 @@ class FederatedConfig:
     image_size: int | None = None
     normalization: str | None = None
     chunk_size: int | None = None
+    on_host: bool = False
     mesh: str = ""
     evaluate_every: int = 10
     checkpoint_every: int = 50
@@ -332,7 +334,9 @@ def _problem(config: FederatedConfig, seed: int) -> tuple[_Problem, datasets.Pic
         *split.notes,
         f"{len(rows):,} clients of {sizes.min()} to {sizes.max()} pictures ({config.partition})",
     )
-    return _Problem(federated.client_data(pool, rows), counts, test, owners, notes), recipe
+    return _Problem(
+        federated.client_data(pool, rows, on_host=config.on_host), counts, test, owners, notes
+    ), recipe
 
 
 def _square(x: np.ndarray, root: pathlib.Path) -> np.ndarray:

@@ -72,6 +72,24 @@ def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path)
         run(problem, folder=tmp_path / "parts", **options)
 
 
+@pytest.mark.parametrize("name", ["fedsmoo", "scaffold"])
+def test_clients_in_host_memory_make_the_same_run_to_the_bit(problem, tmp_path, name):
+    pool = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), problem.examples)
+    rows = list(np.arange(80).reshape(10, 8))
+    np.save(tmp_path / "x.npy", pool["x"])
+    mapped = {**pool, "x": np.load(tmp_path / "x.npy", mmap_mode="r")}
+    options = {
+        "method": fl.with_relaxed_start(fl.ALGORITHMS[name]()), "num_rounds": 3,
+        "sampler": fl.bernoulli_sampler(10, 0.3), "client_map": fl.vmap_clients(4),
+    }  # fmt: skip
+    found = []
+    for data in (fl.client_data(pool, rows), fl.client_data(mapped, rows, on_host=True)):
+        own = types.SimpleNamespace(**{**vars(problem), "data": data})
+        found.append(run(own, folder=tmp_path / f"run{len(found)}", **options).state)
+    assert isinstance(jax.tree.leaves(found[1].clients)[0], np.ndarray)
+    assert training.fingerprint(found[0]) == training.fingerprint(found[1])
+
+
 def test_history_has_every_round_and_evaluations_where_asked(problem, capsys):
     progress = training.Console(6)
     result = run(problem, evaluate=evaluator(problem), evaluate_every=4, progress=progress)

@@ -4,6 +4,7 @@ import pickle
 import struct
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -568,3 +569,16 @@ def test_three_numbers_do_not_normalize_grey_pictures():
     pictures = datasets.Pictures(np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="the pictures have one channel"):
         datasets.picture_batches(pictures, datasets.picture_recipe("cifar10"), batch_size=2, seed=0)
+
+
+def test_draws_on_the_device_are_distributed_as_those_on_the_host():
+    recipe = datasets.PictureRecipe(8, pad=2, pad_probability=0.5, flip=0.25)
+    drawn = jax.tree.map(np.asarray, recipe.draw_on_device(jax.random.key(0), 4000))
+    host = [recipe.draw(0, 0, i, (8, 8)) for i in range(4000)]
+    assert drawn["flip"].mean() == pytest.approx(0.25, abs=0.03)
+    for axis in (0, 1):
+        ours = np.bincount(drawn["offset"][:, axis], minlength=5) / 4000
+        theirs = np.bincount([one.offset[axis] for one in host], minlength=5) / 4000
+        np.testing.assert_allclose(ours, theirs, atol=0.03)
+    with pytest.raises(ValueError, match="area must be None"):
+        datasets.PictureRecipe(8, area=(0.5, 1.0)).draw_on_device(jax.random.key(0), 1)

@@ -275,7 +275,7 @@ def rank_schedules(
 
     Args:
         law: any, fitted or published.
-        candidates: by name, learning rates of any length or optax schedules.
+        candidates: by name, learning rates of any length, optax schedules or curves.
         total_steps: as for `predict`.
         warmup_steps: as for `predict`.
         model_size: as for `predict`.
@@ -295,7 +295,10 @@ def rank_schedules(
     """
     if not candidates:
         raise ValueError("candidates must hold at least one schedule, got none")
-    tables = {name: curves.rates_of(value, total_steps) for name, value in candidates.items()}
+    tables = {
+        name: curves.rates_of(curves.if_curve(value, name, warmup_steps), total_steps)
+        for name, value in candidates.items()
+    }
     losses: dict[str, float] = {}
     for length in {np.shape(rates)[-1] for rates in tables.values()}:
         names = [name for name, rates in tables.items() if np.shape(rates)[-1] == length]

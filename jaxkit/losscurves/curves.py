@@ -126,7 +126,7 @@ def rates_of(schedule: Any, total_steps: int | None = None) -> Float[Any, "*batc
     """Tabulate a schedule, in float64: element `t` is its rate at `t`, for t = 0 to `total_steps`.
 
     Args:
-        schedule: any `optax.Schedule`; or a `LossCurve` or an array, whose own rates are returned.
+        schedule: any `optax.Schedule`; or a curve or an array, whose own rates are returned.
         total_steps: last step wanted; by default the horizon that the schedule knows.
 
     Returns:
@@ -140,6 +140,7 @@ def rates_of(schedule: Any, total_steps: int | None = None) -> Float[Any, "*batc
         >>> rates_of(optax.linear_schedule(1.0, 0.0, 4), 4)
         array([1.  , 0.75, 0.5 , 0.25, 0.  ])
     """
+    schedule = if_curve(schedule, "schedule")
     if isinstance(schedule, LossCurve):
         return schedule.learning_rates
     if not callable(schedule):
@@ -153,13 +154,19 @@ def rates_of(schedule: Any, total_steps: int | None = None) -> Float[Any, "*batc
     return areas.check_schedule("schedule", np.array(np.broadcast_to(rates, (total + 1,))))
 
 
-def as_curve(value: Any, name: str) -> LossCurve:
+def as_curve(value: Any, name: str, warmup_steps: float | None = None) -> LossCurve:
     """Return a curve of what people have: a `LossCurve`, a table of columns, or a file."""
     if isinstance(value, LossCurve):
         return loss_curve(
             *value[:4], model_size=value.model_size, warmup_steps=value.warmup_steps, name=name
         )
-    return read_curve(value)
+    return read_curve(value, warmup_steps=warmup_steps)
+
+
+def if_curve(value: Any, name: str, warmup_steps: float | None = None) -> Any:
+    """Return a curve of what `as_curve` takes, and anything else (a schedule) as it is."""
+    table = isinstance(value, Mapping | str | os.PathLike) or hasattr(value, "columns")
+    return as_curve(value, name, warmup_steps) if table else value
 
 
 def read_curve(

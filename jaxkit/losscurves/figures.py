@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def prediction_figure(
     fitted: fitting.Law,
-    observed: Mapping[str, curves.LossCurve],
+    observed: Mapping[str, Any],
     *,
     unseen: Mapping[str, Any] | None = None,
     warmup_steps: float | None = None,
@@ -28,7 +28,7 @@ def prediction_figure(
 
     Args:
         fitted: the fit that predicts.
-        observed: curves by name.
+        observed: curves by name, in any form that `fit` takes.
         unseen: learning rates or optax schedules by name, drawn dashed and, where the law comes
             from `bootstrap_fit`, with the 90 % interval of their final loss in a third panel.
         warmup_steps: as for `predict`.
@@ -49,12 +49,13 @@ def prediction_figure(
     """
     if not observed:
         raise ValueError("observed must hold at least one curve, got none")
+    known = {name: curves.as_curve(one, name, warmup_steps) for name, one in observed.items()}
     ratios = [2.2, 1, 0.3 + 0.16 * len(unseen)] if unseen else [2.2, 1]
     figure, panels = plotting.axes(len(ratios), 1, width=7.0, height=2.6, height_ratios=ratios)
     top, bottom = panels[0], panels[1]
     top.sharex(bottom)
     top.tick_params(labelbottom=False)
-    for index, (name, curve) in enumerate(observed.items()):
+    for index, (name, curve) in enumerate(known.items()):
         predicted = np.asarray(fitting.predict(fitted, curve, warmup_steps=warmup_steps))
         color = plotting.COLORS[index % len(plotting.COLORS)]
         top.plot(curve.steps, curve.losses, ".", color=color, alpha=0.35, markersize=4)
@@ -66,10 +67,10 @@ def prediction_figure(
     bottom.axhline(0.0, color="black", linewidth=0.8)
     bottom.set(xlabel="step", ylabel="residual (%)")
     if unseen:
-        _draw_unseen(fitted, unseen, top, panels[2], len(observed), warmup_steps)
+        _draw_unseen(fitted, unseen, top, panels[2], len(known), warmup_steps)
         top.legend(ncols=2)
     # The fall of the first steps would hide what the schedules do.
-    drawn = np.concatenate([curve.losses[len(curve.losses) // 10 :] for curve in observed.values()])
+    drawn = np.concatenate([curve.losses[len(curve.losses) // 10 :] for curve in known.values()])
     margin = 0.1 * np.ptp(drawn)
     low = min([drawn.min(), *(line.get_ydata()[-1] for line in top.lines)])
     top.set_ylim(low - margin, drawn.max() + margin)

@@ -249,7 +249,8 @@ def predict(
     Args:
         law: fitted or published.
         schedule: learning rates `[*batch, steps]`, index 0 before the first counted step; an optax
-            schedule; or a `LossCurve`, whose steps, warm-up and model size are then the defaults.
+            schedule; or a curve in any form that `fit` takes, whose steps, warm-up and model size
+            are then the defaults.
         steps: at which steps, `[n]`; every one if None.
         total_steps: last step of an optax schedule that does not know its own.
         warmup_steps: last warm-up index of these schedules; that of the fitted curves if None.
@@ -279,6 +280,9 @@ def predict(
         >>> predict(fit(forms.RateSumPower(), runs), rates[0], steps=np.array([1000]))
         Array([2.3160698], dtype=float32)
     """
+    alike = law.warmup_steps[0] if len(set(law.warmup_steps)) == 1 else 0
+    told = alike or None if warmup_steps is None else warmup_steps
+    schedule = curves.if_curve(schedule, "schedule", told)
     if isinstance(schedule, curves.LossCurve):
         steps = schedule.steps if steps is None else steps
         warmup_steps = schedule.warmup_steps or None if warmup_steps is None else warmup_steps

@@ -72,8 +72,12 @@ def pose(
     validation.choice("warmup", warmup, areas.WARMUPS)
     if not isinstance(fitted, Sequence) or isinstance(fitted, curves.LossCurve | str) or not fitted:
         raise ValueError("curves must be a sequence of at least one LossCurve, table or file")
-    checked = [curves.as_curve(curve, f"curves[{i}]") for i, curve in enumerate(fitted)]
-    warmups = _per_curve(warmup_steps, checked)
+    given = _per_curve(warmup_steps, len(fitted))
+    checked = [curves.as_curve(curve, f"curves[{i}]", given[i]) for i, curve in enumerate(fitted)]
+    warmups = tuple(
+        curve.warmup_steps if steps is None else steps
+        for curve, steps in zip(checked, given, strict=True)
+    )
     kept = tuple(
         _select(f"curves[{i}]", curve, warmups[i], first_step, last_step)
         for i, curve in enumerate(checked)
@@ -115,21 +119,17 @@ def _padder(padding: int) -> Any:
     return lambda points: np.pad(points, (0, padding), mode="edge")
 
 
-def _per_curve(
-    warmup_steps: float | Sequence[float] | None, fitted: Sequence[curves.LossCurve]
-) -> tuple[float, ...]:
+def _per_curve(warmup_steps: float | Sequence[float] | None, count: int) -> Sequence[float | None]:
     if warmup_steps is None:
-        return tuple(curve.warmup_steps for curve in fitted)
-    if isinstance(warmup_steps, Sequence):
-        if len(warmup_steps) != len(fitted):
-            raise ValueError(
-                f"warmup_steps must be one number, or one for each of {len(fitted)} curves, "
-                f"got {warmup_steps!r}"
-            )
-        each = tuple(warmup_steps)
-    else:
-        each = (warmup_steps,) * len(fitted)
-    return tuple(validation.number("warmup_steps", steps, minimum=0) for steps in each)
+        return (None,) * count
+    if not isinstance(warmup_steps, Sequence):
+        warmup_steps = (warmup_steps,) * count
+    if len(warmup_steps) != count:
+        raise ValueError(
+            f"warmup_steps must be one number, or one for each of {count} curves, got "
+            f"{warmup_steps!r}"
+        )
+    return tuple(validation.number("warmup_steps", steps, minimum=0) for steps in warmup_steps)
 
 
 def _select(

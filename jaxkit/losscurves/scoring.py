@@ -103,7 +103,7 @@ class ComparisonTable:
 
 def comparison_table(
     fits: Mapping[str, fitting.Law],
-    observed: Mapping[str, curves.LossCurve],
+    observed: Mapping[str, Any],
     *,
     warmup_steps: float | None = None,
     held_out: Sequence[str] = (),
@@ -112,7 +112,7 @@ def comparison_table(
 
     Args:
         fits: fitted laws by name.
-        observed: measured curves by name.
+        observed: measured curves by name, in any form that `fit` takes.
         warmup_steps: last warm-up index of the curves, if they and the fits do not say it.
         held_out: names of the curves that no fit saw, marked in the table: only they tell which
             law predicts better.
@@ -140,8 +140,9 @@ def comparison_table(
         "final predicted", "final observed",
     )  # fmt: skip
     rows = []
+    known = {name: curves.as_curve(one, name, warmup_steps) for name, one in observed.items()}
     for law, fitted in fits.items():
-        for name, curve in observed.items():
+        for name, curve in known.items():
             predicted = np.asarray(
                 fitting.predict(fitted, curve, warmup_steps=warmup_steps), np.float64
             )

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -210,3 +211,46 @@ def test_schedules_of_any_maker_are_tabulated():
         losscurves.rates_of(optax.constant_schedule(0.1))
     with pytest.raises(ValueError, match=r"give np.append\(rates\[:1\], rates\)"):
         losscurves.loss_curve(np.ones(3), [1, 2, 3], [3.0, 2.0, 1.0])
+
+
+def test_every_function_that_takes_curves_takes_data_frames(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    form = losscurves.Annealing(0.9)
+    known = {"floor": 2.0, "scale": 0.6, "annealing": 0.5, "exponent": 0.4}
+    law, made, frames = losscurves.law(form, **known), {}, {}
+    for name, end in (("flat", 0.01), ("half", 0.005), ("fallen", 0.0)):
+        schedule = schedules.schedule_from_profile(
+            "linear", 0.01, 300, warmup_steps=20, end_value=end
+        )
+        rates = losscurves.rates_of(schedule, 299)
+        rates, at = np.append(rates[:1], rates), np.arange(30, 301, 10)
+        losses = np.asarray(losscurves.predict(law, rates, steps=at, warmup_steps=20), float)
+        losses *= 1 + 1e-4 * np.sin(at)
+        made[name] = losscurves.loss_curve(rates, at, losses, warmup_steps=20)
+        columns = {"step": at, "learning_rate": rates[at], "loss": losses}
+        frames[name] = pandas.DataFrame(columns)
+    told = {"warmup_steps": 20}
+    with pytest.raises(ValueError, match="warm-up cannot be told from the log"):
+        losscurves.fit(form, list(frames.values()))
+    curves, tables = list(made.values()), list(frames.values())
+    fitted, again = losscurves.fit(form, curves), losscurves.fit(form, tables, **told)
+    np.testing.assert_allclose(again.constants, fitted.constants, rtol=1e-6)
+    decays = [0.8, 0.9]
+    np.testing.assert_allclose(
+        losscurves.profile_decay(tables, decays, **told).objectives,
+        losscurves.profile_decay(curves, decays).objectives, rtol=1e-4,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        losscurves.leave_one_out(form, tables, **told), losscurves.leave_one_out(form, curves),
+        rtol=1e-3,
+    )  # fmt: skip
+    key = jax.random.key(0)
+    sampled = losscurves.bootstrap_fit(key, form, tables, num_samples=4, **told)
+    wanted = losscurves.predict(fitted, made["fallen"])
+    np.testing.assert_allclose(losscurves.predict(again, frames["fallen"]), wanted, rtol=1e-5)
+    found = losscurves.prediction_interval(sampled, frames["fallen"], **told)
+    np.testing.assert_allclose(found.loss, wanted, rtol=1e-5)
+    assert losscurves.comparison_table({"a": again}, frames, **told).rows
+    ranked, exact = (losscurves.rank_schedules(again, one, **told) for one in (frames, made))
+    assert [one.name for one in ranked] == [one.name for one in exact]
+    assert len(losscurves.prediction_figure(again, frames, **told).axes) == 2

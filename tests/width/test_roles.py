@@ -290,36 +290,40 @@ def test_what_is_no_parameter_is_named(bad_input, tree, error, message):
         width.width_scaling(tree, tree)
 
 
-def test_trees_of_equinox_nnx_and_haiku_have_the_roles_of_their_layers():
+def _equinox_layers(d):
     eqx = pytest.importorskip("equinox")
+    key = jax.random.key(0)
+    model = eqx.filter_eval_shape(
+        lambda: [eqx.nn.Linear(8, d, key=key), eqx.nn.Linear(d, 4 * d, key=key)]
+    )
+    return eqx.filter(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
-    def of_equinox(d):
-        key = jax.random.key(0)
-        model = eqx.filter_eval_shape(
-            lambda: [eqx.nn.Linear(8, d, key=key), eqx.nn.Linear(d, 4 * d, key=key)]
-        )
-        return eqx.filter(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
-    def of_nnx(d):
-        def model():
-            rngs = nnx.Rngs(0)
-            return nnx.List([nnx.Linear(8, d, rngs=rngs), nnx.Linear(d, 4 * d, rngs=rngs)])
+def _nnx_layers(d):
+    def model():
+        rngs = nnx.Rngs(0)
+        return nnx.List([nnx.Linear(8, d, rngs=rngs), nnx.Linear(d, 4 * d, rngs=rngs)])
 
-        return nnx.state(nnx.eval_shape(model), nnx.Param)
+    return nnx.state(nnx.eval_shape(model), nnx.Param)
 
-    def of_haiku(d):
-        linear = {"w": shape(8, d), "b": shape(d)}
-        return {"mlp/linear": linear, "mlp/linear_1": {"w": shape(d, 4 * d), "b": shape(4 * d)}}
 
-    sides = {}
-    for make, name in ((of_equinox, "weight"), (of_nnx, "kernel"), (of_haiku, "w")):
-        info = paths.named_leaves(width.width_scaling(make(16), make(64)).info)
-        roles = {path: leaf.role for path, leaf in info.items()}
-        (matrix,) = [path for path, role in roles.items() if role == "matrix"]
-        assert matrix.split("/")[-1] == name, roles
-        assert sorted(roles.values()) == ["matrix", "vector", "vector", "vector"]
-        sides[name] = info[matrix].fan_in_axes
-    assert sides == {"weight": (1,), "kernel": (0,), "w": (0,)}
+def _haiku_layers(d):
+    hk = pytest.importorskip("haiku")
+    model = hk.transform(lambda x: hk.nets.MLP([d, 4 * d])(x))
+    return jax.eval_shape(model.init, jax.random.key(0), shape(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("layers", "name", "fan_in"),
+    [(_equinox_layers, "weight", 1), (_nnx_layers, "kernel", 0), (_haiku_layers, "w", 0)],
+)
+def test_trees_of_other_libraries_have_the_roles_of_their_layers(layers, name, fan_in):
+    info = paths.named_leaves(width.width_scaling(layers(16), layers(64)).info)
+    roles = {path: leaf.role for path, leaf in info.items()}
+    (matrix,) = [path for path, role in roles.items() if role == "matrix"]
+    assert matrix.split("/")[-1] == name, roles
+    assert sorted(roles.values()) == ["matrix", "vector", "vector", "vector"]
+    assert info[matrix].fan_in_axes == (fan_in,)
 
 
 def test_the_models_of_the_toolkit_have_roles_without_a_word():

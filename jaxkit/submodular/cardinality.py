@@ -239,8 +239,7 @@ def random_greedy(
         function.
 
     Raises:
-        TypeError: as `greedy`.
-        ValueError: as `greedy`.
+        TypeError, ValueError: as `greedy`.
 
     Source: Buchbinder, Feldman, Naor and Schwartz, SODA 2014, Algorithm 1.
 

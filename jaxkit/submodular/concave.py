@@ -1,5 +1,7 @@
 """Concave over modular: sums over the set, each under a concave function."""
 
+# ruff: noqa: D102 - methods do what `SetFunction` says, where nothing else is said
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -47,12 +49,7 @@ _NAMES = ("identity", "log1p", "min", "ratio", "sqrt")
 
 
 class ModularState(NamedTuple):
-    """State of a concave over modular function.
-
-    Attributes:
-        sums: sum over the set of each feature, `[d]`.
-        chosen: items in the set, `[n]`.
-    """
+    """State: the sum over the set of each feature, and which items are in the set."""
 
     sums: Float[Array, " d"]
     chosen: Bool[Array, " n"]
@@ -75,15 +72,12 @@ class ConcaveOverModular:
 
     @property
     def num_items(self) -> int:
-        """Size of the ground set."""
         return self.rows.shape[0]
 
     def init(self) -> ModularState:
-        """State of the empty set."""
         return ModularState(jnp.zeros(self.rows.shape[1]), jnp.zeros(self.num_items, bool))
 
     def gains(self, state: ModularState, candidates: Items | None = None) -> Float[Array, "*c"]:
-        """Gains of all items or of `candidates`."""
         rows, chosen = self.rows, state.chosen
         if candidates is not None:
             rows, chosen = take(rows, candidates), take(chosen, candidates)
@@ -91,14 +85,12 @@ class ConcaveOverModular:
         return jnp.where(chosen, 0, (rise * self.weights).sum(-1))
 
     def add(self, state: ModularState, element: Item) -> ModularState:
-        """State with one more item."""
         row = jnp.where(take(state.chosen, element), 0, take(self.rows, element))
         return ModularState(
             state.sums + row, state.chosen | (jnp.arange(self.num_items) == element)
         )
 
     def value(self, state: ModularState) -> Float[Array, ""]:
-        """F of the set."""
         return (_CONCAVE[self.concave].value(state.sums) * self.weights).sum()
 
 

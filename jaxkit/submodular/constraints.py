@@ -133,26 +133,15 @@ def partition_matroid_greedy(
         >>> partition_matroid_greedy(f, jnp.array([0, 0, 1]), jnp.array([1, 1])).indices.tolist()
         [0, 2]
     """
-    group_ids, limits = jnp.asarray(groups), jnp.asarray(capacities)
-    for name, array in (("groups", group_ids), ("capacities", limits)):
-        if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
-    operands.matches("groups", group_ids, (function.num_items,))
+    limits = operands.indices("capacities", capacities, np.iinfo(np.int32).max)
     if limits.ndim != 1 or limits.size == 0:
         raise ValueError(f"capacities must be a non-empty array of rank 1, got {limits.shape}")
-    n = function.num_items
-    size = n
+    group_ids = operands.indices("groups", groups, limits.size)
+    operands.matches("groups", group_ids, (function.num_items,))
+    size = function.num_items
     # Of what was given: in a traced caller, `jnp.asarray` makes a tracer of a constant too.
     if not validation.is_traced(capacities):
-        known = np.asarray(capacities, np.int64)
-        if known.min() < 0:
-            raise ValueError(f"capacities must be >= 0, got {known.min()}")
-        size = int(np.minimum(known.sum(), n))
-    if not validation.is_traced(groups):
-        lowest, highest = int(np.min(groups)), int(np.max(groups))
-        if lowest < 0 or highest >= limits.size:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"groups must be in [0, {limits.size}), got {wrong}")
+        size = int(np.minimum(np.asarray(capacities, np.int64).sum(), size))
     if max_size is not None:
         size = min(validation.integer("max_size", max_size, minimum=1), size)
     started = selection.start(function, mask, None)

@@ -1,5 +1,7 @@
 """Functions of pairs: graph cut and the cut of a graph."""
 
+# ruff: noqa: D102 - methods do what `SetFunction` says, where nothing else is said
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -16,13 +18,7 @@ from jaxkit.submodular.operands import Item, Items, take
 
 
 class GraphCutState(NamedTuple):
-    """State of a graph cut.
-
-    Attributes:
-        links: sum of the weights from each item into the set, `[n]`.
-        chosen: items in the set, `[n]`.
-        value: F, a scalar.
-    """
+    """State: the weight from each item into the set, which items are in it, and F."""
 
     links: Float[Array, " n"]
     chosen: Bool[Array, " n"]
@@ -47,23 +43,19 @@ class GraphCut:
 
     @property
     def num_items(self) -> int:
-        """Size of the ground set."""
         return self.rows.shape[0]
 
     def init(self) -> GraphCutState:
-        """State of the empty set."""
         return GraphCutState(
             jnp.zeros(self.num_items), jnp.zeros(self.num_items, bool), jnp.zeros(())
         )
 
     def gains(self, state: GraphCutState, candidates: Items | None = None) -> Float[Array, "*c"]:
-        """Gains of all items or of `candidates`."""
         redundant = 2 * state.links + jnp.diagonal(self.rows)
         gains = jnp.where(state.chosen, 0, self.totals - self.lam * redundant)
         return gains if candidates is None else take(gains, candidates)
 
     def add(self, state: GraphCutState, element: Item) -> GraphCutState:
-        """State with one more item."""
         row = jnp.where(take(state.chosen, element), 0, take(self.rows, element))
         return GraphCutState(
             state.links + row,
@@ -72,7 +64,6 @@ class GraphCut:
         )
 
     def value(self, state: GraphCutState) -> Float[Array, ""]:
-        """F of the set."""
         return state.value
 
 

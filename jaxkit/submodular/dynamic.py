@@ -133,14 +133,13 @@ class DynamicMaximiser:
         key: typed PRNG key; the stream must not depend on it.
         eps: loss: the solution is worth at least `1/2 - eps` of the best live set of size k, at
             every time in modes `"verified"` and `"single"`.
-        mode: `"verified"` (fewest queries), `"montecarlo"` (2 to 7 times the queries, often
-            higher values), `"single"` (one random item a level).
-        growth: rebuild a level once its reservoir is this many times what it was built from.
-        num_trials: trials for one sample size in mode `"montecarlo"`.
+        mode: as `LevelSettings`; `"verified"` has the fewest queries, `"montecarlo"` 2 to 7 times
+            as many and often higher values.
+        growth, num_trials: as `LevelSettings`.
 
     Raises:
-        TypeError: if an integer is none.
-        ValueError: if a number is out of range or the mode unknown.
+        TypeError, ValueError: as `LevelSettings`; also if shapes or types of the function's
+            methods do not fit together.
 
     Source: arXiv 2305.15192 for the model and the guarantee; levels reconstructed (see module).
 
@@ -254,8 +253,8 @@ class DynamicMaximiser:
         wrong = ~((worth >= 0) & (worth <= largest))
         if wrong.any():
             raise ValueError(
-                f"F of an element must be in [0, {largest:.3g}], got {worth[wrong][0]:g} for "
-                f"element {items[wrong][0]}"
+                f"F of an element must be in [0, {largest:.3g}], {type(self.function).__name__} "
+                f"got {worth[wrong][0]:g} for element {items[wrong][0]}"
             )
         self._grow(levels.exponents_for(worth, settings.k, settings.inner_eps))
         state = self._state
@@ -318,7 +317,7 @@ class DynamicMaximiser:
             self.function, self.settings.k, items, np.arange(items.size) < union.size
         )
         asked = found.num_queries + int(polished.num_queries)
-        if float(polished.value) <= found.value:
+        if not float(polished.value) > found.value:
             return found._replace(num_queries=asked)
         chosen = items[np.asarray(polished.indices)[np.asarray(polished.valid)]]
         return Solution(chosen, float(polished.value), asked)

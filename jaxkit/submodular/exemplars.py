@@ -19,14 +19,16 @@ from jaxkit.submodular import (
 )
 from jaxkit.submodular.selection import Selection
 
+#: Objectives of a similarity matrix and the largest set that will be asked for.
+_OF_MATRIX = {
+    "facility_location": lambda matrix, k: facilities.facility_location(matrix),
+    "graph_cut": lambda matrix, k: cuts.graph_cut(matrix, 0.5),
+    "log_det": lambda matrix, k: determinants.log_det(matrix, 1.0, max_size=k),
+    "saturated_coverage": lambda matrix, k: concave.saturated_coverage(matrix, 0.25),
+}
+
 #: What a selection can be good at.
-OBJECTIVES = (
-    "facility_location",
-    "feature_based",
-    "graph_cut",
-    "log_det",
-    "saturated_coverage",
-)
+OBJECTIVES = ("feature_based", *_OF_MATRIX)
 
 #: How it can be found.
 MAXIMISERS = ("greedy", "lazy", "stochastic", "threshold")
@@ -61,13 +63,7 @@ def objective_of(
         if operands.operand("features", features, rank=2).shape[0] > _LARGEST_MATRIX:
             return facilities.facility_location_from_features(features, kernel=kernel, gamma=gamma)
     matrix = kernels.similarity_matrix(features, kernel=kernel, gamma=gamma)
-    if objective == "graph_cut":
-        return cuts.graph_cut(matrix, 0.5)
-    if objective == "log_det":
-        return determinants.log_det(matrix, 1.0, max_size=k)
-    if objective == "saturated_coverage":
-        return concave.saturated_coverage(matrix, 0.25)
-    return facilities.facility_location(matrix)
+    return _OF_MATRIX[objective](matrix, k)
 
 
 def select(

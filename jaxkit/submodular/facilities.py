@@ -1,5 +1,7 @@
 """Facility location, how well a set represents all clients: dense, sparse, and from features."""
 
+# ruff: noqa: D102 - methods do what `SetFunction` says, where nothing else is said
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -17,11 +19,7 @@ from jaxkit.submodular.operands import Item, Items, take
 
 
 class FacilityState(NamedTuple):
-    """State of a facility location.
-
-    Attributes:
-        best: similarity of each client to its best item in the set, `[m]`, 0 for the empty set.
-    """
+    """State: the similarity of each client to its best item in the set, 0 for the empty set."""
 
     best: Float[Array, " m"]
 
@@ -40,24 +38,19 @@ class FacilityLocation:
 
     @property
     def num_items(self) -> int:
-        """Size of the ground set."""
         return self.rows.shape[0]
 
     def init(self) -> FacilityState:
-        """State of the empty set."""
         return FacilityState(jnp.zeros(self.rows.shape[1]))
 
     def gains(self, state: FacilityState, candidates: Items | None = None) -> Float[Array, "*c"]:
-        """Gains of all items or of `candidates`."""
         rows = self.rows if candidates is None else take(self.rows, candidates)
         return jnp.maximum(rows - state.best, 0).sum(-1)
 
     def add(self, state: FacilityState, element: Item) -> FacilityState:
-        """State with one more item."""
         return FacilityState(jnp.maximum(state.best, take(self.rows, element)))
 
     def value(self, state: FacilityState) -> Float[Array, ""]:
-        """F of the set."""
         return state.best.sum()
 
 
@@ -107,7 +100,6 @@ class FacilityLocationFromFeatures:
 
     @property
     def num_items(self) -> int:
-        """Size of the ground set."""
         return self.rows.shape[0]
 
     def init(self) -> FacilityState:
@@ -141,7 +133,6 @@ class FacilityLocationFromFeatures:
         return gains.T.reshape(-1)[: flat.shape[0]].reshape(rows.shape[:-1])
 
     def add(self, state: FacilityState, element: Item) -> FacilityState:
-        """State with one more item."""
         row = take(self.rows, element)[None]
 
         def of_block(part):
@@ -152,7 +143,6 @@ class FacilityLocationFromFeatures:
         return FacilityState(jnp.maximum(state.best, row))
 
     def value(self, state: FacilityState) -> Float[Array, ""]:
-        """F of the set."""
         return state.best.sum()
 
 
@@ -237,7 +227,6 @@ class FacilityLocationFromNeighbors:
     monotone = True
 
     def init(self) -> FacilityState:
-        """State of the empty set."""
         return FacilityState(jnp.zeros(self.neighbors.shape[0]))
 
     def gains(self, state: FacilityState, candidates: Items | None = None) -> Float[Array, "*c"]:
@@ -247,12 +236,10 @@ class FacilityLocationFromNeighbors:
         return gains if candidates is None else take(gains, candidates)
 
     def add(self, state: FacilityState, element: Item) -> FacilityState:
-        """State with one more item."""
         row = jnp.where(self.neighbors == element, self.similarity, 0).max(-1)
         return FacilityState(jnp.maximum(state.best, row))
 
     def value(self, state: FacilityState) -> Float[Array, ""]:
-        """F of the set."""
         return state.best.sum()
 
 
@@ -283,17 +270,12 @@ def facility_location_from_neighbors(
     """
     validation.integer("num_items", num_items, minimum=1)
     weights = operands.operand("similarity", similarity, rank=2, minimum=0)
-    if not jnp.issubdtype(jnp.asarray(neighbors).dtype, jnp.integer):
-        raise TypeError(f"neighbors must be integers, got dtype {jnp.asarray(neighbors).dtype}")
-    if not validation.is_traced(neighbors):
-        ids = np.asarray(neighbors)
-        if ids.size and (ids.min() < 0 or ids.max() >= num_items):
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(f"neighbors must be in [0, {num_items}), got {wrong}")
-        ordered = np.sort(ids, axis=-1)
+    ids = operands.indices("neighbors", neighbors, num_items)
+    if not validation.is_traced(ids):
+        ordered = np.sort(np.asarray(ids), axis=-1)
         if (ordered[..., 1:] == ordered[..., :-1]).any():
             raise ValueError("neighbors must not repeat within a row, got a row with one twice")
-    ids = operands.matches("neighbors", jnp.asarray(neighbors, jnp.int32), weights.shape)
+    ids = operands.matches("neighbors", ids, weights.shape)
     return FacilityLocationFromNeighbors(ids, weights, num_items)
 
 

@@ -34,8 +34,7 @@ def selection_figure(features: Any, selection: Selection, *, title: str = "") ->
 
     Raises:
         ImportError: if matplotlib is missing.
-        TypeError: as `plane`.
-        ValueError: as `plane`.
+        TypeError, ValueError: as `plane`.
 
     Example:
         >>> from jaxkit.submodular import select

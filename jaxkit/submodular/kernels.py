@@ -94,12 +94,7 @@ def _search(rows, blocks, gamma, *, kernel, count):
 
 
 class Neighbors(NamedTuple):
-    """The nearest items of each client.
-
-    Attributes:
-        indices: items, most similar first, `[m, q]`.
-        similarity: their similarity, `[m, q]`.
-    """
+    """The nearest items of each client, most similar first, and their similarity, `[m, q]` each."""
 
     indices: Int[Array, "m q"]
     similarity: Float[Array, "m q"]

@@ -220,7 +220,7 @@ def build(
         i = g.levels.num_levels + 1
         bucket, floor = samples.fullest_bucket(settings, g.gains, g.active, tau)
         room = jnp.minimum(k - g.count, jnp.sum(bucket))
-        sample = samples.DRAW[settings.mode](
+        sample = samples.draw_sample(
             function, settings, g.state, candidates, bucket, floor, room, key, g.levels.num_draws
         )
         slots = jnp.arange(k)

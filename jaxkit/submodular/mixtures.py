@@ -1,5 +1,7 @@
 """Set functions made of others: weighted sums, and a few items of one."""
 
+# ruff: noqa: D102 - methods do what `SetFunction` says, where nothing else is said
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,12 +30,10 @@ class Mixture:
 
     @property
     def num_items(self) -> int:
-        """Size of the ground set."""
         return self.functions[0].num_items
 
     @property
     def monotone(self) -> bool:
-        """Whether all of its functions are."""
         return all(function.monotone for function in self.functions)
 
     def init(self) -> tuple[Any, ...]:
@@ -45,11 +45,9 @@ class Mixture:
         return self._sum([f.gains(s, candidates) for f, s in self._parts(state)])
 
     def add(self, state: tuple[Any, ...], element: Item) -> tuple[Any, ...]:
-        """State with one more item."""
         return tuple(f.add(s, element) for f, s in self._parts(state))
 
     def value(self, state: tuple[Any, ...]) -> Float[Array, ""]:
-        """F of the set."""
         return self._sum([f.value(s) for f, s in self._parts(state)])
 
     def _parts(self, state: tuple[Any, ...]) -> Any:
@@ -112,27 +110,21 @@ class Restriction:
 
     @property
     def num_items(self) -> int:
-        """Number of items it is seen on."""
         return self.items.shape[0]
 
     @property
     def monotone(self) -> bool:
-        """As the function."""
         return self.function.monotone
 
     def init(self) -> Any:
-        """State of the empty set."""
         return self.function.init()
 
     def gains(self, state: Any, candidates: Items | None = None) -> Float[Array, "*c"]:
-        """Gains of all its items or of `candidates`."""
         items = self.items if candidates is None else self.items[candidates]
         return self.function.gains(state, items)
 
     def add(self, state: Any, element: Item) -> Any:
-        """State with one more item."""
         return self.function.add(state, self.items[element])
 
     def value(self, state: Any) -> Float[Array, ""]:
-        """F of the set."""
         return self.function.value(state)

@@ -74,6 +74,19 @@ def operand(
     return jnp.asarray(array, jnp.float32)
 
 
+def indices(name: str, value: Any, size: int) -> jax.Array:
+    """Return integers in `[0, size)` as int32, or raise; of traced ones the type is checked."""
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    if not validation.is_traced(value) and array.size:
+        lowest, highest = int(np.min(value)), int(np.max(value))
+        if lowest < 0 or highest >= size:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"{name} must be in [0, {size}), got {wrong}")
+    return array.astype(jnp.int32)
+
+
 def refuse_text(name: str, value: Any) -> None:
     """Raise if `value` is a data frame with columns that are no numbers, and name them."""
     if not (hasattr(value, "columns") and hasattr(value, "to_numpy")):
@@ -116,10 +129,7 @@ def weights_or_ones(name: str, value: Any, size: int) -> jax.Array:
     """Return non-negative weights `[size]`, all 1 where `value` is None, or raise."""
     if value is None:
         return jnp.ones(size, jnp.float32)
-    weights = operand(name, value, rank=1, minimum=0)
-    if weights.shape != (size,):
-        raise ValueError(f"{name} must have shape ({size},), got {weights.shape}")
-    return weights
+    return matches(name, operand(name, value, rank=1, minimum=0), (size,))
 
 
 def matches(name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -36,89 +36,72 @@ class Sample(NamedTuple):
     num_queries: Int[Array, ""]
 
 
-def _shuffle(settings, candidates, bucket, key, draw):
-    """The first k places of a uniformly random order of the bucket.
+def draw_sample(function, settings, state, candidates, bucket, floor, room, key, draw) -> Sample:
+    """Sample at most `room` candidates of a bucket whose gains are `floor` or more, by the mode."""
+    zero, one = jnp.zeros((), room.dtype), jnp.ones((), room.dtype)
 
-    Random bits belong to items, not places, so that padding does not change the draw.
-    """
-    draw_key = jax.random.fold_in(key, draw)
-    item_keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, candidates)
-    bits = jax.vmap(jax.random.uniform)(item_keys)
-    length = min(settings.k, candidates.shape[0])
-    places = jax.lax.top_k(jnp.where(bucket, bits, -1), length)[1]
-    return jnp.pad(places, (0, settings.k - length))
+    def shuffled(draw):
+        """The first k places of a uniformly random order of the bucket."""
+        # Random bits belong to items, not places, so that padding does not change the draw.
+        draw_key = jax.random.fold_in(key, draw)
+        item_keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, candidates)
+        bits = jax.vmap(jax.random.uniform)(item_keys)
+        length = min(settings.k, candidates.shape[0])
+        places = jax.lax.top_k(jnp.where(bucket, bits, -1), length)[1]
+        return jnp.pad(places, (0, settings.k - length))
 
+    def added(places, size):
+        valid = jnp.arange(settings.k) < size
+        return set_functions.add_all(function, state, candidates[places], valid)
 
-def _added(function, settings, state, candidates, places, size):
-    valid = jnp.arange(settings.k) < size
-    return set_functions.add_all(function, state, candidates[places], valid)
+    def sample(size, draw, asked):
+        places = shuffled(draw)
+        return Sample(places, size, added(places, size), draw + 1, asked)
 
+    def single():
+        return sample(one, draw, zero)
 
-def _draw_single(function, settings, state, candidates, bucket, floor, room, key, draw):
-    places = _shuffle(settings, candidates, bucket, key, draw)
-    one = jnp.ones((), room.dtype)
-    added = _added(function, settings, state, candidates, places, one)
-    return Sample(places, one, added, draw + 1, jnp.zeros((), room.dtype))
+    def verified():
+        """Halve the size until a fresh sample is worth `(1 - eps)` of size times the floor."""
 
+        def rejected(found: Sample):
+            worth = function.value(found.state) - function.value(state)
+            enough = worth >= (1 - settings.inner_eps) * found.size * floor
+            return (found.size > 1) & ~enough
 
-def _draw_verified(function, settings, state, candidates, bucket, floor, room, key, draw):
-    """Halve the size until a fresh sample is worth `(1 - eps)` of size times the bucket's floor."""
+        def attempt(found: Sample):
+            size = jnp.maximum(found.size // 2, 1)
+            return sample(size, found.num_draws, found.num_queries + (size > 1))
 
-    def rejected(sample: Sample):
-        worth = function.value(sample.state) - function.value(state)
-        enough = worth >= (1 - settings.inner_eps) * sample.size * floor
-        return (sample.size > 1) & ~enough
+        # Twice the room and nothing added: rejected, and halved to the room at first.
+        nothing = Sample(jnp.zeros(settings.k, jnp.int32), 2 * room, state, draw, zero)
+        return jax.lax.while_loop(rejected, attempt, nothing)
 
-    def attempt(sample: Sample):
-        size = jnp.maximum(sample.size // 2, 1)
-        places = _shuffle(settings, candidates, bucket, key, sample.num_draws)
-        added = _added(function, settings, state, candidates, places, size)
-        asked = sample.num_queries + (size > 1)
-        return Sample(places, size, added, sample.num_draws + 1, asked)
+    def montecarlo():
+        """Grow the size while one more item would still keep its bucket, then draw afresh."""
+        trials = settings.num_trials
 
-    # Twice the room and nothing added: rejected, and halved to the room for the first attempt.
-    zero = jnp.zeros((), room.dtype)
-    nothing = Sample(jnp.zeros(settings.k, jnp.int32), 2 * room, state, draw, zero)
-    return jax.lax.while_loop(rejected, attempt, nothing)
+        def growing(carry):
+            size, stopped, _, _ = carry
+            return ~stopped & (size < room)
 
+        def grow(carry):
+            size, _, draw, asked = carry
+            grown = jnp.ceil(size * (1 + settings.inner_eps) - 1e-5).astype(size.dtype)
+            larger = jnp.minimum(jnp.maximum(size + 1, grown), room)
 
-def _draw_montecarlo(function, settings, state, candidates, bucket, floor, room, key, draw):
-    """Grow the size while one more item would still keep its bucket, then draw afresh."""
-    trials = settings.num_trials
+            def hit(trial):
+                places = shuffled(draw + trial)
+                one_more = candidates[places[larger - 1]]
+                return function.gains(added(places, larger - 1), one_more) >= floor
 
-    def next_size(size):
-        grown = jnp.ceil(size * (1 + settings.inner_eps) - 1e-5).astype(size.dtype)
-        return jnp.minimum(jnp.maximum(size + 1, grown), room)
+            hits = jnp.sum(jax.lax.map(hit, jnp.arange(trials)))
+            stopped = hits < (1 - settings.inner_eps) * trials
+            return jnp.where(stopped, size, larger), stopped, draw + trials, asked + 2 * trials
 
-    def growing(carry):
-        size, stopped, _, _ = carry
-        return ~stopped & (size < room)
+        begin = (one, jnp.zeros((), bool), draw, zero)
+        size, _, last, asked = jax.lax.while_loop(growing, grow, begin)
+        return sample(size, last, asked)
 
-    def grow(carry):
-        size, _, draw, asked = carry
-        larger = next_size(size)
-
-        def hit(trial):
-            places = _shuffle(settings, candidates, bucket, key, draw + trial)
-            added = _added(function, settings, state, candidates, places, larger - 1)
-            return function.gains(added, candidates[places[larger - 1]]) >= floor
-
-        hits = jnp.sum(jax.lax.map(hit, jnp.arange(trials)))
-        stopped = hits < (1 - settings.inner_eps) * trials
-        size = jnp.where(stopped, size, larger)
-        return size, stopped, draw + trials, asked + 2 * trials
-
-    zero = jnp.zeros((), room.dtype)
-    begin = (jnp.ones((), room.dtype), jnp.zeros((), bool), draw, zero)
-    size, _, draw, asked = jax.lax.while_loop(growing, grow, begin)
-    places = _shuffle(settings, candidates, bucket, key, draw)
-    added = _added(function, settings, state, candidates, places, size)
-    return Sample(places, size, added, draw + 1, asked)
-
-
-#: The draw of each mode.
-DRAW = {
-    "verified": _draw_verified,
-    "montecarlo": _draw_montecarlo,
-    "single": _draw_single,
-}
+    modes = {"single": single, "verified": verified, "montecarlo": montecarlo}
+    return modes[settings.mode]()

@@ -27,13 +27,7 @@ class ScanState(NamedTuple):
     """State of the scan: a fixed grid of c guesses over n items.
 
     Attributes:
-        exponents: exponent of each guess, `[c]`.
-        guesses: the guesses, `[c]`.
-        depth: deepest reservoir that holds each item, `[c, n]`.
-        levels: levels of each copy, leading axis `[c]`.
-        prefixes: states of the prefixes, leading axes `[c, k + 1]`.
-        live: items that are in, `[n]`.
-        key: typed PRNG key.
+        exponents, guesses, depth, levels, prefixes, live, key: as `DynamicMaximiser.state`.
         num_queries: queries of all updates; read-outs are not counted.
         overflow: whether the guarantee is lost: an item's value alone was outside the range given
             at the start, or a gain was NaN or infinite and its item left out.

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import set_functions
+from jaxkit.submodular import operands, set_functions
 from jaxkit.submodular.operands import ItemList, Mask
 
 
@@ -134,13 +134,7 @@ class _Progress(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a maximiser starts: checked arguments.
-
-    Attributes:
-        state: state of the initial set.
-        available: which items may be added, `[n]`.
-        min_gain: gains below it are not added.
-    """
+    """Where a maximiser starts, checked: the state, what may be added, and from which gain on."""
 
     state: Any
     available: Bool[Array, " n"]
@@ -247,17 +241,11 @@ def start(
         raise ValueError(f"mask must have shape ({n},), got {available.shape}")
     state = function.init()
     if initial is not None:
-        items = jnp.asarray(initial)
-        if not jnp.issubdtype(items.dtype, jnp.integer):
-            raise TypeError(f"initial must hold integers, got dtype {items.dtype}")
+        items = operands.indices("initial", initial, n)
         if items.ndim != 1:
             raise ValueError(f"initial must have rank 1, got shape {items.shape}")
-        if not validation.is_traced(items) and items.size:
-            wrong = items[(items < 0) | (items >= n)]
-            if wrong.size:
-                raise ValueError(f"initial must be in [0, {n}), got {int(wrong[0])}")
-            if jnp.unique(items).size != items.size:
-                raise ValueError(f"initial must not repeat an item, got {items.tolist()}")
+        if not validation.is_traced(items) and jnp.unique(items).size != items.size:
+            raise ValueError(f"initial must not repeat an item, got {items.tolist()}")
         state = set_functions.add_all(function, state, items, jnp.ones(items.shape[0], bool))
         available = available.at[items].set(False)
     if min_gain is None:

@@ -50,12 +50,9 @@ class SubsetSelector(
     Args:
         k: number of rows to pick.
         objective: as `select`; `partial_fit` knows `"facility_location"` and `"feature_based"`.
-        maximiser: as `select`.
+        maximiser, gamma, num_neighbors, key: as `select`.
         kernel: as `select`, and that of `transform`.
-        gamma: as `select`.
-        num_neighbors: as `select`.
         eps: as `select`, and of the sieve behind `partial_fit`.
-        key: as `select`.
         reference: rows `[m, d]` that a stream is to represent (facility location); the first batch
             given to `partial_fit` by default.
 
@@ -122,8 +119,7 @@ class SubsetSelector(
             y: not used.
 
         Raises:
-            TypeError: as `select`.
-            ValueError: as `select`.
+            TypeError, ValueError: as `select`.
         """
         rows = self._checked(X, reset=True)
         result = exemplars.select(
@@ -155,8 +151,7 @@ class SubsetSelector(
             The rows `[<= k, d]`, or the rows and their labels.
 
         Raises:
-            TypeError: as `fit`.
-            ValueError: as `fit`.
+            TypeError, ValueError: as `fit`.
         """
         rows = self.fit(X).ranking_
 

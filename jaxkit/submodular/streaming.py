@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import selection, set_functions
+from jaxkit.submodular import operands, selection, set_functions
 from jaxkit.submodular.operands import FlagList, Item, ItemList
 from jaxkit.submodular.selection import QueryCount, Selection
 
@@ -50,12 +50,8 @@ class Sieve:
     """A streaming maximiser; make it with `sieve_streaming` or `sieve_streaming_pp`.
 
     Its methods are pure functions; the set function is an argument, so that they compile once for
-    all functions of one kind and shape.
-
-    Attributes:
-        k: size of the solution at most.
-        eps: ratio of neighbouring guesses minus 1.
-        lower_bound: whether guesses that the best value so far rules out are dropped (++).
+    all functions of one kind and shape. `lower_bound` says whether guesses that the best value so
+    far rules out are dropped (++).
     """
 
     k: int
@@ -111,11 +107,7 @@ class Sieve:
         elements = jnp.asarray(elements, jnp.int32)
         valid = jnp.ones(elements.shape, bool) if valid is None else jnp.asarray(valid)
         if not validation.is_traced(elements) and not validation.is_traced(valid):
-            wrong = elements[valid & ((elements < 0) | (elements >= function.num_items))]
-            if wrong.size:
-                raise ValueError(
-                    f"elements must be in [0, {function.num_items}), got {int(wrong[0])}"
-                )
+            operands.indices("elements", elements[valid], function.num_items)
         return selection.trusted(function, _run(function, state, elements, valid, self))
 
     def solution(self, function: set_functions.SetFunction, state: SieveState) -> Selection:
@@ -241,7 +233,7 @@ def sieve_streaming(k: int, *, eps: float = 0.2) -> Sieve:
         >>> f, sieve = modular(jnp.array([1.0, 3.0, 2.0])), sieve_streaming(2)
         >>> state = sieve.run(f, sieve.init(f), jnp.arange(3))
         >>> float(sieve.solution(f, state).value)
-        4.0
+        5.0
     """
     return _sieve(k, eps, False)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -103,10 +102,3 @@ def projected_gradient(
         return jax.vmap(project)(x + learning_rate * gradient(x)), None
 
     return jax.lax.scan(step, x, None, length=steps)[0]
-
-
-def bandit_optimum(function: submodular.SetFunction, horizon: int) -> float:
-    """Compute the best F of H actions by enumeration."""
-    size = min(validation.integer("horizon", horizon, minimum=1), function.num_items)
-    sets = np.array(list(itertools.combinations(range(function.num_items), size)))
-    return float(jax.vmap(lambda s: submodular.evaluate(function, s))(jnp.asarray(sets)).max())

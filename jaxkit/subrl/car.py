@@ -21,13 +21,7 @@ _FRONT_TYRE, _REAR_TYRE = (2.579, 1.2, 0.2016), (2.8210, 1.2691, 0.20844)
 
 
 class CarParams(NamedTuple):
-    """The track.
-
-    Attributes:
-        length: L, metres.
-        half_width: metres.
-        bend: how much the curvature varies around that of a circle, a factor.
-    """
+    """The track: L and half width in metres, and how much the curvature varies, a factor."""
 
     length: Float[Array, ""]
     half_width: Float[Array, ""]

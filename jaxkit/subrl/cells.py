@@ -1,5 +1,7 @@
 """Coverage of cells by lists: a state costs one bit a cell, a gain a few look-ups."""
 
+# ruff: noqa: D102 - methods do what `SetFunction` says, where nothing else is said
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,12 +18,7 @@ Items = Any
 
 
 class CellState(NamedTuple):
-    """State of a cell coverage.
-
-    Attributes:
-        covered: one bit a cell, 32 to a word, `[m // 32 + 1]`.
-        value: F, a scalar.
-    """
+    """State: one bit a cell, 32 to a word, `[m // 32 + 1]`, and F."""
 
     covered: UInt32[Array, " words"]
     value: Float[Array, ""]
@@ -42,11 +39,9 @@ class CellCoverage:
 
     @property
     def num_items(self) -> int:
-        """Size of the ground set."""
         return self.cells.shape[0]
 
     def init(self) -> CellState:
-        """State of the empty set."""
         words = (self.weights.shape[0] - 1) // 32 + 1
         return CellState(jnp.zeros(words, jnp.uint32), jnp.zeros(()))
 
@@ -55,12 +50,10 @@ class CellCoverage:
         return (bits & 1) == 0
 
     def gains(self, state: CellState, candidates: Items | None = None) -> Float[Array, "*c"]:
-        """Gains of all items or of `candidates`."""
         cells = self.cells if candidates is None else self.cells[candidates]
         return jnp.where(self._missing(state, cells), self.weights[cells], 0).sum(-1)
 
     def add(self, state: CellState, element: Items) -> CellState:
-        """State with one more item."""
         cells = self.cells[element]
         # Bits that are missing are added; those of the padding, which has no weight, never are.
         new = self._missing(state, cells) & (cells < self.weights.shape[0] - 1)
@@ -70,7 +63,6 @@ class CellCoverage:
         )
 
     def value(self, state: CellState) -> Float[Array, ""]:
-        """F of the set."""
         return state.value
 
 

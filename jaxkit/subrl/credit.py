@@ -26,28 +26,15 @@ def reward_to_go(gains: Float[Array, "B T"], discount: Any = 1.0) -> Float[Array
     return jax.lax.scan(step, jnp.zeros_like(gains[:, 0]), gains.T, reverse=True)[1].T
 
 
-def prefix_value(first: Float[Array, " B"], gains: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """Compute $F(s_0 .. s_{i+1})$, the credit in the published grid-world program, `[B, T]`.
-
-    In expectation it is the `one_step` signal, because what came before the action is a baseline:
-    it does not follow the gradient of the objective.
-
-    Source: the official program of arXiv 2307.13372.
-    """
-    return first[:, None] + jnp.cumsum(gains, axis=1)
-
-
-def total_value(first: Float[Array, " B"], gains: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    r"""Compute $F(\tau)$ for every action, `[B, T]`: unbiased, of larger variance than `to_go`."""
-    return jnp.broadcast_to((first + gains.sum(1))[:, None], gains.shape)
-
-
-#: Signals by name: `signal(first, gains, discount)`.
+#: Signals by name, `signal(first, gains, discount)`, each `[B, T]`: the credit of the theorem; F of
+#: the episode for every action, unbiased too but of larger variance; the credit in the published
+#: program, $F(s_0 .. s_{i+1})$, which in expectation is the last (what came before an action is a
+#: baseline); and the gain of the next step alone. Those two do not follow the objective's gradient.
 SIGNALS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "to_go": lambda first, gains, discount: reward_to_go(gains, discount),
-    "total": lambda first, gains, discount: total_value(first, gains),
-    "prefix": lambda first, gains, discount: prefix_value(first, gains),
-    "one_step": lambda first, gains, discount: gains,
+    "total": lambda first, gains, _: jnp.broadcast_to((first + gains.sum(1))[:, None], gains.shape),
+    "prefix": lambda first, gains, _: first[:, None] + jnp.cumsum(gains, axis=1),
+    "one_step": lambda first, gains, _: gains,
 }
 
 
@@ -83,12 +70,7 @@ BASELINES = ("batch_mean", "leave_one_out", "none", "critic")
 
 
 class LossParts(NamedTuple):
-    """What a loss is made of.
-
-    Attributes:
-        policy: the policy part, a scalar.
-        entropy: mean entropy of the policy over active steps, nats.
-    """
+    """What a loss is made of: the policy part, and the mean entropy over active steps in nats."""
 
     policy: Float[Array, ""]
     entropy: Float[Array, ""]

@@ -58,8 +58,7 @@ def gymnax_world(
     *,
     env_params: Any = None,
     horizon: int = 40,
-    features: str = "position",
-    return_scale: Any = None,
+    **options: Any,
 ) -> SubmodularEnvironment:
     """Reward the visits of a gymnax environment with discrete actions by a set function.
 
@@ -71,15 +70,14 @@ def gymnax_world(
         env_params: numbers of the environment; its `default_params` if None. Part of the world's
             `default_params.dynamics`, so that they can be swept by `vmap`.
         horizon: H >= 2, states of an episode.
-        features: as `make_environment`; a place is seen as the environment shows it, flat.
-        return_scale: as `make_environment`.
+        **options: further options of `make_environment`; a place is seen as the environment shows
+            it, flat.
 
     Returns:
         The world. An episode ends where the environment's does.
 
     Raises:
-        TypeError: as `make_environment`.
-        ValueError: as `make_environment`.
+        TypeError, ValueError: as `make_environment`.
 
     Example:
         >>> class Line:
@@ -92,11 +90,5 @@ def gymnax_world(
         (2, 9)
     """
     dynamics = GymnaxDynamics(environment, item, int(environment.num_actions))
-    return make_environment(
-        dynamics,
-        environment.default_params if env_params is None else env_params,
-        set_function,
-        horizon=horizon,
-        features=features,
-        return_scale=return_scale,
-    )
+    numbers = environment.default_params if env_params is None else env_params
+    return make_environment(dynamics, numbers, set_function, horizon=horizon, **options)

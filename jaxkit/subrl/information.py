@@ -1,5 +1,7 @@
 """What repeated noisy measurements tell of a Gaussian field, with a state of the episode's size."""
 
+# ruff: noqa: D102 - methods do what `SetFunction` says, where nothing else is said
+
 from __future__ import annotations
 
 import math
@@ -53,11 +55,9 @@ class Measurements:
 
     @property
     def num_items(self) -> int:
-        """Number of places."""
         return self.kernel.shape[0]
 
     def init(self) -> MeasurementState:
-        """State before the first measurement."""
         return MeasurementState(
             jnp.eye(self.max_size),
             jnp.zeros(self.max_size, jnp.int32),
@@ -98,7 +98,6 @@ class Measurements:
         )
 
     def value(self, state: MeasurementState) -> Float[Array, ""]:
-        """F of the measurements."""
         return state.value
 
 

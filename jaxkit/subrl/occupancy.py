@@ -20,14 +20,7 @@ from jaxkit.subrl.tables import Move
 class OccupancyDynamics:
     """Any moves in the plane; an episode ends where the map ends.
 
-    Attributes:
-        begin: `begin(key) -> body`.
-        advance: `advance(key, body, action) -> body`.
-        place: `place(body) -> [x, y]`.
-        see: `see(body) -> [d]`, what a policy sees.
-        half_side: the map is the square `[-half_side, half_side]^2`.
-        cells_a_side: its cells are numbered by row (x) and column (y).
-        action_size: length of an action vector.
+    Attributes: as the arguments of `occupancy_world`.
     """
 
     begin: Callable[..., Any]
@@ -85,7 +78,7 @@ def occupancy_world(
         see: `see(body) -> [d]`, what a policy sees, of order 1.
         action_size: length of an action vector.
         half_side: the map is `[-half_side, half_side]^2`; leaving it ends the episode.
-        cells_a_side: cells of the map in each direction.
+        cells_a_side: its cells in each direction, numbered by row (x) and column (y).
         block: each visit marks block x block cells, the visited one at their lowest corner.
         horizon: H >= 2, states of an episode.
         features: `"position"` or `"visited"`.
@@ -96,20 +89,13 @@ def occupancy_world(
     Source: arXiv 2307.13372, MuJoCo Ant: its map and reward.
 
     Example:
+        >>> same = lambda body: body
         >>> env = occupancy_world(
-        ...     lambda key: jnp.zeros(2),
-        ...     lambda key, body, action: body + action,
-        ...     place=lambda body: body,
-        ...     see=lambda body: body,
-        ...     action_size=2,
-        ...     half_side=2.0,
-        ...     cells_a_side=4,
-        ...     block=1,
-        ...     horizon=3,
+        ...     lambda key: jnp.zeros(2), lambda key, body, action: body + action, place=same,
+        ...     see=same, action_size=2, half_side=2.0, cells_a_side=4, block=1, horizon=3,
         ... )
-        >>> import jax
-        >>> env.action_size, env.num_items, jax.eval_shape(env.reset, jax.random.key(0))[0].shape
-        (2, 16, (3,))
+        >>> env.action_size, env.num_items
+        (2, 16)
     """
     validation.number("half_side", half_side, minimum=0, open_minimum=True)
     cells_a_side = validation.integer("cells_a_side", cells_a_side, minimum=1)
@@ -128,12 +114,7 @@ def occupancy_world(
 
 
 class PointMass(NamedTuple):
-    """A point in the plane.
-
-    Attributes:
-        place: x and y, `[2]`.
-        velocity: `[2]`, per second.
-    """
+    """A point in the plane: x and y, and its velocity in units a second, `[2]` each."""
 
     place: Float[Array, " 2"]
     velocity: Float[Array, " 2"]

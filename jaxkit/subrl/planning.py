@@ -31,7 +31,8 @@ class Plan(NamedTuple):
 
 
 def _sure(environment: SubmodularEnvironment, what: str) -> None:
-    if not tables.is_deterministic(environment.dynamics):
+    dynamics = environment.dynamics
+    if not isinstance(dynamics, tables.TableDynamics) or dynamics.slips:
         raise ValueError(
             f"environment must have moves by a table without slip for {what}, got "
             f"{environment.dynamics}"
@@ -282,11 +283,3 @@ def curvature(function: submodular.SetFunction) -> Float[Array, ""]:
     alone = function.gains(function.init())
     ratio = jax.lax.map(last_gain, items) / jnp.where(alone > 0, alone, 1)
     return 1 - jnp.min(jnp.where(alone > 0, ratio, 1))
-
-
-def modular_guarantee(curvature: Float[Array, ""]) -> submodular.Guarantee:
-    """What the modular optimum promises of the true one, c over time-stamped items: `1 - c`.
-
-    Source: arXiv 2307.13372, the bound by curvature.
-    """
-    return submodular.Guarantee(1 - float(curvature), "always")

@@ -175,12 +175,7 @@ class TabularPolicy(nn.Module):
 
 
 class Gaussian(NamedTuple):
-    """Outputs of a Gaussian policy.
-
-    Attributes:
-        mean: `[*b, a]`.
-        log_std: logarithm of the standard deviation, `[*b, a]`.
-    """
+    """Outputs of a Gaussian policy: mean and logarithm of the standard deviation."""
 
     mean: Float[Array, "*b a"]
     log_std: Float[Array, "*b a"]

@@ -20,9 +20,7 @@ class Decisions(NamedTuple):
     A loss over all decisions is the mean of the losses over slices of equal size.
 
     Attributes:
-        observations: what the policy saw before each action, `[B, T, o]`.
-        actions: `[B, T]`, or `[B, T, a]` for vectors.
-        active: whether the episode still ran when the action was taken, `[B, T]`.
+        observations, actions, active: as `Rollout`.
         share: weight in a mean over active decisions, 0 where inactive and 1 on average, `[B, T]`.
     """
 

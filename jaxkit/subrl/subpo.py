@@ -158,16 +158,7 @@ class Estimator:
 class Training:
     """A training; its methods are pure, for `jit` and for `vmap` over keys or params.
 
-    Attributes:
-        environment: where to act.
-        policy: a `Policy`.
-        optimizer: any optax optimizer.
-        estimator: how gradients are estimated.
-        num_steps: updates of `run`.
-        batch_size: B, episodes a step.
-        slices: parts over which a gradient is accumulated.
-        mesh: over which episodes are spread, or None.
-        axis: the axis of it.
+    Attributes: as the arguments of `make_training`.
     """
 
     environment: SubmodularEnvironment

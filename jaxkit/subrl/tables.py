@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -247,13 +246,3 @@ def matrix_dynamics(
         jnp.asarray(matrix, jnp.float32), _first_state(start, n), _coordinates(coordinates, n)
     )
     return MatrixDynamics(n, num_actions), params
-
-
-def is_deterministic(dynamics: Any) -> bool:
-    """Whether each action leads to one known state."""
-    return isinstance(dynamics, TableDynamics) and not dynamics.slips
-
-
-def leaves(num_actions: int, horizon: int) -> int:
-    """Number of action sequences of an episode, `A^(H-1)`."""
-    return math.prod([num_actions] * (horizon - 1))

@@ -44,7 +44,7 @@ def move_tree(
     if not isinstance(environment.dynamics, tables.TableDynamics):
         raise ValueError(f"environment must have moves by a table, got {environment.dynamics}")
     num_actions, horizon = environment.dynamics.num_actions, environment.horizon
-    count = tables.leaves(num_actions, horizon)
+    count = num_actions ** (horizon - 1)
     if count > limit:
         raise ValueError(
             f"horizon {horizon} with {num_actions} actions has {num_actions}^{horizon - 1} = "

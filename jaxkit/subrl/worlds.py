@@ -24,8 +24,7 @@ def grid_world(
     start: Any = 34,
     slip: Any = 0.0,
     free: ArrayLike | None = None,
-    features: str = "position",
-    return_scale: Any = None,
+    **options: Any,
 ) -> SubmodularEnvironment:
     """Join a grid and any set function of its cells.
 
@@ -36,8 +35,7 @@ def grid_world(
         start: first state.
         slip: chance in `[0, 1]` that an action is replaced by a uniform one of the five.
         free: bool `[rows, columns]`, False for walls.
-        features: what a policy sees (`make_environment`).
-        return_scale: by what signals are divided.
+        **options: further options of `make_environment`.
 
     Raises:
         ValueError: if the start is outside the grid or in a wall, or a number out of range.
@@ -49,15 +47,8 @@ def grid_world(
         5
     """
     dynamics, params = grids.grid_dynamics(shape, start=start, slip=slip, free=free)
-    return make_environment(
-        dynamics,
-        params,
-        set_function,
-        horizon=horizon,
-        features=features,
-        return_scale=return_scale,
-        shape=grids.checked_shape(shape),
-    )
+    options["shape"] = grids.checked_shape(shape)
+    return make_environment(dynamics, params, set_function, horizon=horizon, **options)
 
 
 def coverage_world(

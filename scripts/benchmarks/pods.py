@@ -224,6 +224,23 @@ def greedy_selection(devices: list[Any]) -> RoomProgram:
     )  # fmt: skip
 
 
+def greedy_from_features(devices: list[Any]) -> RoomProgram:
+    """Greedy facility location of a million candidates, no matrix, candidates split."""
+    mesh = line(devices, "candidates")
+    items, clients, width, k = 1 << 20, 1 << 14, 64, 16
+    shapes = [jax.ShapeDtypeStruct((count, width), jnp.float32) for count in (items, clients)]
+    function = placed(jax.eval_shape(submodular.facility_location_from_features, *shapes), mesh)
+    split = dataclasses.replace(
+        function, rows=rows((items, width), jnp.float32, mesh, "candidates")
+    )
+    lowered = jax.jit(lambda f: submodular.greedy(f, k)).lower(split)
+    chosen = jax.ShapeDtypeStruct((width + 4 * len(devices),), jnp.float32)
+    return RoomProgram(
+        f"greedy facility location from features, n = {items:,}, k = {k}", lowered, mesh,
+        k * summed(chosen, mesh), "the best gains and the features chosen, a step",
+    )  # fmt: skip
+
+
 def policy_training(devices: list[Any]) -> RoomProgram:
     """Steps of SubPO, episodes split."""
     mesh, steps, batch = line(devices, "data"), 20, 32 * len(devices)
@@ -290,7 +307,7 @@ ROOMS: dict[str, tuple[Callable[[list[Any]], RoomProgram], ...]] = {
     "federated": (federated_round,),
     "privacy": (clipped_sum, ghost_sum),
     "continual": (sema_step,),
-    "submodular": (greedy_selection,),
+    "submodular": (greedy_selection, greedy_from_features),
     "subrl": (policy_training,),
     "width": (width_update,),
     "schedules": (recorded_norms,),

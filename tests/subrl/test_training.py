@@ -189,26 +189,8 @@ def _last_means(env, *, hidden=(64, 32), rate, num_steps, **options):
     estimator, options = _split(options)
     policy, optimizer = subrl.CategoricalPolicy(5, hidden), optax.adam(rate)
     train = subrl.make_training(env, policy, optimizer, estimator, num_steps=num_steps, **options)
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 2)
     return np.asarray(jax.jit(jax.vmap(train.run))(keys)[1].mean[:, -1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("features", "options", "low", "high"),
-    [
-        ("visited", {}, 58, 68),
-        ("position", {}, 33, 45),
-        ("position", {"objective": "modular"}, 0, 20),
-        ("visited", {"signal": "one_step"}, 0, 45),
-    ],
-    ids=["memory", "markov", "modpo", "one_step"],
-)
-def test_two_rooms_need_memory_and_credit_to_go(features, options, low, high):
-    env = subrl.two_rooms_world(features=features)
-    means = _last_means(env, rate=0.005, num_steps=140, **options)
-    assert (means >= low).all(), means
-    assert (means <= high).all(), means
 
 
 @pytest.mark.slow
@@ -219,28 +201,17 @@ def test_a_markov_policy_passes_the_greedy_planner_on_a_gp_map(gp_world, vectors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("features", "objective", "low", "high"),
-    [
-        ("official_history", "submodular", 268, 286.4),
-        ("official_position", "modular", 0, 150),
-    ],
-    ids=["memory", "modpo"],
-)
-def test_on_a_gp_map_memory_covers_what_modpo_passes_by(vectors, features, objective, low, high):
+def test_on_a_gp_map_memory_comes_near_to_beam_search(vectors):
     """With the raw state numbers of the published program; beam search reaches 286.36."""
     weights = jnp.array(vectors["coverage_gp_30x30"]["weights"])
-    env = subrl.coverage_world(weights=weights, features=features)
-    means = _last_means(env, rate=0.001, num_steps=140, objective=objective)
-    assert (means >= low).all(), means
-    assert (means <= high).all(), means
+    env = subrl.coverage_world(weights=weights, features="official_history")
+    means = _last_means(env, rate=0.001, num_steps=140)
+    assert (means >= 268).all(), means
+    assert (means <= 286.4).all(), means
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("features", "low"),
-    [("official_position", 17.3), ("official_history", 20), ("position", 17.3), ("visited", 20)],
-)
+@pytest.mark.parametrize(("features", "low"), [("position", 17.3), ("visited", 20)])
 def test_items_are_collected_and_with_memory_nearly_all(vectors, features, low):
     golden = vectors["item_collection"]
     shape = (golden["rows"], golden["cols"])

@@ -124,36 +124,20 @@ class FederatedAlgorithm(NamedTuple):
 def mean_message(
     total: Vectors, count: Float[Array, ""], key: Key[Array, ""] | None = None
 ) -> Aggregate:
-    """The weighted sum of messages over the sum of weights.
-
-    Example:
-        >>> float(mean_message({"delta": jnp.array(6.0)}, jnp.array(3.0)).mean["delta"])
-        2.0
-    """
+    """The weighted sum of messages over the sum of weights."""
     del key
     return Aggregate(jax.tree.map(lambda leaf: leaf / count, total), count)
 
 
 def zeros(params: PyTree) -> PyTree:
-    """Zeros like `params`, in float32 or wider.
-
-    Example:
-        >>> zeros({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.name
-        'float32'
-    """
+    """Zeros like `params`, in float32 or wider."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(perturbation.widen(leaf)), params)
 
 
 def with_quasi_gradient(
     algorithm: FederatedAlgorithm, rho: Any = 0.1, alpha: Any = 1.0, *, normalize: bool = True
 ) -> FederatedAlgorithm:
-    """Let the local steps of an algorithm begin with `quasi_gradient` in place of the gradient.
-
-    Example:
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> with_quasi_gradient(fedavg(), 0.05).name
-        'FedAvg'
-    """
+    """Let the local steps of an algorithm begin with `quasi_gradient` in place of the gradient."""
     perturb = perturbation.quasi_gradient(rho, alpha, normalize=normalize)
 
     def local_step(gradient, at):
@@ -250,14 +234,7 @@ def with_model_state(
 
 
 def check_floating(name: str, tree: PyTree) -> None:
-    """Refuse a pytree that cannot be averaged.
-
-    Raises:
-        TypeError: if a leaf is no array or not floating point, naming it.
-
-    Example:
-        >>> check_floating("params", {"w": jnp.ones(3)})
-    """
+    """Refuse a pytree with a leaf that is no array or not floating point, naming it."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         place = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):

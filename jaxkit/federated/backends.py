@@ -181,21 +181,6 @@ def place(tree: PyTree, mesh: Mesh, *, by_client: bool) -> PyTree:
     """Put arrays on a mesh: rows split over `"clients"`, or a copy on every device.
 
     Every process passes the same values; each keeps only its own rows.
-
-    Args:
-        tree: arrays.
-        mesh: with an axis `"clients"`.
-        by_client: whether the leading axis is split over it.
-
-    Returns:
-        Global arrays.
-
-    Raises:
-        ValueError: if the axis does not divide a leading axis.
-
-    Example:
-        >>> place(jnp.zeros(8), clients_mesh(), by_client=True).sharding.spec == P("clients")
-        True
     """
     sharding = NamedSharding(mesh, P(AXIS) if by_client else P())
 
@@ -217,16 +202,10 @@ def place(tree: PyTree, mesh: Mesh, *, by_client: bool) -> PyTree:
 
 
 def gather_rows(tree: PyTree, clients: jax.Array, mesh: Mesh | None = None) -> PyTree:
-    """Rows of the cohort's clients.
+    """Rows of the cohort's clients; `PADDING` reads some row.
 
-    Args:
-        tree: arrays [rows, ...].
-        clients: int32[cohort]; `PADDING` reads some row.
-        mesh: if given, each device reads only its own rows, and the places of the cohort must name
-            clients of the device that they fall to (a stratified cohort): nothing is moved.
-
-    Returns:
-        Arrays [cohort, ...].
+    With a mesh each device reads only its own rows, and the places of the cohort must name clients
+    of the device that they fall to (a stratified cohort): nothing is moved.
 
     Example:
         >>> gather_rows(jnp.array([5.0, 6.0, 7.0]), jnp.array([2, 0])).tolist()
@@ -245,15 +224,6 @@ def scatter_rows(
     tree: PyTree, clients: jax.Array, rows: PyTree, mesh: Mesh | None = None
 ) -> PyTree:
     """Write the rows of the cohort's clients back; places of `PADDING` are dropped.
-
-    Args:
-        tree: arrays [rows, ...].
-        clients: int32[cohort], distinct.
-        rows: arrays [cohort, ...].
-        mesh: as `gather_rows`.
-
-    Returns:
-        Arrays [rows, ...].
 
     Example:
         >>> scatter_rows(jnp.zeros(3), jnp.array([2, 9]), jnp.ones(2)).tolist()

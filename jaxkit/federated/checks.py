@@ -26,33 +26,13 @@ def check_run(
     *,
     num_rounds: int = 1,
 ) -> None:
-    """Check that the parts of a run fit each other; of traced numbers only the shapes.
-
-    Args:
-        algorithm: the federated algorithm.
-        training: how clients train.
-        state: of the run.
-        data: of all clients.
-        sampler: of cohorts.
-        client_map: backend.
-        num_rounds: rounds to make.
+    """Refuse parts of a run that do not fit each other; of traced numbers, only by their shapes.
 
     Raises:
         TypeError: if the loss is not a scalar or a parameter not floating point.
         ValueError: if state, data, sampler and backend disagree on the clients, the state belongs
-            to another model, a client would take no step, or the algorithm cannot work with the
-            sampler.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> method, sampler = fedavg(), cohorts.uniform_sampler(3, 2)
-        >>> training = local_steps.LocalTraining(lambda w, batch, key: jnp.mean((w - batch) ** 2))
-        >>> state = states.init_state(method, jnp.zeros(()), 2, jax.random.key(0))
-        >>> data = clients.stack_clients(jnp.ones((2, 4)))
-        >>> check_run(method, training, state, data, sampler, backends.vmap_clients())
-        Traceback (most recent call last):
-        ValueError: sampler must draw from the 2 clients of the state, got num_clients = 3
+            to another model, a client would take no step, the loss couples examples where
+            mini-batches are not full, or the algorithm cannot work with the sampler.
     """
     found = (algorithm.report, algorithm.aggregate)
     if algorithm.privacy is not None and (
@@ -98,25 +78,7 @@ def check_run(
 
 
 def check_state(method: algorithms.FederatedAlgorithm, state: states.FederatedState) -> None:
-    """Refuse a state that does not fit its algorithm and parameters: another run's, say.
-
-    Args:
-        method: the algorithm.
-        state: the state.
-
-    Raises:
-        TypeError: if a parameter is not floating point.
-        ValueError: if the rows of the clients or the server's vectors differ from what the
-            algorithm holds for these parameters, naming the first difference.
-
-    Example:
-        >>> from jaxkit.federated.fedspeed import fedspeed
-        >>> method = fedspeed()
-        >>> state = states.init_state(method, {"w": jnp.ones(3)}, 5, jax.random.key(0))
-        >>> check_state(method, state._replace(params={"w": jnp.ones(4)}))
-        Traceback (most recent call last):
-        ValueError: state.shared['dual_mean']['w'] must be float32[4] for...
-    """
+    """Refuse a state that does not fit its algorithm and parameters, naming the difference."""
     algorithms.check_floating("params", state.params)
     row = jax.eval_shape(lambda params: states.client_row(method, params), state.params)
     held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)

@@ -154,10 +154,6 @@ def known_rate(name: str, client: ClientStep) -> Callable[[Any], Any]:
 
     Raises:
         ValueError: if there is none, naming the algorithm.
-
-    Example:
-        >>> known_rate("SCAFFOLD", local_sgd(0.1))(0)
-        0.1
     """
     if client.learning_rate is None:
         raise ValueError(
@@ -172,26 +168,8 @@ def proximal(
 ) -> Callable[[PyTree, algorithm.LocalStep, PyTree], PyTree]:
     """The direction of the proximal methods: `(q, at, h) -> clip(q) + mu (h + w - w0)`.
 
-    `"simulator"` makes clip(q + mu (h - w0)) + mu w instead, as the official code.
-
-    Args:
-        client: the local step, for its clip.
-        prox_coef: mu = 1/lambda, >= 0.
-        clip_mode: `"gradient"` or `"simulator"`.
-
-    Returns:
-        The function; h may be None.
-
-    Raises:
-        ValueError: if `prox_coef` or `clip_mode` is not allowed.
-
-    Warns:
-        UserWarning: if learning rate times `prox_coef` exceeds 1: the step overshoots its anchor.
-
-    Example:
-        >>> at = algorithm.LocalStep(3.0, 2.0, {}, {}, lambda params, step: params)
-        >>> proximal(local_sgd(0.1), 0.5, "gradient")(1.0, at, 1.0)
-        2.0
+    `"simulator"` makes clip(q + mu (h - w0)) + mu w instead, as the official code. h may be None.
+    Warns if learning rate times mu exceeds 1: the step overshoots its anchor.
     """
     validation.number("prox_coef", prox_coef, minimum=0)
     validation.choice("clip_mode", clip_mode, CLIP_MODES)

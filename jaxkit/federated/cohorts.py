@@ -58,22 +58,11 @@ class Sampler(NamedTuple):
 
 
 def make_cohort(clients: Sequence[int], num_clients: int) -> Cohort:
-    """A cohort by name.
-
-    Args:
-        clients: distinct identities in [0, num_clients).
-        num_clients: m.
-
-    Returns:
-        The cohort.
+    """A cohort of distinct clients in [0, num_clients), by their numbers.
 
     Raises:
-        ValueError: if it is empty, an identity is out of range or twice there (its update would
-            count double).
-
-    Example:
-        >>> make_cohort([3, 1], 5).clients.tolist()
-        [3, 1]
+        ValueError: if it is empty, a number is out of range or twice there (its update would count
+            double).
     """
     validation.integer("num_clients", num_clients, minimum=1)
     chosen = _checked(clients, num_clients)
@@ -304,19 +293,7 @@ def simulator_cohort(
 
 
 def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
-    """Add empty places until `multiple` divides their number.
-
-    Args:
-        cohort: of S places.
-        multiple: what shall divide it.
-
-    Returns:
-        The cohort with `PADDING` at the end; results do not change.
-
-    Example:
-        >>> pad_cohort(make_cohort([1, 0], 2), 4).active.tolist()
-        [True, True, False, False]
-    """
+    """Add empty places, `PADDING` at the end, until `multiple` divides their number."""
     extra = -cohort.clients.shape[0] % multiple
     return Cohort(
         jnp.pad(cohort.clients, (0, extra), constant_values=PADDING),

@@ -127,12 +127,6 @@ class Trained(NamedTuple):
 def weighted_gradient(loss_fn: Callable[..., Any]) -> GradientFunction:
     """Loss and gradient of a mean loss over a batch, some of whose places may be empty.
 
-    Args:
-        loss_fn: `(params, batch, key) -> scalar` mean over the batch.
-
-    Returns:
-        `(params, batch, weights, key) -> (loss, gradient)`.
-
     Example:
         >>> gradient = weighted_gradient(lambda w, batch, key: jnp.mean(w * batch))
         >>> weights = jnp.array([1.0, 1.0, 0.0])
@@ -155,16 +149,9 @@ def weighted_gradient(loss_fn: Callable[..., Any]) -> GradientFunction:
 def plan_batches(
     training: LocalTraining, examples_per_client: int, num_examples: Any, key: Key[Array, ""]
 ) -> Batches:
-    """Lay out all mini-batches of one client in one round.
+    """Lay out all mini-batches of one client in one round, E x ceil(n/B) of them.
 
-    Args:
-        training: the description.
-        examples_per_client: n, examples of the largest client (static).
-        num_examples: how many of them this client has; int32 scalar.
-        key: the client's key of this round; the order does not depend on n.
-
-    Returns:
-        The mini-batches, E x ceil(n/B) of them (floor with `drop_remainder`).
+    The order of a client with `num_examples` examples does not depend on the largest client's n.
 
     Example:
         >>> training = LocalTraining(lambda w, b, k: w, batch_size=2, num_epochs=1, shuffle=False)
@@ -195,20 +182,7 @@ def plan_batches(
 
 
 def random_order(key: Key[Array, ""], size: int, count: Any) -> Int[Array, " size"]:
-    """The first `count` of `size` examples in random order, then the others.
-
-    Args:
-        key: its scores do not depend on `size`.
-        size: n (static).
-        count: how many to shuffle; int32 scalar.
-
-    Returns:
-        A permutation of 0 .. n - 1.
-
-    Example:
-        >>> sorted(random_order(jax.random.key(0), 5, 3)[:3].tolist())
-        [0, 1, 2]
-    """
+    """The first `count` of `size` examples in random order, then the others."""
     places = jnp.arange(size)
     # A score is a multiple of 2^-23: what is left of 32 bits holds the place of the example, so
     # that XLA's CPU backend sorts integers, which it does several times faster than pairs.
@@ -245,23 +219,6 @@ def train_locally(
         batches: from `plan_batches`.
         full: whether every mini-batch that has an example is full (static): none is weighted.
         equal: whether every client makes every step (static): none is undone.
-
-    Returns:
-        The end.
-
-    Example:
-        >>> from jaxkit.federated import client_step
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> training = LocalTraining(lambda w, b, k: jnp.mean((w - b) ** 2) / 2, batch_size=2)
-        >>> method, ones = fedavg(client_step.local_sgd(1.0)), jnp.ones(4)
-        >>> start = Trained(jnp.array(0.0), method.descent.init(0.0), {}, None)
-        >>> batches = plan_batches(training, 4, 4, jax.random.key(0))
-        >>> end = train_locally(
-        ...     training, method, start, {}, 0, lambda rows: ones[rows], batches,
-        ...     full=True, equal=True,
-        ... )
-        >>> float(end.params), float(end.num_steps)
-        (1.0, 10.0)
     """
     descent, anchor = optax.with_extra_args_support(algorithm.descent), start.params
     gradient_fn = training.gradient_fn or weighted_gradient(training.loss_fn)

@@ -130,29 +130,12 @@ def refilled_partition(
     samples_per_client: int | None = None,
     seed: int = 0,
 ) -> Partition:
-    """Fill equal clients by class priors, refilling a class whose examples are used up.
+    """Fill equal clients by class priors [m, C], refilling a class whose examples are used up.
 
     Until all clients are full: a client among those not yet full, a class from its prior, the next
-    unused example of that class.
-
-    Args:
-        labels: integer classes 0..C-1 of the examples [N].
-        priors: class probabilities of each client [m, C].
-        samples_per_client: examples of a client; by default N // m, with the remainder at client 0.
-        seed: of the draw.
-
-    Returns:
-        Indices of each client; examples of a refilled class are at several clients (or twice at
-        one), others at none.
-
-    Raises:
-        ValueError: if a label or a number is not allowed.
+    unused example of that class. By default clients get N // m examples, client 0 the remainder.
 
     Source: arXiv 2302.10429, official simulator's data set code.
-
-    Example:
-        >>> refilled_partition([0, 1, 0, 1], [[1.0, 0.0], [0.0, 1.0]])[1].tolist()
-        [1, 3]
     """
     labels = np.asarray(labels)
     classes = _num_classes(labels)

@@ -50,22 +50,12 @@ def ascent_step(gradient: Gradient, rho: Any, *, normalize: bool = True) -> Grad
 
 
 def global_norm(tree: PyTree[Shaped[Array, " ..."]]) -> Float[Array, ""]:
-    """Global l2 norm of a pytree, summed in float32 or wider.
-
-    Example:
-        >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
-        5.0
-    """
+    """Global l2 norm of a pytree, summed in float32 or wider."""
     return jnp.asarray(optax.tree.norm(jax.tree.map(widen, tree)))
 
 
 def widen(array: Shaped[Array, " *shape"]) -> Float[Array, " *shape"]:
-    """`array` in float32, or in its own type if that is wider.
-
-    Example:
-        >>> widen(jnp.ones(1, jnp.bfloat16)).dtype.name
-        'float32'
-    """
+    """`array` in float32, or in its own type if that is wider."""
     return jnp.asarray(array, jnp.promote_types(array.dtype, jnp.float32))
 
 

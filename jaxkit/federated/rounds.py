@@ -160,33 +160,11 @@ def cohort_round(
 ) -> tuple[states.FederatedState, RoundMetrics]:
     """A round of a given cohort, which no client-level privacy accounts for.
 
-    Args:
-        algorithm: the federated algorithm.
-        training: how clients train.
-        state: before the round.
-        data: of all clients.
-        cohort: distinct clients, as many places as `client_map` divides.
-        client_map: backend.
-        keep_local: as `federated_round`.
-
-    Returns:
-        State and metrics after the round.
+    As `federated_round`; the cohort has as many places as `client_map` divides.
 
     Raises:
         ValueError: if the algorithm is private: its promise holds for cohorts that its sampler
             draws, in `federated_round`.
-
-    Example:
-        >>> from jaxkit.federated.fedspeed import feddyn
-        >>> training = local_steps.LocalTraining(
-        ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=1
-        ... )
-        >>> data = clients.stack_clients(jnp.array([[1.0], [3.0]]))
-        >>> method, cohort = feddyn(), cohorts.make_cohort([1], 2)
-        >>> state = states.init_state(method, jnp.zeros(()), 2, jax.random.key(0))
-        >>> args = (method, training, state, data, cohort, backends.vmap_clients())
-        >>> (cohort_round(*args)[0].clients["memory"]["dual"] > 1).tolist()
-        [False, True]
     """
     if algorithm.privacy is not None:
         raise ValueError(
@@ -269,36 +247,7 @@ def gathered_round(
     cohort: cohorts.Cohort,
     client_map: backends.ClientMap,
 ) -> tuple[states.FederatedState, RoundMetrics]:
-    """A round of `draw_cohort`'s, whose rows of state and data alone are on the device.
-
-    Args:
-        algorithm: the federated algorithm.
-        training: how clients train.
-        state: before the round, `clients` with a row a place of the cohort.
-        data: likewise (`ClientData.of`).
-        cohort: from `draw_cohort`.
-        client_map: backend.
-
-    Returns:
-        State, likewise, and metrics after the round: those of `federated_round`.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxkit.federated.fedspeed import feddyn
-        >>> training = local_steps.LocalTraining(
-        ...     lambda w, batch, key: jnp.mean((w - batch) ** 2) / 2, batch_size=1
-        ... )
-        >>> data = clients.stack_clients(jnp.array([[1.0], [3.0]]))
-        >>> state = states.init_state(feddyn(), jnp.zeros(()), 2, jax.random.key(0))
-        >>> cohort = cohorts.make_cohort([1], 2)
-        >>> rows = jax.tree.map(lambda leaf: leaf[1:], state.clients)
-        >>> part, one = data.of(np.array([1])), state._replace(clients=rows)
-        >>> after, _ = gathered_round(
-        ...     feddyn(), training, one, part, cohort, backends.vmap_clients()
-        ... )
-        >>> float(after.clients["memory"]["dual"][0]) > 1
-        True
-    """
+    """A round of `draw_cohort`'s; state and data have the rows of the cohort's places alone."""
     return _round(algorithm, training, state, data, cohort, client_map, gathered=True)
 
 
@@ -308,15 +257,7 @@ def draw_cohort(
     sampler: cohorts.Sampler,
     client_map: backends.ClientMap,
 ) -> cohorts.Cohort:
-    """The cohort of the next round, padded for the backend.
-
-    Example:
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> state = states.init_state(fedavg(), jnp.zeros(()), 2, jax.random.key(0))
-        >>> sampler = cohorts.uniform_sampler(2, 2)
-        >>> draw_cohort(fedavg(), state, sampler, backends.vmap_clients(4)).active.tolist()
-        [True, True, False, False]
-    """
+    """The cohort of the next round, padded for the backend."""
     draw_key, _, _ = _round_keys(algorithm, state)
     return cohorts.pad_cohort(sampler.sample(draw_key, state.round), client_map.multiple)
 
@@ -454,14 +395,7 @@ class _Round(NamedTuple):
 def evaluated(
     algorithm: algorithms.FederatedAlgorithm, state: states.FederatedState
 ) -> tuple[Any, ...]:
-    """What an evaluation gets: the model, and its state where that is shared.
-
-    Example:
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> state = states.init_state(fedavg(), jnp.zeros(()), 2, jax.random.key(0))
-        >>> len(evaluated(fedavg(), state))
-        1
-    """
+    """What an evaluation gets: the model, and its state where that is shared."""
     if algorithm.model_state != "shared":
         return (state.params,)
     return state.params, state.shared["model_state"]

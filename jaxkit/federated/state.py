@@ -98,20 +98,7 @@ def init_state(
 
 
 def client_row(method: algorithm.FederatedAlgorithm, params: PyTree) -> dict[str, Any]:
-    """What one client holds before it first takes part.
-
-    Args:
-        method: the algorithm.
-        params: the first global model.
-
-    Returns:
-        `"memory"`, and where the algorithm has them `"last_params"` and `"optimizer_state"`.
-
-    Example:
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> client_row(fedavg(), {"w": jnp.ones(3)})
-        {'memory': {}}
-    """
+    """What one client holds before it first takes part."""
     row: dict[str, Any] = {"memory": method.init_memory(params)}
     if method.relaxation is not None:
         row["last_params"] = params

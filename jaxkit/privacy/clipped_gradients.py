@@ -301,6 +301,25 @@ def clipped_grad_sum(
     return ClippedGradient(clip_norm, mode, sum_fn, difference_fn, unit)
 
 
+def widened(gradient: ClippedGradient, params: PyTree) -> tuple[ClippedGradient, PyTree, Any]:
+    """A gradient at parameters of a wide type, for steps shorter than the last bit of their own.
+
+    Returns:
+        The gradient, the wide parameters, and the function back to the type they had.
+    """
+
+    def narrow(tree):
+        return jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), tree, params)
+
+    wide = jax.tree.map(lambda leaf: leaf.astype(clipping.wide(leaf.dtype)), params)
+    lifted = dataclasses.replace(
+        gradient,
+        sum_fn=lambda w, *rest: gradient.sum_fn(narrow(w), *rest),
+        difference_fn=lambda w, v, *rest: gradient.difference_fn(narrow(w), narrow(v), *rest),
+    )
+    return lifted, wide, narrow
+
+
 def default_microbatch_size(size: int, rows: int, limit: int) -> int:
     """How many gradients of `size` numbers `clipped_grad_sum` keeps in memory at once.
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import clipping, noise
-from jaxkit.privacy.clipped_gradients import ClippedGradient
+from jaxkit.privacy.clipped_gradients import ClippedGradient, widened
 
 
 class RecursiveRun(NamedTuple):
@@ -109,6 +109,7 @@ def noisy_gd(
     rows = clipping.batch_size("data", data)
     if weights is None:
         weights = jnp.full(steps, 1 / steps)
+    weights = weights.astype(jnp.result_type(*jax.tree.leaves(params)))
     noise_key, example_key = jax.random.split(key)
 
     def step(carry, xs):
@@ -194,6 +195,7 @@ def recursive_regularization(
     rows = clipping.batch_size("data", data)
     if rows < rounds:
         raise ValueError(f"data must have at least {rounds} rows, one a round, got {rows}")
+    gradient, params, narrow = widened(gradient, params)
     chunk, clip_norm = rows // rounds, clipping.total_clip_norm(gradient.clip_norm)
     centres = [(regularisation, params)]
     releases = 0
@@ -221,7 +223,7 @@ def recursive_regularization(
         )
         releases += steps - 1
         centres.append((strength, output))
-    outputs = [output for _, output in centres[1:]]
+    outputs = [narrow(output) for _, output in centres[1:]]
     return RecursiveRun(outputs[-1], outputs)
 
 

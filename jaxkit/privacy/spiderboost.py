@@ -383,7 +383,8 @@ def run_spiderboost(
         return carry, joined
 
     phases, remainder = divmod(num_steps, phase_length)
-    carry = (state, optimizer.init(params), params, params, (jnp.float32(jnp.inf), params))
+    furthest = jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves(state.estimate)))
+    carry = (state, optimizer.init(params), params, params, (furthest, params))
     carry, record = jax.lax.scan(lambda c, _: phase(c, phase_length), carry, length=phases)
     record = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), record)
     if remainder:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import clipping, noise
-from jaxkit.privacy.clipped_gradients import ClippedGradient
+from jaxkit.privacy.clipped_gradients import ClippedGradient, widened
 
 DifferenceBound = Literal["distance", "worst_case"]
 
@@ -181,6 +181,7 @@ def tree_spider(
         )
     leaves, unit = 2**depth, root_size // 2**depth
     length = beta / (2 ** (depth / 2) * smoothness)
+    gradient, params, narrow = widened(gradient, params)
     noise_key, example_key, choice_key = jax.random.split(key, 3)
 
     def release(index, total, scale, size):
@@ -202,7 +203,7 @@ def tree_spider(
                 if difference_bound == "distance"
                 else 2 ** (depth - level) * length
             )
-            bound = jnp.minimum(smoothness * reach, 2 * gradient.clip_norm)
+            bound = jnp.minimum(smoothness * reach, 2 * clipping.total_clip_norm(gradient.clip_norm))
             batch = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, offset * unit, size), data
             )
@@ -271,7 +272,7 @@ def tree_spider(
     )
 
     def take(index):
-        return jax.tree.map(lambda x: x[index], leaf_params)
+        return narrow(jax.tree.map(lambda x: x[index], leaf_params))
 
     last_visited = jnp.sum(visited) - 1
     chosen = jax.random.randint(choice_key, (), 0, last_visited + 1)
@@ -279,7 +280,7 @@ def tree_spider(
         params=take(last_visited),
         random_params=take(jnp.where(stopped, last_visited, chosen)),
         best_params=take(jnp.argmin(jnp.where(visited, norms, jnp.inf))),
-        leaf_params=leaf_params,
+        leaf_params=narrow(leaf_params),
         leaf_norms=norms,
         leaf_directions=directions,
         visited=visited,

@@ -216,3 +216,22 @@ def test_a_plan_keeps_its_budget_and_gives_one_key_for_one_run(data):
     assert not any(
         jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_every_algorithm_takes_parameters_of_any_type(data, dtype):
+    def runs(gradient, w, key):
+        sharp = {"depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 0.25, "beta": 0.1}
+        yield privacy.run_spiderboost(plan, optax.sgd(0.1), w, data, key)
+        yield privacy.tree_spider(gradient, w, data, key, noise_multiplier=1.0, **sharp)
+        yield privacy.recursive_regularization(
+            gradient, w, data, key, regularisation=0.1, steps_per_round=[3, 3], radius=1.0,
+            noise_multiplier=1.0,
+        )  # fmt: skip
+
+    with jax.enable_x64(dtype == "float64"):
+        w, plan = jnp.zeros(3, dtype), planned(NINE, (1.0, 1.0), 4, 2)
+        for run in runs(plan.gradient, w, jax.random.key(0)):
+            assert run.params.dtype == w.dtype
+            assert jnp.all(jnp.isfinite(run.params))

@@ -118,17 +118,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
         mu: > 0.
         epsilon: >= 0.
 
-    Returns:
-        The smallest delta for which the run is (epsilon, delta)-private.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
     Source: Dong, Roth and Su 2019, Corollary 2.13.
-
-    Example:
-        >>> f"{gaussian_delta(1.0, 1.0):.4f}"
-        '0.1269'
     """
     from scipy.special import log_ndtr
 

@@ -80,23 +80,6 @@ def poisson_batch(
 
     The probability is rounded down to a multiple of 2^-32, never up. If more than M are drawn, a
     uniformly random M of them are kept.
-
-    Args:
-        key: typed key.
-        num_examples: n.
-        sampling_rate: p in (0, 1], static.
-        padded_size: M in 1..n, static; see `padded_batch_size`.
-
-    Returns:
-        The batch; it may be empty.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
-    Example:
-        >>> batch = poisson_batch(jax.random.key(0), 100, 0.1, 30)
-        >>> batch.indices.shape, bool(batch.overflow)
-        ((30,), False)
     """
     n = validation.integer("num_examples", num_examples, minimum=1)
     p = validation.number("sampling_rate", sampling_rate, minimum=0, maximum=1, open_minimum=True)
@@ -119,23 +102,7 @@ def poisson_batch(
 
 
 def fixed_batch(key: Key[Array, ""], num_examples: int, batch_size: int) -> Batch:
-    """Take a uniformly random set of examples of fixed size, without replacement.
-
-    Args:
-        key: typed key.
-        num_examples: n.
-        batch_size: b in 1..n, static.
-
-    Returns:
-        The batch; its mask is all true.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
-    Example:
-        >>> sorted(fixed_batch(jax.random.key(0), 3, 3).indices.tolist())
-        [0, 1, 2]
-    """
+    """Take a uniformly random set of examples of fixed size, without replacement."""
     n = validation.integer("num_examples", num_examples, minimum=1)
     size = _batch_size("batch_size", batch_size, n)
     indices = jax.random.permutation(key, n)[:size].astype(jnp.int32)
@@ -228,23 +195,6 @@ def padded_batch_size(
 
     If all batches of a run fit except with probability tau, truncating them costs at most
     :math:`(1 + e^\epsilon)\tau` of delta; the size makes that 1 % of delta.
-
-    Args:
-        num_examples: n.
-        sampling_rate: p in (0, 1].
-        num_steps: number of batches.
-        delta: of the guarantee, in (0, 1).
-        epsilon: of the guarantee, > 0.
-
-    Returns:
-        M in 1..n.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
-    Example:
-        >>> padded_batch_size(10_000, 0.01, num_steps=1000, delta=1e-5)
-        186
     """
     from scipy import stats
 

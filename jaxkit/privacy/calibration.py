@@ -21,25 +21,6 @@ def calibrate(
     """The smallest noise that keeps a run within a budget.
 
     RDP brackets the answer first, because PLD takes long where there is far too little noise.
-
-    Args:
-        make_mechanism: from a noise level (any number that more noise increases) to the mechanism.
-        epsilon: in [1e-8, 700].
-        delta: in [1e-300, 1).
-        accountant: as in `epsilon_spent`.
-
-    Returns:
-        The noise level, within 1e-4 of its value above the smallest allowed.
-
-    Raises:
-        ImportError: without the `privacy` extra.
-        ValueError: if a number is not allowed or no noise level reaches the budget.
-
-    Example:
-        >>> everyone = batches.full_batches(1000)
-        >>> z = calibrate(lambda z: mechanisms.dp_sgd_mechanism(everyone, z, 100), 1.0, 1e-5)
-        >>> round(z, 1)
-        37.3
     """
     validation.number("epsilon", epsilon, minimum=1e-8, maximum=accounting.LARGEST_EPSILON)
     accounting.check_delta(delta)

@@ -41,12 +41,7 @@ class Mechanism:
 
 
 def dp_accounting() -> Any:
-    """The accounting library, or an error that names the extra.
-
-    Example:
-        >>> dp_accounting().GaussianDpEvent(1.0).noise_multiplier
-        1.0
-    """
+    """The accounting library, or an error that names the extra."""
     try:
         import dp_accounting as library
     except ImportError as error:
@@ -57,22 +52,7 @@ def dp_accounting() -> Any:
 
 
 def sampling_neighbours(*samplings: batches.Sampling) -> Neighbours:
-    """The relation under which batches drawn like this are accounted for.
-
-    Args:
-        *samplings: of the releases of one run.
-
-    Returns:
-        `"replace"` if any is of fixed size, else `"add_or_remove"`.
-
-    Raises:
-        ValueError: if Poisson batches and batches of fixed size are mixed, or the sizes of the
-            data sets differ: no valid event exists.
-
-    Example:
-        >>> sampling_neighbours(batches.full_batches(10), batches.fixed_sampling(10, 2))
-        'replace'
-    """
+    """The relation under which batches drawn like this are accounted for."""
     kinds = {sampling.kind for sampling in samplings}
     if "in_order" in kinds:
         raise ValueError("sampling must be random or of all examples, got batches in order")
@@ -131,31 +111,8 @@ def spiderboost_mechanism(
 ) -> Mechanism:
     """Private SpiderBoost: ceil(T/q) anchors and the rest variations.
 
-    Args:
-        anchor: how the batches of anchors are drawn.
-        variation: how those of variations are drawn.
-        anchor_noise_multiplier: z1 > 0.
-        variation_noise_multiplier: z2 > 0.
-        num_steps: T >= 1.
-        phase_length: q in 1..T.
-        neighbours: the relation claimed; by default the one that the samplings have.
-
-    Returns:
-        The mechanism.
-
-    Raises:
-        ValueError: if a number is not allowed, or no event is valid for the samplings.
-
     Source: arXiv 2206.00846 Algorithm 2; multipliers are constant because the bound on a
         difference is proportional to a distance that is already public.
-
-    Example:
-        >>> everyone = batches.full_batches(100)
-        >>> mechanism = spiderboost_mechanism(
-        ...     everyone, everyone, 4.0, 8.0, num_steps=10, phase_length=4
-        ... )
-        >>> mechanism.gaussian == (3 / 16 + 7 / 64) ** 0.5
-        True
     """
     anchors, variations = spiderboost_counts(num_steps, phase_length)
     what = (
@@ -170,15 +127,7 @@ def spiderboost_mechanism(
 
 
 def spiderboost_counts(num_steps: int, phase_length: int) -> tuple[int, int]:
-    """Number of anchors ceil(T/q) and of variations in T steps.
-
-    Raises:
-        ValueError: if `phase_length` is not in 1..`num_steps`.
-
-    Example:
-        >>> spiderboost_counts(10, 4)
-        (3, 7)
-    """
+    """Number of anchors ceil(T/q) and of variations in T steps."""
     steps = validation.integer("num_steps", num_steps, minimum=1)
     phase = validation.integer("phase_length", phase_length, minimum=1)
     if phase > steps:
@@ -220,22 +169,7 @@ def dp_ftrl_mechanism(
 ) -> Mechanism:
     """DP-FTRL: each example enters at most one update of each tree.
 
-    Args:
-        noise_multiplier: z > 0 of a node.
-        steps_per_tree: updates in one tree.
-        num_trees: trees (epochs) in the run.
-
-    Returns:
-        The mechanism, for data sets that differ by zeroing one example.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
     Source: Kairouz et al. 2021, arXiv 2103.00039 appendix D.
-
-    Example:
-        >>> dp_ftrl_mechanism(2.0, 100).neighbours
-        'zero_out'
     """
     z = validation.number("noise_multiplier", noise_multiplier, minimum=0, open_minimum=True)
     steps = validation.integer("steps_per_tree", steps_per_tree, minimum=1)

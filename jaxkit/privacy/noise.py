@@ -107,22 +107,7 @@ def privatize_tree_sum(
         steps_per_tree: a new tree begins after this many updates (an epoch).
         key: typed key for this run alone; without it, every `update` takes the same one as `key=`.
 
-    Returns:
-        An optax transformation whose updates are a `BoundedSum`.
-
-    Raises:
-        ValueError: if a number is not allowed.
-        TypeError: as `privatize_sum`.
-
     Source: Kairouz et al. 2021 (DP-FTRL), arXiv 2103.00039.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
-        >>> mean = privatize_tree_sum(0.0, 4, 8, jax.random.key(0))
-        >>> total = gradient(jnp.zeros(1), (jnp.ones((2, 1)), jnp.ones(2)))
-        >>> mean.update(total, mean.init(jnp.zeros(1)))[0].tolist()
-        [-0.25]
     """
     validation.integer("steps_per_tree", steps_per_tree, minimum=1)
 

@@ -98,31 +98,3 @@ def jl_lift(params: Float[Array, " k"], phi: Float[Array, "k d"]) -> Float[Array
             f"params [k] and phi [k, d] must share k, got {params.shape} and {phi.shape}"
         )
     return params @ phi
-
-
-def jl_dimension(rank: int, dimension: int) -> int:
-    r"""Dimension to embed data of known rank into: 4 rank, or d where that is smaller.
-
-    A subspace of that rank then loses at most half of a gradient's length
-    (:math:`1-\sqrt{r/k} = 1/2`). The rank must be public knowledge, not measured on the data. The
-    paper's other branch, (n epsilon)^(4/5), is not offered: its proof bounds the distance of a
-    matrix of rank below d from the identity by less than 1.
-
-    Args:
-        rank: r >= 1.
-        dimension: d >= 1.
-
-    Returns:
-        k.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
-    Source: arXiv 2206.00846 section 6 (subspace embedding).
-
-    Example:
-        >>> jl_dimension(5, 4096)
-        20
-    """
-    d = validation.integer("dimension", dimension, minimum=1)
-    return min(d, 4 * validation.integer("rank", rank, minimum=1))

@@ -35,17 +35,7 @@ def selector_weights(num_steps: int, contraction: Any) -> Float[Array, " K"]:
         num_steps: K >= 1.
         contraction: eta * lambda in [0, 1).
 
-    Returns:
-        Weights ``[K]``; computed from logarithms, as the powers overflow.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
     Source: arXiv 2206.00846 Algorithm 3.
-
-    Example:
-        >>> print(selector_weights(3, 0.0)[0] == selector_weights(3, 0.0)[2])
-        True
     """
     validation.integer("num_steps", num_steps, minimum=1)
     validation.number("contraction", contraction, minimum=0, maximum=1, open_maximum=True)
@@ -86,23 +76,7 @@ def noisy_gd(
         first_release: number of the first noise draw.
         draw: source of the standard normals.
 
-    Returns:
-        The weighted mean of the iterates.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
     Source: arXiv 2206.00846 Algorithm 7.
-
-    Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
-        >>> data = (jnp.ones((1, 1)), jnp.ones(1))
-        >>> noisy_gd(
-        ...     gradient, jnp.zeros(1), data, jax.random.key(0), num_steps=2, learning_rate=1.0,
-        ...     stddev=0.0,
-        ... ).tolist()
-        [0.25]
     """
     steps = validation.integer("num_steps", num_steps, minimum=1)
     validation.number("stddev", stddev, minimum=0)

@@ -94,33 +94,7 @@ def spiderboost_paper_noise(
         \sigma_2 = c L_1 s \max(1/b_2, \sqrt T/n), \quad
         \hat\sigma_2 = 2 c L_0 s \max(1/b_2, \sqrt T/n), \quad s = \sqrt{\log(1/\delta)}/\epsilon
 
-    Args:
-        epsilon: in (0, 1]: beyond, no such closed form is valid.
-        delta: in (0, 1).
-        lipschitz: L0 > 0.
-        smoothness: L1 > 0.
-        num_examples: n.
-        anchor_size: b1.
-        variation_size: b2.
-        num_steps: T.
-        phase_length: q.
-        constant: c > 0; with c = 1 the noise is too small at epsilon = 1.
-
-    Returns:
-        The standard deviations.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
     Source: arXiv 2206.00846 Algorithm 2, lines 2-4.
-
-    Example:
-        >>> scales = spiderboost_paper_noise(
-        ...     epsilon=1.0, delta=1e-5, lipschitz=1.0, smoothness=0.25, num_examples=10_000,
-        ...     anchor_size=10_000, variation_size=500, num_steps=1000, phase_length=100, constant=1
-        ... )
-        >>> round(scales.anchor, 6)
-        0.001073
     """
     _check_closed_form(epsilon, delta)
     for name, value in (
@@ -217,31 +191,7 @@ def tree_spider_theory(
 ) -> TreeSpiderTheory:
     """Parameters of Theorem 3.2; its stop rule is vacuous unless n is astronomically large.
 
-    Args:
-        num_examples: n.
-        dimension: d.
-        epsilon: in (0, 1].
-        delta: in (0, 1).
-        lipschitz: L0.
-        smoothness: L1.
-        suboptimality: F0.
-        failure: p, probability with which the theorem may fail.
-
-    Returns:
-        The parameters, as real numbers.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
     Source: arXiv 2206.00846 Theorem 3.2.
-
-    Example:
-        >>> theory = tree_spider_theory(
-        ...     num_examples=510_663, dimension=28, epsilon=1.0, delta=1e-6, lipschitz=1.0,
-        ...     smoothness=0.25, suboptimality=0.69, failure=0.1,
-        ... )
-        >>> round(theory.depth, 2), round(theory.stop_threshold)
-        (8.55, 1569)
     """
     from scipy import optimize
 

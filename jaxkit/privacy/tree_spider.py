@@ -50,17 +50,7 @@ def tree_visits(depth: int) -> Int[np.ndarray, "leaves 2"]:
     Args:
         depth: D >= 1.
 
-    Returns:
-        Array ``[2^D - 1, 2]`` of (level, offset).
-
-    Raises:
-        ValueError: if `depth` is not positive.
-
     Source: arXiv 2206.00846 Algorithm 1: depth-first order, right children take fresh data.
-
-    Example:
-        >>> tree_visits(2).tolist()
-        [[2, 4], [1, 5], [2, 7]]
     """
     validation.integer("depth", depth, minimum=1)
     leaves = np.arange(1, 2**depth)
@@ -203,7 +193,9 @@ def tree_spider(
                 if difference_bound == "distance"
                 else 2 ** (depth - level) * length
             )
-            bound = jnp.minimum(smoothness * reach, 2 * clipping.total_clip_norm(gradient.clip_norm))
+            bound = jnp.minimum(
+                smoothness * reach, 2 * clipping.total_clip_norm(gradient.clip_norm)
+            )
             batch = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, offset * unit, size), data
             )

@@ -355,8 +355,7 @@ def subrl(
         seed: of everything random, the world too.
         out: folder to write to.
     """
-    from rich import console
-
+    from jaxkit import training
     from jaxkit.jobs.subrl import train_world
 
     found = train_world(
@@ -375,7 +374,7 @@ def subrl(
         out=out,
     )
     if found is not None:
-        console.Console(markup=False).print(found.table)
+        training.terminal().print(found.table)
         print(*filter(None, (found.curves, found.paths, found.metrics)), sep="\n")
 
 
@@ -440,17 +439,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words:
         print(_overview(), file=sys.stderr)
         raise SystemExit(2)
-    name, *rest = words
+    with _one_line_errors():
+        _run(*words)
+        if sys.stdout is not None:  # closed before the process began
+            sys.stdout.flush()  # here, where a closed pipe is met
+
+
+def _run(name: str, *words: str) -> None:
     if name in ("-h", "--help"):
         print(_overview())
-    elif name == "--version":
+        return
+    if name == "--version":
         print(f"jaxkit {jaxkit.__version__}")
-    else:
-        with _one_line_errors():
-            _run(name, rest)
-
-
-def _run(name: str, words: list[str]) -> None:
+        return
     if name not in COMMANDS:
         from jaxkit import validation
 
@@ -467,8 +468,6 @@ def _run(name: str, words: list[str]) -> None:
         options = getattr(importlib.import_module(module), kind)
         command.__annotations__["config"] = Annotated[options, tyro.conf.arg(name="")]
     tyro.cli(command, prog=f"jaxkit {name}", args=words)
-    if sys.stdout is not None:  # closed before the process began
-        sys.stdout.flush()  # here, where a closed pipe is met
 
 
 @contextlib.contextmanager
@@ -494,7 +493,8 @@ def _one_line_errors() -> Iterator[None]:
         message = " ".join(str(error).split()) or type(error).__name__
         if out_of_memory:
             message = f"the memory does not suffice: {message}"
-        print(f"jaxkit: error: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"jaxkit: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -114,7 +114,10 @@ def number(
     """
     if is_traced(value):
         return value
-    array = np.asarray(value)
+    if type(value) is int and abs(value) >= 2**63:  # of which NumPy makes an object
+        array = np.asarray(math.inf if abs(value) >= 2**1023 else float(value))
+    else:
+        array = np.asarray(value)
     if array.dtype == bool or not (
         np.issubdtype(array.dtype, np.number) or array.dtype.name.startswith(("bfloat", "float8"))
     ):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxkit import cli, datasets, jobs, logs, losscurves, schedules, training
 from jaxkit.jobs import runs, texts
+from jaxkit.training import metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bad_input")]
 MANY = hypothesis.settings(
@@ -112,7 +113,7 @@ def test_any_log_is_read_by_the_rule_or_refused_by_place(tmp_path_factory, lines
         logs.read_log,
         losscurves.read_curve,
         schedules.read_gradient_norms,
-        lambda path: training.MetricsLog(path, 5).__exit__(),
+        lambda path: metrics.MetricsLog(path, 5).__exit__(),
     ]
     for reader in readers:
         before, said = path.read_bytes(), None
@@ -181,20 +182,34 @@ def test_options_of_train_are_in_range_or_refused(options):
             assert good(getattr(config, name)), name
 
 
+#: Words that end each command in a refusal whatever else is given, and options to try before it.
 OPTIONS = {
-    "sample": ["--prompt", "--num-tokens", "--temperature", "--top-k", "--top-p", "--stop",
-               "--unknown", "--seed"],
-    "evaluate": ["--text", "--unknown"],
-    "decipher": ["--text", "--probe-steps", "--seed"],
-    "refine-schedule": ["--norm", "--smoothing"],
-    "fit-curve": ["--predict", "--decay", "--first-step"],
-    "select": ["--objective", "--kernel"],
+    "sample": (["no/such/run"], ["--prompt", "--num-tokens", "--temperature", "--top-k", "--top-p",
+                                 "--stop", "--unknown", "--seed"]),
+    "evaluate": (["no/such/run"], ["--text", "--unknown"]),
+    "decipher": (["no/such/run"], ["--text", "--probe-steps", "--seed"]),
+    "refine-schedule": (["no/such/run"], ["--norm", "--smoothing"]),
+    "fit-curve": (["no/such/run"], ["--predict", "--decay", "--level", "--warmup-steps",
+                                    "--first-step", "--units-per-step", "--smoothing"]),
+    "select": (["no/such/run"], ["--objective", "--kernel", "--columns", "--ids", "--header"]),
+    "compile": (["--topology", "none"], ["--vocab-size", "--effort", "--mesh", "--steps"]),
+    "classify": (["--data", "no/such"], ["--model", "--norm", "--recipe", "--image-size",
+                                         "--epochs", "--budgets", "--schedules", "--momentum",
+                                         "--learning-rates", "--warmup", "--batch-size", "--name",
+                                         "--seeds", "--test-fraction", "--log-every"]),
+    "continual": (["--stream", "no/such"], ["--method", "--threshold", "--classes-per-task",
+                                            "--image-size", "--train-epochs", "--name", "--seed",
+                                            "--train-learning-rate", "--checkpoint-every"]),
+    "subrl": (["--seeds", "0"], ["--env", "--objective", "--signal", "--slip", "--horizon",
+                                 "--num-steps", "--batch-size", "--learning-rate", "--seed"]),
+    "reproduce": (["--parallel", "0"], ["--seed", "--out"]),
 }  # fmt: skip
 
 
-@hypothesis.settings(MANY, max_examples=500)
+@hypothesis.settings(MANY, max_examples=1000)
 @hypothesis.given(st.sampled_from(sorted(OPTIONS)), st.lists(WORDS, max_size=3), st.data())
-def test_options_of_what_reads_a_run_are_answered(command, values, data):
-    names = data.draw(st.lists(st.sampled_from(OPTIONS[command]), max_size=3, unique=True))
+def test_options_of_every_command_are_answered(command, values, data):
+    last, options = OPTIONS[command]
+    names = data.draw(st.lists(st.sampled_from(options), max_size=3, unique=True))
     words = [f"{name}={value}" for name, value in zip(names, values, strict=False)]
-    assert answered([command, "no/such/run", *words])
+    assert answered([command, *words, *last])

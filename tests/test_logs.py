@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import logs, training
+from jaxkit.training import metrics
 
 
 def write(tmp_path, *rows, name="m.jsonl"):
@@ -125,5 +126,5 @@ def test_a_resumed_log_refuses_a_damaged_line_and_leaves_the_file(tmp_path):
         path = write(tmp_path, {"step": 1}, line + "\n", {"step": 2})
         before = path.read_bytes()
         with pytest.raises(ValueError, match=r"m.jsonl:2: "):
-            training.MetricsLog(path, 5)
+            metrics.MetricsLog(path, 5)
         assert path.read_bytes() == before

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from jaxkit import datasets, files, models, schedules, training, validation
+from jaxkit.jobs import config as configs
 from jaxkit.jobs import pages
 
 
@@ -128,8 +129,18 @@ class ClassifyConfig:
     def __post_init__(self):
         validation.choice("model", self.model, NETWORKS)
         validation.choice("optimizer", self.optimizer, ["sgdm", "adamw"])
-        for field in ("batch_size", "seeds"):
+        for field in ("batch_size", "seeds", "checkpoint_every", "log_every"):
             validation.integer(field, getattr(self, field), minimum=1)
+        validation.integer("num_workers", self.num_workers, minimum=0)
+        if self.image_size is not None:
+            validation.integer("image_size", self.image_size, minimum=1)
+        validation.number(
+            "test_fraction", self.test_fraction, minimum=0, maximum=1,
+            open_minimum=True, open_maximum=True,
+        )  # fmt: skip
+        for field in ("data", "runs"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} must not be empty, got ''")
         validation.seed("seed", self.seed)
         validation.seed("seed + seeds - 1", self.seed + self.seeds - 1)
         validation.number("epochs", self.epochs, minimum=0, open_minimum=True)
@@ -146,8 +157,7 @@ class ClassifyConfig:
             validation.number("learning_rates", rate, minimum=0)
         for name in self.schedules:
             schedules.profile_by_name(name)
-        if pathlib.PurePath(self.name).name != self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        configs.folder_name("name", self.name)
 
     def num_steps(self, num_examples: int) -> list[int]:
         """Updates of each budget."""
@@ -157,6 +167,11 @@ class ClassifyConfig:
                 f"{self.batch_size}"
             )
         whole = self.epochs * (num_examples / self.batch_size)
+        if whole > configs.LARGEST_STEPS:
+            raise ValueError(
+                f"epochs must make at most {configs.LARGEST_STEPS:,} steps, got {self.epochs:g} "
+                f"epochs of {num_examples / self.batch_size:g}"
+            )
         return [max(1, round(budget * whole)) for budget in self.budgets]
 
     @property
@@ -430,6 +445,8 @@ class _Program:
 
 def labelled_pictures(config: Any) -> datasets.PictureSplit:
     """The pictures of `config.data`; reads `layout`, `test_fraction` and `seed` too."""
+    if config.data == "digits" and config.layout is not None:
+        raise ValueError(f"layout must be left out for data='digits', got {config.layout!r}")
     if config.data != "digits":
         return datasets.find_pictures(
             config.data, layout=config.layout, test_fraction=config.test_fraction, seed=config.seed

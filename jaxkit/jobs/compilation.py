@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -174,11 +175,12 @@ def compile_run(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(compilation_report(found), indent=1)
     files.write_atomically(folder / "report.json", text + "\n")
-    with (folder / "report.txt").open("w", encoding="utf-8") as stream:
-        for terminal in (console.Console(), console.Console(file=stream, width=120)):
-            terminal.print(*compilation_tables(found))
+    shown, page = compilation_tables(found), io.StringIO()
+    console.Console(file=page, width=120).print(*shown)
+    files.write_atomically(folder / "report.txt", page.getvalue())
     if save and found.executable is not None:
         save_program(found.executable, folder / "step.bin")
+    training.terminal().print(*shown)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from rich import console, table
+from rich import table
 
 from jaxkit import continual, files, models, plotting, training, validation
 from jaxkit.jobs import config as configs
@@ -64,8 +64,23 @@ class ContinualConfig:
         validation.seed("seed", self.seed)
         if self.image_size is not None:
             validation.integer("image_size", self.image_size, minimum=1)
-        if self.weights == "":
-            raise ValueError("weights must name a file or be left out, got ''")
+            if self.stream == "digits":
+                raise ValueError(
+                    "image_size must be left out for stream='digits', whose images are 8 x 8, got "
+                    f"{self.image_size}"
+                )
+        for field in ("classes_per_task", "train_epochs", "describe_epochs", "checkpoint_every"):
+            least = int(field != "checkpoint_every")
+            validation.integer(field, getattr(self, field), minimum=least)
+        validation.choice("method", self.method, [*_POLICIES, "l2p", "simple-cil"])
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold must be >= 0 (infinity is allowed), got {self.threshold}")
+        for field in ("train_learning_rate", "describe_learning_rate"):
+            if getattr(self, field) is not None:
+                validation.number(field, getattr(self, field), minimum=0)
+        for field in ("stream", "weights", "runs"):
+            if getattr(self, field) == "":
+                raise ValueError(f"{field} must not be empty, got ''")
 
 
 class ContinualFiles(NamedTuple):
@@ -105,10 +120,11 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
         OSError: if the disk refuses, or another process writes this run.
         FloatingPointError: if training diverges.
     """
-    validation.choice("method", config.method, [*_POLICIES, "l2p", "simple-cil"])
     folder = pathlib.Path(config.runs) / config.name
     with training.Run(folder) as run:
-        stream, model, backbone = _stream_and_backbone(config, folder)
+        stream, model, backbone = _stream_and_backbone(
+            config, folder, described=run.identity is not None
+        )
         learner = _learner(config, stream, model, backbone)
         with _Bar(stream) as bar:
             result = continual.run_stream(
@@ -122,7 +138,7 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
 
 
 def _stream_and_backbone(
-    config: ContinualConfig, folder: pathlib.Path
+    config: ContinualConfig, folder: pathlib.Path, described: bool
 ) -> tuple[continual.Stream, models.VisionTransformer, Any]:
     pretraining = None
     if config.stream == "digits":
@@ -146,7 +162,7 @@ def _stream_and_backbone(
         images, labels = pretraining.train_inputs, np.asarray(pretraining.train_labels)
     size, _, channels = stream.tasks[0].image_shape
     model = continual.tiny_vision_transformer(size, channels, int(labels.max()) + 1)
-    return stream, model, _pretrained(config, model, images, labels, folder)
+    return stream, model, _pretrained(config, model, images, labels, folder, described)
 
 
 def _pretrained(
@@ -155,12 +171,18 @@ def _pretrained(
     images: np.ndarray,
     labels: np.ndarray,
     folder: pathlib.Path,
+    described: bool,
 ) -> Any:
     """Pre-train, or read back what this run pre-trained before it was interrupted."""
     from flax import serialization
 
     made_of = training.fingerprint((config.seed, images, labels))[:16]
     path = folder / f"backbone-{made_of}.msgpack"
+    if described and not path.exists():
+        raise ValueError(
+            f"{folder} holds another run: its backbone was trained from another seed than "
+            f"{config.seed} or other images, for {path.name} is not there"
+        )
     like = jax.eval_shape(
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
     )
@@ -321,7 +343,7 @@ def _print(
     summary: dict[str, str],
     path: pathlib.Path,
 ) -> None:
-    terminal = console.Console(markup=False)
+    terminal = training.terminal()
     columns = ["accuracy on", *(f"after {i + 1}" for i in range(len(stream.tasks)))]
     matrix = table.Table(*columns)
     for task, row in zip(stream.tasks, result.accuracy, strict=True):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxkit import logs, losscurves, plotting, schedules
+from jaxkit import logs, losscurves, plotting, schedules, validation
 from jaxkit.jobs import runs
 
 #: Decays of the annealing momentum that are compared when none is given.
@@ -73,6 +73,7 @@ def fit_runs(
     """
     if not paths:
         raise ValueError("paths must name at least one run, got none")
+    validation.number("level", level, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         curves: dict[str, losscurves.LossCurve] = {}
@@ -80,13 +81,15 @@ def fit_runs(
             curve = _read(path, reading)
             curves[path.name if path.name not in curves else str(path)] = curve
         observed = list(curves.values())
+        warmup = max(curve.warmup_steps for curve in observed)
+        longest = max(len(curve.learning_rates) - 1 for curve in observed)
+        for name in predict:  # refused before the fit, which takes a while
+            _schedule(name, 1.0, longest, warmup)
         if decay is None:
             decay = losscurves.profile_decay(observed, DECAYS).best
         form = losscurves.Annealing(decay)
         law = losscurves.bootstrap_fit(jax.random.key(0), form, observed, num_samples=100)
         left_out = _left_out(form, curves)
-        warmup = max(curve.warmup_steps for curve in observed)
-        longest = max(len(curve.learning_rates) - 1 for curve in observed)
         candidates = {name: _schedule(name, law.peak_value(), longest, warmup) for name in predict}
         rows = [_row(law, name, made, warmup, level) for name, made in candidates.items()]
         rows.sort(key=lambda row: row[2])

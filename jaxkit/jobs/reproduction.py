@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-from rich import console, progress, table
+from rich import console, progress, table, text
 
-from jaxkit import experiments, files, plotting, validation
+from jaxkit import experiments, files, plotting, training, validation
 from jaxkit.experiments.evidence import Claim, Evidence
 from jaxkit.jobs import pages
 
@@ -87,7 +87,7 @@ def reproduce(
         parallel = min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     parallel = min(len(chosen), validation.integer("parallel", parallel, minimum=1))
     folder, results = pathlib.Path(out), list[Result]()
-    terminal = console.Console()
+    terminal = training.terminal()
     columns = (progress.SpinnerColumn(), progress.MofNCompleteColumn(),
                progress.TimeElapsedColumn(), progress.TextColumn("{task.description}"))  # fmt: skip
     with progress.Progress(*columns, console=terminal, transient=True) as bar:
@@ -184,7 +184,7 @@ def _print(terminal: console.Console, result: Result) -> None:
     for claim in found.claims:
         *cells, label = _claim_cells(claim)
         colour = _COLOURS[claim.verdict]
-        claims.add_row(*cells, f"[{colour}]{label}[/{colour}]")
+        claims.add_row(*cells, text.Text(label, colour))
     terminal.print(claims)
     for shown in found.tables:
         _print_table(terminal, shown.title, shown.columns, shown.rows)

@@ -11,7 +11,6 @@ Sharp edges: the state given to a step is consumed; `num_steps` counts optimizer
 microbatches; put the `tensor` axis of a mesh inside a process.
 """
 
-from jaxkit.training.checkpoints import Restored
 from jaxkit.training.chips import (
     CHIPS,
     Roofline,
@@ -19,13 +18,12 @@ from jaxkit.training.chips import (
     roofline,
     topology_devices,
 )
-from jaxkit.training.driver import Cadence, Driven, Lap, drive
+from jaxkit.training.driver import Cadence, Lap, drive
 from jaxkit.training.event_files import EventFiles
 from jaxkit.training.host_memory import keep_freed_memory
 from jaxkit.training.mesh import (
     AXES,
     RULES,
-    any_process,
     automatic_axes,
     batch_sharding,
     constrain,
@@ -42,23 +40,20 @@ from jaxkit.training.mesh import (
     replicated,
 )
 from jaxkit.training.metrics import (
-    MetricsLog,
     NonFiniteLossError,
     read_metrics,
     require_finite,
 )
-from jaxkit.training.programs import Collective, ProgramCost, program_cost
-from jaxkit.training.progress import Console, Progress, Silent, say
+from jaxkit.training.programs import ProgramCost, program_cost
+from jaxkit.training.progress import Console, Progress, Silent, say, terminal
 from jaxkit.training.runs import (
     Keep,
     Run,
     fingerprint,
     program_fingerprint,
-    read_identity,
     read_run,
 )
 from jaxkit.training.step import (
-    StepMetrics,
     TrainState,
     abstract_state,
     init_state,
@@ -71,24 +66,18 @@ __all__ = [
     "CHIPS",
     "RULES",
     "Cadence",
-    "Collective",
     "Console",
-    "Driven",
     "EventFiles",
     "Keep",
     "Lap",
-    "MetricsLog",
     "NonFiniteLossError",
     "ProgramCost",
     "Progress",
-    "Restored",
     "Roofline",
     "Run",
     "Silent",
-    "StepMetrics",
     "TrainState",
     "abstract_state",
-    "any_process",
     "automatic_axes",
     "batch_sharding",
     "constrain",
@@ -110,7 +99,6 @@ __all__ = [
     "place_batch",
     "program_cost",
     "program_fingerprint",
-    "read_identity",
     "read_metrics",
     "read_run",
     "replicated",
@@ -118,5 +106,6 @@ __all__ = [
     "roofline",
     "say",
     "state_shardings",
+    "terminal",
     "topology_devices",
 ]

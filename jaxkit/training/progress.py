@@ -43,6 +43,19 @@ def _write(stream: Any, text: str) -> None:
             os.close(nowhere)
 
 
+def terminal() -> Any:
+    """Make a Rich console on standard output, whose reader may go away; markup is text.
+
+    Example:
+        >>> terminal().print("loss [/x]")
+        loss [/x]
+    """
+    from rich import console
+
+    stream: Any = _Tolerant(sys.stdout or io.StringIO())
+    return console.Console(file=stream, markup=False)
+
+
 @runtime_checkable
 class Progress(Protocol):
     """What `drive` tells as it goes; a context manager around the whole run.
@@ -109,12 +122,11 @@ class Console:
     """
 
     def __init__(self, total_steps: int, first_step: int = 0, extra: tuple[str, ...] = ()):
-        from rich import console, progress
+        from rich import progress
 
         self._total, self._extra = total_steps, extra
-        stream: Any = _Tolerant(sys.stdout or io.StringIO())
-        terminal = console.Console(file=stream)
-        self._terminal = terminal.is_terminal
+        shown = terminal()
+        self._terminal = shown.is_terminal
         self._numbers: dict[str, float] = {}
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
@@ -122,7 +134,7 @@ class Console:
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[numbers]}", markup=False),
             progress.TimeRemainingColumn(),
-            console=terminal,
+            console=shown,
             disable=not self._terminal,
         )
         self._task = self._bar.add_task(

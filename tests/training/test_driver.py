@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxkit import training
+from jaxkit.training import metrics
 
 GRADUAL = optax.adam(0.1)
 
@@ -157,7 +158,7 @@ def test_a_lap_may_end_the_run_and_ask_for_a_checkpoint(tmp_path):
 def test_a_log_forgets_steps_after_the_checkpoint_and_a_line_cut_short(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    with training.MetricsLog(path, 2) as log:
+    with metrics.MetricsLog(path, 2) as log:
         log.write({"step": 3, "loss": 1 / 3})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1},

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxkit import training
+from jaxkit.training import runs
 
 IDENTITY = {"config": {"seed": 0, "steps": 10}, "data": "ab12"}
 
@@ -105,7 +106,7 @@ def test_numbers_of_python_come_back_as_they_were_and_text_is_refused(tmp_path):
     found = training.read_run(tmp_path, {"i": 0, "f": 0.0, "b": False}).state
     assert found == {"i": 3, "f": 0.5, "b": True}
     assert {name: type(value) for name, value in found.items()} == {"i": int, "f": float, "b": bool}
-    assert training.read_identity(tmp_path) == {"sizes": [3, 0.5]}
+    assert runs.read_identity(tmp_path) == {"sizes": [3, 0.5]}
 
 
 def test_what_else_lies_among_the_checkpoints_is_passed_over(tmp_path):
@@ -184,7 +185,7 @@ def test_a_field_that_may_change_is_stored_anew(tmp_path):
     write(tmp_path, 1)
     with training.Run(tmp_path) as run:
         run.identify({**IDENTITY, "config": {"seed": 0, "steps": 20}}, may_change={"config.steps"})
-    assert training.read_identity(tmp_path)["config"] == {"seed": 0, "steps": 20}
+    assert runs.read_identity(tmp_path)["config"] == {"seed": 0, "steps": 20}
 
 
 def test_a_program_is_compared_under_one_version_of_jax(tmp_path):

@@ -61,7 +61,7 @@ def pretrain_backbone(
     images: Float[np.ndarray, "n H W C"],
     labels: Int[np.ndarray, " n"],
     *,
-    epochs: int = 120,
+    num_epochs: int = 120,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     warmup_steps: int = 50,
@@ -74,7 +74,7 @@ def pretrain_backbone(
         model: with a head of at least as many classes as there are labels.
         images: in [0, 1].
         labels: integers from 0.
-        epochs: passes over the images.
+        num_epochs: passes over the images.
         batch_size: images a step; the last, smaller batch of a pass is left out.
         learning_rate: peak.
         warmup_steps: steps to the peak.
@@ -97,7 +97,7 @@ def pretrain_backbone(
     """
     labels = np.asarray(labels)
     check_images("images", images)
-    validation.integer("epochs", epochs, minimum=1)
+    validation.integer("num_epochs", num_epochs, minimum=1)
     validation.integer("batch_size", batch_size, minimum=1)
     if len(images) < batch_size or len(labels) != len(images):
         raise ValueError(
@@ -111,7 +111,7 @@ def pretrain_backbone(
         )
     per_epoch = len(images) // batch_size
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup_steps, max(epochs * per_epoch, warmup_steps + 1)
+        0.0, learning_rate, warmup_steps, max(num_epochs * per_epoch, warmup_steps + 1)
     )
 
     def loss_fn(params: Any, batch: Any, key: Any) -> Array:
@@ -128,12 +128,12 @@ def pretrain_backbone(
     state = training.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key)
     step = training.make_train_step(loss_fn, optimizer)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(run_key)).tolist())
-    for epoch in range(epochs):
+    for epoch in range(num_epochs):
         order = rng.permutation(len(images))
         for rows in np.split(order[: per_epoch * batch_size], per_epoch):
             state, metrics = step(state, {"images": images[rows], "labels": labels[rows]})
         done = (epoch + 1) * per_epoch
-        if epoch % 10 == 9 or epoch == epochs - 1:
+        if epoch % 10 == 9 or epoch == num_epochs - 1:
             loss = float(metrics.loss)
             if not np.isfinite(loss):
                 raise FloatingPointError(f"pre-training diverged by step {done}: loss {loss}")

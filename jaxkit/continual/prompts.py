@@ -192,7 +192,7 @@ class L2P:
         pull: $\lambda$.
         learning_rate: of Adam, constant, gradients clipped to a norm of 1; each task starts it
             afresh. The released program scales 0.03 with the batch over 256.
-        epochs: passes over a task.
+        num_epochs: passes over a task.
         batch_size: images of a step.
         scan_batch_size: images of a forward pass in tests.
         steps_per_call: steps in one call of a compiled program.
@@ -218,7 +218,7 @@ class L2P:
         num_chosen: int = 5,
         pull: float = 0.5,
         learning_rate: float = 0.03 * 32 / 256,
-        epochs: int = 5,
+        num_epochs: int = 5,
         batch_size: int = 32,
         scan_batch_size: int = 128,
         steps_per_call: int = 32,
@@ -226,7 +226,7 @@ class L2P:
     ):
         integers = {
             "num_classes": num_classes, "pool_size": pool_size, "prompt_length": prompt_length,
-            "num_chosen": num_chosen, "epochs": epochs, "batch_size": batch_size,
+            "num_chosen": num_chosen, "num_epochs": num_epochs, "batch_size": batch_size,
             "scan_batch_size": scan_batch_size, "steps_per_call": steps_per_call,
         }  # fmt: skip
         for field, value in integers.items():
@@ -279,11 +279,11 @@ class L2P:
         s, task, first = self._settings, stream.tasks[task_index], position["step"]
         if first == 0:
             state = PromptLearning(state.pool, self._optimizer.init(state.pool))
-        total = s["epochs"] * -(-len(task.train_images) // s["batch_size"])
+        total = s["num_epochs"] * -(-len(task.train_images) // s["batch_size"])
         count = min(max_steps, s["steps_per_call"], total - first)
         batches = draw_batches(
             task.train_images, task.train_labels, (seed, task_index),
-            np.full(s["epochs"], s["learning_rate"]), first, count,
+            np.full(s["num_epochs"], s["learning_rate"]), first, count,
             batch_size=s["batch_size"], capacity=s["steps_per_call"],
         )  # fmt: skip
         classes = np.isin(np.arange(s["num_classes"]), task.classes)

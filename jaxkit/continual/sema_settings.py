@@ -66,13 +66,13 @@ class SEMASettings:
 
 
 def cosine_rates(
-    learning_rate: float, epochs: int, minimum: float = 0.0
-) -> Float[np.ndarray, " epochs"]:
+    learning_rate: float, num_epochs: int, minimum: float = 0.0
+) -> Float[np.ndarray, " num_epochs"]:
     r"""Rate of each pass: $\eta_e = \eta_{min} + (\eta_0 - \eta_{min})(1 + \cos(\pi e/E))/2$.
 
     Args:
         learning_rate: $\eta_0$.
-        epochs: $E$.
+        num_epochs: $E$.
         minimum: $\eta_{min}$, which no pass reaches.
 
     Returns:
@@ -82,5 +82,5 @@ def cosine_rates(
         >>> cosine_rates(1.0, 2).tolist()
         [1.0, 0.5]
     """
-    angle = np.pi * np.arange(epochs) / epochs
+    angle = np.pi * np.arange(num_epochs) / num_epochs
     return minimum + (learning_rate - minimum) * (1 + np.cos(angle)) / 2

@@ -119,7 +119,7 @@ def token_batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
-    epochs: int | None = None,
+    num_epochs: int | None = None,
     num_threads: int = 0,
 ) -> BatchIterator:
     """Iterate over windows of a long array of tokens, for next-token prediction.
@@ -137,7 +137,7 @@ def token_batches(
         process_index: this process.
         process_count: number of processes; divides `batch_size`.
         shuffle: whether to draw offset and order.
-        epochs: how often to go through the tokens; None for ever. The last batch is left out
+        num_epochs: how often to go through the tokens; None for ever. The last batch is left out
             unless it is full.
         num_threads: threads that read ahead; 0 reads when asked.
 
@@ -182,7 +182,9 @@ def token_batches(
         "seed": int(seed),
         "shuffle": bool(shuffle),
     }
-    return BatchIterator(BatchSource(order, rows, gather, epochs), stream, num_threads=num_threads)
+    return BatchIterator(
+        BatchSource(order, rows, gather, num_epochs), stream, num_threads=num_threads
+    )
 
 
 def array_batches(
@@ -194,7 +196,7 @@ def array_batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
-    epochs: int | None = None,
+    num_epochs: int | None = None,
     num_threads: int = 0,
 ) -> BatchIterator:
     """Iterate over the rows of arrays, under the same contract as `token_batches`.
@@ -207,7 +209,7 @@ def array_batches(
         process_index: this process.
         process_count: number of processes; divides `batch_size`.
         shuffle: whether to draw a new order for each epoch.
-        epochs: how often to go through the examples; None for ever. The last batch is left out
+        num_epochs: how often to go through the examples; None for ever. The last batch is left out
             unless it is full.
         num_threads: threads that read ahead; 0 reads when asked.
 
@@ -220,7 +222,7 @@ def array_batches(
         ValueError: if lengths differ, there are no examples, or the numbers do not fit together.
 
     Example:
-        >>> batches = array_batches(np.eye(4), np.arange(4), batch_size=4, seed=0, epochs=1)
+        >>> batches = array_batches(np.eye(4), np.arange(4), batch_size=4, seed=0, num_epochs=1)
         >>> sorted(next(batches)["labels"].tolist())
         [0, 1, 2, 3]
     """
@@ -242,7 +244,9 @@ def array_batches(
         "seed": int(seed),
         "shuffle": bool(shuffle),
     }
-    return BatchIterator(BatchSource(order, rows, gather, epochs), stream, num_threads=num_threads)
+    return BatchIterator(
+        BatchSource(order, rows, gather, num_epochs), stream, num_threads=num_threads
+    )
 
 
 class BatchSource:
@@ -253,17 +257,17 @@ class BatchSource:
         order: ExampleOrder,
         rows: BatchRows,
         gather: Callable[[np.ndarray, np.ndarray], Batch],
-        epochs: int | None,
+        num_epochs: int | None,
     ):
         self.order, self._rows, self._gather = order, rows, gather
         self._length = sys.maxsize
-        if epochs is not None:
-            self._length = order.num_examples * integer("epochs", epochs, minimum=1)
+        if num_epochs is not None:
+            self._length = order.num_examples * integer("num_epochs", num_epochs, minimum=1)
             self._length //= rows.batch_size
             if not self._length:
                 raise ValueError(
                     f"batch_size must be at most the {order.num_examples} examples of an epoch "
-                    f"times epochs = {epochs}, got {rows.batch_size}"
+                    f"times num_epochs = {num_epochs}, got {rows.batch_size}"
                 )
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ def picture_batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
-    epochs: int | None = None,
+    num_epochs: int | None = None,
     num_threads: int | None = None,
     num_workers: int = 0,
 ) -> BatchIterator:
@@ -45,7 +45,7 @@ def picture_batches(
         process_index: this process.
         process_count: number of processes; divides `batch_size`.
         shuffle: whether to draw a new order for each epoch.
-        epochs: how often to go through the pictures; None for ever. The last batch is left out
+        num_epochs: how often to go through the pictures; None for ever. The last batch is left out
             unless it is full.
         num_threads: threads that decode, in each worker if there are some; None for one a core, or
             one a worker. Pillow works on several at once.
@@ -84,7 +84,7 @@ def picture_batches(
         "recipe": repr(dataclasses.asdict(recipe)),
     }
     gather = _Gather(pictures, recipe, order.seed, num_threads)
-    source = BatchSource(order, rows, gather, epochs)
+    source = BatchSource(order, rows, gather, num_epochs)
     return BatchIterator(source, stream, num_threads=2, num_workers=num_workers)
 
 

@@ -124,7 +124,7 @@ def make_learner(
         # Short prompts for images of 4 patches; of three learning rates the best on seeds 0 to 2.
         return continual.L2P(
             problem.config.model, problem.backbone, problem.config.num_classes, prompt_length=2,
-            learning_rate=0.03, epochs=20,
+            learning_rate=0.03, num_epochs=20,
         )  # fmt: skip
     settings = continual.SEMASettings(
         policy=POLICIES.get(name, "never"), threshold=threshold,

@@ -210,7 +210,7 @@ def _learner(
     tiny = model.width < 768
     if config.method == "l2p":
         return continual.L2P(
-            model, backbone, stream.num_classes, epochs=config.train_epochs,
+            model, backbone, stream.num_classes, num_epochs=config.train_epochs,
             prompt_length=2 if tiny else 5,
             learning_rate=_given(config.train_learning_rate, 0.03 if tiny else 0.00375),
         )  # fmt: skip

@@ -40,7 +40,7 @@ def learner(backbone):
     """Six prompts of two tokens, two an image."""
     return continual.L2P(
         MODEL, backbone, 4, pool_size=6, prompt_length=2, num_chosen=2, learning_rate=0.03,
-        epochs=12, batch_size=16, scan_batch_size=16, steps_per_call=7,
+        num_epochs=12, batch_size=16, scan_batch_size=16, steps_per_call=7,
     )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_without_shuffle_windows_come_in_order_again_and_again():
 
 
 def test_epochs_end_the_stream_after_the_last_full_batch():
-    batches = stream(41, sequence_length=4, batch_size=4, seed=0, shuffle=False, epochs=3)
+    batches = stream(41, sequence_length=4, batch_size=4, seed=0, shuffle=False, num_epochs=3)
     assert batches.examples_per_epoch == 10
     assert len(list(batches)) == 30 // 4
     with pytest.raises(StopIteration):
@@ -217,8 +217,8 @@ def test_arrays_without_labels_have_none():
         ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
         ({"process_count": 3}, ValueError, "divisible by process_count = 3, got 4"),
         ({"process_index": 2, "process_count": 2}, ValueError, "below process_count = 2, got 2"),
-        ({"epochs": 0}, ValueError, "epochs must be an integer >= 1"),
-        ({"epochs": 1, "batch_size": 40}, ValueError, "at most the 11 examples .* got 40"),
+        ({"num_epochs": 0}, ValueError, "num_epochs must be an integer >= 1"),
+        ({"num_epochs": 1, "batch_size": 40}, ValueError, "at most the 11 examples .* got 40"),
         ({"num_threads": -1}, ValueError, "num_threads must be an integer >= 0"),
     ],
 )

@@ -7,8 +7,10 @@ import functools
 import hashlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jaxkit import validation
 from jaxkit.privacy import accounting, batches, calibration, mechanisms, noise, statement
@@ -31,6 +33,8 @@ class PrivacyPlan:
         noise_multiplier: z, the standard deviation of the noise on a sum over its clip norm.
         delta: of the guarantee.
         mechanism: what the whole run releases.
+        count_noise_multiplier: for clip norms that adapt, the standard deviation of the noise on
+            the count of gradients that fit, else None.
     """
 
     gradient: ClippedGradient
@@ -39,6 +43,7 @@ class PrivacyPlan:
     noise_multiplier: float
     delta: float
     mechanism: mechanisms.Mechanism
+    count_noise_multiplier: float | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -46,7 +51,13 @@ class PrivacyPlan:
         drawn = self.sampling
         if drawn.kind == "poisson":  # devices pad a batch; what is drawn is the same
             drawn = drawn._replace(padded_size=0, overflow=0.0)
-        parts = (self.mechanism.description, self.mechanism.neighbours, self.delta, drawn)
+        parts = (
+            self.count_noise_multiplier,
+            self.mechanism.description,
+            self.mechanism.neighbours,
+            self.delta,
+            drawn,
+        )
         text = repr((*parts, self.gradient.unit, str(self.gradient.clip_norm), self.gradient.mode))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -89,7 +100,7 @@ class PrivacyPlan:
                 this plan's sampling, or if anything else is given that an optimizer could learn
                 from, such as a loss: only the sum has noise.
         """
-        z, size = self.noise_multiplier, self.sampling.expected_size
+        z, size = self._sum_noise, self.sampling.expected_size
         release: Any = noise.privatize_sum(z, size)
         if self._in_order:
             release = noise.privatize_tree_sum(z, size, self.sampling.batches_per_pass)
@@ -120,6 +131,50 @@ class PrivacyPlan:
             return updates, (released, inner)
 
         return optax.GradientTransformationExtraArgs(init, update)
+
+    @property
+    def _sum_noise(self) -> float:
+        """What z leaves for sums where counts are released with them: their parts add to 1/z^2."""
+        if self.count_noise_multiplier is None:
+            return self.noise_multiplier
+        counts = (2 * self.count_noise_multiplier) ** -2
+        return (self.noise_multiplier**-2 - counts) ** -0.5
+
+    def next_clip_norm(
+        self,
+        total: BoundedSum,
+        key: Key[Array, ""],
+        *,
+        quantile: float = 0.5,
+        learning_rate: float = 0.2,
+    ) -> Float[Array, ""]:
+        r"""The clip norm of the next step, towards a quantile of the norms of gradients.
+
+        .. math:: C \leftarrow C \exp(-\eta(\tilde b - \gamma)), \qquad \tilde b = \tfrac12 +
+            \tfrac1B\Big(\sum_i (b_i - \tfrac12) + \sigma_b\xi\Big)
+
+        with b_i whether a gradient was not clipped. Use it by
+        ``dataclasses.replace(plan.gradient, clip_norm=...)``; the noise follows each sum's bound.
+
+        Args:
+            total: of the step, whose bound is C.
+            key: the step's noise key, as for the update.
+            quantile: gamma in (0, 1), the share of gradients not to be clipped.
+            learning_rate: eta > 0.
+
+        Raises:
+            ValueError: if the plan has no `count_noise_multiplier` that pays for the counts.
+
+        Source: Andrew et al. 2021, arXiv 1905.03871.
+        """
+        if self.count_noise_multiplier is None:
+            raise ValueError("next_clip_norm needs a plan made with count_noise_multiplier")
+        # Beyond any number of an update, so that the sum's noise is another draw.
+        xi = jax.random.normal(jax.random.fold_in(key, 2**32 - 1))
+        fitting = total.count - total.clipped - total.non_finite
+        surplus = fitting - total.count / 2 + self.count_noise_multiplier * xi
+        share = 0.5 + surplus / self.sampling.expected_size
+        return total.clip_norm * jnp.exp(-learning_rate * (share - quantile))
 
     def epsilon(self, step: int | None = None) -> float:
         """Epsilon spent by the first updates, by default by all."""
@@ -159,6 +214,7 @@ def dp_sgd(
     delta: float,
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
+    count_noise_multiplier: float | None = None,
     neighbours: Neighbours | None = None,
     accountant: accounting.Accountant | None = None,
 ) -> PrivacyPlan:
@@ -171,6 +227,9 @@ def dp_sgd(
         delta: in (0, 1); at or above 1/n it warns.
         epsilon: budget of the whole run, from which the noise follows.
         noise_multiplier: instead of `epsilon`: z > 0, the noise over the clip norm.
+        count_noise_multiplier: for clip norms that adapt (`PrivacyPlan.next_clip_norm`): noise of
+            the counts, above z/2; a tenth of the batch is usual. Sums then get the more noise
+            that keeps both within the budget.
         neighbours: relation claimed; by default that of the sampling.
         accountant: as in `epsilon_spent`.
 
@@ -201,9 +260,18 @@ def dp_sgd(
     def mechanism(z: float) -> mechanisms.Mechanism:
         return mechanisms.dp_sgd_mechanism(sampling, z, num_steps, neighbours=neighbours)
 
-    return _plan(
+    plan = _plan(
         gradient, sampling, num_steps, mechanism, delta, epsilon, noise_multiplier, accountant
     )
+    if count_noise_multiplier is None:
+        return plan
+    validation.number(
+        "count_noise_multiplier",
+        count_noise_multiplier,
+        minimum=plan.noise_multiplier / 2,
+        open_minimum=True,
+    )
+    return dataclasses.replace(plan, count_noise_multiplier=count_noise_multiplier)
 
 
 def dp_ftrl(

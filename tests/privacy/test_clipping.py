@@ -268,3 +268,14 @@ def test_bfloat16_gradients_are_summed_in_float32():
     result = sums(jnp.zeros((), jnp.bfloat16), ones)
     assert result.total.dtype == jnp.float32
     assert float(result.total) == 1000.0
+
+
+def test_a_sum_over_many_microbatches_is_rounded_once():
+    """Alternating large and small rows: a plain float32 sum loses the small ones one by one."""
+    rows = jnp.tile(jnp.array([1.0, 2.0**-13], jnp.float32), 30_000)
+    gradient = privacy.clipped_grad_sum(
+        lambda w, x, key: jnp.mean(x * w), 2.0, method="vmap", microbatch_size=4
+    )
+    total = float(jax.jit(gradient.__call__)(jnp.zeros(()), rows).total)
+    exact = float(np.sum(np.asarray(rows, np.float64)))
+    assert abs(total - exact) <= np.spacing(np.float32(exact))

@@ -204,3 +204,39 @@ def test_a_pass_in_order_takes_each_example_once_and_pays_for_whole_trees():
     assert len(set(released)) == 2
     with pytest.raises(ValueError, match="step must be 0, whose key serves all updates, got 1"):
         plan.noise_key(source, 1)
+
+
+def test_clip_norms_that_adapt_reach_their_quantile_and_pay_for_the_counts():
+    norms = jnp.linspace(0.5, 10.0, 400)
+    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x * w), 1.0)
+    options = {"delta": 1e-3, "noise_multiplier": 1.0, "count_noise_multiplier": 5.0}
+    plan = privacy.dp_sgd(gradient, privacy.full_batches(400), 80, **options)
+    source, optimizer = privacy.NoiseSource.public(0), plan.optimizer(optax.identity())
+    keys = jnp.stack([plan.noise_key(source, step) for step in range(plan.num_steps)])
+
+    @jax.jit
+    def run(keys):
+        def step(carry, key):
+            clip_norm, state = carry
+            at = dataclasses.replace(plan.gradient, clip_norm=clip_norm)
+            total = at(jnp.zeros(()), norms)
+            mean, state = optimizer.update(total, state, jnp.zeros(()), key=key)
+            noise = (mean * 400 - total.total) / total.clip_norm
+            after = plan.next_clip_norm(total, key, quantile=0.8)
+            return (after, state), (after, noise)
+
+        return jax.lax.scan(step, (jnp.float32(1.0), optimizer.init(jnp.zeros(()))), keys)[1]
+
+    found, noise = run(keys)
+    assert float(found[-20:].mean()) == pytest.approx(0.5 + 0.8 * 9.5, rel=0.05)
+    # Both releases together cost one of z = 1: 1/z^2 = 1/z_sum^2 + (1/2)^2/sigma_b^2.
+    expected = (1 - 1 / (2 * 5.0) ** 2) ** -0.5
+    assert float(noise.std()) == pytest.approx(expected, rel=0.25)
+    assert plan._sum_noise == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"count_noise_multiplier .* got 0.4"):
+        privacy.dp_sgd(
+            gradient, privacy.full_batches(4), 1, **options | {"count_noise_multiplier": 0.4}
+        )
+    plain = privacy.dp_sgd(gradient, privacy.full_batches(4), 1, delta=1e-3, noise_multiplier=1.0)
+    with pytest.raises(ValueError, match="needs a plan made with count_noise_multiplier"):
+        plain.next_clip_norm(gradient(jnp.zeros(()), norms), keys[0])

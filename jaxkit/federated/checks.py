@@ -201,27 +201,24 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
     The mean over two examples has no mixed difference: L(a, c) - L(b, c) - L(a, d) + L(b, d) = 0.
     """
     leaves = jax.tree.leaves(data.examples)
-    if any(
+    known = not any(
         validation.is_traced(leaf)
         or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable)
         for leaf in leaves
-    ):
-        return
+    )
     size = leaves[0].shape[0 if data.index is not None else 1]
-    if size < 4:
-        return
     with jax.ensure_compile_time_eval():
         key = jax.random.key(0)
-        rows = np.array([0, size // 3, 2 * size // 3, size - 1])
-        chosen = rows if data.index is not None else (0, rows)
-        four = jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), data.examples)
+        if known and size >= 4:
+            rows = np.array([0, size // 3, 2 * size // 3, size - 1])
+            chosen = rows if data.index is not None else (0, rows)
+            four = jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), data.examples)
+        else:
+            four = jax.tree.map(lambda leaf: _drawn(key, leaf), data.batch_shape(4))
         pairs = jnp.array([[0, 2], [1, 2], [0, 3], [1, 3]])
         # Any parameters show it, known or not.
         leaves, structure = jax.tree.flatten(params)
-        drawn = [
-            jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
-            for i, leaf in enumerate(leaves)
-        ]
+        drawn = [_drawn(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
         point = jax.tree.unflatten(structure, drawn)
 
         def loss(pair):
@@ -229,7 +226,10 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
             batch = batch if training.augment is None else training.augment(batch, key)
             return training.loss_fn(point, batch, key)
 
-        losses = np.asarray(jax.lax.map(loss, pairs), np.float64)
+        found = jax.lax.map(loss, pairs)
+        if validation.is_traced(found):  # a loss that closes over numbers being swept
+            return
+        losses = np.asarray(found, np.float64)
         precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
     mixed = abs(losses @ [1, -1, -1, 1])
     if np.isfinite(losses).all() and mixed > 100 * precision * np.abs(losses).sum():
@@ -239,3 +239,10 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
             f"clients' numbers of examples, got {training.batch_size} for clients of "
             f"{data.smallest} to {data.examples_per_client}"
         )
+
+
+def _drawn(key: Any, like: Any) -> jax.Array:
+    """Any numbers of a shape and type; integers are 0 or 1, which are classes everywhere."""
+    if jnp.issubdtype(like.dtype, jnp.floating):
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.random.randint(key, like.shape, 0, 2).astype(like.dtype)

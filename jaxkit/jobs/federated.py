@@ -63,8 +63,8 @@ class FederatedConfig:
         cohort_size: take exactly so many clients a round instead.
         method: names of federated.ALGORITHMS, or all.
         model: the network; resnet18-gn is the paper's, with two groups of GroupNorm.
-        norm: normalization of the ResNet.
-        model_state: what becomes of the statistics of a BatchNorm: shared or local.
+        norm: normalization of the ResNet; the running statistics of batch are averaged with the
+            weights, and it needs full mini-batches.
         rounds: communication rounds.
         local_epochs: passes of a client over its examples in a round.
         batch_size: examples of a mini-batch.
@@ -114,7 +114,6 @@ class FederatedConfig:
     method: tuple[str, ...] = ("fedspeed",)
     model: Literal["logistic", "mlp", "lenet", "vgg11", "resnet18-gn", "resnet18-gn-cifar"] = "mlp"
     norm: Literal["group", "batch"] = "group"
-    model_state: Literal["shared", "local"] = "shared"
     rounds: int = 100
     local_epochs: int = 5
     batch_size: int = 50
@@ -427,7 +426,7 @@ def _run(
     network = _network(config, problem, recipe, seed)
     method = config.algorithm(name)
     if network.stats:
-        method = federated.with_model_state(method, network.stats, config.model_state)
+        method = federated.with_model_state(method, network.stats, "shared")
     clients = problem.data.num_clients
     if method.full_participation:
         sampler = federated.uniform_sampler(clients, clients)
@@ -448,7 +447,7 @@ def _run(
         f"{up / 2**20:.2f} MiB a round; {config.options(name) or 'its own defaults'}"
     )
     test = jax.tree.map(jnp.asarray, problem.test)
-    stats = () if method.model_state == "shared" else (network.stats,)
+    stats = () if network.stats else ({},)
 
     def evaluate(*model):
         right, loss = network.correct(*model, *stats, test)

@@ -149,6 +149,8 @@ def test_a_loss_that_couples_examples_is_refused_where_batches_are_not_full(prob
     stateful = fl.with_model_state(fl.fedavg(), {"mean": jnp.zeros(3)}, "shared")
     with pytest.raises(ValueError, match="a model with state needs full mini-batches"):
         start(fl.LocalTraining(with_statistics, batch_size=20), stateful)
+    with pytest.raises(ValueError, match="couples the examples"):
+        one_round(fl.fedavg(), fl.LocalTraining(normalized, batch_size=20), params, ragged)
     start(fl.LocalTraining(normalized, batch_size=5, drop_remainder=True))
 
 

@@ -87,6 +87,8 @@ class NoiseSource:
                 if path.stat().st_mode & 0o077:
                     raise PermissionError(f"{path} must be readable by its owner alone (chmod 600)")
                 secret = path.read_bytes()
+                if len(secret) != _BYTES:  # cut short it could be guessed
+                    raise OSError(f"{path} must hold {_BYTES} bytes, got {len(secret)}")
         return cls(_shared(secret), is_secret=True)
 
     @classmethod

@@ -58,7 +58,7 @@ def test_updates_are_those_of_optax(tmp_path, optimizer):
     np.testing.assert_allclose(ours_params["w"], theirs["w"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("stop", [3, 6])
+@pytest.mark.parametrize("stop", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_accuracies(tmp_path, monkeypatch, stop):
     options = {**GRID, "seeds": 1}  # 6 steps of the first budget, 11 of the second
     whole = job.classify(fast(tmp_path, name="whole", **options))
@@ -96,6 +96,7 @@ def test_the_report_names_the_best_rate_and_the_ranks(tmp_path):
     assert all(np.isfinite(json.loads(row)["loss"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_folders_and_running_statistics(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for c, name in enumerate(("dark", "light")):

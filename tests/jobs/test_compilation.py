@@ -34,6 +34,7 @@ def test_a_step_holds_and_exchanges_what_the_closed_form_says(compiled):
     assert compiled.roofline is None  # there are no rates of CPUs
 
 
+@pytest.mark.slow
 def test_a_saved_step_does_what_the_jitted_step_does(compiled, tmp_path):
     config = sized(mesh="data=2,fsdp=4")
     mesh = training.make_mesh(config.mesh)

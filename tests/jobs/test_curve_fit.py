@@ -69,9 +69,8 @@ def test_three_runs_print_the_error_of_each_left_out_and_drive_a_training(tmp_pa
     assert [float(made(i)) for i in range(41)] == [float(chosen(i)) for i in range(41)]
 
 
-@pytest.mark.parametrize(
-    "every", [50, *(pytest.param(every, marks=pytest.mark.slow) for every in (7, 10))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [7, 50])
 def test_a_run_logged_now_and_then_gives_the_same_law_and_ranking(tmp_path, every):
     asked = ("constant", "linear", "cosine", "wsd_sqrt")
     found = []

@@ -114,13 +114,12 @@ def fifty(tmp_path_factory):
     return losses(train(tmp_path_factory.mktemp("fifty"), steps=50))
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=4,tensor=2", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
 def test_eight_devices_give_the_loss_curve_of_one(fifty, tmp_path, mesh):
     run = train(tmp_path, devices=8, steps=50, mesh=mesh)
     np.testing.assert_allclose(losses(run), fifty, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", ["data=2", "fsdp=2"])
-def test_two_processes_give_the_loss_curve_of_one(fifty, tmp_path, mesh):
-    run = train(tmp_path, processes=2, steps=50, mesh=mesh)
+def test_two_processes_give_the_loss_curve_of_one(fifty, tmp_path):
+    run = train(tmp_path, processes=2, steps=50, mesh="fsdp=2")
     np.testing.assert_allclose(losses(run), fifty, rtol=0, atol=1e-5)

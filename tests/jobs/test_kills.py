@@ -31,7 +31,8 @@ from jaxkit.jobs.config import PrivacyConfig
 jobs.train(jobs.TrainConfig(
     name="run", runs=sys.argv[1], steps={steps}, batch_size=4, sequence_length=16, d_model=16,
     num_layers=1, num_heads=1, head_dim=16, d_ff=16, warmup_steps=2, checkpoint_every=2,
-    evaluate_every=20, evaluation_windows=4, privacy=PrivacyConfig({epsilon}, 1e-6)))
+    evaluate_every=20, evaluation_windows=4,
+    privacy=PrivacyConfig({epsilon}, 1e-6, public_noise_seed=7)))  # a secret would differ
 """
 
 CONTINUAL = """

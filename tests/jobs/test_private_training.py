@@ -47,6 +47,7 @@ def test_a_plan_spends_its_budget_by_the_last_step_and_not_before(small_config, 
     assert "which characters occur" not in by_bytes.statement(source())
 
 
+@pytest.mark.slow
 def test_the_noise_that_was_planned_is_kept_with_the_run(small_config, tmp_path, monkeypatch):
     config = small_config("runs", steps=4, privacy=BUDGET)
 

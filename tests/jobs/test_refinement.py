@@ -13,6 +13,7 @@ def test_a_finished_run_leaves_the_l1_norms_of_its_updates(finished_run):
     assert np.all(log.norms > l2)
 
 
+@pytest.mark.slow
 def test_a_refined_schedule_of_a_run_drives_the_next(finished_run, small_config, tmp_path):
     written = refinement.refine_run(finished_run.folder, out=tmp_path)
     assert written.figure.stat().st_size > 5000

@@ -161,6 +161,9 @@ def test_secrets_are_fresh_kept_by_their_owner_and_never_shown(tmp_path):
     assert repr(made) == f"NoiseSource(operating system, fingerprint {made.fingerprint})"
     with pytest.raises(TypeError, match="keep its file"):
         pickle.dumps(made)
+    path.write_bytes(secret[:-1])
+    with pytest.raises(OSError, match=r"must hold \d+ bytes, got"):
+        privacy.NoiseSource.stored(path, fresh=False)
     path.chmod(0o644)
     with pytest.raises(PermissionError, match="owner alone"):
         privacy.NoiseSource.stored(path, fresh=False)

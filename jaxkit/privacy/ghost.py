@@ -8,73 +8,22 @@ of each use's result and its other operand are the factors of the gradient.
 
 from __future__ import annotations
 
-import math
 import traceback as tb
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.errors
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
-from jax.lax import GatherScatterMode
 from jaxtyping import Array, Float, PyTree
 
-from jaxkit.privacy import clipping, factors
+from jaxkit.privacy import clipping, factors, uses
 
 #: Axes of a mesh that rows may be split over.
 ROW_AXES = ("data", "fsdp", "clients")
 #: Positions from which a matrix's own gradient costs no more than its factors, if it fits memory.
 _MANY_POSITIONS = 8
-
-
-class View(NamedTuple):
-    """A parameter seen through changes of shape.
-
-    Attributes:
-        param: its number.
-        steps: ("reshape" or "transpose", argument, shape before) up to the base.
-        base: shape of the base.
-        axes: the view is the base with its axes in this order.
-        stack: lengths of the loops that it is a slice in, the outermost first.
-    """
-
-    param: int
-    steps: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    base: tuple[int, ...]
-    axes: tuple[int, ...]
-    stack: tuple[int, ...] = ()
-
-    @classmethod
-    def whole(cls, param: int, shape: tuple[int, ...], stack: tuple[int, ...] = ()) -> View:
-        """A parameter, or its slice in a loop, as it is."""
-        return cls(param, (), shape, tuple(range(len(shape))), stack)
-
-
-class Use(NamedTuple):
-    """An equation that multiplies a parameter, or reads rows of it.
-
-    Attributes:
-        view: how it sees the parameter.
-        kind: `"product"` or `"lookup"`.
-        rows: axes of the base that meet the other operand, or the one that is looked up.
-        columns: the axes that are left.
-        operand: from the other operand to inputs ``[T, I]``, or to the rows read ``[T]``.
-        arrange: from an array like the result to ``[T, O]``.
-        result: shape and type of the result.
-        positions: T.
-        drop: whether positions outside the table read nothing instead of its nearest row.
-    """
-
-    view: View
-    kind: str
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    operand: Callable[[Any], Any]
-    arrange: Callable[[Any], Any]
-    result: Any
-    positions: int
-    drop: bool = False
 
 
 class RowProgram:
@@ -153,8 +102,8 @@ class RowProgram:
             for index, leaf in enumerate(self.leaves)
             if method != "vmap"
             and index not in search.unknown
-            and _joinable(uses := [use for use in search.uses if use.view.param == index])
-            and (method == "ghost" or not _kept_is_cheaper(leaf, uses, kept_bytes))
+            and uses.joinable(own := [use for use in search.uses if use.view.param == index])
+            and (method == "ghost" or not _kept_is_cheaper(leaf, own, kept_bytes))
         )
 
     @property
@@ -191,14 +140,14 @@ class RowProgram:
             axes = (None, None, 0, None if keys is None else 0)
             found = jax.vmap(derivative, axes)(kept, zeros, rows, keys)
         (losses, (aux, operands)), (gradients, deltas) = found
-        uses = [use for use in self.uses if use.view.param in self.ghost]
+        ghost = [use for use in self.uses if use.view.param in self.ghost]
         for index in self.ghost:
             mine = [
                 (use, operand, delta)
-                for use, operand, delta in zip(uses, operands, deltas, strict=True)
+                for use, operand, delta in zip(ghost, operands, deltas, strict=True)
                 if use.view.param == index
             ]
-            gradients[index] = _factors(mine) if mine else None
+            gradients[index] = uses.factors_of(mine) if mine else None
         return losses, aux, [gradients[index] for index in range(len(leaves))]
 
     def weighted_sum(self, index: int, gradient: Any, weights: Float[Array, " B"]):
@@ -219,17 +168,17 @@ class RowProgram:
             use = next(u for u in self.uses if u.view.param == index and u.kind == "lookup")
         axes, stack = use.rows + use.columns, use.view.stack
         total = gradient.weighted_sum(weights).reshape(*stack, *(use.view.base[a] for a in axes))
-        total = _transpose_back(total, stack, axes)
+        total = uses.transpose_back(total, stack, axes)
         for kind, argument, before in reversed(use.view.steps):
             total = (
                 total.reshape(*stack, *before)
                 if kind == "reshape"
-                else _transpose_back(total, stack, argument)
+                else uses.transpose_back(total, stack, argument)
             )
         return total.astype(clipping.wide(jnp.result_type(leaf)))
 
     def _values(self, leaves, rest, run):
-        views = [View.whole(index, jnp.shape(leaf)) for index, leaf in enumerate(leaves)]
+        views = [uses.View.whole(index, jnp.shape(leaf)) for index, leaf in enumerate(leaves)]
         values, views = _evaluate(
             self._traced.jaxpr,
             self._traced.consts,
@@ -246,11 +195,11 @@ class _Run:
 
     def __init__(self, ghost: frozenset[int], deltas: Sequence[Any] | None):
         self.ghost, self.deltas = ghost, deltas
-        self.uses: list[Use] = []
+        self.uses: list[uses.Use] = []
         self.unknown: set[int] = set()
         self.operands: list[Any] = []
 
-    def meet(self, use: Use, operand: Any, result: Any) -> Any:
+    def meet(self, use: uses.Use, operand: Any, result: Any) -> Any:
         """Note a use; where its parameter is ghost, the result takes up its perturbation."""
         self.uses.append(use)
         if use.view.param not in self.ghost or self.deltas is None:
@@ -262,12 +211,11 @@ class _Run:
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 _CHECKPOINTS = ("checkpoint", "remat", "remat2")
-_NORM_PRESERVING = ("copy", "copy_p", "sharding_constraint", "optimization_barrier")
 
 
 def _evaluate(jaxpr, consts, values, views, run: _Run):
     """Evaluate a program, following parameters through changes of shape and inner programs."""
-    env: dict[Any, tuple[Any, View | None]] = {}
+    env: dict[Any, tuple[Any, uses.View | None]] = {}
 
     def read(atom):
         return (atom.val, None) if isinstance(atom, jex.core.Literal) else env[atom]
@@ -277,7 +225,7 @@ def _evaluate(jaxpr, consts, values, views, run: _Run):
     for eqn in jaxpr.eqns:
         values, views = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
         found = [view for view in views if view is not None]
-        new_views: Sequence[View | None] = [None] * len(eqn.outvars)
+        new_views: Sequence[uses.View | None] = [None] * len(eqn.outvars)
         if found and eqn.primitive.name in _CALLS:
             inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
             outs, new_views = _evaluate(inner.jaxpr, inner.consts, values, views, run)
@@ -288,8 +236,8 @@ def _evaluate(jaxpr, consts, values, views, run: _Run):
         else:
             outs = _bind(jaxpr, eqn, values)
             if len(found) == 1:
-                view = _reshaped(eqn, found[0])
-                use = None if view else _use(eqn, views)
+                view = uses.reshaped(eqn, found[0])
+                use = None if view else uses.use_of(eqn, views)
                 if view is not None:
                     new_views = [view]
                 elif use is not None:
@@ -339,12 +287,12 @@ def _scanned(eqn, values, views, run: _Run):
     sizes = [eqn.params["num_consts"], eqn.params["num_carry"]]
     first, body = sum(sizes), eqn.params["jaxpr"]
     consts, carry, xs = values[: sizes[0]], values[sizes[0] : first], values[first:]
-    slices: list[View | None] = []
+    slices: list[uses.View | None] = []
     for view in views[first:]:
-        sliced = view is not None and view == View.whole(view.param, view.base, view.stack)
+        sliced = view is not None and view == uses.View.whole(view.param, view.base, view.stack)
         length = eqn.params["length"]
         slices.append(
-            View.whole(view.param, view.base[1:], (*view.stack, length))  # type: ignore[union-attr]
+            uses.View.whole(view.param, view.base[1:], (*view.stack, length))  # type: ignore[union-attr]
             if sliced
             else None
         )
@@ -385,165 +333,10 @@ def _scanned(eqn, values, views, run: _Run):
     return [*carry, *ys]
 
 
-def _reshaped(eqn, view: View) -> View | None:
-    """The view after an equation that keeps all numbers of a parameter, or None."""
-    name, before = eqn.primitive.name, tuple(view.base[axis] for axis in view.axes)
-    if len(eqn.invars) != 1:
-        return None
-    after = eqn.outvars[0].aval.shape
-    if name in _NORM_PRESERVING:
-        return view
-    if name == "convert_element_type":
-        floating = jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
-        return view if floating else None
-    if name == "transpose":
-        return view._replace(axes=tuple(view.axes[axis] for axis in eqn.params["permutation"]))
-    added = name == "broadcast_in_dim" and math.prod(after) == math.prod(before)
-    if name in ("squeeze", "expand_dims") or added or _plain_reshape(eqn):
-        steps = view.steps
-        if view.axes != tuple(range(len(view.axes))):
-            steps = (*steps, ("transpose", view.axes, view.base))
-        steps = (*steps, ("reshape", tuple(after), before))
-        after = tuple(after)
-        return View(view.param, steps, after, tuple(range(len(after))), view.stack)
-    return None
-
-
-def _plain_reshape(eqn) -> bool:
-    return eqn.primitive.name == "reshape" and eqn.params["dimensions"] is None
-
-
-def _use(eqn, views: Sequence[View | None]) -> Use | None:
-    """How an equation uses a parameter, if there is a rule for it."""
-    if eqn.primitive.name == "dot_general":
-        return _product(eqn, views)
-    if eqn.primitive.name == "gather" and views[0] is not None:
-        return _lookup(eqn, views[0])
-    return None
-
-
-def _product(eqn, views) -> Use | None:
-    contracted, batch = eqn.params["dimension_numbers"]
-    mine = next(i for i, view in enumerate(views) if view is not None)
-    view, other = views[mine], eqn.invars[1 - mine].aval
-    result = eqn.outvars[0].aval
-    if batch[0] or not jnp.issubdtype(other.dtype, jnp.floating):
-        return None
-    rows = tuple(view.axes[axis] for axis in contracted[mine])
-    columns = tuple(axis for axis in view.axes if axis not in rows)
-    met = tuple(contracted[1 - mine])
-    free = tuple(axis for axis in range(other.ndim) if axis not in met)
-    fan_in = math.prod(view.base[axis] for axis in rows)
-    positions = math.prod(other.shape[axis] for axis in free)
-    fan_out = math.prod(view.base[axis] for axis in columns)
-    if not (fan_in and fan_out and positions):
-        return None
-
-    def operand(x):
-        return jnp.transpose(x, free + met).reshape(positions, fan_in)
-
-    def arrange(delta):
-        shape = (fan_out, positions) if mine == 0 else (positions, fan_out)
-        delta = delta.reshape(shape)
-        return delta.T if mine == 0 else delta
-
-    return Use(view, "product", rows, columns, operand, arrange, result, positions)
-
-
-def _lookup(eqn, view: View) -> Use | None:
-    numbers, indices = eqn.params["dimension_numbers"], eqn.invars[1].aval
-    result, width = eqn.outvars[0].aval, view.base[1:]
-    leading = indices.ndim - 1
-    whole_rows = (
-        not view.stack
-        and view.axes == tuple(range(len(view.base)))
-        and tuple(numbers.collapsed_slice_dims) == (0,)
-        and tuple(numbers.start_index_map) == (0,)
-        and not numbers.operand_batching_dims
-        and tuple(numbers.offset_dims) == tuple(range(leading, leading + len(width)))
-        and tuple(eqn.params["slice_sizes"]) == (1, *width)
-    )
-    mode, positions = eqn.params["mode"], math.prod(indices.shape[:-1])
-    if not whole_rows or mode == GatherScatterMode.ONE_HOT or not positions or not view.base[0]:
-        return None
-
-    def operand(x):
-        # The row after the last, for what reads nothing, must fit too.
-        return x.reshape(positions).astype(jnp.promote_types(x.dtype, jnp.int32))
-
-    def arrange(delta):
-        return delta.reshape(positions, math.prod(width))
-
-    columns = tuple(range(1, len(view.base)))
-    drop = mode == GatherScatterMode.FILL_OR_DROP
-    return Use(view, "lookup", (0,), columns, operand, arrange, result, positions, drop)
-
-
-def _joinable(uses: Sequence[Use]) -> bool:
-    """Whether factors are known for the sum of these uses of one parameter."""
-    if len({(use.view.steps, use.view.base, use.view.stack) for use in uses}) > 1:
-        return False
-    # A product may meet the rows of another with its columns: the factors change places.
-    sides = {frozenset((use.rows, use.columns)) for use in uses}
-    return len(sides) <= 1
-
-
-def _kept_is_cheaper(leaf, uses: Sequence[Use], kept_bytes: float) -> bool:
-    products = [use for use in uses if use.kind == "product"]
+def _kept_is_cheaper(leaf, own: Sequence[uses.Use], kept_bytes: float) -> bool:
+    products = [use for use in own if use.kind == "product"]
     many = sum(use.positions for use in products) >= _MANY_POSITIONS
     return bool(products) and many and 4 * jnp.size(leaf) <= kept_bytes
-
-
-def _factors(uses: Sequence[tuple[Use, Any, Any]]) -> factors.Factors:
-    stack = uses[0][0].view.stack
-    if stack:
-        plain = [
-            (use._replace(view=use.view._replace(stack=())), operand, delta)
-            for use, operand, delta in uses
-        ]
-
-        def layers(x):
-            flat = x.reshape(len(x), math.prod(stack), *x.shape[1 + len(stack) :])
-            return jnp.moveaxis(flat, 1, 0)
-
-        def of_layer(operands, deltas):
-            return _factors(
-                [(use, o, d) for (use, _, _), o, d in zip(plain, operands, deltas, strict=True)]
-            )
-
-        operands, deltas = ([layers(use[part]) for use in uses] for part in (1, 2))
-        layered: Any = jax.vmap(of_layer)(operands, deltas)
-        return factors.Stacked(layered)
-    lookups = [(use, *rest) for use, *rest in uses if use.kind == "lookup"]
-    rows = (lookups or uses)[0][0].rows
-    products, found = [], []
-    for use, operand, delta in uses:
-        delta = jax.vmap(use.arrange)(delta)
-        if use.kind == "lookup":
-            count = use.view.base[0]
-            inside = (operand >= 0) & (operand < count)
-            if use.drop:
-                operand = jnp.where(inside, operand, count)
-                delta = jnp.where(inside[:, :, None], delta, 0)
-            found.append((jnp.clip(operand, 0, count - (not use.drop)), delta))
-        else:
-            products.append((operand, delta) if use.rows == rows else (delta, operand))
-    join = lambda parts: [jnp.concatenate(side, 1) for side in zip(*parts, strict=True)]  # noqa: E731
-    outer = factors.outer_products(*join(products)) if products else None
-    if not found:
-        assert outer is not None
-        return outer
-    tokens, delta = join(found)
-    delta = delta.astype(clipping.wide(delta.dtype))
-    looked = factors.Lookups(tokens, delta, lookups[0][0].view.base[0])
-    return looked if outer is None else factors.Tied(looked, outer)
-
-
-def _transpose_back(total, stack: tuple[int, ...], axes: Sequence[int]):
-    """Undo a transposition of the axes after those of the loops."""
-    loops = len(stack)
-    inverse = sorted(range(len(axes)), key=lambda axis: axes[axis])
-    return jnp.transpose(total, [*range(loops), *(loops + axis for axis in inverse)])
 
 
 _COUPLED = (

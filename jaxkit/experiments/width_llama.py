@@ -50,8 +50,8 @@ class Sizes(NamedTuple):
     width: int = 512
     num_layers: int = 2
     num_steps: int = 250
-    learning_rates: tuple[float, ...] = (2.0**-8, 2.0**-7, 2.0**-6)
-    weight_decays: tuple[float, ...] = (0.3, 1.0, 3.0)
+    learning_rates: tuple[float, ...] = (2.0**-9, 2.0**-8, 2.0**-7)
+    weight_decays: tuple[float, ...] = (0.1, 0.3, 1.0)
 
 
 QUICK = Sizes(64, 128, 1, 100, (2.0**-7,), (0.3, 1.0))

@@ -229,7 +229,7 @@ def chosen_schedule(
         The schedule, an optax one.
 
     Raises:
-        TypeError: if the law knows no annealing.
+        TypeError: if the law has another form.
         ValueError: as `optimal_decay_length`.
 
     Example:
@@ -239,6 +239,8 @@ def chosen_schedule(
         >>> round(float(schedule(14000)), 6), round(float(schedule(19000)), 6)
         (0.0002, 1.9e-05)
     """
+    if not isinstance(law.form, forms.Annealing):
+        raise TypeError(f"law must be of Annealing, got {law.form}")
     peak = law.peak_value(peak_value)
     total_steps = validation.integer("total_steps", total_steps, minimum=1)
     counted = max(1, total_steps - math.ceil(warmup_steps))

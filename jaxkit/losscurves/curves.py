@@ -308,6 +308,8 @@ def _tail(column: str) -> str:
 
 
 def _table_rows(table: Any) -> Iterable[tuple[int, dict[str, Any]]]:
+    if getattr(getattr(table, "index", None), "name", None) is not None:
+        table = table.reset_index()  # a DataFrame indexed by its steps
     try:
         columns = {str(name): np.asarray(table[name]) for name in table}
     except (TypeError, KeyError, IndexError):
@@ -319,7 +321,8 @@ def _table_rows(table: Any) -> Iterable[tuple[int, dict[str, Any]]]:
     if len(lengths) != 1 or len(next(iter(lengths))) != 1:
         raise ValueError(f"columns of a curve must have one length, got shapes {sorted(lengths)}")
     for line in range(next(iter(lengths))[0]):
-        row = {name: values[line].item() for name, values in columns.items()}
+        cells = {name: values[line] for name, values in columns.items()}
+        row = {n: cell.item() if hasattr(cell, "item") else cell for n, cell in cells.items()}
         yield line, {name: value for name, value in row.items() if value is not None}
 
 

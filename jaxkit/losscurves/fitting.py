@@ -264,6 +264,7 @@ def predict(
     Raises:
         ValueError: if a rate or a step is out of range, or the fitted curves had different
             warm-ups and none is given.
+        TypeError: if steps are not integers.
 
     Warns:
         UserWarning: if the prediction extrapolates: another peak than the fitted one (the law
@@ -301,6 +302,8 @@ def predict(
     at = np.arange(total) if steps is None else steps
     if not validation.is_traced(at):
         at = np.asarray(at)
+        if at.size and at.dtype.kind not in "iu":
+            raise TypeError(f"steps must be integers, got dtype {at.dtype}")
         if at.size and not (at.min() >= 0 and at.max() < total):
             raise ValueError(
                 f"steps must be in [0, {total}), got {int(at.min())} to {int(at.max())}"

@@ -262,6 +262,24 @@ BAD = {
         TypeError,
         "Annealing or MultiPower",
     ),
+    "no cool-down to 0": (
+        lambda f: losscurves.chosen_schedule(
+            losscurves.law(
+                losscurves.MultiPower(),
+                floor=2.5,
+                scale=0.5,
+                drop=400.0,
+                exponent=0.5,
+                speed=2.0,
+                saturation=0.6,
+                rate_exponent=0.6,
+            ),
+            100,
+            peak_value=1e-3,
+        ),
+        TypeError,
+        "law must be of Annealing, got MultiPower",
+    ),
 }
 
 

@@ -230,6 +230,10 @@ def test_every_function_that_takes_curves_takes_data_frames(tmp_path):
         columns = {"step": at, "learning_rate": rates[at], "loss": losses}
         frames[name] = pandas.DataFrame(columns)
     told = {"warmup_steps": 20}
+    whole = losscurves.read_curve(frames["half"], **told)
+    for frame in (frames["half"].set_index("step"), frames["half"].astype(object)):
+        for field, same in zip(losscurves.read_curve(frame, **told), whole, strict=True):
+            np.testing.assert_array_equal(field, same)
     with pytest.raises(ValueError, match="warm-up cannot be told from the log"):
         losscurves.fit(form, list(frames.values()))
     curves, tables = list(made.values()), list(frames.values())

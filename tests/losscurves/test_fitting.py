@@ -324,6 +324,8 @@ def test_predictions_refuse_what_they_cannot_know(bad_input):
         losscurves.predict(fitted, SCHEDULES["wsd"], steps=np.array([4001]), warmup_steps=0)
     with pytest.raises(ValueError, match=r"got -0\.1 at index 1"):
         losscurves.predict(fitted, np.array([0.1, -0.1]), warmup_steps=0)
+    with pytest.raises(TypeError, match="steps must be integers, got dtype float64"):
+        losscurves.predict(fitted, SCHEDULES["wsd"], steps=np.array([5.5]), warmup_steps=0)
     with pytest.raises(ValueError, match="positive rate somewhere"):
         losscurves.predict(fitted, np.zeros(5), warmup_steps=0)
 

@@ -28,6 +28,7 @@ How to choose:
 - slow, ill-conditioned smooth problems with a large n epsilon / sqrt(d): `spiderboost` with full
   anchors, q = T/10, batches of 1-5 % for variations, eta around 1/L1 to 4/L1: smaller gradients at
   equal cost;
+- an unknown clip norm: `dp_sgd` with a `count_noise_multiplier`, and `PrivacyPlan.next_clip_norm`;
 - batches that cannot be random: `dp_ftrl`;
 - a single pass over the data: `tree_spider`;
 - linear models of low rank in high dimension: `jl_embed` before SpiderBoost;

@@ -19,6 +19,8 @@ def test_a_fedspeed_step_of_resnet18_with_groupnorm_is_pytorchs_to_1e_4(monkeypa
     problem = peer.resnet_problem(batch=4)
     ours, theirs = peer.jax_step(*problem)(), peer.torch_step(*problem)()
     start = jax.tree.leaves(problem[0])
-    for mine, other, first in zip(jax.tree.leaves(ours), theirs, start, strict=True):
-        np.testing.assert_allclose(mine, other, atol=1e-4)
-        assert np.abs(other - first).max() > 1e-3  # a step was made
+    pairs = list(zip(jax.tree.leaves(ours), theirs, start, strict=True))
+    gaps = np.concatenate([np.ravel(mine - other) for mine, other, _ in pairs])
+    moved = np.concatenate([np.ravel(other - first) for _, other, first in pairs])
+    assert np.abs(gaps).max() <= 1e-4
+    assert np.linalg.norm(gaps) <= 1e-2 * np.linalg.norm(moved)

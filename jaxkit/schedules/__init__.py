@@ -35,7 +35,7 @@ from jaxkit.schedules.profile_schedules import (
     schedule_from_values,
     standard_schedules,
 )
-from jaxkit.schedules.profiles import PROFILES, Profile, profile_by_name
+from jaxkit.schedules.profiles import PROFILES, profile_by_name
 from jaxkit.schedules.recorder import (
     gradient_norm,
     lengthen_recorder,
@@ -47,7 +47,6 @@ from jaxkit.schedules.refinement import refine_schedule, refined_schedule, smoot
 __all__ = [
     "PROFILES",
     "GradientLog",
-    "Profile",
     "Schedule",
     "bound_table",
     "gradient_norm",

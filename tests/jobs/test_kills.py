@@ -53,7 +53,7 @@ import sys, jax, optax
 from jaxkit import subrl
 world = subrl.coverage_world((2, 3), horizon=3, start=0, features="official_position")
 policy = subrl.TabularPolicy(5, world.num_items, world.horizon)
-training = subrl.make_training(world, policy, optax.adam(0.1), batch_size=8, epochs=40)
+training = subrl.make_training(world, policy, optax.adam(0.1), batch_size=8, num_steps=40)
 subrl.fit(training, jax.random.key(0), num_seeds=2, chunk=1, folder=sys.argv[1] + "/run")
 """
 

@@ -30,13 +30,13 @@ def test_a_run_writes_its_metrics_and_figures_and_beats_nothing_impossible(tmp_p
 def test_a_second_training_of_one_folder_is_refused(tmp_path):
     options = {"env": "items", "horizon": 3, "seeds": 1, "batch_size": 4, "out": tmp_path,
                "progress": training.Silent()}  # fmt: skip
-    folder = job.train_world(epochs=1, **options).metrics.parent
+    folder = job.train_world(num_steps=1, **options).metrics.parent
     before = (folder / "metrics.jsonl").read_text()
     with (
         training.Run(folder),
         pytest.raises(OSError, match=f"{folder.name} is being written by another process"),
     ):
-        job.train_world(epochs=2, **options)
+        job.train_world(num_steps=2, **options)
     assert (folder / "metrics.jsonl").read_text() == before
 
 

@@ -194,7 +194,7 @@ def with_model_state(
 
     Raises:
         TypeError: if a leaf is not floating point.
-        ValueError: if the policy is unknown or the algorithm private already.
+        ValueError: if the policy is unknown.
 
     Source: McMahan et al. 2017 average statistics with weights; Li et al. 2021 (FedBN) keep them.
 
@@ -204,11 +204,6 @@ def with_model_state(
         'local'
     """
     validation.choice("policy", policy, POLICIES)
-    if algorithm.privacy is not None:
-        raise ValueError(
-            "algorithm must not be private yet: messages would grow past their clip; call "
-            "with_client_privacy last"
-        )
     check_floating("model_state", model_state)
 
     def beside(init):

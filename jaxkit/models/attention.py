@@ -146,7 +146,7 @@ def splash(query: Array, key: Array, value: Array, *, interpret: bool = False) -
     whole = query.shape[0] % training.partition_count("batch", mesh)
     rules, spec = dict(training.RULES), []
     for name in (None if whole else "batch", None, heads, None):
-        axes = rules.get(name) or ()
+        axes = rules.get(name or "") or ()
         # Axes that the caller has split by hand are gone from the shapes.
         axes = [axis for axis in ([axes] if isinstance(axes, str) else axes) if axis in split]
         spec.append(tuple(axes) or None)

@@ -9,6 +9,7 @@ UNSPECIFIC = {
     "subrl.named_world": "an environment, as its name says",
     "training.distributed_run": "a context manager",
     "training.parameter_shardings": "shardings, in the structure of the parameters",
+    "training.terminal": "a console of Rich, which is imported where it is used",
 }
 
 

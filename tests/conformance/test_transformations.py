@@ -130,7 +130,6 @@ CASES = {
 
 EXCLUDED = {
     "privacy.privatize_sum": "updates are a BoundedSum; tests/privacy/test_noise.py",
-    "privacy.privatize_tree_sum": "updates are a BoundedSum; tests/privacy/test_noise.py",
 }
 
 PARAMS = {

@@ -159,7 +159,7 @@ def test_updates_without_rebuild_cost_nothing_to_delete_and_a_search_to_insert(m
     rng = np.random.default_rng(0)
     function = submodular.facility_location(rng.uniform(size=(9, 80)))
     maximiser = submodular.DynamicMaximiser(function, K, jax.random.key(0))
-    for insert, item in stream(rng, 120, num_items=80):
+    for insert, item in stream(rng, 180, num_items=80):
         state, before = maximiser.state, maximiser.num_queries
         searches = np.ceil(np.log2(state.levels.num_levels + 2)).sum()
         rebuilt.clear()

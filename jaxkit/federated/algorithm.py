@@ -208,7 +208,8 @@ def with_model_state(
 
     def beside(init):
         first = jax.tree.map(perturbation.widen, model_state)
-        return lambda params: {**init(params), "model_state": first}
+        # Copies: a state may be donated, and the algorithm starts another run.
+        return lambda params: {**init(params), "model_state": jax.tree.map(jnp.copy, first)}
 
     def report(shared, memory, result):
         message, memory = algorithm.report(shared, memory, result)

@@ -41,6 +41,11 @@ _OPTIONS = {
     "eps": "eps",
 }
 
+_COUNTS = (
+    "clients", "samples_per_client", "cohort_size", "rounds", "local_epochs", "batch_size",
+    "image_size", "chunk_size", "evaluate_every", "checkpoint_every", "seeds",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class FederatedConfig:
@@ -158,12 +163,37 @@ class FederatedConfig:
         if (coefficient is not None) != PARTITIONS[kind]:
             takes = f"{kind}:NUMBER" if PARTITIONS[kind] else kind
             raise ValueError(f"partition must be {takes}, got {self.partition!r}")
-        for field in ("clients", "rounds", "local_epochs", "batch_size", "evaluate_every", "seeds"):
-            validation.integer(field, getattr(self, field), minimum=1)
+        if coefficient is not None:
+            whole = kind == "pathological"
+            validation.number(
+                "number of partition", coefficient, minimum=whole, open_minimum=not whole
+            )
+            if whole and coefficient % 1:
+                raise ValueError(
+                    f"partition must be pathological:C, C whole, got {self.partition!r}"
+                )
+        datasets.picture_recipe(
+            self.recipe, image_size=self.image_size, normalization=self.normalization
+        )
+        for field in _COUNTS:
+            if getattr(self, field) is not None:
+                validation.integer(field, getattr(self, field), minimum=1)
+        if self.cohort_size is not None and self.cohort_size > self.clients and kind != "natural":
+            raise ValueError(f"cohort_size must be at most {self.clients}, got {self.cohort_size}")
         validation.seed("seed", self.seed)
         validation.seed("seed + seeds - 1", self.seed + self.seeds - 1)
-        validation.number("clip_norm", self.clip_norm, minimum=0)
-        validation.number("relaxed_init", self.relaxed_init, minimum=0)
+        for field in ("clip_norm", "relaxed_init", "weight_decay"):
+            validation.number(field, getattr(self, field), minimum=0)
+        for field in ("participation", "round_decay"):
+            share = getattr(self, field)
+            validation.number(field, share, minimum=0, maximum=1, open_minimum=True)
+        validation.number(
+            "test_fraction", self.test_fraction, minimum=0, maximum=1, open_minimum=True,
+            open_maximum=True,
+        )  # fmt: skip
+        for field in ("learning_rate", "server_learning_rate"):
+            if getattr(self, field) is not None:
+                validation.number(field, getattr(self, field), minimum=0, open_minimum=True)
         if self.mesh and not re.fullmatch(r"clients=[1-9]\d*", self.mesh):
             raise ValueError(f"mesh must be clients=N, got {self.mesh!r}")
         if self.norm == "batch" and not self.model.startswith("resnet"):
@@ -174,6 +204,8 @@ class FederatedConfig:
         for field in (*_OPTIONS, "mixing", "momentum"):
             if getattr(self, field) is not None and field not in known:
                 raise ValueError(f"{field} is an option of none of {', '.join(self.methods)}")
+        for name in self.methods:
+            self.algorithm(name)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -210,7 +242,13 @@ class FederatedConfig:
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm or None,
         )
-        made = federated.ALGORITHMS[name](client, **given)
+        try:
+            made = federated.ALGORITHMS[name](client, **given)
+        except ValueError as error:
+            # By the name of the option, which may be another than the argument's.
+            fields = {there: field for field, there in self.options(name).items()}
+            argument, _, rest = str(error).partition(" ")
+            raise ValueError(f"{fields.get(argument, argument)} {rest}") from None
         return federated.with_relaxed_start(made, self.relaxed_init) if self.relaxed_init else made
 
 

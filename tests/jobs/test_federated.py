@@ -91,6 +91,14 @@ def test_options_reach_the_methods_that_have_them():
         ({"mesh": "data=2"}, "mesh must be clients=N"),
         ({"norm": "batch"}, "norm is for ResNets"),
         ({"rounds": 0}, "rounds must be"),
+        ({"participation": 1.5}, r"participation must be finite and in \(0, 1\], got 1.5"),
+        ({"cohort_size": 101}, "cohort_size must be at most 100, got 101"),
+        ({"mixing": 2.0}, "^mixing must"),
+        ({"method": ("fedcm",), "momentum": -1.0}, "^momentum must"),
+        ({"method": ("fedavg",), "server_learning_rate": 0.0}, "^server_learning_rate"),
+        ({"partition": "dirichlet:nan"}, "number of partition must be finite"),
+        ({"partition": "pathological:2.5"}, "C whole, got 'pathological:2.5'"),
+        ({"recipe": "x"}, "recipe must be one of 'plain'"),
     ):
         with pytest.raises(ValueError, match=message):
             FederatedConfig(**options)

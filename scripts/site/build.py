@@ -21,6 +21,7 @@ from sphinx.application import Sphinx
 import jaxkit
 
 ROOT = pathlib.Path(__file__).parents[2]
+PAGES = {f"scripts/site/pages/{name}.md": name for name in ("recipes", "scaling", "evidence")}
 REPOSITORY_FILES = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 #: Modules of names that are for every room, and packages that are no rooms.
 NOT_ROOMS = {"experiments", "jobs"}
@@ -160,11 +161,9 @@ def write_sources(folder: pathlib.Path) -> None:
     )
     for room in rooms():
         (folder / "rooms" / f"{room}.rst").write_text(room_page(room), "utf-8")
-    others = []
-    for name, target in REPOSITORY_FILES.items():
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder / f"{target}.md")
-            others.append(target)
+    copied = {**PAGES, **REPOSITORY_FILES}
+    for name, target in copied.items():
+        shutil.copy(ROOT / name, folder / f"{target}.md")
     linked = re.sub(
         r"^\| `(\w+)` \|",
         lambda found: (
@@ -173,15 +172,16 @@ def write_sources(folder: pathlib.Path) -> None:
         readme,
         flags=re.MULTILINE,
     )
-    for name, target in REPOSITORY_FILES.items():
+    for name, target in copied.items():
         linked = linked.replace(f"({name})", f"({target}.md)")
     pages = [f"rooms/{room}" for room in rooms()]
     (folder / "index.md").write_text(
         linked
         + "\n"
+        + _contents([*PAGES.values()], "Guide")
         + _contents(pages, "Rooms")
         + _contents(["notebooks/index"], "Gallery")
-        + _contents(others, "Project"),
+        + _contents([*REPOSITORY_FILES.values()], "Project"),
         "utf-8",
     )
 

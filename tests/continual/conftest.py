@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
-from jaxkit.continual import Adapter, Descriptor, ErrorRecords, FunctionalParams, Head, Router
+from jaxkit.continual.adapters import Adapter
+from jaxkit.continual.descriptors import Descriptor
+from jaxkit.continual.error_records import ErrorRecords
+from jaxkit.continual.expandable_state import FunctionalParams, Head
+from jaxkit.continual.routers import Router
 
 
 def adapter_of(params, prefix):

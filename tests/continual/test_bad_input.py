@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
+from jaxkit.continual import expandable_state, routers
 from jaxkit.datasets import ArraySplit
 
 MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
@@ -56,7 +57,7 @@ def test_adapters_are_added_only_where_there_is_room(bad_input):
     with pytest.raises(ValueError, match="must be one that may grow, 1 to 1, got 0"):
         continual.add_adapter(jax.random.key(0), config, state, 0)
     with pytest.raises(ValueError, match="capacity must be an integer >= 1, got 0"):
-        continual.grow_capacity(config, state, 0)
+        expandable_state.grow_capacity(config, state, 0)
 
 
 GOOD = {
@@ -109,12 +110,12 @@ def test_metrics_refuse_what_is_no_accuracy(bad_input):
 
 
 def test_random_routings_need_a_key(bad_input):
-    router = continual.Router(jnp.zeros((8, 2)), jnp.zeros(2))
+    router = routers.Router(jnp.zeros((8, 2)), jnp.zeros(2))
     pooled, active = jnp.ones((1, 8)), jnp.ones(2, bool)
     with pytest.raises(ValueError, match="key must be given"):
-        continual.router_weights(router, pooled, active, routing="random_choice")
+        routers.router_weights(router, pooled, active, routing="random_choice")
     with pytest.raises(ValueError, match="errors must be given"):
-        continual.router_weights(router, pooled, active, routing="descriptor")
+        routers.router_weights(router, pooled, active, routing="descriptor")
 
 
 def test_pretraining_refuses_labels_beyond_the_head(bad_input):

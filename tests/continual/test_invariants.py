@@ -12,11 +12,19 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import continual, models
-from jaxkit.continual import error_records, freezing, routers
+from jaxkit.continual import (
+    adapters,
+    descriptors,
+    error_records,
+    expandable_state,
+    freezing,
+    routers,
+    shift_detection,
+)
 
 MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-_z = jax.jit(continual.z_scores)
-_record = jax.jit(continual.record_errors)
+_z = jax.jit(error_records.z_scores)
+_record = jax.jit(error_records.record_errors)
 CONFIG = continual.SEMAConfig(MODEL, 3, 2, 2, 0, 0, capacity=2)
 
 
@@ -25,15 +33,15 @@ def layer():
     """Random adapters and a router of 3 slots, pooled features and a residual stream."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    adapters = continual.Adapter(draw(3, 8, 2), draw(3, 2), draw(3, 2, 8), draw(3, 8))
-    return adapters, continual.Router(draw(8, 3), draw(3)), draw(5, 4, 8)
+    made = adapters.Adapter(draw(3, 8, 2), draw(3, 2), draw(3, 2, 8), draw(3, 8))
+    return made, routers.Router(draw(8, 3), draw(3)), draw(5, 4, 8)
 
 
 @functools.partial(jax.jit, static_argnames="routing")
 def mixed(adapters, router, x, active, key, routing="soft"):
     pooled = x.mean(1)
     errors = jnp.abs(pooled[:, :1] * jnp.array([1.0, 0.5, 2.0])).T
-    weights = continual.router_weights(
+    weights = routers.router_weights(
         router, pooled, active, routing=routing, errors=errors, key=key
     )
     return weights, continual.mixture_of_adapters(adapters, x, weights)
@@ -85,7 +93,7 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
             values=small.records.values + jnp.arange(6.0), count=small.records.count + 6
         ),
     )
-    larger, grown = continual.grow_capacity(exact, small, 4)
+    larger, grown = expandable_state.grow_capacity(exact, small, 4)
     active = continual.active_slots(grown)
 
     def spoil(leaf):
@@ -96,7 +104,7 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
     spoilt = grown._replace(
         params=grown.params._replace(
             adapters=jax.tree.map(spoil, grown.params.adapters),
-            router=continual.Router(
+            router=routers.Router(
                 jnp.where(active[:, None], router.kernel, jnp.nan), spoil(router.bias)
             ),
         ),
@@ -154,14 +162,14 @@ def test_no_descriptor_beats_principal_components():
     pooled = rng.normal(size=(64, 8)) * np.linspace(0.2, 1.5, 8)
     centred = pooled - pooled.mean(0)
     values, vectors = np.linalg.eigh(np.cov(centred.T, bias=True))
-    best = continual.Descriptor(
+    best = descriptors.Descriptor(
         vectors[:, -3:], -pooled.mean(0) @ vectors[:, -3:], vectors[:, -3:].T, pooled.mean(0)
     )
     bound = values[:-3].sum() / 8
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (best, pooled))
 
     def loss(descriptor):
-        return continual.representation_error(descriptor, arrays[1]).mean()
+        return descriptors.representation_error(descriptor, arrays[1]).mean()
 
     assert float(loss(arrays[0])) == pytest.approx(bound, rel=1e-5)
     rule = optax.sgd(0.3, momentum=0.9)
@@ -176,7 +184,7 @@ def test_no_descriptor_beats_principal_components():
 
         return jax.lax.scan(step, (descriptor, rule.init(descriptor)), length=600)[1]
 
-    losses = train(continual.init_descriptor(jax.random.key(0), 8, 3))
+    losses = train(descriptors.init_descriptor(jax.random.key(0), 8, 3))
     assert losses.min() >= bound - 1e-6
     assert float(losses[-1]) == pytest.approx(bound, rel=0.02)
 
@@ -194,7 +202,7 @@ def test_z_scores_do_not_depend_on_the_unit_of_errors(history, scale, shift):
     query = jnp.array([0.5, 1.0, 2.0])
 
     def z(values, query):
-        return _z(continual.ErrorRecords(jnp.asarray(values), jnp.asarray(len(history))), query)
+        return _z(error_records.ErrorRecords(jnp.asarray(values), jnp.asarray(len(history))), query)
 
     np.testing.assert_allclose(
         z(scale * padded + np.float32(shift), scale * query + shift), z(padded, query),
@@ -204,20 +212,20 @@ def test_z_scores_do_not_depend_on_the_unit_of_errors(history, scale, shift):
 
 def test_familiar_errors_score_about_four_fifths():
     rng = np.random.default_rng(0)
-    records = _record(continual.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500)
+    records = _record(error_records.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500)
     scores = _z(records, jnp.asarray(rng.normal(size=2000) + 5))
     assert float(jnp.abs(scores).mean()) == pytest.approx(np.sqrt(2 / np.pi), abs=0.05)
 
 
 def test_equal_errors_on_record_make_any_other_error_infinitely_strange():
-    records = _record(continual.empty_records(3), jnp.ones(3), 3)
+    records = _record(error_records.empty_records(3), jnp.ones(3), 3)
     assert _z(records, jnp.array([1.0, 2.0, 0.5])).tolist() == [0, np.inf, -np.inf]
 
 
 @hypothesis.given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(0, 99))
 def test_records_equal_a_list_that_follows_the_official_rules(sizes, seed):
     rng = np.random.default_rng(seed)
-    kept, records = [], continual.empty_records(5)
+    kept, records = [], error_records.empty_records(5)
     for size in sizes:
         errors = rng.random(7).astype(np.float32)
         new = errors[:size].tolist()
@@ -230,15 +238,15 @@ def test_records_equal_a_list_that_follows_the_official_rules(sizes, seed):
 def test_another_descriptor_never_raises_the_score():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)) * 3)
     for rule in error_records.SHIFT_RULES:
-        two = continual.shift_score(z, jnp.array([True, True, False]), 6, rule)
-        three = continual.shift_score(z, jnp.array([True, True, True]), 6, rule)
+        two = error_records.shift_score(z, jnp.array([True, True, False]), 6, rule)
+        three = error_records.shift_score(z, jnp.array([True, True, True]), 6, rule)
         assert three <= two
 
 
 def test_padding_does_not_count_in_scores():
     z = jnp.array([[1.0, -1.0, 99.0]])
     for rule, expected in (("batch_mean_abs", 1.0), ("signed_any_sample", 1.0)):
-        assert float(continual.shift_score(z, jnp.array([True]), 2, rule)) == expected
+        assert float(error_records.shift_score(z, jnp.array([True]), 2, rule)) == expected
 
 
 def walk(score, threshold, blocks=2, batches=3):
@@ -249,7 +257,7 @@ def walk(score, threshold, blocks=2, batches=3):
         while batch < batches:
             scores = np.array([score(b, added) for b in range(batch, batches)])
             closed = np.isin(np.arange(blocks), [b for b, _ in added])
-            found = continual.first_trigger(scores, closed, threshold)
+            found = shift_detection.first_trigger(scores, closed, threshold)
             if found is None:
                 break
             added.append((found.block, batch + found.batch))
@@ -283,7 +291,7 @@ def test_higher_thresholds_grow_fewer_blocks_and_infinity_none():
 
 def test_a_score_that_is_no_number_raises_instead_of_never_growing_again():
     with pytest.raises(FloatingPointError, match="must be numbers"):
-        continual.first_trigger(np.array([[np.nan]]), np.array([False]), 1.0)
+        shift_detection.first_trigger(np.array([[np.nan]]), np.array([False]), 1.0)
 
 
 def test_frozen_entries_stand_still_under_momentum_and_weight_decay():

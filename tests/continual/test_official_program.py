@@ -8,6 +8,15 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
+from jaxkit.continual import (
+    descriptors,
+    error_records,
+    forward_pass,
+    phases,
+    routers,
+    sema_settings,
+    shift_detection,
+)
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
@@ -40,21 +49,21 @@ def test_descriptor_reads_pooled_tokens(sema_golden, official, precision):
     descriptor = official.arrays(official.descriptor(case["params"], ""), precision)
     pooled = jnp.asarray(case["x"]).mean(1)
     close(pooled, case["pooled"], precision)
-    found = continual.representation_error(descriptor, pooled)
+    found = descriptors.representation_error(descriptor, pooled)
     close(found, case["loss_per_sample"], precision)
 
 
 def test_records_drop_what_does_not_fit_and_then_forget_the_oldest(sema_golden, precision):
     case = sema_golden["records"]
-    records = continual.empty_records(case["max_len"])
-    record = jax.jit(continual.record_errors)
+    records = error_records.empty_records(case["max_len"])
+    record = jax.jit(error_records.record_errors)
     for step in case["steps"]:
         padded = np.zeros(6)
         padded[: len(step["values"])] = step["values"]
         records = record(records, jnp.asarray(padded), len(step["values"]))
         assert int(records.count) == step["length"]
         close(records.values[: step["length"]], step["buffer"], precision)
-        mean, deviation = continual.record_statistics(records)
+        mean, deviation = error_records.record_statistics(records)
         close(mean, step["mean"], precision)
         if step["std"] is not None:
             close(deviation, step["std"], precision)
@@ -65,58 +74,58 @@ def test_z_scores_are_zero_until_three_errors_are_on_record(sema_golden, officia
     query = jnp.asarray(case["query"])
     history = official.arrays(official.records([case["history"]], 1), precision)
     records = jax.tree.map(lambda leaf: leaf[0], history)
-    close(jnp.abs(continual.z_scores(records, query)), case["abs_z"], precision)
+    close(jnp.abs(error_records.z_scores(records, query)), case["abs_z"], precision)
     two = records._replace(count=jnp.asarray(2))
-    close(jnp.abs(continual.z_scores(two, query)), case["abs_z_with_two_records"], precision)
+    close(jnp.abs(error_records.z_scores(two, query)), case["abs_z_with_two_records"], precision)
 
 
 def _layer(case, official, precision, *, garbage=0.0, capacity=4):
     params = case["params"]
-    router = continual.Router(np.full((8, capacity), garbage), np.full(capacity, garbage))
+    router = routers.Router(np.full((8, capacity), garbage), np.full(capacity, garbage))
     rows = params["router.weight"] + params["new_router.weight"]
     router.kernel[:, :3] = np.transpose(rows)
     router.bias[:3] = params["router.bias"] + params["new_router.bias"]
     adapters = official.stacked(
         [official.adapter(params, f"adapters.{k}.functional.") for k in range(3)], capacity
     )
-    descriptors = official.stacked(
+    describing = official.stacked(
         [official.descriptor(params, f"adapters.{k}.rd.") for k in range(3)], capacity
     )
-    return official.arrays((router, adapters, descriptors), precision)
+    return official.arrays((router, adapters, describing), precision)
 
 
 def test_mixture_weighs_samples_by_their_pooled_tokens(sema_golden, official, precision):
     case = sema_golden["layer_mixture"]
-    router, adapters, descriptors = _layer(case, official, precision)
+    router, adapters, describing = _layer(case, official, precision)
     x = jnp.asarray(case["x"])
     active = jnp.arange(4) < 3
-    weights = continual.router_weights(router, x.mean(1), active)
+    weights = routers.router_weights(router, x.mean(1), active)
     close(weights[:, :3], case["router_weights"], precision)
     assert np.all(weights[:, 3] == 0)
     mixed = continual.mixture_of_adapters(adapters, x, weights)
     close(mixed, case["func_out"], precision)
     close(mixed, case["func_out_after_router_merge"], precision)
-    errors = jax.vmap(continual.representation_error, (0, None))(descriptors, x.mean(1))
+    errors = jax.vmap(descriptors.representation_error, (0, None))(describing, x.mean(1))
     close(errors[:3], case["rd_loss_per_adapter_per_sample"], precision)
 
 
 def test_block_grows_where_every_descriptor_is_surprised(sema_golden, official, precision):
     golden = sema_golden["expansion_decision"]
-    _, _, descriptors = _layer(sema_golden["layer_mixture"], official, precision)
+    _, _, describing = _layer(sema_golden["layer_mixture"], official, precision)
     records = official.arrays(official.records(golden["history"], 4), precision)
     active = jnp.arange(4) < 3
 
     @jax.jit
     def score(x):
-        errors = jax.vmap(continual.representation_error, (0, None))(descriptors, x.mean(1))
-        z = jax.vmap(continual.z_scores)(records, errors)
-        return z, continual.shift_score(z, active, len(x))
+        errors = jax.vmap(descriptors.representation_error, (0, None))(describing, x.mean(1))
+        z = jax.vmap(error_records.z_scores)(records, errors)
+        return z, error_records.shift_score(z, active, len(x))
 
     for case in golden["cases"]:
         z, found = score(jnp.asarray(case["x"]))
         close(jnp.abs(z[:3]), case["abs_z"], precision)
         close(found, case["score"], precision)
-        trigger = continual.first_trigger(
+        trigger = shift_detection.first_trigger(
             np.array([[found]]), np.array([False]), golden["threshold"]
         )
         assert (trigger is not None) == case["added"]
@@ -139,7 +148,7 @@ def test_transformer_with_adapters_matches(sema_golden, official, precision):
     whole, rest = run(backbone, state, images)
     close(whole, golden["features"], precision)
     close(rest, golden["features"], precision)
-    close(continual.class_logits(state.params.head, whole), golden["logits"], precision)
+    close(forward_pass.class_logits(state.params.head, whole), golden["logits"], precision)
 
 
 def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, precision):
@@ -147,7 +156,7 @@ def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, prec
     classes = jnp.arange(case["total_classes"]) >= case["known_classes"]
     labels = jnp.asarray(case["labels"])
     loss = functools.partial(
-        continual.local_cross_entropy, labels=labels, classes=classes, num_valid=3
+        phases.local_cross_entropy, labels=labels, classes=classes, num_valid=3
     )
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(case["logits"]))
     close(value, case["loss"], precision)
@@ -223,7 +232,7 @@ def test_training_trace_of_both_phases(sema_golden, official, precision, program
 
 def _check_record(records, place, expected, precision):
     record = jax.tree.map(lambda leaf: leaf[place], records)
-    mean, deviation = continual.record_statistics(record)
+    mean, deviation = error_records.record_statistics(record)
     assert int(record.count) == expected["length"]
     close(mean, expected["mean"], precision)
     close(deviation, expected["std"], precision)
@@ -247,7 +256,7 @@ def _assert_frozen(before, after, slots):
 def test_learning_rates_fall_by_pass(sema_golden):
     for name, expected in sema_golden["cosine_lr_per_epoch"]["values"].items():
         rate, epochs = name.split("_")
-        found = continual.cosine_rates(float(rate), int(epochs))
+        found = sema_settings.cosine_rates(float(rate), int(epochs))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
 
 

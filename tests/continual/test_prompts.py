@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, datasets, models
+from jaxkit.continual import prompts, prototypes
 from jaxkit.datasets import ArraySplit
 
 MODEL = models.VisionTransformer(8, 4, 1, width=16, depth=1, num_heads=2, mlp_dim=16)
@@ -55,7 +56,7 @@ def test_an_image_gets_the_prompts_whose_keys_point_its_way():
     keys, queries = rng.normal(size=(7, 5)), rng.normal(size=(4, 5))
     angles = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     expected = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ angles.T
-    chosen, cosines = continual.choose_prompts(jnp.asarray(keys), jnp.asarray(queries), 3)
+    chosen, cosines = prompts.choose_prompts(jnp.asarray(keys), jnp.asarray(queries), 3)
     np.testing.assert_array_equal(chosen, np.argsort(-expected, axis=1)[:, :3])
     np.testing.assert_allclose(cosines, -np.sort(-expected, axis=1)[:, :3], atol=1e-6)
 
@@ -63,8 +64,8 @@ def test_an_image_gets_the_prompts_whose_keys_point_its_way():
 def test_a_step_leaves_prompts_that_no_image_chose_to_the_bit(learner, stream, backbone):
     before = learner.init(5)
     after = learner.advance(before, learner.begin(0), stream, 0, seed=5, max_steps=1).state
-    queries = continual.frozen_features(MODEL, backbone, stream.tasks[0].train_images, 16)
-    chosen, _ = continual.choose_prompts(before.pool.keys, jnp.asarray(queries), 2)
+    queries = prototypes.frozen_features(MODEL, backbone, stream.tasks[0].train_images, 16)
+    chosen, _ = prompts.choose_prompts(before.pool.keys, jnp.asarray(queries), 2)
     never = ~np.isin(np.arange(6), chosen)
     assert 0 < never.sum() < 5
     for old, new in zip(before.pool[:2], after.pool[:2], strict=True):
@@ -74,14 +75,14 @@ def test_a_step_leaves_prompts_that_no_image_chose_to_the_bit(learner, stream, b
 
 def test_prompted_features_are_the_mean_of_what_the_prompts_became(backbone, stream):
     images = jnp.asarray(stream.tasks[0].train_images[:2])
-    prompts = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, MODEL.width)), jnp.float32)
+    chosen = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, MODEL.width)), jnp.float32)
     tokens = MODEL.apply(backbone, images, method="embed")
-    joined = jnp.concatenate([prompts, tokens], 1)
+    joined = jnp.concatenate([chosen, tokens], 1)
     ends = MODEL.apply(backbone, MODEL.apply(backbone, joined, method="encode")[0], method="finish")
-    found = continual.prompted_features(MODEL, backbone, images, prompts)
+    found = prompts.prompted_features(MODEL, backbone, images, chosen)
     np.testing.assert_allclose(found, np.asarray(ends)[:, :4].mean(1), rtol=1e-5, atol=1e-6)
     # Prompts have no position, so that their order means nothing.
-    turned = continual.prompted_features(MODEL, backbone, images, prompts[:, ::-1])
+    turned = prompts.prompted_features(MODEL, backbone, images, chosen[:, ::-1])
     np.testing.assert_allclose(found, turned, rtol=1e-4, atol=1e-5)
 
 
@@ -93,10 +94,10 @@ def test_prompts_learn_a_stream_with_one_compilation(learner, whole, stream):
 
 
 def test_training_draws_the_chosen_keys_to_their_images(learner, whole, stream, backbone):
-    queries = continual.frozen_features(MODEL, backbone, stream.tasks[1].train_images, 16)
+    queries = prototypes.frozen_features(MODEL, backbone, stream.tasks[1].train_images, 16)
 
     def nearness(state):
-        return float(continual.choose_prompts(state.pool.keys, jnp.asarray(queries), 2)[1].mean())
+        return float(prompts.choose_prompts(state.pool.keys, jnp.asarray(queries), 2)[1].mean())
 
     assert nearness(whole.state) > nearness(learner.init(3)) + 0.2
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
+from jaxkit.continual import prototypes, shift_detection
 from jaxkit.datasets import ArraySplit
 
 MODEL = models.VisionTransformer(4, 2, 1, width=8, depth=1, num_heads=2, mlp_dim=8)
@@ -202,7 +203,7 @@ def test_statistics_that_are_not_finite_raise(whole):
     records = whole.state.sema.records
     spoilt = records._replace(values=records.values.at[0, 1, 0].set(np.nan))
     with pytest.raises(FloatingPointError, match=r"blocks \[0\].*describe_learning_rate"):
-        continual.require_finite_statistics(
+        shift_detection.require_finite_statistics(
             CONFIG, whole.state.sema._replace(records=spoilt), "bright"
         )
 
@@ -211,7 +212,7 @@ def test_prototypes_are_means_of_frozen_features(backbone, stream):
     learner = continual.SimpleCIL(MODEL, backbone, 4, batch_size=16)
     result = continual.run_stream(learner, stream)
     task = stream.tasks[2]
-    features = continual.frozen_features(MODEL, backbone, task.train_images, 16)
+    features = prototypes.frozen_features(MODEL, backbone, task.train_images, 16)
     mean = features[task.train_labels == 3].mean(0)
     found = result.state.totals[3] / result.state.counts[3]
     np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-6)

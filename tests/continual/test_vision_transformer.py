@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxkit import continual, models, training
+from jaxkit.continual import published_weights
 
 SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
          "num_classes": 3}  # fmt: skip
@@ -149,7 +150,7 @@ def test_position_embeddings_resize_as_pytorch_resizes_them():
     torch = pytest.importorskip("torch")
     embedding = np.random.default_rng(0).normal(size=(1, 50, 3)).astype(np.float32)
     for side in (4, 10):
-        found = continual.resize_position_embedding(embedding, side * side + 1)
+        found = published_weights.resize_position_embedding(embedding, side * side + 1)
         grid = torch.from_numpy(embedding[:, 1:].reshape(1, 7, 7, 3)).permute(0, 3, 1, 2)
         expected = torch.nn.functional.interpolate(
             grid, (side, side), mode="bicubic", antialias=True
@@ -165,8 +166,8 @@ def test_nnx_users_are_served_by_the_bridge(case, timm, forward):
 
     model = models.VisionTransformer(**SMALL)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
-    bridged = nnx.bridge.ToNNX(model, nnx.Rngs(0))
-    bridged.lazy_init(images)
+    with nnx.use_eager_sharding(False):
+        bridged = nnx.bridge.lazy_init(nnx.bridge.ToNNX(model, nnx.Rngs(0)), images)
     variables = continual.convert_weights(timm, model)
     nnx.update(bridged, nnx.State(_as_nnx(variables["params"], nnx)))
     found = bridged(images)["logits"]

@@ -19,17 +19,15 @@ before; the loss of one draw is an upper bound, `lexinvariant_log_prob` averages
 must be large against the vocabulary, or the rows' overlaps drown the signal.
 """
 
-from jaxkit.lexinvariant.bayes import BayesPrediction, associated_log_prob, bayes_lexinvariant
+from jaxkit.lexinvariant.bayes import bayes_lexinvariant
 from jaxkit.lexinvariant.cipher_solvers import (
     backoff_table,
     beam_search_key,
     climb_key,
-    key_score,
     match_frequencies,
 )
 from jaxkit.lexinvariant.ciphers import (
     cipher_key_assignment,
-    cipher_key_average,
     cipher_key_vote,
     key_precision,
     random_cipher,
@@ -41,63 +39,36 @@ from jaxkit.lexinvariant.deciphering import (
     DecipherProbe,
     decipher,
     decipher_log_probs,
-    probe_loss,
     train_probe,
 )
-from jaxkit.lexinvariant.embeddings import (
-    RandomTable,
-    draw_embedding,
-    mix_embedding,
-    random_rows,
-    sequence_keys,
-)
+from jaxkit.lexinvariant.embeddings import RandomTable, draw_embedding, mix_embedding, sequence_keys
 from jaxkit.lexinvariant.markov import (
     MarkovLanguage,
     markov_losses,
     random_markov_language,
     sample_markov,
 )
-from jaxkit.lexinvariant.objective import (
-    METHODS,
-    Method,
-    anonymised,
-    next_token_loss,
-    token_losses,
-)
-from jaxkit.lexinvariant.perplexity import (
-    DrawLogProb,
-    lexinvariant_log_prob,
-    log_mean_exp,
-    position_perplexity,
-    smoothed_perplexity,
-)
-from jaxkit.lexinvariant.regret import expected_l1_bound, regret_bound, sufficient_length
-from jaxkit.lexinvariant.relabelling import (
-    invert_mapping,
-    permute_tokens,
-    relabelling_schedule,
-)
+from jaxkit.lexinvariant.objective import METHODS, Method, anonymised, next_token_loss, token_losses
+from jaxkit.lexinvariant.perplexity import lexinvariant_log_prob, smoothed_perplexity
+from jaxkit.lexinvariant.regret import expected_l1_bound, regret_bound
+from jaxkit.lexinvariant.relabelling import invert_mapping, permute_tokens, relabelling_schedule
 from jaxkit.lexinvariant.tasks import Task, lookup_task, permutation_task, task_accuracy
 
 __all__ = [
     "METHODS",
-    "BayesPrediction",
     "DecipherProbe",
     "DecipheredWindow",
     "Decipherment",
-    "DrawLogProb",
     "MarkovLanguage",
     "Method",
     "RandomTable",
     "Task",
     "adaptive_ngram_losses",
     "anonymised",
-    "associated_log_prob",
     "backoff_table",
     "bayes_lexinvariant",
     "beam_search_key",
     "cipher_key_assignment",
-    "cipher_key_average",
     "cipher_key_vote",
     "climb_key",
     "decipher",
@@ -106,9 +77,7 @@ __all__ = [
     "expected_l1_bound",
     "invert_mapping",
     "key_precision",
-    "key_score",
     "lexinvariant_log_prob",
-    "log_mean_exp",
     "lookup_task",
     "markov_losses",
     "match_frequencies",
@@ -116,17 +85,13 @@ __all__ = [
     "next_token_loss",
     "permutation_task",
     "permute_tokens",
-    "position_perplexity",
-    "probe_loss",
     "random_cipher",
     "random_markov_language",
-    "random_rows",
     "regret_bound",
     "relabelling_schedule",
     "sample_markov",
     "sequence_keys",
     "smoothed_perplexity",
-    "sufficient_length",
     "task_accuracy",
     "token_losses",
     "train_probe",

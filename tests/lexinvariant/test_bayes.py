@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import lexinvariant as lx
+from jaxkit.lexinvariant import bayes, regret
 
 
 def language(case):
@@ -175,7 +176,7 @@ def test_the_associated_model_of_a_finite_language_is_the_papers_example(vectors
 
     @jax.jit
     def associated(tokens):
-        return lx.associated_log_prob(log_prob, tokens, 2)
+        return bayes.associated_log_prob(log_prob, tokens, 2)
 
     for prefix, following in expected["next_symbol"].items():
         read = [ids[c] for c in prefix]
@@ -191,15 +192,15 @@ def test_averaging_any_model_agrees_with_the_recursion():
     rng = np.random.default_rng(4)
     chain = tuple(jnp.asarray(a, jnp.float32) for a in random_language(rng, 5))
     text = jnp.asarray(rng.integers(0, 5, 12))
-    average = jax.jit(lambda t: lx.associated_log_prob(lambda x: chain_log_prob(*chain, x), t, 5))(
-        text
-    )
+    average = jax.jit(
+        lambda t: bayes.associated_log_prob(lambda x: chain_log_prob(*chain, x), t, 5)
+    )(text)
     assert float(average) == pytest.approx(float(predict(*chain, text).log_prob), abs=1e-4)
 
 
 def test_the_theorems_length_satisfies_its_inequality_tightly():
     vocab_size, epsilon, delta = 6, 0.3, 0.05
-    length = lx.sufficient_length(vocab_size, epsilon, delta)
+    length = regret.sufficient_length(vocab_size, epsilon, delta)
     inner = epsilon / (2 * math.sqrt(2) * (2 * math.log(2 / delta)) ** 0.25)
 
     def needed(t):
@@ -254,9 +255,9 @@ def test_bad_input_is_refused(arguments, message, bad_input):
         (lambda: lx.regret_bound(0), "vocab_size"),
         (lambda: lx.regret_bound(3, 4), "num_distinct must be at most vocab_size=3, got 4"),
         (lambda: lx.expected_l1_bound(3, 0), "length"),
-        (lambda: lx.sufficient_length(3, 0.5, 0.1), "epsilon"),
-        (lambda: lx.sufficient_length(3, 0.1, 0.0), "delta"),
-        (lambda: lx.associated_log_prob(jnp.sum, jnp.zeros(2, int), 10), "10! = 3628800"),
+        (lambda: regret.sufficient_length(3, 0.5, 0.1), "epsilon"),
+        (lambda: regret.sufficient_length(3, 0.1, 0.0), "delta"),
+        (lambda: bayes.associated_log_prob(jnp.sum, jnp.zeros(2, int), 10), "10! = 3628800"),
         (lambda: lx.random_markov_language(jax.random.key(0), 3, 0.0), "concentration"),
         (lambda: lx.random_markov_language(jax.random.key(0), 3, 1.0, 2.0), "uniform_share"),
     ],

@@ -52,10 +52,10 @@ def test_a_key_scores_the_log_probability_of_the_text_it_gives():
         float(table[tuple(plain[t - b] if t >= b else 3 for b in (2, 1))][plain[t]])
         for t in range(5)
     )
-    assert float(lx.key_score(key, cipher, table)) == pytest.approx(expected, rel=1e-5)
+    assert float(cipher_solvers.key_score(key, cipher, table)) == pytest.approx(expected, rel=1e-5)
     # Without the symbol 0, positions 1 and 4 score nothing and cut the context of what follows.
     partial = table[3, 3, plain[0]] + table[3, 3, plain[2]] + table[3, plain[2], plain[3]]
-    found = float(lx.key_score(key.at[0].set(-1), cipher, table))
+    found = float(cipher_solvers.key_score(key.at[0].set(-1), cipher, table))
     assert found == pytest.approx(float(partial), rel=1e-5)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
+from jaxkit.lexinvariant import ciphers
 
 
 @pytest.mark.parametrize("window", range(3))
@@ -42,8 +43,8 @@ def test_averaging_log_probs_weighs_confidence_where_voting_does_not():
     cipher = jnp.zeros(3, int)
     guesses = jnp.argmax(log_probs, axis=1)
     assert lx.cipher_key_vote(cipher, guesses, 2).tolist() == [1, -1]
-    assert lx.cipher_key_average(cipher, log_probs).tolist() == [0, -1]
-    assert lx.cipher_key_average(cipher, log_probs, 1).tolist() == [1, -1]
+    assert ciphers.cipher_key_average(cipher, log_probs).tolist() == [0, -1]
+    assert ciphers.cipher_key_average(cipher, log_probs, 1).tolist() == [1, -1]
 
 
 def test_the_assigned_key_is_the_best_of_all_one_to_one_keys():

@@ -7,6 +7,7 @@ import pytest
 
 from jaxkit import datasets, models
 from jaxkit import lexinvariant as lx
+from jaxkit.lexinvariant import deciphering
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,7 @@ def test_training_a_probe_lowers_its_loss_and_leaves_the_language_model_alone():
     """On an untrained decoder the probe can learn how frequent symbols are, and does."""
     params, probe, probe_params = trained()
     before = jax.tree.map(np.array, params)
-    loss = jax.jit(lx.probe_loss(MODEL, probe))
+    loss = jax.jit(deciphering.probe_loss(MODEL, probe))
     tokens = jnp.asarray(np.resize(TOKENIZER.encode(TEXT), (8, 25)).astype(np.int32))
     batch = {"tokens": tokens, "index": jnp.arange(8)}
     shares = np.bincount(np.asarray(tokens)[:, :-1].ravel(), minlength=10) / (8 * 24)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
+from jaxkit.lexinvariant import embeddings
 
 KEY = jax.random.key(3)
 draw = jax.jit(lx.draw_embedding, static_argnums=(1, 2, 3, 4))
@@ -65,7 +66,7 @@ def test_eight_devices_draw_the_tables_of_one(devices):
 
 
 def test_the_number_of_random_rows_is_binomial_and_differs_by_sequence():
-    mask = np.asarray(lx.random_rows(lx.sequence_keys(KEY, jnp.arange(400)), 50, 0.2))
+    mask = np.asarray(embeddings.random_rows(lx.sequence_keys(KEY, jnp.arange(400)), 50, 0.2))
     counts = mask.sum(axis=1)
     assert counts.mean() == pytest.approx(10, abs=4 * np.sqrt(8 / 400))
     assert counts.var() == pytest.approx(8, rel=0.3)
@@ -73,7 +74,9 @@ def test_the_number_of_random_rows_is_binomial_and_differs_by_sequence():
 
 
 def test_one_probability_a_sequence_is_respected():
-    mask = lx.random_rows(lx.sequence_keys(KEY, jnp.arange(3)), 50, jnp.array([0.0, 1.0, 0.5]))
+    mask = embeddings.random_rows(
+        lx.sequence_keys(KEY, jnp.arange(3)), 50, jnp.array([0.0, 1.0, 0.5])
+    )
     counts = mask.sum(axis=1).tolist()
     assert counts[0] == 0
     assert counts[1] == 50
@@ -99,8 +102,12 @@ def test_mixing_takes_each_row_from_one_table():
         (lambda k: lx.draw_embedding(KEY, 9, 4), ValueError, "one a sequence"),
         (lambda k: lx.draw_embedding(jnp.zeros(2), 9, 4), TypeError, "typed keys"),
         (lambda k: lx.RandomTable(k, 9, 4).rows(jnp.zeros((3, 2), int)), ValueError, r"\(3,\)"),
-        (lambda k: lx.random_rows(k, 5, 1.5), ValueError, r"p must be finite and in \[0, 1\]"),
-        (lambda k: lx.random_rows(k, 5, float("nan")), ValueError, "p must be finite"),
+        (
+            lambda k: embeddings.random_rows(k, 5, 1.5),
+            ValueError,
+            r"p must be finite and in \[0, 1\]",
+        ),
+        (lambda k: embeddings.random_rows(k, 5, float("nan")), ValueError, "p must be finite"),
         (
             lambda k: lx.mix_embedding(
                 jnp.ones((2, 5), bool), jnp.ones((4, 3)), jnp.ones((2, 5, 3))

@@ -18,14 +18,7 @@ in the chain and inside `optax.MultiSteps`. Refinement improves a worst case for
 where norms are flat it *is* linear decay, and on problems that forget early noise it can lose.
 """
 
-from jaxkit.schedules.bounds import (
-    bound_table,
-    last_iterate_bound,
-    last_iterate_path,
-    refinement_gain,
-    theoretical_steps,
-    weighted_bound,
-)
+from jaxkit.schedules.bounds import bound_table, last_iterate_bound, refinement_gain
 from jaxkit.schedules.figures import plot_schedules, refined_schedule_figure
 from jaxkit.schedules.gradient_logs import GradientLog, read_gradient_norms
 from jaxkit.schedules.profile_schedules import (
@@ -51,7 +44,6 @@ __all__ = [
     "bound_table",
     "gradient_norm",
     "last_iterate_bound",
-    "last_iterate_path",
     "lengthen_recorder",
     "onecycle_momentum_schedule",
     "plot_schedules",
@@ -67,6 +59,4 @@ __all__ = [
     "schedule_from_values",
     "smooth_norms",
     "standard_schedules",
-    "theoretical_steps",
-    "weighted_bound",
 ]

@@ -34,25 +34,14 @@ from jaxkit.training.mesh import (
     make_mesh,
     mesh_in_use,
     parameter_shardings,
-    parse_mesh,
     partition_count,
     place_batch,
     replicated,
 )
-from jaxkit.training.metrics import (
-    NonFiniteLossError,
-    read_metrics,
-    require_finite,
-)
+from jaxkit.training.metrics import NonFiniteLossError, read_metrics, require_finite
 from jaxkit.training.programs import ProgramCost, program_cost
 from jaxkit.training.progress import Console, Progress, Silent, say, terminal
-from jaxkit.training.runs import (
-    Keep,
-    Run,
-    fingerprint,
-    program_fingerprint,
-    read_run,
-)
+from jaxkit.training.runs import Keep, Run, fingerprint, program_fingerprint, read_run
 from jaxkit.training.step import (
     TrainState,
     abstract_state,
@@ -94,7 +83,6 @@ __all__ = [
     "mesh_in_use",
     "model_flops_utilization",
     "parameter_shardings",
-    "parse_mesh",
     "partition_count",
     "place_batch",
     "program_cost",

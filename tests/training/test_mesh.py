@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxkit import training
+from jaxkit.training import mesh
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from jaxkit import training
     ],
 )
 def test_mesh_text_gives_the_sizes_it_names(text, sizes):
-    assert tuple(training.parse_mesh(text, 8).values()) == sizes
+    assert tuple(mesh.parse_mesh(text, 8).values()) == sizes
     assert training.make_mesh(text).devices.shape == sizes
 
 
@@ -37,7 +38,7 @@ def test_mesh_text_gives_the_sizes_it_names(text, sizes):
 )
 def test_a_bad_mesh_is_refused_with_its_reason(text, message):
     with pytest.raises(ValueError, match=message):
-        training.parse_mesh(text, 8)
+        mesh.parse_mesh(text, 8)
 
 
 def boxed(shape, names):

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from rich import table
@@ -183,9 +184,8 @@ def _pretrained(
             f"{folder} holds another run: its backbone was trained from another seed than "
             f"{config.seed} or other images, for {path.name} is not there"
         )
-    like = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
-    )
+    image = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    like = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
     if path.exists():
         try:
             return serialization.from_bytes(like, path.read_bytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,8 @@ class Sampling(NamedTuple):
     overflow: float = 0.0
 
     @property
-    def rate(self) -> float:
-        """Probability that an example is in a batch."""
+    def rate(self) -> Any:
+        """Probability that an example is in a batch; traced where the sizes are."""
         return self.expected_size / self.num_examples
 
     @property

@@ -1,6 +1,7 @@
 """Ghost clipping: recorded norms, models of every kind, and what an attacker tries on them."""
 
 import importlib.util
+import os
 import pathlib
 import re
 
@@ -241,7 +242,7 @@ def test_random_losses_keep_every_example_within_the_bound(seed):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=120)
+@hypothesis.settings(max_examples=int(os.environ.get("JAXKIT_MODULES", "40")))
 @hypothesis.given(st.integers(0, 2**32 - 1))
 def test_losses_built_at_random_keep_every_example_within_the_bound(seed):
     attack_random_model(seed)

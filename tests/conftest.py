@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("jaxkit")
 
 
 #: Above this a worker forgets its compiled programs, some 3 MB each, before the next file of tests.
-_MOST_RESIDENT_BYTES = 1.4e9
+_MOST_RESIDENT_BYTES = 1.1e9
 
 
 def pytest_runtest_teardown(item, nextitem):

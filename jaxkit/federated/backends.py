@@ -29,15 +29,22 @@ ClientFunction = Callable[[Any, Any], tuple[Any, Any, "Spread"]]
 class Spread(NamedTuple):
     """How far points lie from their mean, without differences of large squares.
 
+    A backend returns one of each device, along a leading axis: no mean crosses devices.
+
     Attributes:
         count: number of points, or their weight.
         mean: pytree.
         square: sum of squared distances from `mean`.
     """
 
-    count: Float[Array, ""]
+    count: Float[Array, ...]
     mean: PyTree
-    square: Float[Array, ""]
+    square: Float[Array, ...]
+
+    def around(self, point: PyTree) -> Float[Array, ""]:
+        """Mean squared distance from a point, over the points of all devices."""
+        away = jax.vmap(_distance, in_axes=(0, None))(self.mean, point)
+        return jnp.sum(self.square + self.count * away) / self.count.sum()
 
 
 class ClientMap(NamedTuple):
@@ -47,7 +54,7 @@ class ClientMap(NamedTuple):
         name: `"vmap"`, `"shard_map"` or `"pmap"`.
         multiple: number that must divide the places of a cohort.
         pad: whether a cohort is padded to it; otherwise another size is refused.
-        run: `(fn, shared, rows) -> (stacked row outputs, summed messages, merged spread)`.
+        run: `(fn, shared, rows) -> (stacked row outputs, summed messages, spread of each device)`.
         mesh: mesh with an axis `"clients"` that client state lives on, or None.
     """
 
@@ -118,7 +125,7 @@ def shard_clients(
             functools.partial(part_of_device, fn),
             mesh=mesh,
             in_specs=(P(), P(AXIS)),
-            out_specs=(P(AXIS), P(), P()),
+            out_specs=(P(AXIS), P(), P(AXIS)),
             check_vma=False,
         )(shared, rows)
 
@@ -152,10 +159,11 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
 
     def run(fn, shared, rows):
         blocks = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
-        stacked, *merged = jax.pmap(
-            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0), out_axes=(0, None, None)
+        stacked, total, spread = jax.pmap(
+            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0), out_axes=(0, None, 0)
         )(shared, blocks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), *merged
+        rows, spread = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (stacked, spread))
+        return rows, total, spread
 
     return ClientMap("pmap", num_devices * (chunk_size or 1), pad, run)
 
@@ -256,10 +264,17 @@ def _local(block: jax.Array, clients: jax.Array) -> jax.Array:
 
 
 def _on_one_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spread]]:
-    if chunk_size is None:
-        return _all_at_once
-    validation.integer("chunk_size", chunk_size, minimum=1)
-    return functools.partial(_in_chunks, chunk_size=chunk_size)
+    if chunk_size is not None:
+        validation.integer("chunk_size", chunk_size, minimum=1)
+
+    def run(fn, shared, rows):
+        if chunk_size is None:
+            stacked, total, spread = _all_at_once(fn, shared, rows)
+        else:
+            stacked, total, spread = _in_chunks(fn, shared, rows, chunk_size=chunk_size)
+        return stacked, total, jax.tree.map(lambda x: x[None], spread)
+
+    return run
 
 
 def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spread]]:
@@ -267,12 +282,8 @@ def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spr
     inner = _on_one_device(chunk_size)
 
     def run(fn, shared, rows):
-        stacked, total, own = inner(fn, shared, rows)
-        count = lax.psum(own.count, AXIS)
-        share = own.count / jnp.maximum(count, 1)
-        mean = jax.tree.map(lambda x: lax.psum(share * x, AXIS), own.mean)
-        square = lax.psum(own.square + own.count * _distance(own.mean, mean), AXIS)
-        return stacked, lax.psum(total, AXIS), Spread(count, mean, square)
+        stacked, total, spread = inner(fn, shared, rows)
+        return stacked, lax.psum(total, AXIS), spread
 
     return run
 

@@ -210,7 +210,8 @@ def _round(
         release = lambda leaf: jnp.where(accounted, leaf, jnp.nan)  # noqa: E731
         aggregate = aggregate._replace(mean=jax.tree.map(release, aggregate.mean))
     by_size = algorithm.weighting == "examples"
-    fraction = (spread.count if by_size else aggregate.count) / state.num_clients
+    count = spread.count.sum()
+    fraction = (count if by_size else aggregate.count) / state.num_clients
     displacement, shared = algorithm.absorb(state.shared, aggregate.mean, fraction)
     updates, server_state = algorithm.server_optimizer.update(
         optax.tree.scale(-1, displacement),
@@ -226,13 +227,11 @@ def _round(
         clients=held,
     )
     update = _difference(params, state.params)
-    count = spread.count
-    gap = perturbation.global_norm(optax.tree.sub(spread.mean, update)) ** 2
     metrics = RoundMetrics(
         loss=total["loss"] / count,
         num_participants=count.astype(jnp.int32),
         update_norm=perturbation.global_norm(update),
-        divergence=spread.square / count + gap,
+        divergence=spread.around(update),
         nonfinite_clients=total["nonfinite"],
         local=LocalModels(cohort.clients, cohort.active, **local) if keep_local else None,
     )

@@ -130,6 +130,7 @@ def polish(
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def law_of(model: forms.Separable, problem: Problem, found: Solution) -> Any:
     """Return the law of a solution, in the units of the curves.
 

@@ -135,7 +135,11 @@ def _lazy_greedy(function, k, start, batch):
             needed = (old > -jnp.inf) & (old + margin >= best_new(carry))
             gains = function.gains(state, ids)
             bounds = bounds.at[ids].set(jnp.where(needed, gains, bounds[ids]))
-            return bounds, new.at[ids].set(new[ids] | needed), asked + jnp.sum(needed)
+            return (
+                bounds,
+                new.at[ids].set(new[ids] | needed),
+                asked + jnp.sum(needed, dtype=jnp.int32),
+            )
 
         new = jnp.broadcast_to(step == 0, bounds.shape)
         bounds, new, asked = jax.lax.while_loop(
@@ -337,7 +341,7 @@ def _threshold_greedy(function, k, start, eps):
             ahead = available & (items >= position)
             reaches = ahead & (gains >= highest * (1 - eps) ** number)
             found, place = jnp.any(reaches), jnp.argmax(reaches)
-            asked += jnp.sum(ahead & (~found | (items <= place)))
+            asked += jnp.sum(ahead & (~found | (items <= place)), dtype=jnp.int32)
             number, position = jnp.where(found, number, number + 1), jnp.where(found, place + 1, 0)
             return number, position, place, found, asked
 

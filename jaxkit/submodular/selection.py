@@ -161,6 +161,7 @@ def maximise(
     `count` is of the queries spent before.
     """
     set_functions.check(function)
+    kind = jnp.promote_types(jax.eval_shape(function.value, start.state).dtype, jnp.float32)
 
     def running(progress: _Progress):
         return (progress.step < size) & ~progress.stop
@@ -182,7 +183,7 @@ def maximise(
             progress.available & ~((jnp.arange(function.num_items) == element) & take),
             choice.memory,
             progress.indices.at[i].set(jnp.where(take, element, -1)),
-            progress.gains.at[i].set(jnp.where(take, choice.gain, 0)),
+            progress.gains.at[i].set(jnp.where(take, choice.gain, 0).astype(kind)),
             progress.count.plus(choice.num_queries),
             jnp.where(wrong, element, progress.flawed),
         )
@@ -194,7 +195,7 @@ def maximise(
         start.available,
         memory,
         jnp.full(size, -1, jnp.int32),
-        jnp.zeros(size, jnp.float32),
+        jnp.zeros(size, kind),
         QueryCount.zero() if count is None else count,
         jnp.full((), -1, jnp.int32),
     )

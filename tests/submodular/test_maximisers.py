@@ -388,3 +388,23 @@ def test_a_mesh_that_does_not_fit_raises(devices):
         submodular.shard_candidates(function, jax.make_mesh((8,), ("data",)))
     with pytest.raises(ValueError, match="must divide by the 8 devices"):
         submodular.shard_candidates(function, jax.make_mesh((8,), ("candidates",)))
+
+
+@pytest.mark.parametrize(
+    "maximise",
+    [
+        submodular.greedy,
+        submodular.lazy_greedy,
+        submodular.threshold_greedy,
+        lambda function, k: submodular.stochastic_greedy(function, k, jax.random.key(0)),
+        lambda function, k: submodular.random_greedy(function, k, jax.random.key(0)),
+    ],
+    ids=["greedy", "lazy_greedy", "threshold_greedy", "stochastic_greedy", "random_greedy"],
+)
+def test_functions_of_float64_are_maximised_in_float64(maximise):
+    with jax.enable_x64(True):
+        function = submodular.facility_location(np.random.default_rng(0).uniform(size=(30, 30)))
+        found = maximise(function, 4)
+        total = submodular.evaluate(function, found.indices)
+        assert found.gains.dtype == found.value.dtype == jnp.float64
+        np.testing.assert_allclose(found.gains.sum(), total, rtol=1e-12)

@@ -50,6 +50,7 @@ def label_distribution_figure(
             )
             bottom += column
         panel.set(xlabel="client", ylabel="examples", title=name, xlim=(-0.5, len(table) - 0.5))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(visible=False)
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", title="class")

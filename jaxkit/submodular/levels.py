@@ -219,14 +219,14 @@ def build(
     def next_level(g: Built) -> Built:
         i = g.levels.num_levels + 1
         bucket, floor = samples.fullest_bucket(settings, g.gains, g.active, tau)
-        room = jnp.minimum(k - g.count, jnp.sum(bucket))
+        room = jnp.minimum(k - g.count, jnp.sum(bucket, dtype=jnp.int32))
         sample = samples.draw_sample(
             function, settings, g.state, candidates, bucket, floor, room, key, g.levels.num_draws
         )
         slots = jnp.arange(k)
         new = (slots >= g.count) & (slots < g.count + sample.size)
         ids = candidates[sample.places][slots - g.count]
-        size = jnp.sum(g.active)
+        size = jnp.sum(g.active, dtype=jnp.int32)
         grown = Levels(
             jnp.where(new, ids, g.levels.order),
             jnp.where(new, i, g.levels.level),
@@ -244,7 +244,7 @@ def build(
             grown,
             jax.tree.map(lambda bank, leaf: bank.at[i].set(leaf), g.prefixes, sample.state),
             jnp.where(g.active, i, g.depth),
-            g.num_queries + sample.num_queries + jnp.sum(left),
+            g.num_queries + sample.num_queries + jnp.sum(left, dtype=jnp.int32),
             sample.state,
             active,
             gains,
@@ -255,7 +255,7 @@ def build(
     # What fails the threshold here fails by rounding only; it stays in the reservoir above.
     depth = jnp.where(present, jnp.asarray(first, jnp.int32) - 1, 0)
     gains, active, flawed = judged(state, present, jnp.full((), -1, candidates.dtype))
-    count, asked = jnp.sum(levels.level > 0), jnp.sum(present)
+    count, asked = (jnp.sum(x, dtype=jnp.int32) for x in (levels.level > 0, present))
     begin = Built(levels, prefixes, depth, asked, state, active, gains, count, flawed)
     return jax.lax.while_loop(unfinished, next_level, begin)
 

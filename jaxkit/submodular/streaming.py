@@ -133,7 +133,7 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
     safe = jnp.where(highest > 0, lowest, 1.0)
     first = jnp.ceil(jnp.log(safe) / base - 1e-5).astype(jnp.int32)
     last = jnp.floor(jnp.log(jnp.where(highest > 0, largest, 1.0)) / base + 1e-5).astype(jnp.int32)
-    place = jnp.arange(g)
+    place = jnp.arange(g, dtype=jnp.int32)
     exponents = first + jnp.mod(place - first, g)
     used = (exponents <= last) & (highest > 0)
     fresh = (exponents != state.exponents) | ~used
@@ -172,7 +172,7 @@ def _update(function, state: SieveState, element, valid, sieve: Sieve) -> SieveS
         highest,
         best_value,
         state.num_queries.plus(valid + jnp.sum(asked)),
-        jnp.maximum(state.peak_stored, jnp.sum(sizes)),
+        jnp.maximum(state.peak_stored, jnp.sum(sizes, dtype=jnp.int32)),
         jnp.where(wrong, element, state.flawed),
     )
 

@@ -408,3 +408,16 @@ def test_functions_of_float64_are_maximised_in_float64(maximise):
         total = submodular.evaluate(function, found.indices)
         assert found.gains.dtype == found.value.dtype == jnp.float64
         np.testing.assert_allclose(found.gains.sum(), total, rtol=1e-12)
+
+
+def test_streams_and_updates_take_functions_of_float64():
+    with jax.enable_x64(True):
+        function = submodular.facility_location(np.random.default_rng(0).uniform(size=(20, 20)))
+        sieve = submodular.sieve_streaming(4)
+        found = sieve.solution(function, sieve.run(function, sieve.init(function), np.arange(20)))
+        assert found.value >= submodular.greedy(function, 4).value / 2
+        maximiser = submodular.DynamicMaximiser(function, 4, jax.random.key(0))
+        for item in range(9):
+            maximiser.insert(item)
+        maximiser.delete(3)
+        assert maximiser.solution().value > 0

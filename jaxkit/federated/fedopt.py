@@ -84,11 +84,7 @@ def fedadam(
         >>> fedadam(server_learning_rate=0.05).name
         'FedAdam'
     """
-
-    def square(old, moved):
-        return b2 * old + (1 - b2) * moved**2
-
-    server = _adaptive(square, server_learning_rate, b1, b2, eps)
+    server = _adaptive(lambda v, square: square - v, server_learning_rate, b1, b2, eps)
     return fedavg(client, server, weighting=weighting)._replace(name="FedAdam")
 
 
@@ -103,19 +99,7 @@ def fedyogi(
 ) -> algorithm.FederatedAlgorithm:
     """FedYogi: FedAdam with v <- v - (1-b2) D^2 sign(v - D^2), which forgets more slowly.
 
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        server_learning_rate: eta_g > 0.
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the square, in [0, 1).
-        eps: outside the root, > 0.
-        weighting: as `fedavg`.
-
-    Returns:
-        The algorithm; no state on clients.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
+    Options are those of `fedadam`, and so is what is returned and refused.
 
     Source: Reddi et al. 2021, Algorithm 2, with v from 0.
 
@@ -123,11 +107,9 @@ def fedyogi(
         >>> fedyogi().name
         'FedYogi'
     """
-
-    def square(old, moved):
-        return old - (1 - b2) * moved**2 * jnp.sign(old - moved**2)
-
-    server = _adaptive(square, server_learning_rate, b1, b2, eps)
+    server = _adaptive(
+        lambda v, square: -square * jnp.sign(v - square), server_learning_rate, b1, b2, eps
+    )
     return fedavg(client, server, weighting=weighting)._replace(name="FedYogi")
 
 
@@ -139,8 +121,9 @@ class AdaptiveState(NamedTuple):
 
 
 def _adaptive(
-    square: Callable[[Any, Any], Any], learning_rate: Any, b1: Any, b2: Any, eps: Any
+    change: Callable[[Any, Any], Any], learning_rate: Any, b1: Any, b2: Any, eps: Any
 ) -> optax.GradientTransformation:
+    """A server whose v moves by `(1-b2) change(v, D^2)`."""
     validation.number("server_learning_rate", learning_rate, minimum=0, open_minimum=True)
     for name, value in (("b1", b1), ("b2", b2)):
         validation.number(name, value, minimum=0, maximum=1, open_maximum=True)
@@ -152,7 +135,9 @@ def _adaptive(
     def update_fn(updates, state, params=None):
         del params
         mean = optax.tree.update_moment(updates, state.mean, b1, 1)
-        squares = jax.tree.map(square, state.square, updates)
+        squares = jax.tree.map(
+            lambda v, moved: v + (1 - b2) * change(v, moved**2), state.square, updates
+        )
         scaled = jax.tree.map(lambda m, v: -learning_rate * m / (jnp.sqrt(v) + eps), mean, squares)
         return scaled, AdaptiveState(mean, squares)
 

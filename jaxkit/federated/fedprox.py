@@ -32,11 +32,11 @@ def fedprox(
     Returns:
         The algorithm; no state on clients, one vector each way.
 
-    Raises:
-        ValueError: if a number or a name is not allowed.
-
     Warns:
         UserWarning: as `fedspeed`.
+
+    Raises:
+        ValueError: if a number or a name is not allowed.
 
     Source: Li et al. 2020, as the baseline of arXiv 2302.10429.
 

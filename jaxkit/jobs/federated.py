@@ -8,16 +8,15 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkit import datasets, federated, files, models, plotting, training, validation
-from jaxkit.jobs import classify, pages
+from jaxkit import federated, files, plotting, training, validation
+from jaxkit.jobs import pages, picture_clients, picture_problem
 
 #: How pictures may be divided, and whether the rule takes a number.
 PARTITIONS = {
@@ -43,21 +42,21 @@ _OPTIONS = {
 
 _COUNTS = (
     "clients", "samples_per_client", "cohort_size", "rounds", "local_epochs", "batch_size",
-    "image_size", "chunk_size", "evaluate_every", "checkpoint_every", "seeds",
+    "chunk_size", "evaluate_every", "checkpoint_every",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class FederatedConfig:
+class FederatedConfig(picture_problem.PictureConfig):
     """Train one model over simulated clients by FedSpeed or its baselines; run again to resume.
 
     Every method and seed is a run of its own in RUNS/NAME, on the same partition for all methods;
     the report compares them. Options of methods are the methods' own defaults unless given.
+    Pictures and network are those of PictureConfig.
 
     Attributes:
         data: digits, pictures in any layout of datasets.find_pictures (CIFAR, IDX, folders, ...),
             or leaf:FOLDER with train/ and test/ of LEAF's JSON.
-        layout: the layout of the pictures, where more than one fits.
         partition: iid, dirichlet:A (equal clients, the paper's), class-dirichlet:A (unequal ones),
             pathological:C (C classes a client), or natural (the users of LEAF, the first folders of
             ROOT/CLIENT/CLASS).
@@ -67,9 +66,8 @@ class FederatedConfig:
         participation: chance that a client takes part in a round.
         cohort_size: take exactly so many clients a round instead.
         method: names of federated.ALGORITHMS, or all.
-        model: the network; resnet18-gn is the paper's, with two groups of GroupNorm.
-        norm: normalization of the ResNet; the running statistics of batch are averaged with the
-            weights, and it needs full mini-batches.
+        norm: normalization of a ResNet, group or batch, by default its own; the running statistics
+            of batch are averaged with the weights, and it needs full mini-batches.
         rounds: communication rounds.
         local_epochs: passes of a client over its examples in a round.
         batch_size: examples of a mini-batch.
@@ -90,35 +88,23 @@ class FederatedConfig:
         eps: of the server's step.
         weighting: equal, or examples to weigh clients by their size.
         relaxed_init: beta of the relaxed start (--beta of the official program); 0 for none.
-        recipe: plain, cifar10, cifar100, tiny-imagenet or mnist: what is done to the pictures.
-        image_size: pixels that pictures get; by default their own, or the recipe's.
-        normalization: none, half, ..., or numbers m,m,m/s,s,s; by default the recipe's.
         chunk_size: clients that a device trains at a time; by default all of the cohort.
         on_host: leave pictures and client state in host memory and move only the cohort's part.
         mesh: clients=N divides the clients over N devices; by default one device.
         evaluate_every: rounds between evaluations on the test pictures.
         checkpoint_every: rounds between checkpoints.
-        test_fraction: share of each class to test on, where the data have no split.
-        seeds: independent runs of each method, with partitions and first weights of their own.
-        seed: the first seed.
-        runs: folder that holds the runs.
-        name: folder of this run in it.
 
     Example:
         >>> FederatedConfig(method=("fedavg", "fedspeed"), rho=0.05).options("fedavg")
         {}
     """
 
-    data: str = "digits"
-    layout: str | None = None
     partition: str = "dirichlet:0.6"
     clients: int = 100
     samples_per_client: int | None = None
     participation: float = 0.1
     cohort_size: int | None = None
     method: tuple[str, ...] = ("fedspeed",)
-    model: Literal["logistic", "mlp", "lenet", "vgg11", "resnet18-gn", "resnet18-gn-cifar"] = "mlp"
-    norm: Literal["group", "batch"] = "group"
     rounds: int = 100
     local_epochs: int = 5
     batch_size: int = 50
@@ -139,21 +125,15 @@ class FederatedConfig:
     eps: float | None = None
     weighting: Literal["equal", "examples"] | None = None
     relaxed_init: float = 0.0
-    recipe: str = "plain"
-    image_size: int | None = None
-    normalization: str | None = None
     chunk_size: int | None = None
     on_host: bool = False
     mesh: str = ""
     evaluate_every: int = 10
     checkpoint_every: int = 50
-    test_fraction: float = 0.2
-    seeds: int = 1
-    seed: int = 0
-    runs: str = "runs"
     name: str = "federated"
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.methods:
             validation.choice("method", name, federated.ALGORITHMS)
         if len(set(self.methods)) < len(self.methods) or not self.methods:
@@ -172,34 +152,21 @@ class FederatedConfig:
                 raise ValueError(
                     f"partition must be pathological:C, C whole, got {self.partition!r}"
                 )
-        datasets.picture_recipe(
-            self.recipe, image_size=self.image_size, normalization=self.normalization
-        )
         for field in _COUNTS:
             if getattr(self, field) is not None:
                 validation.integer(field, getattr(self, field), minimum=1)
         if self.cohort_size is not None and self.cohort_size > self.clients and kind != "natural":
             raise ValueError(f"cohort_size must be at most {self.clients}, got {self.cohort_size}")
-        validation.seed("seed", self.seed)
-        validation.seed("seed + seeds - 1", self.seed + self.seeds - 1)
         for field in ("clip_norm", "relaxed_init", "weight_decay"):
             validation.number(field, getattr(self, field), minimum=0)
         for field in ("participation", "round_decay"):
             share = getattr(self, field)
             validation.number(field, share, minimum=0, maximum=1, open_minimum=True)
-        validation.number(
-            "test_fraction", self.test_fraction, minimum=0, maximum=1, open_minimum=True,
-            open_maximum=True,
-        )  # fmt: skip
         for field in ("learning_rate", "server_learning_rate"):
             if getattr(self, field) is not None:
                 validation.number(field, getattr(self, field), minimum=0, open_minimum=True)
         if self.mesh and not re.fullmatch(r"clients=[1-9]\d*", self.mesh):
             raise ValueError(f"mesh must be clients=N, got {self.mesh!r}")
-        if self.norm == "batch" and not self.model.startswith("resnet"):
-            raise ValueError(f"norm is for ResNets, got {self.norm!r} with {self.model!r}")
-        if pathlib.PurePath(self.name).name != self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
         known = {key for name in self.methods for key in self.options(name)}
         for field in (*_OPTIONS, "mixing", "momentum"):
             if getattr(self, field) is not None and field not in known:
@@ -252,50 +219,20 @@ class FederatedConfig:
         return federated.with_relaxed_start(made, self.relaxed_init) if self.relaxed_init else made
 
 
-class Federated(NamedTuple):
-    """What a run wrote.
-
-    Attributes:
-        folder: of the run.
-        report: `report.html`; None if the run was stopped before its end.
-        scores: by method, what each seed reached.
-    """
-
-    folder: pathlib.Path
-    report: pathlib.Path | None
-    scores: dict[str, list[dict[str, float]]]
-
-
-class _Problem(NamedTuple):
-    """One seed's clients and test pictures.
-
-    Attributes:
-        data: of the clients.
-        counts: examples of each class at each client.
-        test: `{"x": uint8 [n, S, S, C], "y": int32 [n]}`.
-        owners: which client each test picture belongs to, or None.
-        notes: what was found.
-    """
-
-    data: federated.ClientData
-    counts: np.ndarray
-    test: dict[str, np.ndarray]
-    owners: np.ndarray | None
-    notes: tuple[str, ...]
-
-
-def federate(config: FederatedConfig) -> Federated:
+def federate(config: FederatedConfig) -> picture_problem.Compared:
     """Run the methods of a configuration, or go on where their last checkpoints stand.
 
+    Each method and seed has a folder of its own in that of the run, and resumes there.
+
     Args:
-        config: what to train.
+        config: clients, methods and rounds.
 
     Returns:
-        The files and the scores.
+        The files, and what each seed reached, by method.
 
     Raises:
-        ValueError: if an option or the pictures are faulty, or a folder holds another run.
         OSError: if the disk refuses, or another process writes this run.
+        ValueError: if an option or the pictures are faulty, or a folder holds another run.
 
     Example:
         >>> federate(FederatedConfig(data="no/such/folder"))
@@ -306,165 +243,34 @@ def federate(config: FederatedConfig) -> Federated:
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in config.methods}
     curves: dict[str, list[Any]] = {name: [] for name in config.methods}
     for seed in range(config.seed, config.seed + config.seeds):
-        problem, recipe = _problem(config, seed)
+        problem = picture_clients.read_problem(config, seed)
         if seed == config.seed:
             first = problem
             for note in problem.notes:
                 training.say(note)
         for name in config.methods:
-            found = _run(config, name, seed, problem, recipe, folder / f"{name}-{seed}")
+            found = _run(config, name, seed, problem, folder / f"{name}-{seed}")
             if found is None:
                 training.say(f"stopped in {name}, seed {seed}; run the same command to resume")
-                return Federated(folder, None, scores)
+                return picture_problem.Compared(folder, None, scores)
             score, history = found
             scores[name].append(score)
             curves[name].append(history)
-    return Federated(folder, _report(config, folder, first, scores, curves), scores)
-
-
-def _problem(config: FederatedConfig, seed: int) -> tuple[_Problem, datasets.PictureRecipe]:
-    kind, number = config.rule
-    owners = None
-    if config.data.startswith("leaf:"):
-        root = pathlib.Path(config.data.removeprefix("leaf:"))
-        train, test = (federated.read_leaf(root / part) for part in ("train", "test"))
-        split = datasets.PictureSplit(
-            *(datasets.Pictures(_square(part.examples["x"], root), part.examples["y"])
-              for part in (train, test)),
-            class_names=(), layout="leaf", notes=(f"LEAF: {len(train.users):,} users",),
-        )  # fmt: skip
-        natural = train.indices
-        numbers = {user: number for number, user in enumerate(train.users)}
-        owner = [numbers.get(user, -1) for user in test.users]
-        owners = np.repeat(owner, [len(rows) for rows in test.indices])
-    else:
-        split = classify.labelled_pictures(dataclasses.replace(config, seed=seed))
-        tasks = split.train.tasks
-        natural = None if tasks is None else [np.flatnonzero(tasks == t) for t in np.unique(tasks)]
-        if kind == "natural" and tasks is not None and split.test.tasks is not None:
-            owners = np.searchsorted(np.unique(tasks), split.test.tasks)
-    recipe = classify.recipe_of(config, split)
-    labels = split.train.labels
-    if kind == "natural":
-        if natural is None:
-            raise ValueError("partition must not be natural: these pictures name no clients")
-        rows = natural
-    elif kind == "iid":
-        rows = federated.iid_partition(len(labels), config.clients, seed=seed)
-    elif kind == "class-dirichlet":
-        rows = federated.class_dirichlet_partition(labels, config.clients, number, seed=seed)
-    elif kind == "dirichlet":
-        rows = federated.dirichlet_partition(
-            labels, config.clients, number, samples_per_client=config.samples_per_client, seed=seed
-        )
-    else:
-        rows = federated.pathological_partition(
-            labels, config.clients, int(number) if number == int(number) else number,
-            samples_per_client=config.samples_per_client, seed=seed,
-        )  # fmt: skip
-    classes = max(len(split.class_names), int(max(labels.max(), split.test.labels.max())) + 1)
-    pool = {"x": datasets.decode_pictures(split.train, recipe), "y": labels}
-    test = {"x": datasets.decode_pictures(split.test, recipe), "y": split.test.labels}
-    counts = np.stack([np.bincount(labels[r], minlength=classes) for r in rows])
-    sizes = counts.sum(1)
-    notes = (
-        *split.notes,
-        f"{len(rows):,} clients of {sizes.min()} to {sizes.max()} pictures ({config.partition})",
-    )
-    return _Problem(
-        federated.client_data(pool, rows, on_host=config.on_host), counts, test, owners, notes
-    ), recipe
-
-
-def _square(x: np.ndarray, root: pathlib.Path) -> np.ndarray:
-    """Rows of pixels as grey pictures."""
-    side = round(x[0].size ** 0.5)
-    if x.dtype != np.uint8 or (x.ndim == 2 and side**2 != x.shape[1]) or x.ndim not in (2, 3, 4):
-        raise ValueError(
-            f"{root} must hold pictures of pixels in [0, 1], got x of {x.dtype}{x.shape}"
-        )
-    return x.reshape(len(x), side, side, 1) if x.ndim == 2 else x.reshape(*x.shape[:3], -1)
-
-
-class _Network(NamedTuple):
-    """A network with what its clients do.
-
-    Attributes:
-        params: first weights.
-        stats: first statistics of BatchNorm, or an empty dict.
-        local: how clients train.
-        correct: `(params, stats, test) -> (bool [n], loss)`.
-    """
-
-    params: Any
-    stats: Any
-    local: federated.LocalTraining
-    correct: Any
-
-
-def _network(
-    config: FederatedConfig, problem: _Problem, recipe: datasets.PictureRecipe, seed: int
-) -> _Network:
-    kind = config.model.replace("-gn", "")
-    size, channels = recipe.image_size, problem.test["x"].shape[-1]
-    model: Any = classify.NETWORKS[kind](problem.counts.shape[1], size, channels)
-    if isinstance(model, models.ResNet):
-        model = model.clone(norm=config.norm)
-    picture = jnp.zeros((1, size, size, channels))
-    variables = dict(nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), picture)))
-    params = variables.pop("params")
-
-    def augment(batch, key):
-        drawn = recipe.draw_on_device(key, len(batch["y"]))
-        return {"x": recipe.prepare({"images": batch["x"], **drawn}), "y": batch["y"]}
-
-    def cross_entropy(logits, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-    def loss_fn(params, batch, key):
-        return cross_entropy(model.apply({"params": params}, batch["x"]), batch["y"]).mean()
-
-    def loss_with_stats(params, stats, batch, key):
-        seen = {"params": params, **stats}
-        logits, stats = model.apply(seen, batch["x"], train=True, mutable=list(stats))
-        return cross_entropy(logits, batch["y"]).mean(), dict(stats)
-
-    def correct(params, stats, test):
-        def one(batch):
-            logits = model.apply({"params": params, **stats}, recipe.prepare({"images": batch[0]}))
-            return logits.argmax(-1) == batch[1], cross_entropy(logits, batch[1])
-
-        count = len(test["y"])
-        width = min(500, count)
-        room = -count % width
-        padded = [jnp.pad(test[k], [(0, room)] + [(0, 0)] * (test[k].ndim - 1)) for k in "xy"]
-        batches = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), padded)
-        right, losses = jax.lax.map(one, batches)
-        return right.reshape(-1)[:count], losses.reshape(-1)[:count].mean()
-
-    local = federated.LocalTraining(
-        loss_with_stats if variables else loss_fn,
-        batch_size=config.batch_size,
-        num_epochs=config.local_epochs,
-        drop_remainder=config.drop_remainder,
-        augment=augment,
-    )
-    return _Network(params, variables, local, correct)
+    return picture_problem.Compared(folder, _report(config, folder, first, scores, curves), scores)
 
 
 def _run(
     config: FederatedConfig,
     name: str,
     seed: int,
-    problem: _Problem,
-    recipe: datasets.PictureRecipe,
+    problem: picture_clients.Problem,
     folder: pathlib.Path,
 ) -> tuple[dict[str, float], list[dict[str, Any]]] | None:
     """One method and seed: scores and history, or None if it was told to stop."""
-    network = _network(config, problem, recipe, seed)
+    params, stats = jax.jit(problem.network.init)(jax.random.key(seed))
     method = config.algorithm(name)
-    if network.stats:
-        method = federated.with_model_state(method, network.stats, "shared")
+    if stats:
+        method = federated.with_model_state(method, stats, "shared")
     clients = problem.data.num_clients
     if method.full_participation:
         sampler = federated.uniform_sampler(clients, clients)
@@ -479,31 +285,29 @@ def _run(
             raise ValueError(f"mesh must have at most {jax.device_count()} devices, got {count}")
         mesh = federated.clients_mesh(jax.devices()[:count])
         client_map = federated.shard_clients(mesh, chunk_size=config.chunk_size)
-    down, up = traffic(method, network.params)
+    down, up = traffic(method, params)
     training.say(
         f"{method.name}, seed {seed}: a client receives {down / 2**20:.2f} MiB and sends "
         f"{up / 2**20:.2f} MiB a round; {config.options(name) or 'its own defaults'}"
     )
     test = jax.tree.map(jnp.asarray, problem.test)
-    stats = () if network.stats else ({},)
 
-    def evaluate(*model):
-        right, loss = network.correct(*model, *stats, test)
+    def evaluate(params, stats=stats):
+        right, loss = problem.correct(params, stats, test)
         return {"accuracy": right.mean(), "test_loss": loss}
 
     result = federated.simulate(
-        method, network.local, network.params, problem.data, sampler,
+        method, problem.local(config, bool(stats)), params, problem.data, sampler,
         num_rounds=config.rounds, key=jax.random.key(seed), client_map=client_map,
         evaluate=evaluate, evaluate_every=config.evaluate_every, folder=folder,
         checkpoint_every=config.checkpoint_every, progress=training.Console(config.rounds),
     )  # fmt: skip
     if int(result.state.round) < config.rounds:
         return None
-    model = [result.state.params]
-    model += [result.state.shared["model_state"]] if not stats else stats
-    right = np.asarray(jax.jit(network.correct)(*model, test)[0], float)
+    stats = result.state.shared["model_state"] if stats else stats
+    right = np.asarray(jax.jit(problem.correct)(result.state.params, stats, test)[0], float)
     accuracies = [row["accuracy"] for row in result.history if "accuracy" in row]
-    each = _by_client(problem, right)
+    each = problem.by_client(right)
     shares = sum(row["num_participants"] for row in result.history)
     score = {
         "best": max(accuracies),
@@ -542,22 +346,10 @@ def traffic(method: federated.FederatedAlgorithm, params: Any) -> tuple[int, int
     return size(params) + size(shared), size(jax.eval_shape(message, params))
 
 
-def _by_client(problem: _Problem, right: np.ndarray) -> np.ndarray:
-    """Accuracy for each client: on its own test pictures, or on classes as it holds them."""
-    if problem.owners is not None:
-        clients = np.unique(problem.owners[problem.owners >= 0])
-        return np.array([right[problem.owners == client].mean() for client in clients])
-    labels, classes = problem.test["y"], problem.counts.shape[1]
-    tested = np.bincount(labels, minlength=classes)
-    accuracy = np.bincount(labels, right, minlength=classes) / np.maximum(tested, 1)
-    held = problem.counts * (tested > 0)
-    return (held @ accuracy) / np.maximum(held.sum(1), 1)
-
-
 def _report(
     config: FederatedConfig,
     folder: pathlib.Path,
-    problem: _Problem,
+    problem: picture_clients.Problem,
     scores: Mapping[str, Sequence[Mapping[str, float]]],
     curves: Mapping[str, Sequence[Any]],
 ) -> pathlib.Path:
@@ -570,8 +362,6 @@ def _report(
         percent = [f"{100 * found[k].mean():.2f}" for k in list(found)[:5]]
         gigabytes = [f"{found[k].mean() / 1e9:.3f} GB" for k in ("bytes_up", "bytes_down")]
         rows.append((name, percent[0] + spread, *percent[1:], *gigabytes))
-    for cells in (columns, *rows):
-        training.say("  ".join(f"{cell:<14}" for cell in cells).rstrip(), out=True)
     own = "its own test pictures" if problem.owners is not None else (
         "the test pictures, weighted by the classes that it holds"
     )  # fmt: skip
@@ -600,17 +390,8 @@ def _report(
         ),
     }
     files.write_atomically(folder / "scores.json", json.dumps(scores))
-    path = files.write_atomically(
-        folder / "report.html",
-        pages.page(
-            f"Federated training on {config.data}",
-            [
-                *(f"<p>{pages.text(note)}</p>" for note in problem.notes),
-                pages.table(columns, rows, caption=caption),
-                *(plotting.html_image(drawn, name) for name, drawn in figures.items()),
-                pages.facts(dataclasses.asdict(config)),
-            ],
-        ),
-    )
-    training.say(f"report  {path}", out=True)
-    return path
+    return pages.write_comparison(
+        folder / "report.html", f"Federated training on {config.data}", problem.notes, columns,
+        rows, (plotting.html_image(drawn, name) for name, drawn in figures.items()),
+        caption=caption, options=dataclasses.asdict(config),
+    )  # fmt: skip

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from jaxkit import files, training
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -65,6 +68,33 @@ def table(
     )
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     return f'<table class="ruled">{title}<tr>{head}</tr>{body}</table>'
+
+
+def write_comparison(
+    path: pathlib.Path,
+    title: str,
+    notes: Iterable[str],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    parts: Iterable[str] = (),
+    *,
+    caption: str,
+    options: Mapping[str, Any],
+) -> pathlib.Path:
+    """Say a table and write a page of it: notes, the table, further parts, the options."""
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    for cells in (columns, *rows):
+        line = "  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True))
+        training.say(line.rstrip(), out=True)
+    body = [
+        *(f"<p>{text(note)}</p>" for note in notes),
+        table(columns, rows, caption=caption),
+        *parts,
+        facts(options),
+    ]
+    files.write_atomically(path, page(title, body))
+    training.say(f"report  {path}", out=True)
+    return path
 
 
 def _cell(value: Any, name: str = "") -> str:

@@ -35,6 +35,8 @@ class ResNet(nn.Module):
         norm: `"group"`, or `"batch"`, which keeps running statistics in the collection
             `batch_stats`: pass `mutable=["batch_stats"]` and `train=True` in training.
         groups: groups of `"group"`.
+        dtype: of convolutions and activations, `jnp.bfloat16` say; parameters, the statistics of
+            normalizations and the logits stay float32.
 
     Raises:
         ValueError: if widths and blocks are not of one length, or a name is unknown.
@@ -58,6 +60,7 @@ class ResNet(nn.Module):
     shortcut: Literal["convolution", "padding"] = "convolution"
     norm: Literal["group", "batch"] = "group"
     groups: int = 2
+    dtype: Any = None
 
     def __post_init__(self):
         validation.integer("num_classes", self.num_classes, minimum=1)
@@ -75,13 +78,15 @@ class ResNet(nn.Module):
     ) -> Float[jax.Array, "B num_classes"]:
         """Return the logits of normalized images."""
         if self.norm == "group":
-            norm = functools.partial(nn.GroupNorm, self.groups, epsilon=1e-5)
+            norm = functools.partial(nn.GroupNorm, self.groups, epsilon=1e-5, dtype=self.dtype)
         else:
             norm = functools.partial(
-                nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5
-            )
+                nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
+                dtype=self.dtype,
+            )  # fmt: skip
         imagenet, width = self.stem == "imagenet", self.stem_width or self.widths[0]
-        x = _convolution(width, 7 if imagenet else 3, 2 if imagenet else 1, name="stem")(images)
+        x = images if self.dtype is None else images.astype(self.dtype)
+        x = _convolution(x, width, 7 if imagenet else 3, 2 if imagenet else 1, name="stem")
         if self.block == "basic":
             x = nn.relu(norm(name="stem_norm")(x))
         if imagenet:
@@ -93,7 +98,8 @@ class ResNet(nn.Module):
                 x = block(x, width, stride, norm, self.shortcut, f"stage{s + 1}_block{b + 1}")
         if self.block == "preactivation":
             x = nn.relu(norm(name="last_norm")(x))
-        return linear(self.num_classes, name="head")(x.mean((1, 2)))
+        x = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return linear(self.num_classes, name="head")(x)
 
 
 def resnet18(num_classes: int, *, stem: Literal["imagenet", "cifar"] = "imagenet") -> ResNet:
@@ -176,12 +182,12 @@ def linear(features: int, name: str) -> nn.Dense:
     return nn.Dense(features, kernel_init=uniform_fan_in, name=name)
 
 
-def _convolution(width: int, size: int, stride: int = 1, name: str = "") -> nn.Conv:
+def _convolution(x: jax.Array, width: int, size: int, stride: int = 1, name: str = "") -> jax.Array:
     # Padding is the same on both sides, also with a stride of 2, where Flax's "SAME" is not.
     return nn.Conv(
         width, (size, size), (stride, stride), padding=size // 2, use_bias=False,
-        kernel_init=kaiming_normal, name=name,
-    )  # fmt: skip
+        kernel_init=kaiming_normal, name=name, dtype=x.dtype if x.dtype.itemsize < 4 else None,
+    )(x)  # fmt: skip
 
 
 def _shortcut(
@@ -191,14 +197,14 @@ def _shortcut(
         return x
     if kind == "padding":
         return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
-    x = _convolution(width, 1, stride, f"{name}_shortcut")(x)
+    x = _convolution(x, width, 1, stride, f"{name}_shortcut")
     return x if norm is None else norm(name=f"{name}_shortcut_norm")(x)
 
 
 def _basic(x, width: int, stride: int, norm, shortcut: str, name: str) -> jax.Array:
-    y = _convolution(width, 3, stride, f"{name}_conv1")(x)
+    y = _convolution(x, width, 3, stride, f"{name}_conv1")
     y = nn.relu(norm(name=f"{name}_norm1")(y))
-    y = norm(name=f"{name}_norm2")(_convolution(width, 3, 1, f"{name}_conv2")(y))
+    y = norm(name=f"{name}_norm2")(_convolution(y, width, 3, 1, f"{name}_conv2"))
     return nn.relu(y + _shortcut(x, width, stride, shortcut, norm, name))
 
 
@@ -207,6 +213,6 @@ def _preactivation(x, width: int, stride: int, norm, shortcut: str, name: str) -
     # The shortcut starts after the activation where the shape changes (arXiv 1605.07146's code).
     changes = stride != 1 or x.shape[-1] != width
     side = _shortcut(y if changes else x, width, stride, shortcut, None, name)
-    y = _convolution(width, 3, stride, f"{name}_conv1")(y)
+    y = _convolution(y, width, 3, stride, f"{name}_conv1")
     y = nn.relu(norm(name=f"{name}_norm2")(y))
-    return side + _convolution(width, 3, 1, f"{name}_conv2")(y)
+    return side + _convolution(y, width, 3, 1, f"{name}_conv2")

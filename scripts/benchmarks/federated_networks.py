@@ -99,19 +99,20 @@ def memory(clients: int = 100, cohort: int = 10, chunk: int = 1, devices: int = 
 
 def methods_on_pictures(
     data: str,
-    rounds: int = 30,
+    rounds: int = 60,
     seeds: int = 3,
     model: str = "mlp",
-    samples_per_client: int | None = 200,
-    batch_size: int = 20,
+    samples_per_client: int | None = None,
+    batch_size: int = 50,
+    local_epochs: int = 5,
     runs: str = "runs",
 ) -> Table:
     """Every method on pictures of 100 clients, Dirichlet 0.3, 10 in a cohort; it may be resumed."""
     config = FederatedConfig(
         data=data, partition="dirichlet:0.3", samples_per_client=samples_per_client,
-        cohort_size=10, method=("all",), model=model, recipe="mnist", local_epochs=1,  # type: ignore[arg-type]
-        batch_size=batch_size, rounds=rounds, evaluate_every=5, checkpoint_every=rounds,
-        seeds=seeds, runs=runs, name="methods_on_pictures",
+        cohort_size=10, method=("all",), model=model, recipe="mnist",  # type: ignore[arg-type]
+        local_epochs=local_epochs, batch_size=batch_size, rounds=rounds, evaluate_every=5,
+        checkpoint_every=rounds, seeds=seeds, runs=runs, name="methods_on_pictures",
     )  # fmt: skip
     found = federate(config)
     percent = lambda values: f"{100 * np.mean(values):.2f}"  # noqa: E731

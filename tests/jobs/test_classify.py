@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxkit import cli, models, schedules
+from jaxkit.jobs import classifiers, picture_problem
 from jaxkit.jobs import classify as job
 
 
@@ -27,12 +28,12 @@ GRID = {
 
 
 def test_every_classifier_of_a_grid_is_the_one_trained_alone(tmp_path):
-    found = job.classify(fast(tmp_path, **GRID)).accuracies
+    found = job.classify(fast(tmp_path, **GRID)).scores
     assert {budget: a.shape for budget, a in found.items()} == {0.5: (2, 2, 2), 1.0: (2, 2, 2)}
     # First weights depend on the budget's place, so that budgets are independent trials.
     alone = job.classify(fast(tmp_path, name="alone", **{**GRID, "schedules": ("step",)}))
     for budget in GRID["budgets"]:
-        np.testing.assert_allclose(alone.accuracies[budget][:, 0], found[budget][:, 1], atol=1e-7)
+        np.testing.assert_allclose(alone.scores[budget][:, 0], found[budget][:, 1], atol=1e-7)
     assert len(np.unique(found[1.0])) > 3
 
 
@@ -62,7 +63,7 @@ def test_updates_are_those_of_optax(tmp_path, optimizer):
 def test_an_interrupted_run_ends_with_the_same_accuracies(tmp_path, monkeypatch, stop):
     options = {**GRID, "seeds": 1}  # 6 steps of the first budget, 11 of the second
     whole = job.classify(fast(tmp_path, name="whole", **options))
-    step, calls = job._Program.step, []
+    step, calls = classifiers.Program.step, []
 
     def told_to_stop(self, *arguments):
         calls.append(arguments[1:])
@@ -70,15 +71,15 @@ def test_an_interrupted_run_ends_with_the_same_accuracies(tmp_path, monkeypatch,
             signal.raise_signal(signal.SIGTERM)
         return step(self, *arguments)
 
-    monkeypatch.setattr(job._Program, "step", told_to_stop)
+    monkeypatch.setattr(classifiers.Program, "step", told_to_stop)
     first = job.classify(fast(tmp_path, **options))
     assert (first.report, len(calls)) == (None, stop)
     second = job.classify(fast(tmp_path, **options, checkpoint_every=5))
     assert len(calls) == 17
     assert second.report is not None
-    for budget, found in whole.accuracies.items():
-        np.testing.assert_array_equal(second.accuracies[budget], found)
-    assert job.classify(fast(tmp_path, **options)).accuracies.keys() == whole.accuracies.keys()
+    for budget, found in whole.scores.items():
+        np.testing.assert_array_equal(second.scores[budget], found)
+    assert job.classify(fast(tmp_path, **options)).scores.keys() == whole.scores.keys()
     assert len(calls) == 17
     with pytest.raises(ValueError, match=r"epochs"):
         job.classify(fast(tmp_path, **options, epochs=2.0))
@@ -108,20 +109,20 @@ def test_folders_and_running_statistics(tmp_path, monkeypatch):
     def small(classes, size, channels):
         return models.ResNet(classes, (4,), (1,), "cifar")
 
-    monkeypatch.setitem(job.NETWORKS, "resnet20", small)
+    monkeypatch.setitem(picture_problem.NETWORKS, "resnet20", small)
     run = job.classify(
         fast(
             tmp_path, data=str(tmp_path / "data"), model="resnet20", norm="batch", image_size=8,
             batch_size=8, epochs=20.0,
         )
     )  # fmt: skip
-    assert run.accuracies[1.0].item() == 1.0
+    assert run.scores[1.0].item() == 1.0
 
 
 def test_more_devices_train_the_same(tmp_path, devices):
     options = {**GRID, "seeds": 1, "budgets": (1.0,)}
     several, one = (
-        job.classify(fast(tmp_path, name=mesh.replace("=", ""), mesh=mesh, **options)).accuracies
+        job.classify(fast(tmp_path, name=mesh.replace("=", ""), mesh=mesh, **options)).scores
         for mesh in ("data=8", "tensor=8")
     )
     np.testing.assert_allclose(several[1.0], one[1.0], atol=0.004)  # one picture of 359
@@ -156,6 +157,6 @@ def test_options_that_do_not_fit_are_refused(tmp_path, bad_input, options, messa
 
 
 def test_vision_transformers_have_the_published_sizes():
-    model = job.NETWORKS["vit-base"](1000, 224, 3)
+    model = picture_problem.NETWORKS["vit-base"](1000, 224, 3)
     assert (model.width, model.depth, model.num_heads, model.patch_size) == (768, 12, 12, 16)
-    assert job.NETWORKS["vit-tiny"](10, 32, 3).patch_size == 4
+    assert picture_problem.NETWORKS["vit-tiny"](10, 32, 3).patch_size == 4

@@ -7,12 +7,12 @@ to choose: `SimpleCIL` first, it needs no training and is hard to beat where a b
 already separate the classes; `AdaptedPrototypes` where the first task is like the rest;
 `SEMALearner` where domains shift; the policies `"never"`, `"every_task"` and `"finetune"` are its
 baselines, and so is `L2P`, which learns prompts instead of adapters. Weights:
-`load_vision_transformer` for files of timm and Hugging Face, `pretrain_backbone` without one. Sharp
-edges: images are in [0, 1] and are not normalised unless the model's `input_mean` and `input_std`
-say so; familiar data score about 0.8, so a threshold below 1 grows on everything; a block that is
-full raises, `capacity` one a task is always enough; the descriptors' learning rate is bounded by
-the size of the residual stream, a divergence raises; `forgetting` weighs tasks, `pooled_accuracies`
-weighs samples; growing the capacity compiles anew.
+`models.load_vision_transformer` for published files, `pretrain_backbone` without one. Sharp edges:
+images are in [0, 1] and are normalized as the model's `input_mean` and `input_std` say; familiar
+data score about 0.8, so a threshold below 1 grows on everything; a block that is full raises,
+`capacity` one a task is always enough; the descriptors' learning rate is bounded by the size of the
+residual stream, a divergence raises; `forgetting` weighs tasks, `pooled_accuracies` weighs samples;
+growing the capacity compiles anew.
 """
 
 from jaxkit.continual.adapters import functional_adapter, mixture_of_adapters
@@ -42,12 +42,6 @@ from jaxkit.continual.pretraining import (
 )
 from jaxkit.continual.prompts import L2P
 from jaxkit.continual.prototypes import AdaptedPrototypes, SimpleCIL
-from jaxkit.continual.published_weights import (
-    compare_weights,
-    convert_weights,
-    load_vision_transformer,
-    read_safetensors,
-)
 from jaxkit.continual.sema_learner import SEMALearner
 from jaxkit.continual.sema_programs import sema_programs
 from jaxkit.continual.sema_settings import SEMASettings
@@ -93,8 +87,6 @@ __all__ = [
     "backward_transfer",
     "class_incremental_stream",
     "classification_step",
-    "compare_weights",
-    "convert_weights",
     "description_step",
     "digits_stream",
     "domain_incremental_stream",
@@ -106,13 +98,11 @@ __all__ = [
     "functional_adapter",
     "init_learning",
     "init_sema",
-    "load_vision_transformer",
     "mixture_of_adapters",
     "parameter_counts",
     "photometric_augment",
     "pooled_accuracies",
     "pretrain_backbone",
-    "read_safetensors",
     "router_weights_by_task",
     "router_weights_figure",
     "run_stream",

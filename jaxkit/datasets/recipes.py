@@ -265,12 +265,13 @@ def picture_recipe(
         short = recipe.short_side and round(recipe.short_side * image_size / recipe.image_size)
         recipe = dataclasses.replace(recipe, image_size=image_size, short_side=short)
     if normalization is not None:
-        mean, std = _read_normalization(normalization)
+        mean, std = read_normalization(normalization)
         recipe = dataclasses.replace(recipe, mean=mean, std=std)
     return recipe
 
 
-def _read_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def read_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of a normalization by name, or written as `m/s` or `m,m,m/s,s,s`."""
     if "/" not in text:
         return _NORMALIZATIONS[validation.choice("normalization", text, _NORMALIZATIONS)]
     try:

@@ -26,8 +26,12 @@ class ContinualConfig:
 
     Attributes:
         stream: digits, or a folder CLASS/picture or TASK/CLASS/picture.
-        weights: safetensors file of a ViT-B/16 (timm or Hugging Face); without one a small backbone
-            is pre-trained, for digits on other digits, for a folder on its first task.
+        weights: a published vision transformer: safetensors, Google's .npz or PyTorch's .pth of
+            timm, Hugging Face, DeiT, DINO or MAE; without one a small backbone is pre-trained, for
+            digits on other digits, for a folder on its first task.
+        num_heads: attention heads of the weights, where neither file nor size tells.
+        normalization: of pictures for the weights: none (as SEMA's published numbers), half,
+            imagenet, clip, or numbers m/s or m,m,m/s,s,s; by default as the weights were trained.
         method: sema, no-expansion, every-task, finetune, l2p, simple-cil or adapter-prototypes.
         threshold: score above which a block grows; familiar data score about 0.8.
         classes_per_task: classes of a task, for a folder of classes.
@@ -45,6 +49,8 @@ class ContinualConfig:
 
     stream: str = "digits"
     weights: str | None = None
+    num_heads: int | None = None
+    normalization: str | None = None
     method: Literal[
         "sema", "no-expansion", "every-task", "finetune", "l2p", "simple-cil", "adapter-prototypes"
     ] = "sema"
@@ -70,6 +76,9 @@ class ContinualConfig:
                     "image_size must be left out for stream='digits', whose images are 8 x 8, got "
                     f"{self.image_size}"
                 )
+        for field in ("num_heads", "normalization"):
+            if getattr(self, field) is not None and self.weights is None:
+                raise ValueError(f"{field} is for weights, got {getattr(self, field)!r} without")
         for field in ("classes_per_task", "train_epochs", "describe_epochs", "checkpoint_every"):
             least = int(field != "checkpoint_every")
             validation.integer(field, getattr(self, field), minimum=least)
@@ -153,9 +162,13 @@ def _stream_and_backbone(
             seed=config.seed,
         )  # fmt: skip
     if config.weights is not None:
-        model = models.VisionTransformer(image_size=stream.tasks[0].image_shape[0], num_classes=0)
-        variables = continual.load_vision_transformer(config.weights, model, resize_positions=True)
-        return stream, model, variables
+        loaded = models.load_vision_transformer(
+            config.weights, image_size=stream.tasks[0].image_shape[0],
+            num_heads=config.num_heads, normalization=config.normalization,
+        )  # fmt: skip
+        for note in loaded.notes:
+            training.say(note)
+        return stream, loaded.model, loaded.variables
     if pretraining is None:
         first = stream.tasks[0]
         images, labels = first.train_images, np.searchsorted(first.classes, first.train_labels)
@@ -207,7 +220,7 @@ def _learner(
 ) -> continual.Learner:
     if config.method == "simple-cil":
         return continual.SimpleCIL(model, backbone, stream.num_classes)
-    tiny = model.width < 768
+    tiny = config.weights is None
     if config.method == "l2p":
         return continual.L2P(
             model, backbone, stream.num_classes, num_epochs=config.train_epochs,

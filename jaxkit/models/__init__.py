@@ -42,6 +42,7 @@ from jaxkit.models.decoder_cost import (
 )
 from jaxkit.models.generation import generate
 from jaxkit.models.plain_networks import MLP, VGG11, LeNet
+from jaxkit.models.published_weights import load_vision_transformer
 from jaxkit.models.readout import TokenTable, chunked_cross_entropy
 from jaxkit.models.resnet import ResNet, resnet18, resnet20, wide_resnet
 from jaxkit.models.vision_transformer import VisionTransformer
@@ -62,6 +63,7 @@ __all__ = [
     "empty_cache",
     "generate",
     "initializer",
+    "load_vision_transformer",
     "parameter_counts",
     "resnet18",
     "resnet20",

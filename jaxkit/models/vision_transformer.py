@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from flax.linen import dtypes
 from jaxtyping import Array, Float
 
@@ -110,9 +111,9 @@ class VisionTransformer(nn.Module):
         mlp_dim: hidden units of the MLPs.
         num_classes: outputs of the linear head; 0 for no head.
         epsilon: of every LayerNorm; 1e-6 in timm, 1e-12 in Hugging Face checkpoints.
-        input_mean: subtracted from the images, which are in [0, 1].
-        input_std: divides them then. timm's augreg weights were trained with 0.5 and 0.5; the
-            official SEMA program feeds images as they are (0 and 1).
+        input_mean: subtracted from the images, which are in [0, 1]; one number or one a channel.
+        input_std: divides them then; likewise. timm's augreg weights were trained with 0.5 and
+            0.5; the official SEMA program feeds images as they are (0 and 1).
         dtype: of the matrix products, `jnp.bfloat16` say; parameters stay float32.
         remat: whether to recompute each block in the backward pass, to save memory.
 
@@ -138,8 +139,8 @@ class VisionTransformer(nn.Module):
     mlp_dim: int = 3072
     num_classes: int = 1000
     epsilon: float = 1e-6
-    input_mean: float = 0.0
-    input_std: float = 1.0
+    input_mean: float | tuple[float, ...] = 0.0
+    input_std: float | tuple[float, ...] = 1.0
     dtype: Any = None
     remat: bool = False
 
@@ -149,8 +150,14 @@ class VisionTransformer(nn.Module):
             validation.integer(name, getattr(self, name), minimum=1)
         validation.integer("num_classes", self.num_classes, minimum=0)
         validation.number("epsilon", self.epsilon, minimum=0, open_minimum=True)
-        validation.number("input_mean", self.input_mean)
-        validation.number("input_std", self.input_std, minimum=0, open_minimum=True)
+        mean, std = np.asarray(self.input_mean), np.asarray(self.input_std)
+        validation.number("input_mean", mean)
+        validation.number("input_std", std, minimum=0, open_minimum=True)
+        if not {mean.size, std.size} <= {1, self.channels}:
+            raise ValueError(
+                f"input_mean and input_std must be one number or {self.channels}, one a channel, "
+                f"got {self.input_mean} and {self.input_std}"
+            )
         for part, whole in (("patch_size", "image_size"), ("num_heads", "width")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
@@ -192,7 +199,8 @@ class VisionTransformer(nn.Module):
                 f"images must have shape [B, {', '.join(map(str, expected))}] like the model's "
                 f"image_size and channels, got {list(images.shape)}"
             )
-        patches = self.patch_embed((images - self.input_mean) / self.input_std)
+        mean, std = jnp.asarray(self.input_mean), jnp.asarray(self.input_std)
+        patches = self.patch_embed((images - mean) / std)
         first = jnp.broadcast_to(self.cls_token, (len(images), 1, self.width))
         tokens = jnp.concatenate([first.astype(patches.dtype), patches], axis=1)
         return tokens + self.pos_embed.astype(tokens.dtype)

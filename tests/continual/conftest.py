@@ -12,6 +12,7 @@ from jaxkit.continual.descriptors import Descriptor
 from jaxkit.continual.error_records import ErrorRecords
 from jaxkit.continual.expandable_state import FunctionalParams, Head
 from jaxkit.continual.routers import Router
+from jaxkit.models import published_weights
 
 
 def adapter_of(params, prefix):
@@ -103,7 +104,7 @@ def official_state(golden, *, capacity=3, garbage=0.0):
             base = f"blocks.{block}.attn."
             parts = [tensors.pop(f"{base}{part}_proj.{kind}") for part in "qkv"]
             tensors[f"{base}qkv.{kind}"] = np.concatenate(parts)
-    return sema_config, continual.convert_weights(tensors, model), state
+    return sema_config, published_weights.convert("timm", tensors, model), state
 
 
 def as_arrays(tree, dtype):

@@ -1,7 +1,5 @@
 """The backbone against PyTorch forward vectors, in both published layouts."""
 
-import struct
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxkit import continual, models, training
-from jaxkit.continual import published_weights
+from jaxkit import models, training
+from jaxkit.models import published_weights
 
 SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
          "num_classes": 3}  # fmt: skip
@@ -66,7 +64,7 @@ def forward():
 def test_timm_weights_give_pytorchs_outputs(case, timm, forward):
     model = models.VisionTransformer(**SMALL)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
-    seen = forward[1e-6](continual.convert_weights(timm, model), images)
+    seen = forward[1e-6](published_weights.convert("timm", timm, model), images)
     np.testing.assert_allclose(seen["tokens"], case["timm_tokens_after_norm"], atol=1e-5)
     np.testing.assert_allclose(seen["logits"], case["timm_logits"], atol=1e-5)
 
@@ -76,14 +74,11 @@ def test_huggingface_weights_give_pytorchs_outputs(case, timm, forward):
     assert {k: list(v.shape) for k, v in tensors.items()} == case["hf_key_map"]
     model = models.VisionTransformer(**SMALL, epsilon=1e-12)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
-    variables = continual.convert_weights(tensors, model)
+    layout, found, _, _ = published_weights.recognize(tensors)
+    variables = published_weights.convert(layout, found, model)
     seen = forward[1e-12](variables, images)
     np.testing.assert_allclose(seen["tokens"], case["hf_tokens_after_norm"], atol=1e-5)
     np.testing.assert_allclose(seen["logits"], case["hf_logits"], atol=1e-5)
-    bare = {k.removeprefix("vit."): v for k, v in tensors.items()}
-    bare["pooler.dense.weight"] = np.zeros((8, 8))
-    again = continual.convert_weights(bare, model)
-    assert jax.tree.all(jax.tree.map(np.array_equal, variables, again))
 
 
 def test_vit_b16_has_the_tensors_of_the_published_checkpoint(golden):
@@ -92,11 +87,10 @@ def test_vit_b16_has_the_tensors_of_the_published_checkpoint(golden):
         name: np.broadcast_to(np.float32(0), shape) for name, shape in published["shapes"].items()
     }
     model = models.VisionTransformer()
-    assert continual.compare_weights(tensors, model).fits
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), images))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == published["n_params"]
-    converted = continual.convert_weights(tensors, model)
+    converted = published_weights.convert("timm", tensors, model)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, variables, converted))
 
 
@@ -106,54 +100,25 @@ def test_every_misfit_is_named_at_once(timm):
     broken["blocks.0.mlp.fc1.weight"] = np.zeros((4, 4), np.float32)
     broken["blocks.7.mlp.fc1.weight"] = np.zeros((16, 8), np.float32)
     model = models.VisionTransformer(**SMALL)
-    report = continual.compare_weights(broken, model)
-    assert report.missing == ("norm.bias",)
-    assert report.unexpected == ("blocks.7.mlp.fc1.weight",)
-    assert report.misshaped == ("blocks.0.mlp.fc1.weight: [4, 4] found, [16, 8] needed",)
-    with pytest.raises(ValueError, match=r"norm\.bias.*blocks\.7.*blocks\.0"):
-        continual.convert_weights(broken, model)
-    with pytest.raises(ValueError, match=r"must be finite.*norm\.weight"):
-        continual.convert_weights({**timm, "norm.weight": np.full(8, np.nan, "f4")}, model)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_safetensors_file_is_read_back(timm, tmp_path, dtype):
-    flax = pytest.importorskip("safetensors.flax")
-    tensors = {name: jnp.asarray(x, dtype) for name, x in timm.items()}
-    flax.save_file(tensors, tmp_path / "vit.safetensors")
-    model = models.VisionTransformer(**SMALL)
-    loaded = continual.load_vision_transformer(tmp_path / "vit.safetensors", model)
-    expected = continual.convert_weights(
-        {k: np.asarray(v, "f4") for k, v in tensors.items()}, model
+    misfits = (
+        r"missing: norm\.bias; unexpected: blocks\.7\.mlp\.fc1\.weight; "
+        r"misshaped: blocks\.0\.mlp\.fc1\.weight: \[4, 4\] found, \[16, 8\] needed"
     )
-    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, expected))
+    with pytest.raises(ValueError, match=misfits):
+        published_weights.convert("timm", broken, model)
+    with pytest.raises(ValueError, match=r"must be finite.*norm\.weight"):
+        published_weights.convert("timm", {**timm, "norm.weight": np.full(8, np.nan, "f4")}, model)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overlapping", "no header"])
-def test_a_damaged_safetensors_file_is_refused(timm, tmp_path, damage):
-    flax = pytest.importorskip("safetensors.flax")
-    path = tmp_path / "vit.safetensors"
-    flax.save_file({"norm.weight": jnp.ones(8), "norm.bias": jnp.ones(8)}, path)
-    data = path.read_bytes()
-    if damage == "truncated":
-        data = data[:-4]
-    elif damage == "overlapping":
-        data = data.replace(b"[32,64]", b"[16,48]")
-    else:
-        data = struct.pack("<Q", 10**9) + data[8:]
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
-        continual.load_vision_transformer(path, models.VisionTransformer(**SMALL))
-
-
-def test_position_embeddings_resize_as_pytorch_resizes_them():
+@pytest.mark.parametrize("antialias", [True, False])
+def test_position_embeddings_resize_as_pytorch_resizes_them(antialias):
     torch = pytest.importorskip("torch")
     embedding = np.random.default_rng(0).normal(size=(1, 50, 3)).astype(np.float32)
     for side in (4, 10):
-        found = published_weights.resize_position_embedding(embedding, side * side + 1)
+        found = published_weights.resize_positions(embedding, side * side + 1, antialias=antialias)
         grid = torch.from_numpy(embedding[:, 1:].reshape(1, 7, 7, 3)).permute(0, 3, 1, 2)
         expected = torch.nn.functional.interpolate(
-            grid, (side, side), mode="bicubic", antialias=True
+            grid, (side, side), mode="bicubic", antialias=antialias
         )
         expected = expected.permute(0, 2, 3, 1).reshape(1, -1, 3).numpy()
         np.testing.assert_allclose(found[:, 1:], expected, atol=1e-5)
@@ -168,7 +133,7 @@ def test_nnx_users_are_served_by_the_bridge(case, timm, forward):
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
     with nnx.use_eager_sharding(False):
         bridged = nnx.bridge.lazy_init(nnx.bridge.ToNNX(model, nnx.Rngs(0)), images)
-    variables = continual.convert_weights(timm, model)
+    variables = published_weights.convert("timm", timm, model)
     nnx.update(bridged, nnx.State(_as_nnx(variables["params"], nnx)))
     found = bridged(images)["logits"]
     np.testing.assert_allclose(found, forward[1e-6](variables, images)["logits"], atol=1e-6)

@@ -1,7 +1,12 @@
-"""Pictures as published arrays: CIFAR's batches, STL-10, IDX and NPZ."""
+"""Pictures as published arrays: CIFAR's batches, STL-10, IDX and NPZ.
+
+What reads a layout returns its parts, training and test or one that is not split yet, and the
+names of the classes if they lie beside.
+"""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import pickle
 import re
@@ -14,6 +19,7 @@ from jaxkit.datasets.array_files import read_idx, read_npz
 
 #: Uint8 `[n, H, W, C]` and int32 `[n]`.
 Examples = tuple[np.ndarray, np.ndarray]
+Layout = tuple[list[Examples], tuple[str, ...]]
 
 # Names that published NPZ files use: (train inputs, train labels, test inputs, test labels).
 _SPLIT_NAMES = (
@@ -35,7 +41,55 @@ _ALLOWED = {
 }
 
 
-def read_cifar_binary(files: Iterable[pathlib.Path], label_bytes: int, classes: int) -> Examples:
+#: Where CIFAR's files lie, by number of classes and ending: files of names, their key.
+_CIFAR_NAMES = {
+    (10, ".bin"): ("batches.meta.txt", None),
+    (100, ".bin"): ("fine_label_names.txt", None),
+    (10, ""): ("batches.meta", b"label_names"),
+    (100, ""): ("meta", b"fine_label_names"),
+}
+
+
+def fits_cifar(place: pathlib.Path, classes: int, end: str) -> bool:
+    """Whether CIFAR-10 or CIFAR-100 lies there, in files of that ending."""
+    train, test = ("data_batch_1", "test_batch") if classes == 10 else ("train", "test")
+    files = [place / f"{name}{end}" for name in (train, test)]
+    # Names as common as train.bin say little: records must fit too.
+    sized = (
+        classes == 10 or not end or all(f.is_file() and f.stat().st_size % 3074 == 0 for f in files)
+    )
+    return sized and all(file.is_file() for file in files)
+
+
+def read_cifar(place: pathlib.Path, classes: int, end: str) -> Layout:
+    """Read CIFAR-10 or CIFAR-100, binary (`.bin`) or as Python's batches (no ending)."""
+    parts = [[place / f"train{end}"], [place / f"test{end}"]]
+    if classes == 10:
+        parts = [_numbered_batches(place, end), [place / f"test_batch{end}"]]
+    name, key = _CIFAR_NAMES[classes, end]
+    if end:
+        label_bytes = 1 if classes == 10 else 2
+        read = [_read_binary(files, label_bytes, classes) for files in parts]
+        return read, _name_lines(place / name, classes)
+    label_key = b"labels" if classes == 10 else b"fine_labels"
+    read = [_read_pickled(files, label_key, classes) for files in parts]
+    return read, _pickled_names(place / name, key, classes)
+
+
+def _numbered_batches(place: pathlib.Path, end: str) -> list[pathlib.Path]:
+    """CIFAR-10's training batches, of which none may be missing in between."""
+    files, number = [], 1
+    while (place / f"data_batch_{number}{end}").is_file():
+        files.append(place / f"data_batch_{number}{end}")
+        number += 1
+    rest = [p for p in place.glob(f"data_batch_*{end}") if p not in files]
+    rest = [p for p in rest if end or not p.suffix]
+    if not files or rest:
+        raise ValueError(f"{place}/data_batch_{number}{end} is missing")
+    return files
+
+
+def _read_binary(files: Iterable[pathlib.Path], label_bytes: int, classes: int) -> Examples:
     """Read CIFAR records: labels, of which the last counts, then 32 x 32 red, green and blue."""
     parts = []
     for file in files:
@@ -53,7 +107,7 @@ def read_cifar_binary(files: Iterable[pathlib.Path], label_bytes: int, classes: 
     return _channels_last(records[:, label_bytes:], (3, 32, 32)), labels
 
 
-def read_cifar_python(files: Iterable[pathlib.Path], label_key: bytes, classes: int) -> Examples:
+def _read_pickled(files: Iterable[pathlib.Path], label_key: bytes, classes: int) -> Examples:
     """Read CIFAR's pickled dictionaries without executing what they hold."""
     images, labels = [], []
     for file in files:
@@ -96,21 +150,44 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_stl10(folder: pathlib.Path, part: str) -> Examples:
+def read_stl10(folder: pathlib.Path) -> Layout:
     """Map STL-10's pictures, stored column by column, and read its labels 1 to 10 as 0 to 9."""
-    images = np.memmap(folder / f"{part}_X.bin", np.uint8, mode="r")
-    labels = np.fromfile(folder / f"{part}_y.bin", np.uint8)
-    if len(images) != len(labels) * 27648:
+    parts = []
+    for part in ("train", "test"):
+        images = np.memmap(folder / f"{part}_X.bin", np.uint8, mode="r")
+        labels = np.fromfile(folder / f"{part}_y.bin", np.uint8)
+        if len(images) != len(labels) * 27648:
+            raise ValueError(
+                f"{folder}/{part}_X.bin must hold 27648 bytes for each of {len(labels)} labels, "
+                f"got {len(images)}"
+            )
+        numbers = labels.astype(np.int32) - 1
+        _check_labels(numbers, 10, folder / f"{part}_y.bin")
+        parts.append((images.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1), numbers))
+    return parts, _name_lines(folder / "class_names.txt", 10)
+
+
+def fits_idx(place: pathlib.Path) -> bool:
+    """Whether that is an IDX file of pictures, or a folder of such."""
+    return "idx3" in place.name if place.is_file() else bool(_idx_groups(place))
+
+
+def read_idx_files(place: pathlib.Path, labels: str | os.PathLike[str] | None) -> Layout:
+    """Read an IDX file, or the training and test files of a folder."""
+    if place.is_file():
+        return [_read_idx_pair(place, None if labels is None else pathlib.Path(labels))], ()
+    groups = _idx_groups(place)
+    if len(groups) != 1:
         raise ValueError(
-            f"{folder}/{part}_X.bin must hold 27648 bytes for each of {len(labels)} labels, got "
-            f"{len(images)}"
+            f"{place} must hold the IDX files of one data set, got those of "
+            f"{sorted(groups)}: name a file instead"
         )
-    numbers = labels.astype(np.int32) - 1
-    _check_labels(numbers, 10, folder / f"{part}_y.bin")
-    return images.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1), numbers
+    (files,) = groups.values()
+    found = [files[part] for part in ("train", "test") if part in files]
+    return [_read_idx_pair(file, None) for file in found], ()
 
 
-def idx_groups(folder: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
+def _idx_groups(folder: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
     """Find IDX picture files: `{prefix: {"train" or "test": file}}`; EMNIST's have prefixes."""
     groups: dict[str, dict[str, pathlib.Path]] = {}
     for file in sorted(folder.iterdir()):
@@ -120,7 +197,7 @@ def idx_groups(folder: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
     return groups
 
 
-def read_idx_pair(images: pathlib.Path, labels: pathlib.Path | None) -> Examples:
+def _read_idx_pair(images: pathlib.Path, labels: pathlib.Path | None) -> Examples:
     """Read an IDX file of pictures and the labels beside it.
 
     EMNIST's pictures are stored transposed, and its letters are numbered from 1.
@@ -136,7 +213,7 @@ def read_idx_pair(images: pathlib.Path, labels: pathlib.Path | None) -> Examples
     return found, numbers
 
 
-def read_npz_pictures(path: pathlib.Path) -> list[Examples]:
+def read_npz_pictures(path: pathlib.Path) -> Layout:
     """Read training and test pictures of an NPZ file, or one part that is not split yet."""
     arrays = read_npz(path)
     for names in _SPLIT_NAMES:
@@ -150,7 +227,7 @@ def read_npz_pictures(path: pathlib.Path) -> list[Examples]:
             f"{path} must hold arrays named like {_SPLIT_NAMES[0]} or {_WHOLE_NAMES[0]}, got "
             f"{sorted(arrays)}"
         )
-    return [checked_examples(arrays[x], arrays.get(y), f"{path} ({x})") for x, y in pairs]
+    return [checked_examples(arrays[x], arrays.get(y), f"{path} ({x})") for x, y in pairs], ()
 
 
 def checked_examples(images: np.ndarray, labels: np.ndarray | None, place: str) -> Examples:
@@ -192,3 +269,17 @@ def _check_labels(labels: np.ndarray, classes: int, file: pathlib.Path) -> None:
         raise ValueError(
             f"{file} must have labels of {classes} classes, got {labels.min()} to {labels.max()}"
         )
+
+
+def _name_lines(file: pathlib.Path, classes: int) -> tuple[str, ...]:
+    names = file.read_text("utf-8").split() if file.is_file() else []
+    return tuple(names) if len(names) == classes else ()
+
+
+def _pickled_names(file: pathlib.Path, key: bytes, classes: int) -> tuple[str, ...]:
+    if not file.is_file():
+        return ()
+    found = read_plain_pickle(file)
+    names = found.get(key, ()) if isinstance(found, dict) else ()
+    texts = [x.decode() if isinstance(x, bytes) else str(x) for x in names]
+    return tuple(texts) if len(texts) == classes else ()

@@ -85,13 +85,6 @@ class RowProgram:
             )
         self._aux = jax.tree.structure(aux)
         refuse_coupled(self._traced.jaxpr)
-        # `vmap` makes rows into groups of one convolution, and those of a convolution that has
-        # groups already are computed together: 0 times one row's NaN would reach the others.
-        self._one_by_one = any(
-            eqn.primitive.name == "conv_general_dilated"
-            and max(eqn.params["feature_group_count"], eqn.params["batch_group_count"]) > 1
-            for eqn in _equations(self._traced.jaxpr)
-        )
         # An abstract pass finds the uses.
         search = _Run(frozenset(), None)
         inputs = (*jax.tree.leaves(row), *jax.tree.leaves(key))
@@ -105,11 +98,22 @@ class RowProgram:
             and uses.joinable(own := [use for use in search.uses if use.view.param == index])
             and (method == "ghost" or not _kept_is_cheaper(leaf, own, kept_bytes))
         )
+        # `vmap` makes rows into groups of one convolution, and those of a convolution that has
+        # groups already are computed together: 0 times one row's NaN would reach the others.
+        grouped = sum(
+            eqn.primitive.name == "conv_general_dilated"
+            and max(eqn.params["feature_group_count"], eqn.params["batch_group_count"]) > 1
+            for eqn in _equations(self._traced.jaxpr)
+        )
+        self._one_by_one = grouped > sum(
+            use.groups > 1 for use in self.uses if use.view.param in self.ghost
+        )
 
     @property
     def kept_size(self) -> int:
         """How many numbers are in the parameters whose gradients are made for every row."""
-        return sum(jnp.size(leaf) for i, leaf in enumerate(self.leaves) if i not in self.ghost)
+        factored = {use.view.param for use in self.uses if use.gradient is None} & self.ghost
+        return sum(jnp.size(leaf) for i, leaf in enumerate(self.leaves) if i not in factored)
 
     def gradients(self, params: PyTree, rows: PyTree, keys: Any):
         """Losses ``[B]``, what came with them, and the gradients of each parameter.
@@ -155,7 +159,7 @@ class RowProgram:
         leaf = self.leaves[index]
         if gradient is None:
             return jnp.zeros(jnp.shape(leaf), clipping.wide(jnp.result_type(leaf)))
-        if index not in self.ghost:
+        if not isinstance(gradient, factors.Factors):
             # As a product, because XLA's CPU backend is slow at sums over the leading axis.
             return jnp.einsum(
                 "b,b...->...",
@@ -168,13 +172,7 @@ class RowProgram:
             use = next(u for u in self.uses if u.view.param == index and u.kind == "lookup")
         axes, stack = use.rows + use.columns, use.view.stack
         total = gradient.weighted_sum(weights).reshape(*stack, *(use.view.base[a] for a in axes))
-        total = uses.transpose_back(total, stack, axes)
-        for kind, argument, before in reversed(use.view.steps):
-            total = (
-                total.reshape(*stack, *before)
-                if kind == "reshape"
-                else uses.transpose_back(total, stack, argument)
-            )
+        total = uses.unviewed(uses.transpose_back(total, stack, axes), use.view)
         return total.astype(clipping.wide(jnp.result_type(leaf)))
 
     def _values(self, leaves, rest, run):

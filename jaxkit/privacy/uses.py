@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.lax import GatherScatterMode
+from jaxtyping import Array, Float
 
 from jaxkit.privacy import clipping, factors
 
@@ -41,13 +44,15 @@ class Use(NamedTuple):
 
     Attributes:
         view: how it sees the parameter.
-        kind: `"product"` or `"lookup"`.
+        kind: `"product"`, `"lookup"` or `"convolution"`.
         rows: axes of the base that meet the other operand, or the one that is looked up.
         columns: the axes that are left.
         operand: from the other operand to inputs ``[T, I]``, or to the rows read ``[T]``.
         arrange: from an array like the result to ``[T, O]``.
         result: shape and type of the result.
         positions: T.
+        gradient: of a convolution, from its operand and arranged derivative to that of the base.
+        groups: of a convolution.
         drop: whether positions outside the table read nothing instead of its nearest row.
     """
 
@@ -60,6 +65,8 @@ class Use(NamedTuple):
     result: Any
     positions: int
     drop: bool = False
+    gradient: Callable[[Any, Any], Any] | None = None
+    groups: int = 1
 
 
 _NORM_PRESERVING = ("copy", "copy_p", "sharding_constraint", "optimization_barrier")
@@ -99,6 +106,8 @@ def use_of(eqn, views: Sequence[View | None]) -> Use | None:
         return _product(eqn, views)
     if eqn.primitive.name == "gather" and views[0] is not None:
         return _lookup(eqn, views[0])
+    if eqn.primitive.name == "conv_general_dilated" and views[1] is not None:
+        return _convolution(eqn, views[1])
     return None
 
 
@@ -159,17 +168,92 @@ def _lookup(eqn, view: View) -> Use | None:
     return Use(view, "lookup", (0,), columns, operand, arrange, result, positions, drop)
 
 
+def _convolution(eqn, view: View) -> Use | None:
+    """A kernel: the gradient of a row is made whole, a product for each offset in the kernel.
+
+    Its norm is then that of the vector which is added. `vmap` alone makes the same gradients by a
+    convolution with a group for each row, in 1.9 to 7 times a plain gradient's time where offsets
+    take 1 to 1.6, and in 9 to 78 times for few rows (a CPU); the product of two positions' inputs
+    (Gram) loses small norms to rounding.
+    """
+    numbers, other = eqn.params["dimension_numbers"], eqn.invars[0].aval
+    groups, result = eqn.params["feature_group_count"], eqn.outvars[0].aval
+    if (
+        view.stack
+        or eqn.params["batch_group_count"] > 1
+        or not jnp.issubdtype(other.dtype, jnp.floating)
+        or not (math.prod(other.shape) and math.prod(result.shape) and math.prod(view.base))
+    ):
+        return None
+    last = lambda spec: (spec[0], *spec[2:], spec[1])  # noqa: E731  features
+    kernel = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+    *window, fan_in, fan_out = (view.base[view.axes[axis]] for axis in kernel)
+    strides, spread = eqn.params["window_strides"], eqn.params["rhs_dilation"]
+    inside = zip(eqn.params["padding"], eqn.params["lhs_dilation"], strict=True)
+    padding = [(0, 0, 0), *((*ends, step - 1) for ends, step in inside), (0, 0, 0)]
+    positions = math.prod(result.shape) // fan_out
+    # Few channels make thin products: then all offsets along the last axis are one.
+    together = window[-1] if window and fan_in < 16 else 1
+
+    def operand(x):
+        x = jnp.transpose(x, last(numbers.lhs_spec)).astype(clipping.wide(x.dtype))
+        return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
+
+    def arrange(delta):
+        return jnp.transpose(delta, last(numbers.out_spec)).astype(clipping.wide(delta.dtype))
+
+    def gradient(x, delta):
+        length = delta.shape[1:-1]
+
+        def met(offset):
+            start = [o * step for o, step in zip(offset, spread, strict=True)]
+            stop = [
+                s + (n - 1) * step + 1 for s, n, step in zip(start, length, strides, strict=True)
+            ]
+            part = jax.lax.slice(x, (0, *start, 0), (len(x), *stop, x.shape[-1]), (1, *strides, 1))
+            return part.reshape(positions, groups, 1, fan_in)
+
+        delta = delta.reshape(positions, groups, fan_out // groups)
+        offsets = list(itertools.product(*map(range, window)))
+        parts = [
+            jnp.einsum(
+                "tgki,tgo->kigo",
+                jnp.concatenate([met(offset) for offset in offsets[first : first + together]], 2),
+                delta,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            for first in range(0, len(offsets), together)
+        ]
+        whole = jnp.concatenate(parts).reshape(*window, fan_in, fan_out)
+        return transpose_back(transpose_back(whole, (), kernel), (), view.axes)
+
+    rest = {"gradient": gradient, "groups": groups}
+    return Use(view, "convolution", (), (), operand, arrange, result, positions, **rest)
+
+
 def joinable(uses: Sequence[Use]) -> bool:
     """Whether factors are known for the sum of these uses of one parameter."""
+    if {use.kind for use in uses} == {"convolution"}:
+        return True
     if len({(use.view.steps, use.view.base, use.view.stack) for use in uses}) > 1:
         return False
     # A product may meet the rows of another with its columns: the factors change places.
     sides = {frozenset((use.rows, use.columns)) for use in uses}
-    return len(sides) <= 1
+    return len(sides) <= 1 and all(use.kind != "convolution" for use in uses)
 
 
-def factors_of(uses: Sequence[tuple[Use, Any, Any]]) -> factors.Factors:
-    """The factors of a parameter's gradient, from its uses, their operands and derivatives."""
+def factors_of(uses: Sequence[tuple[Use, Any, Any]]) -> factors.Factors | Float[Array, "B ..."]:
+    """The factors of a parameter's gradient, from its uses, their operands and derivatives.
+
+    Of a kernel, the gradients themselves.
+    """
+    if uses[0][0].kind == "convolution":
+
+        def of_kernel(use, x, delta):
+            return unviewed(use.gradient(x, use.arrange(delta)), use.view)
+
+        each = [jax.vmap(functools.partial(of_kernel, use))(x, delta) for use, x, delta in uses]
+        return sum(each[1:], each[0])
     stack = uses[0][0].view.stack
     if stack:
         plain = [
@@ -212,6 +296,17 @@ def factors_of(uses: Sequence[tuple[Use, Any, Any]]) -> factors.Factors:
     delta = delta.astype(clipping.wide(delta.dtype))
     looked = factors.Lookups(tokens, delta, lookups[0][0].view.base[0])
     return looked if outer is None else factors.Tied(looked, outer)
+
+
+def unviewed(total: Float[Array, " *base"], view: View) -> Float[Array, " *param"]:
+    """A gradient with respect to the base of a view, with respect to the parameter."""
+    for kind, argument, before in reversed(view.steps):
+        total = (
+            total.reshape(*view.stack, *before)
+            if kind == "reshape"
+            else transpose_back(total, view.stack, argument)
+        )
+    return total
 
 
 def transpose_back(total, stack: tuple[int, ...], axes: Sequence[int]):

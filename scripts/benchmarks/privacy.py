@@ -31,6 +31,17 @@ class Perceptron(nn.Module):
         return nn.Dense(10)(jnp.tanh(nn.Dense(self.hidden)(x)))
 
 
+class Convolutions(nn.Module):
+    """Two convolutions of 3 x 3, pooled by halves, and a head."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Logits of 10 classes."""
+        for features in (16, 32):
+            x = nn.avg_pool(nn.relu(nn.Conv(features, (3, 3))(x)), (2, 2), (2, 2))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
 class Transformer(nn.Module):
     """Two pre-norm blocks of width 64 over 64 tokens."""
 
@@ -63,11 +74,11 @@ def token_losses(apply, batch, key):
 
 
 def run() -> list[Table]:
-    """Time the ways to a clipped sum on two perceptrons and a Transformer."""
+    """Time the ways to a clipped sum on two perceptrons, a Transformer and convolutions."""
     random = np.random.default_rng(0)
 
-    def rows(size, features):
-        x = random.normal(size=(size, features)).astype(np.float32)
+    def rows(size, *shape):
+        x = random.normal(size=(size, *shape)).astype(np.float32)
         return jnp.asarray(x), jnp.asarray(random.integers(0, 10, size))
 
     tokens = jnp.asarray(random.integers(0, 96, (32, 65)))
@@ -76,6 +87,9 @@ def run() -> list[Table]:
         compare("MLP 64-128-10, batch 256", Perceptron(128), class_losses, rows(256, 64)),
         compare("MLP 256-256-10, batch 64", Perceptron(256), class_losses, rows(64, 256)),
         compare("Transformer, 2 x 64, batch 32 x 64", Transformer(), token_losses, sequences),
+        compare(
+            "CNN 16-32, batch 32 of 28 x 28", Convolutions(), class_losses, rows(32, 28, 28, 1)
+        ),
     ]
 
 

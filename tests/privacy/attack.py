@@ -127,14 +127,15 @@ def twice(rng, d, t):
 
 
 def convolution(rng, d, t):
-    out, width = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    groups, (out, width, stride, spread) = int(rng.choice([1, d])), rng.integers(1, 4, 4).tolist()
 
     def apply(p, h):
         return jax.lax.conv_general_dilated(
-            h, p["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
-        )
+            h, p["w"], (stride,), "SAME", rhs_dilation=(spread,), feature_group_count=groups,
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )  # fmt: skip
 
-    return {"w": (width, d, out)}, apply, (t, out)
+    return {"w": (width, d // groups, out * groups)}, apply, (-(-t // stride), out * groups)
 
 
 def stack(rng, d, t):

@@ -134,11 +134,10 @@ def model_case(model, rows, length, seed=0):
     ("model", "rows", "length"),
     [
         (Tables(), 4, 4),
-        (Tables(), 3, 1),
         (Scanned(), 2, 3),
         pytest.param(Everything(), 3, 3, marks=pytest.mark.slow),  # compilation
     ]
-    + [pytest.param(Tables(), b, t, marks=pytest.mark.slow) for b in (1, 2, 8) for t in (1, 2, 8)],
+    + [pytest.param(Tables(), b, t, marks=pytest.mark.slow) for b in (1, 3, 8) for t in (1, 3, 8)],
 )
 def test_models_of_every_kind_are_clipped_as_by_vmap_and_rows_do_not_show_in_others(
     model, rows, length
@@ -173,8 +172,7 @@ def test_matrices_and_tables_need_no_gradients_of_single_rows():
     for model in (Everything(), Scanned(), Tables()):
         params, batch, _ = model_case(model, 2, 3)
         row = jax.tree.map(lambda x: x[0], batch)
-        large = {name for name in kept(model_loss(model), params, row) if "kernel" in name}
-        assert large <= {"['Conv_0']['kernel']"}
+        assert not [name for name in kept(model_loss(model), params, row) if "kernel" in name]
 
 
 class Grouped(nn.Module):
@@ -183,11 +181,12 @@ class Grouped(nn.Module):
         return nn.Dense(1)(nn.Conv(4, (2,), feature_group_count=2)(x))
 
 
-def test_a_row_that_is_not_a_number_stays_out_of_the_groups_of_a_convolution():
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+def test_a_row_that_is_not_a_number_stays_out_of_the_groups_of_a_convolution(method):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
-    params = Grouped().init(jax.random.key(0), x)
+    params = jax.jit(Grouped().init)(jax.random.key(0), x)
     loss = lambda params, batch, key: jnp.mean(Grouped().apply(params, batch) ** 2)  # noqa: E731
-    sums = jax.jit(privacy.clipped_grad_sum(loss, 1.0).__call__)
+    sums = jax.jit(privacy.clipped_grad_sum(loss, 1.0, method=method).__call__)
     mask = jnp.array([1, 0, 1])
     clean, poisoned = (
         sums(params, rows, None, mask) for rows in (x, attack.poisoned(x, 1, np.nan))
@@ -205,7 +204,7 @@ def test_a_table_as_long_as_its_tokens_can_count_is_clipped_as_by_vmap():
         return jnp.mean(jnp.take(params, batch, axis=0).sum(1) ** 2)
 
     ghostly, plain = (
-        privacy.clipped_grad_sum(lookup, 1.0, method=method)(table, tokens).total
+        jax.jit(privacy.clipped_grad_sum(lookup, 1.0, method=method))(table, tokens).total
         for method in ("ghost", "vmap")
     )
     assert kept(lookup, table, tokens[0]) == set()
@@ -319,7 +318,7 @@ class Coupled(nnx.Module):
 
 def test_batch_normalisation_is_refused_by_name_unless_its_averages_are_fixed():
     x = jnp.ones((4, 3))
-    variables = Normalised().init(jax.random.key(0), x)
+    variables = jax.jit(Normalised().init)(jax.random.key(0), x)
 
     def loss(params, batch, key, running=False):
         full = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -330,7 +329,7 @@ def test_batch_normalisation_is_refused_by_name_unless_its_averages_are_fixed():
         with pytest.raises(ValueError, match="the layer Normalised/BatchNorm_0 normalises"):
             privacy.clipped_grad_sum(loss, 1.0, method=method)(variables["params"], x)
     fixed = privacy.clipped_grad_sum(lambda p, b, k: loss(p, b, k, True), 1.0)
-    assert int(fixed(variables["params"], x).count) == 4
+    assert int(jax.jit(fixed)(variables["params"], x).count) == 4
 
     definition, params, rest = nnx.split(Coupled(nnx.Rngs(0)), nnx.Param, ...)
     for copy in (False, True):
@@ -350,11 +349,14 @@ def test_frozen_parameters_are_closed_over_and_norms_run_over_the_trained_ones(c
     def loss(trained, batch, key):
         return model_loss(Tables())(frozen | trained, batch, key)
 
-    head = privacy.clipped_grad_sum(loss, 1.0, method="ghost")(trained, batch).total
-    rows = [
-        jax.grad(loss)(trained, jax.tree.map(lambda x, i=i: x[i : i + 1], batch), None)
-        for i in range(3)
-    ]
+    @jax.jit
+    def both(trained, batch):
+        head = privacy.clipped_grad_sum(loss, 1.0, method="ghost")(trained, batch).total
+        one = lambda row: jax.grad(loss)(trained, jax.tree.map(lambda x: x[None], row), None)  # noqa: E731
+        return head, jax.vmap(one)(batch)
+
+    head, rows = both(trained, batch)
+    rows = [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(3)]
     expected = sum(row["Dense_0"]["kernel"] / optax.tree.norm(row) for row in rows)
     close(head["Dense_0"]["kernel"], expected)
 
@@ -379,9 +381,8 @@ def test_each_array_may_have_a_bound_of_its_own():
     params, batch, _ = model_case(Tables(), 3, 2)
     bounds = jax.tree.map(lambda leaf: 0.1 * leaf.ndim, params)
     gradient = privacy.clipped_grad_sum(model_loss(Tables()), bounds)
-    found = jax.jit(gradient)(params, batch)
-    one = batch[0][:1], batch[1][:1]
-    alone = gradient(params, one).total
+    found = jax.jit(gradient)(params, batch, None, jnp.array([1, 0, 0]))
+    alone = found.total
     for leaf, bound in zip(jax.tree.leaves(alone), jax.tree.leaves(bounds), strict=True):
         assert np.linalg.norm(leaf) == pytest.approx(bound, rel=1e-5)
     total = np.sqrt(sum(bound**2 for bound in jax.tree.leaves(bounds)))

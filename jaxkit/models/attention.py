@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jaxkit import training
+from jaxkit.models import products
 
 #: Logit of a key that must not be seen: its weight is exactly 0, and the gradient stays finite.
 MASKED = -1e30
@@ -139,21 +139,12 @@ def splash(query: Array, key: Array, value: Array, *, interpret: bool = False) -
         return jnp.swapaxes(jax.vmap(kernel)(*swapped), 1, 2)
 
     mesh = training.mesh_in_use()
-    split = () if mesh is None else [a for a in training.AXES if a in mesh.auto_axes]
-    if not split or mesh is None:
+    if mesh is None or not mesh.auto_axes:
         return local(query, key, value)
-    heads = "kv_heads" if key.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
     whole = query.shape[0] % training.partition_count("batch", mesh)
-    rules, spec = dict(training.RULES), []
-    for name in (None if whole else "batch", None, heads, None):
-        axes = rules.get(name or "") or ()
-        # Axes that the caller has split by hand are gone from the shapes.
-        axes = [axis for axis in ([axes] if isinstance(axes, str) else axes) if axis in split]
-        spec.append(tuple(axes) or None)
-    spec = P(*spec)
-    return jax.shard_map(
-        local, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(split), check_vma=False
-    )(query, key, value)
+    heads = "kv_heads" if key.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
+    names = (None if whole else "batch", None, heads, None)
+    return products.by_parts(local, (query, names), (key, names), (value, names), out=names)
 
 
 @functools.cache

@@ -441,7 +441,8 @@ def _collectives(program: _Program, mesh: Mesh) -> tuple[Collective, ...]:
             continue
         if kind == "all-reduce" and op.computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-        channel = re.search(r"channel_id=(\d+)", op.rest)
+        # All that a traced function writes itself (`jax.lax.psum`) have the same channel, 1.
+        channel = re.search(r"channel_id=(?!1\b)(\d+)", op.rest)
         identity = channel[1] if channel else f"{op.computation}/{op.name}"
         pieces[kind, identity].append((op, turns))
     found = []

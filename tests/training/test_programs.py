@@ -169,3 +169,16 @@ def test_simulated_devices_are_those_that_are_there(devices):
     assert training.topology_devices("cpu:8") == devices
     with pytest.raises(ValueError, match="needs 16 simulated devices, got 8: set XLA_FLAGS"):
         training.topology_devices("cpu:16")
+
+
+def test_every_exchange_that_a_function_writes_itself_counts(devices):
+    mesh = training.make_mesh("data=2,fsdp=4")
+
+    def sums(x):
+        summed = jax.lax.psum(x, "fsdp")
+        return jax.lax.psum(summed * summed, "fsdp")
+
+    shared = jax.shard_map(sums, mesh=mesh, in_specs=P("fsdp"), out_specs=P())
+    cost = compiled_cost(shared, mesh, ((64, 8), jnp.float32, P("fsdp")))
+    one = 2 * 3 / 4 * (16 * 8 * 4)
+    assert [moved.received for moved in cost.collectives] == [one, one]

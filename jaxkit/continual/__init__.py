@@ -2,20 +2,27 @@
 
 `SEMALearner` puts the method of arXiv 2403.18886 on a `Stream`; `run_stream` tests it after each
 task, saves it and resumes it. Beneath lie pure functions on a `SEMAState` of constant shapes:
-`adapted_forward`, `expansion_scores`, `add_adapter`, `classification_step`, `description_step`. How
-to choose: `SimpleCIL` first, it needs no training and is hard to beat where a backbone's features
-already separate the classes; `AdaptedPrototypes` where the first task is like the rest;
-`SEMALearner` where domains shift; the policies `"never"`, `"every_task"` and `"finetune"` are its
-baselines, and so is `L2P`, which learns prompts instead of adapters. Weights:
-`models.load_vision_transformer` for published files, `pretrain_backbone` without one. Sharp edges:
-images are in [0, 1] and are normalized as the model's `input_mean` and `input_std` say; familiar
-data score about 0.8, so a threshold below 1 grows on everything; a block that is full raises,
-`capacity` one a task is always enough; the descriptors' learning rate is bounded by the size of the
-residual stream, a divergence raises; `forgetting` weighs tasks, `pooled_accuracies` weighs samples;
-growing the capacity compiles anew.
+`adapted_forward`, `expansion_scores`, `add_adapter`.
+
+How to choose:
+
+- `SimpleCIL` first: it needs no training and is hard to beat where a backbone's features already
+  separate the classes;
+- `AdaptedPrototypes` where the first task is like the rest;
+- `SEMALearner` where domains shift; `never_grow`, `grow_every_task` and `finetune_adapters` in the
+  place of `grow_on_shift` are its baselines;
+- `L2P` learns prompts instead of adapters;
+- weights: `models.load_vision_transformer` for published files, `pretrain_backbone` without one.
+
+Sharp edges:
+
+- images are in [0, 1] and are normalized as the model's `input_mean` and `input_std` say;
+- familiar data score about 0.8, so a threshold below 1 grows on everything;
+- a block that is full raises; a `capacity` of one a task is always enough;
+- the descriptors' learning rate is bounded by the size of the residual stream; divergence raises;
+- `forgetting` weighs tasks, `pooled_accuracies` weighs samples.
 """
 
-from jaxkit.continual.adapters import functional_adapter, mixture_of_adapters
 from jaxkit.continual.expandable_state import (
     SEMAConfig,
     SEMAState,
@@ -26,26 +33,39 @@ from jaxkit.continual.expandable_state import (
 from jaxkit.continual.figures import (
     accuracy_matrix_figure,
     expansion_figure,
-    router_weights_by_task,
     router_weights_figure,
 )
-from jaxkit.continual.forward_pass import adapted_forward, expansion_scores, frozen_prefix
-from jaxkit.continual.freezing import Trainable, where_trainable
-from jaxkit.continual.image_folders import folder_stream
-from jaxkit.continual.learners import Advance, Learner
-from jaxkit.continual.parameter_counts import parameter_counts
-from jaxkit.continual.phases import classification_step, description_step, init_learning, sgd
+from jaxkit.continual.forward_pass import (
+    adapted_forward,
+    expansion_scores,
+)
+from jaxkit.continual.image_folders import (
+    folder_stream,
+)
+from jaxkit.continual.parameter_counts import (
+    parameter_counts,
+)
 from jaxkit.continual.pretraining import (
-    photometric_augment,
     pretrain_backbone,
     tiny_vision_transformer,
 )
-from jaxkit.continual.prompts import L2P
-from jaxkit.continual.prototypes import AdaptedPrototypes, SimpleCIL
-from jaxkit.continual.sema_learner import SEMALearner
-from jaxkit.continual.sema_programs import sema_programs
-from jaxkit.continual.sema_settings import SEMASettings
-from jaxkit.continual.step_batches import StepBatches
+from jaxkit.continual.prompts import (
+    L2P,
+)
+from jaxkit.continual.prototypes import (
+    AdaptedPrototypes,
+    SimpleCIL,
+)
+from jaxkit.continual.sema import (
+    SEMALearner,
+    finetune_adapters,
+    grow_every_task,
+    grow_on_shift,
+    never_grow,
+)
+from jaxkit.continual.sema_programs import (
+    where_trainable,
+)
 from jaxkit.continual.stream_metrics import (
     average_accuracy,
     average_incremental_accuracy,
@@ -54,7 +74,13 @@ from jaxkit.continual.stream_metrics import (
     pooled_accuracies,
     stage_accuracies,
 )
-from jaxkit.continual.stream_runs import StreamResult, run_stream, task_accuracy
+from jaxkit.continual.stream_runs import (
+    Advance,
+    Learner,
+    Phase,
+    StreamResult,
+    run_stream,
+)
 from jaxkit.continual.streams import (
     Stream,
     Task,
@@ -68,16 +94,14 @@ __all__ = [
     "AdaptedPrototypes",
     "Advance",
     "Learner",
+    "Phase",
     "SEMAConfig",
     "SEMALearner",
-    "SEMASettings",
     "SEMAState",
     "SimpleCIL",
-    "StepBatches",
     "Stream",
     "StreamResult",
     "Task",
-    "Trainable",
     "accuracy_matrix_figure",
     "active_slots",
     "adapted_forward",
@@ -86,30 +110,23 @@ __all__ = [
     "average_incremental_accuracy",
     "backward_transfer",
     "class_incremental_stream",
-    "classification_step",
-    "description_step",
     "digits_stream",
     "domain_incremental_stream",
     "expansion_figure",
     "expansion_scores",
+    "finetune_adapters",
     "folder_stream",
     "forgetting",
-    "frozen_prefix",
-    "functional_adapter",
-    "init_learning",
+    "grow_every_task",
+    "grow_on_shift",
     "init_sema",
-    "mixture_of_adapters",
+    "never_grow",
     "parameter_counts",
-    "photometric_augment",
     "pooled_accuracies",
     "pretrain_backbone",
-    "router_weights_by_task",
     "router_weights_figure",
     "run_stream",
-    "sema_programs",
-    "sgd",
     "stage_accuracies",
-    "task_accuracy",
     "tiny_vision_transformer",
     "where_trainable",
 ]

@@ -1,4 +1,4 @@
-"""Representation descriptors: a linear autoencoder that remembers what an adapter's input was."""
+"""Representation descriptors: what an adapter's input was, and how strange new input is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxkit import validation
 
@@ -80,3 +80,172 @@ def representation_error(
     code = pooled @ descriptor.encoder_kernel + descriptor.encoder_bias
     rest = pooled - (code @ descriptor.decoder_kernel + descriptor.decoder_bias)
     return jnp.mean(rest**2, axis=-1)
+
+
+#: How a batch of z-scores becomes one score.
+SHIFT_RULES = ("batch_mean_abs", "signed_any_sample")
+
+#: With this many errors or fewer there is no deviation worth the name, and every z-score is 0.
+FEWEST = 2
+
+
+class ErrorRecords(NamedTuple):
+    """Errors on record, oldest first; may be stacked along leading axes.
+
+    Attributes:
+        values: `[..., buffer_size]`; only the first `count` mean something.
+        count: how many there are, int32 `[...]`.
+    """
+
+    values: Float[Array, "*stack buffer"]
+    count: Int[Array, "*stack"]
+
+
+def empty_records(buffer_size: int = 500, stack: tuple[int, ...] = ()) -> ErrorRecords:
+    """Make records without an error.
+
+    Args:
+        buffer_size: errors to keep.
+        stack: leading axes.
+
+    Returns:
+        The records.
+
+    Raises:
+        ValueError: if `buffer_size` is smaller than 3, which could never signal a shift.
+
+    Example:
+        >>> empty_records(5, (2, 3)).values.shape
+        (2, 3, 5)
+    """
+    if validation.integer("buffer_size", buffer_size) <= FEWEST:
+        raise ValueError(
+            f"buffer_size must be an integer >= {FEWEST + 1}, for fewer errors have no deviation "
+            f"to compare with, got {buffer_size}"
+        )
+    return ErrorRecords(jnp.zeros((*stack, buffer_size)), jnp.zeros(stack, jnp.int32))
+
+
+def record_errors(
+    records: ErrorRecords, errors: Float[Array, " B"], num_valid: Int[Array, ""] | int
+) -> ErrorRecords:
+    """Append a batch of errors to one record.
+
+    A full record forgets as many of the oldest as it takes. While it fills, what does not fit is
+    dropped (the official program's rule).
+
+    Args:
+        records: one record, no leading axes.
+        errors: of the samples of a batch, in order.
+        num_valid: how many of them count; the rest is padding.
+
+    Returns:
+        The record with the errors.
+
+    Example:
+        >>> records = record_errors(empty_records(3), jnp.array([1.0, 2.0]), 2)
+        >>> records = record_errors(records, jnp.array([3.0, 4.0]), 2)  # 4 does not fit
+        >>> record_errors(records, jnp.array([5.0]), 1).values.tolist()
+        [2.0, 3.0, 5.0]
+    """
+    values, count = records
+    size = values.shape[-1]
+    full = count == size
+    taken = jnp.where(full, num_valid, jnp.minimum(num_valid, size - count))
+    evicted = jnp.where(full, num_valid, 0)
+    source = jnp.arange(size) + evicted
+    kept = values[jnp.minimum(source, size - 1)]
+    fresh = errors[jnp.clip(source - count, 0, len(errors) - 1)]
+    new_count = count - evicted + taken
+    merged = jnp.where(source < count, kept, fresh)
+    return ErrorRecords(jnp.where(jnp.arange(size) < new_count, merged, 0.0), new_count)
+
+
+def record_statistics(
+    records: ErrorRecords,
+) -> tuple[Float[Array, "*stack"], Float[Array, "*stack"]]:
+    r"""Mean $\mu$ and unbiased standard deviation $\sigma$ of the errors on record.
+
+    Args:
+        records: one or many.
+
+    Returns:
+        Mean and deviation, each of the records' leading axes; the deviation of fewer than two
+        errors, and the mean of none, is 0.
+
+    Example:
+        >>> records = record_errors(empty_records(4), jnp.array([1.0, 3.0]), 2)
+        >>> [round(float(x), 3) for x in record_statistics(records)]
+        [2.0, 1.414]
+    """
+    values, count = records
+    held = jnp.arange(values.shape[-1]) < count[..., None]
+    mean = jnp.sum(jnp.where(held, values, 0), -1) / jnp.maximum(count, 1)
+    # Two passes: errors of a good descriptor differ by far less than their mean.
+    squares = jnp.sum(jnp.where(held, (values - mean[..., None]) ** 2, 0), -1)
+    return mean, jnp.sqrt(squares / jnp.maximum(count - 1, 1))
+
+
+def z_scores(records: ErrorRecords, errors: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    r"""Signed deviation of errors from one record: $z = (r - \mu) / \sigma$.
+
+    Args:
+        records: one record, no leading axes.
+        errors: `[...]`.
+
+    Returns:
+        z, `[...]`; 0 while the record holds at most two errors. Where all errors on record are
+        equal, 0 for the same error and infinite for another.
+
+    Source: arXiv 2403.18886 section 3.6; the rule for two errors is the official program's.
+
+    Example:
+        >>> records = record_errors(empty_records(4), jnp.array([1.0, 2.0, 3.0]), 3)
+        >>> z_scores(records, jnp.array([2.0, 4.0])).tolist()
+        [0.0, 2.0]
+    """
+    mean, deviation = record_statistics(records)
+    distance = errors - mean
+    constant = jnp.where(distance == 0, 0.0, jnp.sign(distance) * jnp.inf)
+    scores = jnp.where(deviation > 0, distance / jnp.where(deviation > 0, deviation, 1), constant)
+    return jnp.where(records.count <= FEWEST, 0.0, scores)
+
+
+def shift_score(
+    scores: Float[Array, "K B"],
+    active: Bool[Array, " K"],
+    num_valid: Int[Array, ""] | int,
+    rule: str = "batch_mean_abs",
+) -> Float[Array, ""]:
+    r"""Score of a batch in one block, to be compared with the threshold.
+
+    `"batch_mean_abs"` (official program): $\min_k \frac1B \sum_b |z_{kb}|$, about
+    $\sqrt{2/\pi} = 0.8$ on familiar data. `"signed_any_sample"` (the paper's wording):
+    $\max_b \min_k z_{kb}$, some sample that every descriptor finds unusual.
+
+    Args:
+        scores: signed z of each descriptor and sample.
+        active: which descriptors exist.
+        num_valid: how many samples count; the rest is padding.
+        rule: one of the two.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: if there is no such rule.
+
+    Source: arXiv 2403.18886 section 3.6.
+
+    Example:
+        >>> z = jnp.array([[1.0, -3.0], [5.0, 5.0]])
+        >>> float(shift_score(z, jnp.array([True, True]), 2))
+        2.0
+    """
+    validation.choice("rule", rule, SHIFT_RULES)
+    valid = jnp.arange(scores.shape[-1]) < num_valid
+    if rule == "batch_mean_abs":
+        mean = jnp.sum(jnp.where(valid, jnp.abs(scores), 0), -1) / num_valid
+        return jnp.min(jnp.where(active, mean, jnp.inf))
+    least = jnp.min(jnp.where(active[:, None], scores, jnp.inf), 0)
+    return jnp.max(jnp.where(valid, least, -jnp.inf))

@@ -11,15 +11,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxkit import models, validation
-from jaxkit.continual.adapters import Adapter, init_adapter
-from jaxkit.continual.descriptors import Descriptor, init_descriptor
-from jaxkit.continual.error_records import SHIFT_RULES, ErrorRecords, empty_records
-from jaxkit.continual.routers import ROUTINGS, Router
+from jaxkit.continual.adapters import ROUTINGS, Adapter, Router, init_adapter
+from jaxkit.continual.descriptors import (
+    SHIFT_RULES,
+    Descriptor,
+    ErrorRecords,
+    empty_records,
+    init_descriptor,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class SEMAConfig:
-    """The shapes and modes of SEMA: everything that a compiled program depends on.
+    """Everything that SEMA can be told; the defaults are the official program's.
 
     Attributes:
         model: the frozen backbone.
@@ -33,9 +37,21 @@ class SEMAConfig:
         buffer_size: errors that a descriptor's statistics are taken from.
         score: how a batch of z-scores becomes one (`shift_score`).
         routing: how adapters are weighed (`router_weights`).
+        threshold: score above which a block grows; infinity never does. Familiar data score about
+            0.8 with the default score, so thresholds below 1 grow on everything.
+        train_epochs: passes of a classification phase.
+        train_learning_rate: at its start; a cosine to 0, constant within a pass.
+        describe_epochs: passes of a description phase.
+        describe_learning_rate: at its start. Raw residual streams are large: too high a rate makes
+            the errors infinite, which raises.
+        momentum: of both optimizers.
+        weight_decay: of both, coupled.
+        batch_size: images of a training step; the last one of a pass may be smaller.
+        scan_batch_size: images that are scored together.
+        steps_per_call: steps in one call of a compiled program.
 
     Raises:
-        ValueError: if a size is out of range, or a name is unknown.
+        ValueError: if a number is out of range, or a name is unknown.
 
     Example:
         >>> SEMAConfig(models.VisionTransformer(), num_classes=100).num_expandable
@@ -52,10 +68,27 @@ class SEMAConfig:
     buffer_size: int = 500
     score: str = "batch_mean_abs"
     routing: str = "soft"
+    threshold: float = 1.0
+    train_epochs: int = 20
+    train_learning_rate: float = 0.005
+    describe_epochs: int = 20
+    describe_learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 32
+    scan_batch_size: int = 128
+    steps_per_call: int = 32
 
     def __post_init__(self):
-        for name in ("num_classes", "adapter_dim", "descriptor_dim", "capacity"):
+        for name in ("num_classes", "adapter_dim", "descriptor_dim", "capacity", "train_epochs",
+                     "describe_epochs", "batch_size", "scan_batch_size",
+                     "steps_per_call"):  # fmt: skip
             validation.integer(name, getattr(self, name), minimum=1)
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold must be >= 0 (infinity is allowed), got {self.threshold}")
+        for name in ("train_learning_rate", "describe_learning_rate", "weight_decay"):
+            validation.number(name, getattr(self, name), minimum=0)
+        validation.number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
         empty_records(self.buffer_size)
         depth = self.model.depth
         validation.integer("expand_from", self.expand_from, minimum=0)
@@ -67,6 +100,14 @@ class SEMAConfig:
             )
         validation.choice("score", self.score, SHIFT_RULES)
         validation.choice("routing", self.routing, ROUTINGS)
+
+    @property
+    def static(self) -> SEMAConfig:
+        """The same with the defaults for all that no compiled program depends on."""
+        free = ("threshold", "train_epochs", "train_learning_rate", "describe_epochs",
+                "describe_learning_rate", "batch_size", "scan_batch_size",
+                "steps_per_call")  # fmt: skip
+        return dataclasses.replace(self, **{name: getattr(SEMAConfig, name) for name in free})
 
     @property
     def expandable(self) -> range:
@@ -300,42 +341,3 @@ def without_unused(state: SEMAState) -> SEMAState:
         descriptors=jax.tree.map(keep, state.descriptors),
         records=jax.tree.map(keep, state.records),
     )
-
-
-def grow_capacity(
-    config: SEMAConfig, state: SEMAState, capacity: int
-) -> tuple[SEMAConfig, SEMAState]:
-    """Make room for more adapters; costs one compilation of each program.
-
-    Args:
-        config: the present shapes.
-        state: what has been learnt.
-        capacity: the new capacity, at least the present one.
-
-    Returns:
-        The new shapes, and the state in them.
-
-    Raises:
-        ValueError: if `capacity` is smaller than the present one.
-
-    Example:
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> config, state = grow_capacity(config, init_sema(jax.random.key(0), config), 4)
-        >>> active_slots(state).tolist()
-        [[True, False, False, False]]
-    """
-    extra = validation.integer("capacity", capacity, minimum=config.capacity) - config.capacity
-
-    def pad(leaf: Array, axis: int) -> Array:
-        return jnp.pad(leaf, [(0, extra if i == axis else 0) for i in range(leaf.ndim)])
-
-    router = Router(pad(state.params.router.kernel, 2), pad(state.params.router.bias, 1))
-    adapters = jax.tree.map(lambda leaf: pad(leaf, 1), state.params.adapters)
-    grown = SEMAState(
-        state.params._replace(adapters=adapters, router=router),
-        jax.tree.map(lambda leaf: pad(leaf, 1), state.descriptors),
-        jax.tree.map(lambda leaf: pad(leaf, 1), state.records),
-        state.num_active,
-    )
-    return dataclasses.replace(config, capacity=capacity), grown

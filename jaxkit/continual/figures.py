@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxkit import plotting
 from jaxkit.continual.expandable_state import SEMAConfig
-from jaxkit.continual.sema_learner import SEMALearner
+from jaxkit.continual.sema import SEMALearner
+from jaxkit.continual.sema_programs import Learning
 from jaxkit.continual.stream_runs import StreamResult
 from jaxkit.continual.streams import Stream
 
@@ -53,15 +54,12 @@ def accuracy_matrix_figure(
     return figure
 
 
-def expansion_figure(
-    result: StreamResult, config: SEMAConfig, threshold: float, names: Sequence[str]
-) -> Figure:
+def expansion_figure(result: StreamResult, config: SEMAConfig, names: Sequence[str]) -> Figure:
     """Scores of all scanned batches by task and block, the threshold, and where a block grew.
 
     Args:
-        result: of a `SEMALearner` with the policy `"on_shift"`.
-        config: its shapes.
-        threshold: its threshold.
+        result: of a `SEMALearner`.
+        config: its settings.
         names: of the tasks.
 
     Returns:
@@ -70,9 +68,9 @@ def expansion_figure(
     Example:
         >>> from jaxkit import models
         >>> config = SEMAConfig(models.VisionTransformer(), 10, expand_from=11, expand_to=11)
-        >>> event = {"kind": "scan", "task": 1, "pass": 0, "batch": 0, "scores": [[0.8]]}
+        >>> event = {"kind": "scan", "task": 1, "scores": [[0.8]]}
         >>> result = StreamResult(np.eye(2), np.ones(2, int), (event,), None, 0, True)
-        >>> figure = expansion_figure(result, config, 1.0, ["a", "b"])
+        >>> figure = expansion_figure(result, config, ["a", "b"])
     """
     figure, panel = plotting.axes(width=7.5, height=3.4)
     width = 0.6 / config.num_expandable
@@ -94,8 +92,10 @@ def expansion_figure(
             x, y = np.array(grew).T
             panel.plot(x, y, "*", color=colour, markersize=14, markeredgecolor="black",
                        linewidth=0, label=f"block {block} grows")  # fmt: skip
-    if np.isfinite(threshold):
-        panel.axhline(threshold, color="#999999", linestyle="--", linewidth=1, label="threshold")
+    if np.isfinite(config.threshold):
+        panel.axhline(
+            config.threshold, color="#999999", linestyle="--", linewidth=1, label="threshold"
+        )
     panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
     panel.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, None), ylabel="score of a batch",
               title="When a block grows")  # fmt: skip
@@ -104,10 +104,8 @@ def expansion_figure(
     return figure
 
 
-def router_weights_by_task(
-    learner: SEMALearner, state: Any, stream: Stream
-) -> Float[np.ndarray, "T E K"]:
-    """Mean weight of each adapter on the test images of each task.
+def router_weights_figure(learner: SEMALearner, state: Learning, stream: Stream) -> Figure:
+    """Which adapters each task uses: mean weights on its test images, a panel a block.
 
     Args:
         learner: SEMA.
@@ -115,34 +113,23 @@ def router_weights_by_task(
         stream: the tasks.
 
     Returns:
-        Weights; over adapters they sum to 1.
-
-    Example:
-        >>> router_weights_by_task.__annotations__["stream"]
-        'Stream'
-    """
-    return np.stack([learner.inspect(state, task.test_images)[2].mean(0) for task in stream.tasks])
-
-
-def router_weights_figure(
-    weights: Float[np.ndarray, "T E K"], config: SEMAConfig, names: Sequence[str]
-) -> Figure:
-    """Which adapters each task uses, a panel a block.
-
-    Args:
-        weights: from `router_weights_by_task`.
-        config: shapes.
-        names: of the tasks.
-
-    Returns:
         The figure.
 
     Example:
-        >>> from jaxkit import models
-        >>> model = models.VisionTransformer()
-        >>> config = SEMAConfig(model, 10, expand_from=11, expand_to=11, capacity=2)
-        >>> figure = router_weights_figure(np.full((2, 1, 2), 0.5), config, ["a", "b"])
+        >>> import jax
+        >>> from jaxkit import datasets, models
+        >>> from jaxkit.continual import class_incremental_stream
+        >>> model = models.VisionTransformer(8, 8, 1, width=8, depth=1, num_heads=1, mlp_dim=8)
+        >>> backbone = jax.jit(model.init)(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
+        >>> config = SEMAConfig(model, 10, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> learner = SEMALearner(config, backbone)
+        >>> stream = class_incremental_stream(datasets.load_digits(), 5)
+        >>> figure = router_weights_figure(learner, learner.init(0), stream)
     """
+    config, names = learner.config, [task.name for task in stream.tasks]
+    weights = np.stack(
+        [learner.inspect(state, task.test_images)[2].mean(0) for task in stream.tasks]
+    )
     blocks = config.num_expandable
     figure, panels = plotting.axes(
         1, blocks, width=max(2.6, 7.5 / blocks), height=3.2, sharey=True, squeeze=False

@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxkit.continual.adapters import Adapter, functional_adapter, mixture_of_adapters
-from jaxkit.continual.descriptors import Descriptor, representation_error
-from jaxkit.continual.error_records import shift_score, stacked_z_scores
+from jaxkit.continual.adapters import (
+    Adapter,
+    Router,
+    functional_adapter,
+    mixture_of_adapters,
+    router_weights,
+)
+from jaxkit.continual.descriptors import (
+    Descriptor,
+    representation_error,
+    shift_score,
+    z_scores,
+)
 from jaxkit.continual.expandable_state import (
     Head,
     SEMAConfig,
@@ -19,7 +29,6 @@ from jaxkit.continual.expandable_state import (
     active_slots,
     without_unused,
 )
-from jaxkit.continual.routers import Router, router_weights
 
 
 class Forward(NamedTuple):
@@ -78,11 +87,11 @@ def adapted_forward(
         (2, 1, 2)
     """
     branches = _branches(config, without_unused(state), key)
-    model = config.model
+    model: Any = config.model
     tokens = inputs if from_tokens else model.apply(backbone, inputs, method="embed")
     start = config.expand_from if from_tokens else 0
     stream, seen = model.apply(backbone, tokens, start, branches, method="encode")
-    features = class_features(model.apply(backbone, stream, method="finish"))  # type: ignore[arg-type]
+    features = class_features(model.apply(backbone, stream, method="finish"))
     pooled, weights = zip(*(seen[f"branch_{i}"] for i in config.expandable), strict=True)
     return Forward(features, jnp.stack(pooled, 1), jnp.stack(weights, 1))
 
@@ -114,11 +123,11 @@ def frozen_prefix(
         >>> jax.eval_shape(lambda b: frozen_prefix(config, b, state, images), backbone).shape
         (2, 5, 8)
     """
-    model = config.model
+    model: Any = config.model
     tokens = model.apply(backbone, images, method="embed")
     branches = {i: b for i, b in _branches(config, state, None).items() if i < config.expand_from}
     stream, _ = model.apply(backbone, tokens, 0, branches, config.expand_from, method="encode")
-    return stream  # type: ignore[return-value]
+    return stream
 
 
 def descriptor_errors(state: SEMAState, pooled: Float[Array, "B E d"]) -> Float[Array, "E K B"]:
@@ -161,7 +170,7 @@ def expansion_scores(
         >>> expansion_scores(config, state, jnp.ones((5, 1, 8)), 5).tolist()
         [0.0]
     """
-    scores = stacked_z_scores(state.records, descriptor_errors(state, pooled))
+    scores = jax.vmap(jax.vmap(z_scores))(state.records, descriptor_errors(state, pooled))
     rule = functools.partial(shift_score, num_valid=num_valid, rule=config.score)
     return jax.vmap(rule)(scores, active_slots(state))
 

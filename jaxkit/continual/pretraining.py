@@ -115,10 +115,10 @@ def pretrain_backbone(
     )
 
     def loss_fn(params: Any, batch: Any, key: Any) -> Array:
-        seen = model.apply({"params": params}, photometric_augment(key, batch["images"]))
+        seen: Any = model.apply({"params": params}, photometric_augment(key, batch["images"]))
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-            seen["logits"], batch["labels"]  # type: ignore[index]
-        )  # fmt: skip
+            seen["logits"], batch["labels"]
+        )
         return jnp.mean(losses)
 
     init_key, run_key = jax.random.split(key)

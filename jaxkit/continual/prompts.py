@@ -14,13 +14,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import models, training, validation
+from jaxkit.continual.batches import StepBatches, padded_batches, run_steps
 from jaxkit.continual.expandable_state import Head
 from jaxkit.continual.forward_pass import class_features, class_logits
-from jaxkit.continual.learners import Advance
-from jaxkit.continual.padded_batches import padded_batches
-from jaxkit.continual.phases import local_cross_entropy
-from jaxkit.continual.sema_programs import run_steps
-from jaxkit.continual.step_batches import StepBatches, draw_batches
+from jaxkit.continual.sema_programs import local_cross_entropy
+from jaxkit.continual.stream_runs import Phases, training_phase
 from jaxkit.continual.streams import Stream
 
 
@@ -257,47 +255,22 @@ class L2P:
         )  # fmt: skip
         return PromptLearning(pool, self._optimizer.init(pool))
 
-    def begin(self, task_index: int) -> dict[str, Any]:
-        """The position at the start of a task."""
-        return {"stage": "prompts", "step": 0}
-
-    def advance(
-        self,
-        state: PromptLearning,
-        position: Mapping[str, Any],
-        stream: Stream,
-        task_index: int,
-        *,
-        seed: int,
-        max_steps: int,
-    ) -> Advance:
-        """Train the pool and the head for some steps.
+    def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
+        """The pool and the head are trained, by Adam begun afresh.
 
         Raises:
             FloatingPointError: if a loss is not finite.
         """
-        s, task, first = self._settings, stream.tasks[task_index], position["step"]
-        if first == 0:
-            state = PromptLearning(state.pool, self._optimizer.init(state.pool))
-        total = s["num_epochs"] * -(-len(task.train_images) // s["batch_size"])
-        count = min(max_steps, s["steps_per_call"], total - first)
-        batches = draw_batches(
-            task.train_images, task.train_labels, (seed, task_index),
-            np.full(s["num_epochs"], s["learning_rate"]), first, count,
-            batch_size=s["batch_size"], capacity=s["steps_per_call"],
-        )  # fmt: skip
+        s, task = self._settings, stream.tasks[task_index]
         classes = np.isin(np.arange(s["num_classes"]), task.classes)
-        state, losses = self._train(self._backbone, state, classes, batches)
-        losses = np.asarray(losses)[:count]
-        if not np.isfinite(losses).all():
-            raise FloatingPointError(
-                f"training on task {task_index} ({task.name}) diverged: losses {losses.tolist()}"
-            )
-        step = first + count
-        event = {"kind": "prompts", "task": task_index, "step": step, "loss": float(losses[-1])}
-        return Advance(
-            state, None if step == total else {**position, "step": step}, count,
-            (event,) if step == total else (), "prompts", step / total,
+        yield training_phase(
+            "prompts", task,
+            lambda state, batches: self._train(self._backbone, state, classes, batches),
+            inputs=lambda state: task.train_images,
+            begin=lambda state: PromptLearning(state.pool, self._optimizer.init(state.pool)),
+            order=(seed, task_index),
+            learning_rates=np.full(s["num_epochs"], s["learning_rate"]),
+            batch_size=s["batch_size"], steps_per_call=s["steps_per_call"],
         )  # fmt: skip
 
     def predict(

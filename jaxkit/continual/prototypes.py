@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit import models, training, validation
-from jaxkit.continual.learners import Advance
-from jaxkit.continual.padded_batches import padded_batches
-from jaxkit.continual.phases import Learning
-from jaxkit.continual.sema_learner import SEMALearner
+from jaxkit.continual.batches import padded_batches
+from jaxkit.continual.sema import SEMALearner
+from jaxkit.continual.sema_programs import Learning
+from jaxkit.continual.stream_runs import Phase, Phases
 from jaxkit.continual.streams import Stream
 
 
@@ -120,25 +121,15 @@ class SimpleCIL:
         shape = (self._classes, self._model.width)
         return Prototypes(jnp.zeros(shape), jnp.zeros(self._classes, jnp.int32))
 
-    def begin(self, task_index: int) -> dict[str, Any]:
-        """The position at the start of a task."""
-        return {"stage": "prototypes"}
-
-    def advance(
-        self,
-        state: Prototypes,
-        position: Mapping[str, Any],
-        stream: Stream,
-        task_index: int,
-        *,
-        seed: int,
-        max_steps: int,
-    ) -> Advance:
-        """Average the features of the task's classes."""
+    def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
+        """The features of the task's classes are averaged."""
         task = stream.tasks[task_index]
-        features = self._features(task.train_images)
-        state = add_to_prototypes(state, jnp.asarray(features), jnp.asarray(task.train_labels))
-        return Advance(state, None, 0, (), "prototypes", 1.0)
+
+        def average(state: Prototypes, *_: int) -> tuple[Prototypes, int, dict[str, Any]]:
+            features = jnp.asarray(self._features(task.train_images))
+            return add_to_prototypes(state, features, jnp.asarray(task.train_labels)), 0, {}
+
+        yield Phase("prototypes", average)
 
     def predict(
         self, state: Prototypes, images: Float[np.ndarray, "B H W C"]
@@ -153,7 +144,7 @@ class SimpleCIL:
 def frozen_features(
     model: models.VisionTransformer,
     backbone: PyTree,
-    images: Float[np.ndarray, "n H W C"],
+    images: Any,
     batch_size: int = 128,
 ) -> Float[np.ndarray, "n d"]:
     """Class tokens of the frozen backbone, a batch at a time.
@@ -174,18 +165,16 @@ def frozen_features(
         >>> frozen_features(model, backbone, np.zeros((3, 4, 4, 1), np.float32), 2).shape
         (3, 4)
     """
-    parts, program = [], _feature_program(model)  # type: ignore[arg-type]
-    for padded, count in padded_batches(images, batch_size):
-        parts.append(np.asarray(program(backbone, padded))[:count])
+    parts = [
+        np.asarray(_frozen_features(model, backbone, padded))[:count]
+        for padded, count in padded_batches(images, batch_size)
+    ]
     return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=16)
-def _feature_program(model: models.VisionTransformer) -> Any:
-    def program(backbone: PyTree, images: Array) -> Array:
-        return model.apply(backbone, images)["features"].astype(jnp.float32)  # type: ignore[index, call-overload]
-
-    return jax.jit(program)
+@functools.partial(jax.jit, static_argnums=0)
+def _frozen_features(model: Any, backbone: PyTree, images: Array) -> Float[Array, "B d"]:
+    return model.apply(backbone, images)["features"].astype(jnp.float32)
 
 
 class AdaptedPrototypesState(NamedTuple):
@@ -207,26 +196,19 @@ class AdaptedPrototypes:
     and of the adapted backbone side by side.
 
     Args:
-        adapted: learner of the first task, with the policy `"never"`.
+        adapted: learner of the first task; `never_grow` spares it descriptors that nothing reads.
         name: shown in reports.
 
-    Raises:
-        ValueError: if its policy is another.
-
     Example:
-        >>> from jaxkit.continual import SEMAConfig, SEMASettings
+        >>> from jaxkit.continual import SEMAConfig, never_grow
         >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> learner = SEMALearner(config, {}, SEMASettings(policy="never"))
+        >>> learner = SEMALearner(config, {}, never_grow)
         >>> AdaptedPrototypes(learner).init(0).prototypes.totals.shape
         (3, 16)
     """
 
     def __init__(self, adapted: SEMALearner, *, name: str = "adapter + prototypes"):
-        if adapted.settings.policy != "never":
-            raise ValueError(
-                f"adapted must have the policy 'never', got {adapted.settings.policy!r}"
-            )
         self.name, self._adapted = name, adapted
 
     def description(self) -> Mapping[str, Any]:
@@ -240,33 +222,36 @@ class AdaptedPrototypes:
         empty = Prototypes(jnp.zeros(shape), jnp.zeros(config.num_classes, jnp.int32))
         return AdaptedPrototypesState(self._adapted.init(seed), empty)
 
-    def begin(self, task_index: int) -> dict[str, Any]:
-        """The position at the start of a task."""
-        return self._adapted.begin(0) if task_index == 0 else {"stage": "prototypes"}
-
-    def advance(
-        self,
-        state: AdaptedPrototypesState,
-        position: Mapping[str, Any],
-        stream: Stream,
-        task_index: int,
-        *,
-        seed: int,
-        max_steps: int,
-    ) -> Advance:
-        """Adapt on the first task; average features on every task."""
-        if position["stage"] != "prototypes":
-            done = self._adapted.advance(
-                state.learning, position, stream, task_index, seed=seed, max_steps=max_steps
-            )
-            return done._replace(
-                state=state._replace(learning=done.state),
-                position={"stage": "prototypes"} if done.position is None else done.position,
-            )
+    def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
+        """Adapters learn the first task; on every task features are averaged."""
+        if task_index == 0:
+            yield from self._adapting(stream, seed)
         task = stream.tasks[task_index]
-        features = jnp.asarray(self._features(state.learning, task.train_images))
-        prototypes = add_to_prototypes(state.prototypes, features, jnp.asarray(task.train_labels))
-        return Advance(state._replace(prototypes=prototypes), None, 0, (), "prototypes", 1.0)
+
+        def average(
+            state: AdaptedPrototypesState, *_: int
+        ) -> tuple[AdaptedPrototypesState, int, dict[str, Any]]:
+            features = jnp.asarray(self._features(state.learning, task.train_images))
+            labels = jnp.asarray(task.train_labels)
+            added = add_to_prototypes(state.prototypes, features, labels)
+            return state._replace(prototypes=added), 0, {}
+
+        yield Phase("prototypes", average)
+
+    def _adapting(self, stream: Stream, seed: int) -> Phases:
+        phases: Any = self._adapted.phases(stream, 0, seed)
+        event = None
+        with contextlib.suppress(StopIteration):
+            while True:
+                phase = phases.send(event)
+
+                def run(
+                    state: AdaptedPrototypesState, first: int, most: int, phase: Phase = phase
+                ) -> tuple[AdaptedPrototypesState, int, Any]:
+                    learning, count, facts = phase.run(state.learning, first, most)
+                    return state._replace(learning=learning), count, facts
+
+                event = yield phase._replace(run=run)
 
     def predict(
         self, state: AdaptedPrototypesState, images: Float[np.ndarray, "B H W C"]
@@ -279,6 +264,6 @@ class AdaptedPrototypes:
         adapted, *_ = self._adapted.inspect(learning, images)
         frozen = frozen_features(
             self._adapted.config.model, self._adapted.backbone, images,
-            self._adapted.settings.scan_batch_size,
+            self._adapted.config.scan_batch_size,
         )  # fmt: skip
         return np.concatenate([frozen, adapted], axis=1)

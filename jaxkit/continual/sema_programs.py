@@ -1,169 +1,393 @@
-"""The phases of a task as compiled programs.
+"""The compiled programs of SEMA: steps of its two trainings, and what frozen parts make of images.
 
 A program runs any number of steps up to a fixed size, and every choice that changes between tasks
-(slots, classes, rates) is an argument: a stream compiles each once.
+(blocks, classes, rates) is an argument: a stream compiles each once. `backbone` is an argument too,
+so that streams with other weights share them, and so do configurations with one `static`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit.continual import forward_pass
-from jaxkit.continual.expandable_state import SEMAConfig, add_adapter
-from jaxkit.continual.phases import (
-    Augment,
-    classification_step,
-    description_step,
+from jaxkit.continual.adapters import Adapter, Router
+from jaxkit.continual.batches import StepBatches, run_steps
+from jaxkit.continual.descriptors import record_errors, representation_error
+from jaxkit.continual.expandable_state import (
+    FunctionalParams,
+    Head,
+    SEMAConfig,
+    SEMAState,
+    add_adapter,
 )
-from jaxkit.continual.step_batches import StepBatches
+
+#: From a typed key and images to images, for training only.
+Augment = Callable[[Key[Array, ""], Float[Array, "B H W C"]], Float[Array, "B H W C"]]
+#: What classification starts from: images; images, of which only what lies above the frozen blocks
+#: may train, so that no gradient passes through those; tokens at block `expand_from`; features, so
+#: that only the head can change.
+Source = Literal["images", "images_above", "tokens", "features"]
 
 
-class Programs(NamedTuple):
-    """The compiled programs of a stream.
-
-    All take `backbone`, the variables of the model, as an argument, so that streams with other
-    weights share them.
+class Learning(NamedTuple):
+    """What training carries from step to step.
 
     Attributes:
-        train_images: `(backbone, learning, trainable, classes, batches, key)` to learning and
-            losses `[S]`: classification from images.
-        train_images_above: the same where the adapters below block `expand_from` are frozen: no
-            gradient passes through those blocks.
-        train_tokens: the same from tokens at block `expand_from`.
-        train_head: the same from features; only the head can change.
-        describe: `(learning, slots, batches)` to learning and losses `[S]`: descriptors, from
-            pooled features `[S, B, E, d]`.
-        describe_images: `(backbone, learning, slots, batches, key)`, the same from images.
-        prefix: `(backbone, sema, images)` to tokens at block `expand_from`.
-        observe: `(backbone, sema, tokens)` to `Forward`.
-        score: `(backbone, sema, tokens, num_valid)` to scores `[E]`.
-        predict: `(backbone, sema, images, key)` to features, logits and weights.
-        add: `(key, sema, block)` to the state with one more adapter.
+        sema: adapters, descriptors, records.
+        functional_opt: optimizer state of the classification phase.
+        descriptor_opt: optimizer state of the description phase.
     """
 
-    train_images: Any
-    train_images_above: Any
-    train_tokens: Any
-    train_head: Any
-    describe: Any
-    describe_images: Any
-    prefix: Any
-    observe: Any
-    score: Any
-    predict: Any
-    add: Any
+    sema: SEMAState
+    functional_opt: PyTree
+    descriptor_opt: PyTree
 
 
-@functools.lru_cache(maxsize=16)
-def sema_programs(
-    config: SEMAConfig, optimizer: optax.GradientTransformation, augment: Augment | None = None
-) -> Programs:
-    """The programs of a configuration, made once and compiled at their first call.
+class Trainable(NamedTuple):
+    """What a classification phase may change, besides the head.
 
-    Args:
-        config: shapes and modes.
-        optimizer: before the learning rate; the same object gives the same programs.
-        augment: for training from images.
-
-    Returns:
-        The programs.
-
-    Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import SEMAConfig, sgd
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> rule = sgd()
-        >>> sema_programs(config, rule) is sema_programs(config, rule)
-        True
+    Attributes:
+        single: whether the adapters of blocks that never grow, bool scalar.
+        blocks: which expandable blocks, of which the newest adapter and its router column, `[E]`.
     """
 
-    def train(source: str) -> Any:
-        def program(backbone, learning, trainable, classes, batches, key):
-            def step(learning, batch):
-                return classification_step(
-                    config, optimizer, source, augment,
-                    backbone, learning, trainable, classes, batch, key,
-                )  # fmt: skip
+    single: Any
+    blocks: Any
 
-            return run_steps(step, learning, batches)
 
-        return jax.jit(program)
-
-    def describe(learning, slots, batches):
-        return run_steps(
-            lambda learning, batch: description_step(
-                optimizer, learning, slots, batch.inputs, batch
-            ),
-            learning,
-            batches,
-        )
-
-    def describe_images(backbone, learning, slots, batches, key):
-        def step(learning, batch):
-            step_key, images = jax.random.fold_in(key, batch.step), batch.inputs
-            if augment is not None:
-                images = augment(jax.random.fold_in(step_key, 0), images)
-            pooled = forward_pass.adapted_forward(
-                config, backbone, learning.sema, images, key=jax.random.fold_in(step_key, 1)
-            ).pooled
-            return description_step(optimizer, learning, slots, pooled, batch)
-
-        return run_steps(step, learning, batches)
-
-    def score(backbone, sema, tokens, num_valid, key):
-        seen = forward_pass.adapted_forward(
-            config, backbone, sema, tokens, from_tokens=True, key=key
-        )
-        return forward_pass.expansion_scores(config, sema, seen.pooled, num_valid)
-
-    def predict(backbone, sema, images, key):
-        seen = forward_pass.adapted_forward(config, backbone, sema, images, key=key)
-        logits = forward_pass.class_logits(sema.params.head, seen.features)
-        return seen.features, logits, seen.weights
-
-    return Programs(
-        train("images"),
-        train("images_above"),
-        train("tokens"),
-        train("features"),
-        jax.jit(describe),
-        jax.jit(describe_images),
-        jax.jit(functools.partial(forward_pass.frozen_prefix, config)),
-        jax.jit(functools.partial(forward_pass.adapted_forward, config, from_tokens=True)),
-        jax.jit(score),
-        jax.jit(predict),
-        jax.jit(lambda key, sema, block: add_adapter(key, config, sema, block)),
+def sgd(config: SEMAConfig) -> optax.GradientTransformationExtraArgs:
+    r"""PyTorch's SGD before its rate, $v \leftarrow \mu v + g + \lambda\theta$, where trainable."""
+    return where_trainable(
+        optax.chain(optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum))
     )
 
 
-def run_steps(
-    step: Callable[[Any, StepBatches], tuple[Any, Array]], learning: Any, batches: StepBatches
-) -> tuple[Any, Float[Array, " S"]]:
-    """Advance by `num_steps` steps; losses of steps not run are 0.
+def where_trainable(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Run a transformation on the trainable entries only; all others get an update of exactly 0.
+
+    `optax.multi_transform` freezes whole leaves, and each choice of leaves is a program of its
+    own. This one takes a mask of each leaf's entries as a traced argument: gradients are masked
+    before `inner`, updates after it, because weight decay and old momentum would move what is
+    frozen.
 
     Args:
-        step: from what is learnt and one step's batch to what is learnt and the loss.
-        learning: any pytree.
-        batches: the steps.
+        inner: any transformation.
 
     Returns:
-        What is learnt after them, and their losses.
+        A transformation whose `update` takes `trainable=`, a tree like the parameters of boolean
+        arrays that broadcast against them.
+
+    Example:
+        >>> optimizer = where_trainable(optax.add_decayed_weights(0.5))
+        >>> params = {"w": jnp.array([2.0, 4.0])}
+        >>> mask = {"w": jnp.array([True, False])}
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params, trainable=mask)
+        >>> updates["w"].tolist()
+        [3.0, 0.0]
     """
-    per_step = batches._replace(num_steps=batches.step)
+    inner = optax.with_extra_args_support(inner)
 
-    def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-        learning, losses = carry
-        learning, loss = step(learning, jax.tree.map(lambda leaf: leaf[index], per_step))
-        return learning, losses.at[index].set(loss)
+    def masked(tree: PyTree, trainable: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf, mask: jnp.where(mask, leaf, 0), tree, trainable)
 
-    losses = jnp.zeros(batches.learning_rate.shape, batches.learning_rate.dtype)
-    return lax.fori_loop(0, batches.num_steps, body, (learning, losses))
+    def update(
+        updates: PyTree, state: PyTree, params: Any = None, *, trainable: PyTree, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, state = inner.update(masked(updates, trainable), state, params, **extra)
+        return masked(updates, trainable), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # type: ignore[arg-type]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begin_phase(config: SEMAConfig, sema: SEMAState) -> Learning:
+    """Fresh optimizer states, as the official program has them for every phase.
+
+    Example:
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> begin_phase(config, init_sema(jax.random.key(0), config)).sema.num_active.tolist()
+        [1]
+    """
+    rule = sgd(config)
+    return Learning(sema, rule.init(sema.params), rule.init(sema.descriptors))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def train_steps(
+    config: SEMAConfig,
+    source: Source,
+    augment: Augment | None,
+    backbone: PyTree,
+    learning: Learning,
+    trainable: Trainable,
+    classes: Bool[Array, " C"],
+    batches: StepBatches,
+    key: Key[Array, ""],
+) -> tuple[Learning, Float[Array, " S"]]:
+    """Classification: adapters, router columns and the head learn the classes of a task.
+
+    Args:
+        config: shapes.
+        source: what the inputs are.
+        augment: for images.
+        backbone: variables of the model; they get no gradient.
+        learning: what to advance.
+        trainable: what may change.
+        classes: classes of the task.
+        batches: the steps.
+        key: of the phase.
+
+    Returns:
+        The advanced learning, and the loss before each update.
+    """
+    mask = _functional_mask(config, learning.sema, trainable)
+
+    def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
+        sema, start, inputs = learning.sema, source, batch.inputs
+        step_key = jax.random.fold_in(key, batch.step)
+        if augment is not None and source in ("images", "images_above"):
+            inputs = augment(jax.random.fold_in(step_key, 0), inputs)
+        if source == "images_above":
+            inputs, start = forward_pass.frozen_prefix(config, backbone, sema, inputs), "tokens"
+
+        def loss_fn(params: FunctionalParams) -> tuple[Array, Array | None]:
+            features, pooled = inputs, None
+            if start != "features":
+                features, pooled, _ = forward_pass.adapted_forward(
+                    config, backbone, sema._replace(params=params), inputs,
+                    from_tokens=start == "tokens", key=jax.random.fold_in(step_key, 1),
+                )  # fmt: skip
+            logits = forward_pass.class_logits(params.head, features)
+            return local_cross_entropy(logits, batch.labels, classes, batch.num_valid), pooled
+
+        (loss, pooled), gradient = jax.value_and_grad(loss_fn, has_aux=True)(sema.params)
+        updates, opt_state = sgd(config).update(
+            gradient, learning.functional_opt, sema.params, trainable=mask
+        )
+        params: Any = optax.apply_updates(
+            sema.params, optax.tree.scale(-batch.learning_rate, updates)
+        )
+        if pooled is not None:
+            sema = record_newest(sema, pooled, trainable.blocks, batch.num_valid)
+        return learning._replace(sema=sema._replace(params=params), functional_opt=opt_state), loss
+
+    return run_steps(step, learning, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def describe_steps(
+    config: SEMAConfig, learning: Learning, blocks: Bool[Array, " E"], batches: StepBatches
+) -> tuple[Learning, Float[Array, " S"]]:
+    """Description: the newest descriptors of some blocks learn what their adapters are given.
+
+    Args:
+        config: shapes.
+        learning: what to advance.
+        blocks: which expandable blocks.
+        batches: the steps; their inputs are pooled features `[S, B, E, d]`.
+
+    Returns:
+        The advanced learning, and the loss before each update, summed over blocks.
+    """
+
+    def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
+        return _describe(config, learning, blocks, batch.inputs, batch)
+
+    return run_steps(step, learning, batches)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def describe_image_steps(
+    config: SEMAConfig,
+    augment: Augment | None,
+    backbone: PyTree,
+    learning: Learning,
+    blocks: Bool[Array, " E"],
+    batches: StepBatches,
+    key: Key[Array, ""],
+) -> tuple[Learning, Float[Array, " S"]]:
+    """`describe_steps` from images that are augmented anew at each step."""
+
+    def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
+        step_key, images = jax.random.fold_in(key, batch.step), batch.inputs
+        if augment is not None:
+            images = augment(jax.random.fold_in(step_key, 0), images)
+        pooled = forward_pass.adapted_forward(
+            config, backbone, learning.sema, images, key=jax.random.fold_in(step_key, 1)
+        ).pooled
+        return _describe(config, learning, blocks, pooled, batch)
+
+    return run_steps(step, learning, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefix_tokens(
+    config: SEMAConfig, backbone: PyTree, sema: SEMAState, images: Float[Array, "B H W C"]
+) -> Float[Array, "B N d"]:
+    """`frozen_prefix`, compiled."""
+    return forward_pass.frozen_prefix(config, backbone, sema, images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def observe_tokens(
+    config: SEMAConfig,
+    backbone: PyTree,
+    sema: SEMAState,
+    tokens: Float[Array, "B N d"],
+    key: Key[Array, ""],
+) -> forward_pass.Forward:
+    """`adapted_forward` from the tokens of the frozen prefix."""
+    return forward_pass.adapted_forward(config, backbone, sema, tokens, from_tokens=True, key=key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score_tokens(
+    config: SEMAConfig,
+    backbone: PyTree,
+    sema: SEMAState,
+    tokens: Float[Array, "B N d"],
+    num_valid: Int[Array, ""],
+    key: Key[Array, ""],
+) -> Float[Array, " E"]:
+    """`expansion_scores` of a batch."""
+    seen = observe_tokens(config, backbone, sema, tokens, key)
+    return forward_pass.expansion_scores(config, sema, seen.pooled, num_valid)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict_images(
+    config: SEMAConfig,
+    backbone: PyTree,
+    sema: SEMAState,
+    images: Float[Array, "B H W C"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, "B d"], Float[Array, "B classes"], Float[Array, "B E K"]]:
+    """Features, scores of all classes and weights of the adapters."""
+    seen = forward_pass.adapted_forward(config, backbone, sema, images, key=key)
+    logits = forward_pass.class_logits(sema.params.head, seen.features)
+    return seen.features, logits, seen.weights
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def grow_block(
+    config: SEMAConfig, key: Key[Array, ""], sema: SEMAState, block: Int[Array, ""]
+) -> SEMAState:
+    """`add_adapter` for a block that is an argument."""
+    return add_adapter(key, config, sema, block)
+
+
+def local_cross_entropy(
+    logits: Float[Array, "B C"],
+    labels: Int[Array, " B"],
+    classes: Bool[Array, " C"],
+    num_valid: Int[Array, ""] | int,
+) -> Float[Array, ""]:
+    """Mean cross-entropy over the classes of the present task only.
+
+    Args:
+        logits: of all classes.
+        labels: each one of `classes`; of another the loss is infinite.
+        classes: which classes compete.
+        num_valid: rows that count; the rest is padding.
+
+    Returns:
+        The mean over the rows that count. Its gradient is exactly 0 for other classes.
+
+    Source: the official trainer.
+
+    Example:
+        >>> logits, labels = jnp.zeros((1, 3)), jnp.array([2])
+        >>> round(float(local_cross_entropy(logits, labels, jnp.array([False, True, True]), 1)), 4)
+        0.6931
+    """
+    masked = jnp.where(classes, logits, -jnp.inf)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(masked, labels)
+    return _valid_mean(losses, num_valid)
+
+
+def record_newest(
+    state: SEMAState, pooled: Float[Array, "B E d"], blocks: Bool[Array, " E"], num_valid: Any
+) -> SEMAState:
+    """Put the errors of the newest descriptor of some blocks on record.
+
+    Example:
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import init_sema
+        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
+        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
+        >>> state, blocks = init_sema(jax.random.key(0), config), jnp.array([True])
+        >>> jax.jit(record_newest)(state, jnp.ones((5, 1, 8)), blocks, 4).records.count.tolist()
+        [[4, 0]]
+    """
+    every, newest = jnp.arange(len(state.num_active)), state.num_active - 1
+    errors = _newest_errors(state, state.descriptors, pooled)
+    old = jax.tree.map(lambda leaf: leaf[every, newest], state.records)
+    grown = jax.vmap(record_errors, in_axes=(0, 0, None))(old, errors, num_valid)
+
+    def write(leaf: Array, before: Array, after: Array) -> Array:
+        mask = blocks.reshape(-1, *(1,) * (after.ndim - 1))
+        return leaf.at[every, newest].set(jnp.where(mask, after, before))
+
+    return state._replace(records=jax.tree.map(write, state.records, old, grown))
+
+
+def _describe(
+    config: SEMAConfig, learning: Learning, blocks: Array, pooled: Array, batch: StepBatches
+) -> tuple[Learning, Array]:
+    sema = record_newest(learning.sema, pooled, blocks, batch.num_valid)
+
+    def loss_fn(descriptors: Any) -> Array:
+        errors = _newest_errors(sema, descriptors, pooled)
+        means = jax.vmap(_valid_mean, in_axes=(0, None))(errors, batch.num_valid)
+        return jnp.sum(jnp.where(blocks, means, 0))
+
+    loss, gradient = jax.value_and_grad(loss_fn)(sema.descriptors)
+    slots = _newest_slots(config, sema, blocks)
+    mask = jax.tree.map(lambda x: slots.reshape(*slots.shape, *(1,) * (x.ndim - 2)), gradient)
+    updates, opt_state = sgd(config).update(
+        gradient, learning.descriptor_opt, sema.descriptors, trainable=mask
+    )
+    descriptors: Any = optax.apply_updates(
+        sema.descriptors, optax.tree.scale(-batch.learning_rate, updates)
+    )
+    sema = sema._replace(descriptors=descriptors)
+    return learning._replace(sema=sema, descriptor_opt=opt_state), loss
+
+
+def _newest_errors(state: SEMAState, descriptors: Any, pooled: Array) -> Float[Array, "E B"]:
+    every, newest = jnp.arange(len(state.num_active)), state.num_active - 1
+    newest = jax.tree.map(lambda leaf: leaf[every, newest], descriptors)
+    return jax.vmap(representation_error, in_axes=(0, 1))(newest, pooled)
+
+
+def _newest_slots(config: SEMAConfig, state: SEMAState, blocks: Array) -> Bool[Array, "E K"]:
+    newest = jnp.arange(config.capacity) == (state.num_active - 1)[:, None]
+    return newest & blocks[:, None]
+
+
+def _functional_mask(
+    config: SEMAConfig, state: SEMAState, trainable: Trainable
+) -> FunctionalParams:
+    """Masks that broadcast against each leaf of what a classification phase may change."""
+    single, slots = trainable.single, _newest_slots(config, state, trainable.blocks)
+    kernel, bias = slots[..., None, None], slots[..., None]
+    return FunctionalParams(
+        Adapter(single, single, single, single),
+        Adapter(kernel, bias, kernel, bias),
+        Router(slots[:, None], slots),
+        Head(jnp.array(True), jnp.array(True)),
+    )
+
+
+def _valid_mean(values: Float[Array, " B"], num_valid: Int[Array, ""] | int) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(jnp.arange(len(values)) < num_valid, values, 0)) / num_valid

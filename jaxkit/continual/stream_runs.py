@@ -1,12 +1,12 @@
-"""A learner on a stream: the loop, its results, and resumption in the middle of a task."""
+"""A learner on a stream: what a learner is, the loop, and resumption in the middle of a task."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,146 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from jaxkit import training, validation
-from jaxkit.continual.learners import Advance, Learner
-from jaxkit.continual.streams import Stream
+from jaxkit.continual.batches import StepBatches, draw_batches
+from jaxkit.continual.streams import Stream, Task
 
 #: Raised when what is written changes, so that an old run is refused instead of misread.
-FORMAT = 1
+FORMAT = 2
+
+
+class Phase(NamedTuple):
+    """A part of a task that is over before the learner is asked for the next one.
+
+    Attributes:
+        kind: what it is, in a word.
+        run: `run(state, first, most)` makes 1 to `most` optimizer steps after the first `first` of
+            the phase; returns the state, how many it made, and JSON-able facts for the event.
+        num_steps: optimizer steps of the phase; 0 if one call of `run` does it.
+        about: JSON-able facts known before, for the event and for people who wait.
+    """
+
+    kind: str
+    run: Callable[[Any, int, int], tuple[Any, int, Mapping[str, Any]]]
+    num_steps: int = 0
+    about: Mapping[str, Any] = {}
+
+
+#: The phases of a task. Each is answered by the event it made, so that the events on record bring
+#: the generator of an interrupted task to where it stood.
+Phases = Generator[Phase, Mapping[str, Any], None]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Learns a stream task by task, in phases inside which it can be saved too.
+
+    All that it has learnt is in its state, a pytree of arrays of constant shapes; the object holds
+    settings only.
+
+    Attributes:
+        name: shown in reports.
+
+    Example:
+        >>> from jaxkit import models
+        >>> from jaxkit.continual import SimpleCIL
+        >>> isinstance(SimpleCIL(models.VisionTransformer(), {}, 10), Learner)
+        True
+    """
+
+    name: str
+
+    def description(self) -> Mapping[str, Any]:
+        """Settings that a resumed run must share, JSON-able."""
+        ...
+
+    def init(self, seed: int) -> PyTree:
+        """Make the state before the first task."""
+        ...
+
+    def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
+        """The phases of a task, each answered by its event: `"kind"`, `"task"`, `"step"`, facts."""
+        ...
+
+    def predict(
+        self, state: PyTree, images: Float[np.ndarray, "B H W C"]
+    ) -> Float[np.ndarray, "B classes"]:
+        """Scores of all classes."""
+        ...
+
+
+def training_phase(
+    kind: str,
+    task: Task,
+    run: Callable[[Any, StepBatches], tuple[Any, Any]],
+    *,
+    inputs: Callable[[Any], Any],
+    begin: Callable[[Any], Any],
+    order: Sequence[int],
+    learning_rates: Float[np.ndarray, " epochs"],
+    batch_size: int,
+    steps_per_call: int,
+    about: Mapping[str, Any] = {},
+    rate_name: str = "learning_rate",
+) -> Phase:
+    """Gradient steps over passes of a task's data, each pass in an order of its own.
+
+    Args:
+        kind: what it is, in a word.
+        task: whose labels are learnt.
+        run: from a state and the batches of some steps to the state after them and their losses.
+        inputs: from the state to rows to draw batches from; asked once.
+        begin: makes the state of the first step, its optimizer afresh.
+        order: numbers that seed the orders of the passes.
+        learning_rates: of each pass.
+        batch_size: rows of a step.
+        steps_per_call: steps that `run` takes at most.
+        about: facts for the event.
+        rate_name: the setting to lower if a loss is not finite.
+
+    Returns:
+        The phase; its event tells the last loss.
+    """
+    num_steps = len(learning_rates) * -(-len(task.train_labels) // batch_size)
+    rows: list[Any] = []
+
+    def advance(state: Any, first: int, most: int) -> tuple[Any, int, Mapping[str, Any]]:
+        if first == 0:
+            state = begin(state)
+        if not rows:
+            rows.append(inputs(state))
+        count = min(most, steps_per_call, num_steps - first)
+        batches = draw_batches(
+            rows[0], task.train_labels, order, learning_rates, first, count,
+            batch_size=batch_size, capacity=steps_per_call,
+        )  # fmt: skip
+        state, losses = run(state, batches)
+        losses = np.asarray(losses)[:count]
+        if not np.isfinite(losses).all():
+            raise FloatingPointError(
+                f"the {kind} phase of task {task.name!r} diverged, {rate_name}="
+                f"{learning_rates[0]} must be lower: losses {losses.tolist()}"
+            )
+        return state, count, {"loss": float(losses[-1])}
+
+    return Phase(kind, advance, num_steps, about)
+
+
+class Advance(NamedTuple):
+    """A piece of a phase that is done.
+
+    Attributes:
+        state: the learner's arrays.
+        phase: what it is a piece of.
+        step: optimizer steps of the phase made.
+        event: what the phase did, once it is over: `"kind"`, `"task"`, `"step"` and facts.
+        learnt: whether the task is.
+    """
+
+    state: PyTree
+    phase: Phase
+    step: int
+    event: dict[str, Any] | None
+    learnt: bool
 
 
 class StreamResult(NamedTuple):
@@ -27,7 +162,7 @@ class StreamResult(NamedTuple):
     Attributes:
         accuracy: `accuracy[i, j]` on task i after training task j; NaN where j < i.
         num_tests: test images of each task.
-        events: what happened, in order (`Advance.events`).
+        events: what each phase did, in order: `"kind"`, `"task"`, `"step"` and facts.
         state: what was learnt.
         num_steps: optimizer steps made.
         finished: False if the run was stopped on request.
@@ -131,20 +266,20 @@ def run_stream(
 
     def advance(state: PyTree, pieces: int, most: int | None) -> training.Lap:
         nonlocal saved
-        due = saved + checkpoint_every - work.record["num_steps"] if checkpoint_every else max_steps
+        due = saved + checkpoint_every - work.num_steps if checkpoint_every else max_steps
+        task = work.task
         piece = work.advance(min(max_steps, due))
-        new_task = piece.position is None
-        task = work.record["task"] - new_task
         if on_advance is not None:
             on_advance(task, piece)
-        checkpoint = new_task or work.record["num_steps"] - saved >= (checkpoint_every or np.inf)
-        saved = work.record["num_steps"] if checkpoint else saved
-        row = {"step": pieces + 1, "task": task, "num_steps": work.record["num_steps"]}
+        if checkpoint := piece.learnt or work.num_steps - saved >= (checkpoint_every or np.inf):
+            saved = work.num_steps
+        row = {"step": pieces + 1, "task": task, "num_steps": work.num_steps,
+               "doing": piece.phase.kind, **piece.phase.about}  # fmt: skip
         return training.Lap(
             work.state,
-            rows=lambda seconds: [{**row, "doing": piece.doing, "share": piece.share}],
+            rows=lambda seconds: [row],
             checkpoint=checkpoint,
-            finished=work.record["task"] == len(stream.tasks),
+            finished=work.task == len(stream.tasks),
         )
 
     with contextlib.ExitStack() as stack:
@@ -155,9 +290,10 @@ def run_stream(
             run.identify(describe_run(learner, stream, seed))
             restored = run.restore(work.state)
             if restored is not None:
-                first, work.state, work.record = restored
-                saved = work.record["num_steps"]
-        if work.record["task"] == len(stream.tasks):
+                first, state, record = restored
+                work.resume(state, record)
+                saved = work.num_steps
+        if work.task == len(stream.tasks):
             return work.result(finished=True)
         # A piece may be a whole phase, so processes agree on stopping after each.
         result = training.drive(
@@ -172,48 +308,73 @@ def run_stream(
 
 
 class _Work:
-    """A learner's arrays and the facts beside them, which together are a checkpoint."""
+    """A learner's arrays and its log, which together are a checkpoint."""
 
     def __init__(self, learner: Learner, stream: Stream, seed: int):
         self.learner, self.stream, self.seed = learner, stream, seed
-        self.state = jax.tree.map(jnp.asarray, learner.init(seed))
-        self.record: dict[str, Any] = {
-            "task": 0, "position": learner.begin(0), "num_steps": 0, "accuracy": [], "events": [],
-        }  # fmt: skip
+        self.resume(learner.init(seed), {"num_steps": 0, "accuracy": [], "events": []})
+
+    def resume(self, state: PyTree, record: dict[str, Any]) -> None:
+        """Stand where the log ends: its events of the present task are told to the learner anew."""
+        self.state = jax.tree.map(jnp.asarray, state)
+        self.num_steps, self.accuracy = record["num_steps"], record["accuracy"]
+        self.events = record["events"]
+        self.step = self.num_steps - sum(event["step"] for event in self.events)
+        self._begin_task()
+        for event in [event for event in self.events if event["task"] == self.task]:
+            self._next_phase(event)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What resumes it."""
+        return {"num_steps": self.num_steps, "accuracy": self.accuracy, "events": self.events}
+
+    @property
+    def task(self) -> int:
+        """Tasks learnt, and so the index of the present one."""
+        return len(self.accuracy)
 
     def advance(self, max_steps: int) -> Advance:
-        record = self.record
-        piece = self.learner.advance(
-            self.state, record["position"], self.stream, record["task"],
-            seed=self.seed, max_steps=max_steps,
-        )  # fmt: skip
-        self.state = jax.tree.map(jnp.asarray, piece.state)
-        record["num_steps"] += piece.num_steps
-        record["events"].extend(piece.events)
-        record["position"] = piece.position
-        if piece.position is None:
-            after = record["task"]
-            column = [
-                task_accuracy(self.learner, self.state, self.stream, i, after)
-                for i in range(after + 1)
-            ]
-            record["accuracy"].append(column)
-            record["task"] += 1
-            record["position"] = self.learner.begin(record["task"])
-        return piece
+        phase, event = self._phase, None
+        assert phase is not None
+        state, count, facts = phase.run(self.state, self.step, max_steps)
+        self.state = jax.tree.map(jnp.asarray, state)
+        self.step += count
+        self.num_steps += count
+        step = self.step
+        if step == phase.num_steps:
+            event = {"kind": phase.kind, "task": self.task, "step": step, **phase.about, **facts}
+            self.events.append(event)
+            self.step = 0
+            self._next_phase(event)
+        learnt = self._phase is None
+        if learnt:
+            self.accuracy.append([
+                task_accuracy(self.learner, self.state, self.stream, i, self.task)
+                for i in range(self.task + 1)
+            ])  # fmt: skip
+            self._begin_task()
+        return Advance(self.state, phase, step, event, learnt)
+
+    def _begin_task(self) -> None:
+        if self.task < len(self.stream.tasks):
+            self._phases = self.learner.phases(self.stream, self.task, self.seed)
+            self._phase: Phase | None = next(self._phases)
+
+    def _next_phase(self, event: Mapping[str, Any]) -> None:
+        try:
+            self._phase = self._phases.send(event)
+        except StopIteration:
+            self._phase = None
 
     def result(self, *, finished: bool) -> StreamResult:
         tasks = len(self.stream.tasks)
         accuracy = np.full((tasks, tasks), np.nan)
-        for after, column in enumerate(self.record["accuracy"]):
+        for after, column in enumerate(self.accuracy):
             accuracy[: after + 1, after] = column
+        sizes = np.array([len(task.test_images) for task in self.stream.tasks])
         return StreamResult(
-            accuracy,
-            np.array([len(task.test_images) for task in self.stream.tasks]),
-            tuple(self.record["events"]),
-            self.state,
-            self.record["num_steps"],
-            finished,
+            accuracy, sizes, tuple(self.events), self.state, self.num_steps, finished
         )
 
 

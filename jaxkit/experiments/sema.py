@@ -20,14 +20,14 @@ SHIFTED = (2, 4)
 #: Between the largest score of a known domain, 1.1 on seeds 0 to 2, and the least of a new, 2.2.
 THRESHOLD = 1.5
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
-POLICIES = {
-    "SEMA": "on_shift",
-    "no expansion": "never",
-    "expand every task": "every_task",
-    "sequential fine-tuning": "finetune",
+GROWING = {
+    "SEMA": continual.grow_on_shift,
+    "no expansion": continual.never_grow,
+    "expand every task": continual.grow_every_task,
+    "sequential fine-tuning": continual.finetune_adapters,
 }
 ROUTINGS = ("average", "top1", "descriptor")
-_METHODS = (*POLICIES, "adapter + prototypes", "L2P", "SimpleCIL")
+_METHODS = (*GROWING, "adapter + prototypes", "L2P", "SimpleCIL")
 
 
 class Problem(NamedTuple):
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
     Attributes:
         seed: of the split, the backbone and the runs.
         stream: six tasks.
-        config: SEMA's shapes.
+        config: SEMA's settings.
         backbone: pre-trained variables.
         upright: accuracy of the backbone on upright digits.
     """
@@ -69,7 +69,7 @@ def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
         The evidence.
     """
     problems = [make_problem(s) for s in range(seed, seed + (1 if quick else 3))]
-    methods = (*POLICIES, "SimpleCIL") if quick else _METHODS
+    methods = (*GROWING, "SimpleCIL") if quick else _METHODS
     results = {name: [learn(name, problem) for problem in problems] for name in methods}
     claims = [
         _pattern_claim(results["SEMA"], problems),
@@ -81,11 +81,10 @@ def run(*, quick: bool = False, seed: int = 0) -> evidence.Evidence:
     first, found = problems[0], results["SEMA"][0]
     names = [task.name for task in first.stream.tasks]
     learner: Any = make_learner("SEMA", first)
-    weights = continual.router_weights_by_task(learner, found.state, first.stream)
     figures = {
-        "sema_expansion": continual.expansion_figure(found, first.config, THRESHOLD, names),
+        "sema_expansion": continual.expansion_figure(found, learner.config, names),
         "sema_accuracy": continual.accuracy_matrix_figure(found.accuracy, names, title="SEMA"),
-        "sema_router": continual.router_weights_figure(weights, first.config, names),
+        "sema_router": continual.router_weights_figure(learner, found.state, first.stream),
         "sema_methods": methods_figure(results),
     }
     tables = [_methods_table(results), _scores_table(results["SEMA"], problems)]
@@ -107,7 +106,8 @@ def make_problem(seed: int) -> Problem:
     upright = float(np.mean(logits.argmax(1) == held.test_labels))
     config = continual.SEMAConfig(
         model, stream.num_classes, adapter_dim=16, descriptor_dim=12, expand_from=2, expand_to=3,
-        capacity=len(stream.tasks),
+        capacity=len(stream.tasks), threshold=THRESHOLD, train_learning_rate=0.05,
+        describe_epochs=30, describe_learning_rate=0.05,
     )  # fmt: skip
     return Problem(seed, stream, config, backbone, upright)
 
@@ -126,13 +126,10 @@ def make_learner(
             problem.config.model, problem.backbone, problem.config.num_classes, prompt_length=2,
             learning_rate=0.03, num_epochs=20,
         )  # fmt: skip
-    settings = continual.SEMASettings(
-        policy=POLICIES.get(name, "never"), threshold=threshold,
-        train_epochs=20, train_learning_rate=0.05, describe_epochs=30, describe_learning_rate=0.05,
-    )  # fmt: skip
-    config = dataclasses.replace(problem.config, routing=routing)
-    learner = continual.SEMALearner(config, problem.backbone, settings, name=name)
-    return continual.AdaptedPrototypes(learner) if name not in POLICIES else learner
+    config = dataclasses.replace(problem.config, threshold=threshold, routing=routing)
+    phases = GROWING.get(name, continual.never_grow)
+    learner = continual.SEMALearner(config, problem.backbone, phases, name=name)
+    return continual.AdaptedPrototypes(learner) if name not in GROWING else learner
 
 
 def learn(name: str, problem: Problem, **options: Any) -> continual.StreamResult:

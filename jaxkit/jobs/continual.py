@@ -82,7 +82,7 @@ class ContinualConfig:
         for field in ("classes_per_task", "train_epochs", "describe_epochs", "checkpoint_every"):
             least = int(field != "checkpoint_every")
             validation.integer(field, getattr(self, field), minimum=least)
-        validation.choice("method", self.method, [*_POLICIES, "l2p", "simple-cil"])
+        validation.choice("method", self.method, [*_PHASES, "l2p", "simple-cil"])
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be >= 0 (infinity is allowed), got {self.threshold}")
         for field in ("train_learning_rate", "describe_learning_rate"):
@@ -107,9 +107,10 @@ class ContinualFiles(NamedTuple):
     result: continual.StreamResult
 
 
-_POLICIES = {
-    "sema": "on_shift", "no-expansion": "never", "every-task": "every_task",
-    "finetune": "finetune", "adapter-prototypes": "never",
+_PHASES = {
+    "sema": continual.grow_on_shift, "no-expansion": continual.never_grow,
+    "every-task": continual.grow_every_task, "finetune": continual.finetune_adapters,
+    "adapter-prototypes": continual.never_grow,
 }  # fmt: skip
 
 
@@ -228,20 +229,17 @@ def _learner(
             learning_rate=_given(config.train_learning_rate, 0.03 if tiny else 0.00375),
         )  # fmt: skip
     rates = (0.05, 0.05) if tiny else (0.005, 0.01)
-    settings = continual.SEMASettings(
-        policy=_POLICIES[config.method],
+    settings = continual.SEMAConfig(
+        model, stream.num_classes, capacity=len(stream.tasks),
+        descriptor_dim=12 if tiny else 128,
+        expand_from=model.depth - (2 if tiny else 3), expand_to=model.depth - 1,
         threshold=config.threshold,
         train_epochs=config.train_epochs,
         describe_epochs=config.describe_epochs,
         train_learning_rate=_given(config.train_learning_rate, rates[0]),
         describe_learning_rate=_given(config.describe_learning_rate, rates[1]),
-    )
-    shapes = continual.SEMAConfig(
-        model, stream.num_classes, capacity=len(stream.tasks),
-        descriptor_dim=12 if tiny else 128,
-        expand_from=model.depth - (2 if tiny else 3), expand_to=model.depth - 1,
     )  # fmt: skip
-    learner = continual.SEMALearner(shapes, backbone, settings, name=config.method)
+    learner = continual.SEMALearner(settings, backbone, _PHASES[config.method], name=config.method)
     if config.method == "adapter-prototypes":
         return continual.AdaptedPrototypes(learner)
     return learner
@@ -267,14 +265,15 @@ class _Bar:
 
     def advance(self, index: int, piece: continual.Advance) -> None:
         """Show a piece of work."""
-        name, learnt = self._names[index], piece.position is None
-        doing = f"{name}: {piece.doing} {piece.share:.0%}"
-        self._bar.step({"step": index + learnt, "doing": doing})
-        for event in piece.events:
-            if event["kind"] == "expand":
-                score = "" if event["score"] is None else f", score {event['score']:.2f}"
-                training.say(f"task {index + 1} ({name}): block {event['block']} grows{score}")
-        if learnt:
+        name, phase, event = self._names[index], piece.phase, piece.event
+        where = phase.about.get("blocks", "")
+        share = piece.step / phase.num_steps if phase.num_steps else 1.0
+        doing = f"{name}: {phase.kind} {'head' if where == [] else where} {share:.0%}"
+        self._bar.step({"step": index + piece.learnt, "doing": doing})
+        if event is not None and event["kind"] == "expand":
+            score = "" if event["score"] is None else f", score {event['score']:.2f}"
+            training.say(f"task {index + 1} ({name}): block {event['block']} grows{score}")
+        if piece.learnt:
             training.say(f"task {index + 1} ({name}) learnt")
 
 
@@ -291,13 +290,9 @@ def _report(
         "accuracy": continual.accuracy_matrix_figure(result.accuracy, names, title=learner.name)
     }
     if isinstance(learner, continual.SEMALearner):
-        if learner.settings.policy == "on_shift":
-            threshold = learner.settings.threshold
-            figures["expansion"] = continual.expansion_figure(
-                result, learner.config, threshold, names
-            )
-        weights = continual.router_weights_by_task(learner, result.state, stream)
-        figures["router"] = continual.router_weights_figure(weights, learner.config, names)
+        if config.method == "sema":
+            figures["expansion"] = continual.expansion_figure(result, learner.config, names)
+        figures["router"] = continual.router_weights_figure(learner, result.state, stream)
     for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")
     parts = [pages.facts({**summary, **dataclasses.asdict(config)})]
@@ -341,7 +336,7 @@ def summarise(learner: continual.Learner, result: continual.StreamResult) -> dic
         ]
         summary |= {
             "blocks grown (score)": ", ".join(grown) or "none",
-            "threshold": f"{learner.settings.threshold:g}",
+            "threshold": f"{learner.config.threshold:g}",
             "adapters added": f"{added}, every task would add {every}",
             "parameters at inference": f"{ours.inference:,} (adapters and head; routers "
             f"{ours.routers:,} more), every task {linear.inference:,}",

@@ -14,6 +14,7 @@ import numpy as np
 import timing
 
 from jaxkit import continual
+from jaxkit.continual import batches, forward_pass, sema_programs
 from jaxkit.experiments.evidence import Table
 
 # The experiment's sizes: ViT of width 48 on 8 x 8 digits, 30 classes, two adapters in block 2.
@@ -79,16 +80,21 @@ def whole_stream() -> Table:
     start = time.process_time()
     problem = sema.make_problem(0)
     rows = [("pre-training of the backbone", f"{time.process_time() - start:.1f}", "", "")]
-    for name in ("SEMA", "SEMA", *list(sema.POLICIES)[1:]):
+    for name in ("SEMA", "SEMA", *list(sema.GROWING)[1:]):
         learner = sema.make_learner(name, problem)
-        start = time.process_time()
+        before, start = _compilations(), time.process_time()
         result = continual.run_stream(learner, problem.stream)
         seconds = time.process_time() - start
         cold = " (cold)" if len(rows) == 1 else ""
-        made = max(getattr(learner.programs, n)._cache_size() for n in learner.programs._fields)  # type: ignore[attr-defined]
+        made = _compilations() - before
         rows.append((name + cold, f"{seconds:.1f}", result.num_steps, made))
-    columns = ("stream of six tasks", "CPU-seconds", "steps", "most compilations of a program")
+    columns = ("stream of six tasks", "CPU-seconds", "steps", "compilations")
     return Table("a whole stream of digits", columns, rows)
+
+
+def _compilations() -> int:
+    programs = (sema_programs.train_steps, sema_programs.describe_steps)
+    return sum(program._cache_size() for program in programs)
 
 
 def _problem() -> dict[str, Any]:
@@ -113,32 +119,33 @@ def _problem() -> dict[str, Any]:
 
 def _jax_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
     config, state, backbone = problem["config"], problem["state"], problem["backbone"]
-    rule = continual.sgd()
-    programs = continual.sema_programs(config, rule)
-    slots = jnp.zeros((2, 2), bool).at[GROWN - 2, SLOT].set(True)
-    trainable = continual.Trainable(jnp.array(False), slots, jnp.array(True))
-    classes = (np.arange(CLASSES) >= 10) & (np.arange(CLASSES) < 20)
-    learning, key = continual.init_learning(state, rule), jax.random.key(0)
+    grown, classes = np.arange(2) == GROWN - 2, (np.arange(CLASSES) // 10) == 1
+    trainable = sema_programs.Trainable(np.array(False), grown)
+    learning, key = sema_programs.begin_phase(config, state), jax.random.key(0)
     backbone = jax.tree.map(jnp.asarray, backbone)
 
-    def batches(inputs: np.ndarray, rate: float) -> continual.StepBatches:
-        return continual.StepBatches(
+    def steps(inputs: np.ndarray, rate: float) -> batches.StepBatches:
+        return batches.StepBatches(
             inputs, problem["labels"], np.full(STEPS, BATCH, np.int32),
             np.full(STEPS, rate, np.float32), np.arange(STEPS, dtype=np.int32), np.int32(STEPS),
         )  # fmt: skip
 
-    prefix = jax.vmap(lambda x: continual.frozen_prefix(config, backbone, state, x))
+    prefix = jax.vmap(lambda x: forward_pass.frozen_prefix(config, backbone, state, x))
     tokens = np.asarray(jax.jit(prefix)(problem["images"]))
-    train = lambda program, inputs: np.asarray(  # noqa: E731
-        program(backbone, learning, trainable, classes, batches(inputs, 0.05), key)[1]
-    )
+
+    def train(source: sema_programs.Source, inputs: np.ndarray) -> np.ndarray:
+        _, losses = sema_programs.train_steps(
+            config, source, None, backbone, learning, trainable, classes, steps(inputs, 0.05), key
+        )
+        return np.asarray(losses)
+
     return {
         # PyTorch's gradient too ends where the first trainable adapter begins.
-        "classification": lambda: train(programs.train_images_above, problem["images"]),
-        "classification, prefix kept": lambda: train(programs.train_tokens, tokens),
+        "classification": lambda: train("images_above", problem["images"]),
+        "classification, prefix kept": lambda: train("tokens", tokens),
         "description": lambda: np.asarray(
-            programs.describe_images(
-                backbone, learning, slots, batches(problem["images"], 0.01), key
+            sema_programs.describe_image_steps(
+                config, None, backbone, learning, grown, steps(problem["images"], 0.01), key
             )[1]
         ),
     }

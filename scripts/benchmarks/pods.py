@@ -32,6 +32,7 @@ from jaxkit import (
     training,
     width,
 )
+from jaxkit.continual import batches, sema_programs
 from jaxkit.experiments.evidence import Table
 from jaxkit.jobs import compilation
 from jaxkit.jobs.config import TrainConfig
@@ -172,16 +173,15 @@ def sema_step(devices: list[Any]) -> RoomProgram:
     mesh = line(devices, "data")
     steps, batch = 4, 32 * len(devices)
     model = models.VisionTransformer(num_classes=0, dtype=jnp.bfloat16, remat=True)
-    config, rule = continual.SEMAConfig(model, 200), continual.sgd()
+    config = continual.SEMAConfig(model, 200)
     backbone = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     backbone = nn.meta.unbox(backbone)
     learning = jax.eval_shape(
-        lambda: continual.init_learning(continual.init_sema(jax.random.key(0), config), rule)
+        lambda: sema_programs.begin_phase(config, continual.init_sema(jax.random.key(0), config))
     )
-    slots = jnp.zeros((3, 20), bool).at[:, 0].set(True)
-    trainable = continual.Trainable(jnp.array(True), slots, jnp.array(True))
+    trainable = sema_programs.Trainable(jnp.array(True), jnp.ones(3, bool))
     numbers = placed(jnp.zeros(steps, jnp.int32), mesh)
-    batches = continual.StepBatches(
+    steps_of_images = batches.StepBatches(
         rows((steps, batch, 224, 224, 3), jnp.float32, mesh, None, "data"),
         rows((steps, batch), jnp.int32, mesh, None, "data"),
         numbers,
@@ -189,13 +189,15 @@ def sema_step(devices: list[Any]) -> RoomProgram:
         numbers,
         placed(jnp.zeros((), jnp.int32), mesh),
     )
-    programs = continual.sema_programs(config, rule)
-    lowered = programs.train_images.lower(
+    lowered = sema_programs.train_steps.lower(
+        config,
+        "images",
+        None,
         placed(backbone, mesh),
         placed(learning, mesh),
         placed(trainable, mesh),
         placed(jnp.zeros(200, bool), mesh),
-        batches,
+        steps_of_images,
         placed(jax.random.key(0), mesh),
     )
     # One adapter a block of the last three, one router a block, and the head.

@@ -118,9 +118,8 @@ CASES = {
             (lambda: federated.quasi_gradient().update(PARAMS, (), PARAMS), "grad_fn"),
         ),
     ),
-    "continual.sgd": Case(continual.sgd),
     "continual.where_trainable": Case(
-        lambda: continual.where_trainable(continual.sgd(0.9, 0.1)),
+        lambda: continual.where_trainable(optax.sgd(0.1, momentum=0.9)),
         extra=mask,
         refused=(
             (lambda: continual.where_trainable(optax.sgd(0.1)).update(PARAMS, ()), "trainable"),

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
-from jaxkit.continual.adapters import Adapter
-from jaxkit.continual.descriptors import Descriptor
-from jaxkit.continual.error_records import ErrorRecords
+from jaxkit.continual.adapters import Adapter, Router
+from jaxkit.continual.descriptors import Descriptor, ErrorRecords
 from jaxkit.continual.expandable_state import FunctionalParams, Head
-from jaxkit.continual.routers import Router
 from jaxkit.models import published_weights
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
-from jaxkit.continual import expandable_state, routers
+from jaxkit.continual import adapters
 from jaxkit.datasets import ArraySplit
 
 MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim=16)
@@ -25,28 +25,17 @@ MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=2, num_heads=2, mlp_dim
         ({"buffer_size": 2}, "buffer_size must be an integer >= 3"),
         ({"score": "batch_mean"}, "did you mean 'batch_mean_abs'"),
         ({"routing": "sofd"}, "did you mean 'soft'"),
+        ({"threshold": float("nan")}, "threshold must be >= 0"),
+        ({"threshold": -0.5}, "threshold must be >= 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"train_learning_rate": float("inf")}, "train_learning_rate"),
     ],
 )
 def test_configurations_are_checked_when_made(change, message, bad_input):
     fields = {"model": MODEL, "num_classes": 3, "expand_from": 1, "expand_to": 1}
     with pytest.raises(ValueError, match=message):
         continual.SEMAConfig(**{**fields, **change})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"threshold": float("nan")}, "threshold must be >= 0"),
-        ({"threshold": -0.5}, "threshold must be >= 0"),
-        ({"policy": "on-shift"}, "did you mean 'on_shift'"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"momentum": 1.0}, "momentum"),
-        ({"train_learning_rate": float("inf")}, "train_learning_rate"),
-    ],
-)
-def test_settings_are_checked_when_made(change, message, bad_input):
-    with pytest.raises(ValueError, match=message):
-        continual.SEMASettings(**change)
 
 
 def test_adapters_are_added_only_where_there_is_room(bad_input):
@@ -56,8 +45,6 @@ def test_adapters_are_added_only_where_there_is_room(bad_input):
         continual.add_adapter(jax.random.key(0), config, state, 1)
     with pytest.raises(ValueError, match="must be one that may grow, 1 to 1, got 0"):
         continual.add_adapter(jax.random.key(0), config, state, 0)
-    with pytest.raises(ValueError, match="capacity must be an integer >= 1, got 0"):
-        expandable_state.grow_capacity(config, state, 0)
 
 
 GOOD = {
@@ -110,12 +97,12 @@ def test_metrics_refuse_what_is_no_accuracy(bad_input):
 
 
 def test_random_routings_need_a_key(bad_input):
-    router = routers.Router(jnp.zeros((8, 2)), jnp.zeros(2))
+    router = adapters.Router(jnp.zeros((8, 2)), jnp.zeros(2))
     pooled, active = jnp.ones((1, 8)), jnp.ones(2, bool)
     with pytest.raises(ValueError, match="key must be given"):
-        routers.router_weights(router, pooled, active, routing="random_choice")
+        adapters.router_weights(router, pooled, active, routing="random_choice")
     with pytest.raises(ValueError, match="errors must be given"):
-        routers.router_weights(router, pooled, active, routing="descriptor")
+        adapters.router_weights(router, pooled, active, routing="descriptor")
 
 
 def test_pretraining_refuses_labels_beyond_the_head(bad_input):

@@ -1,5 +1,7 @@
 """What must hold whatever the numbers are."""
 
+import contextlib
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,19 +14,11 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import continual, models
-from jaxkit.continual import (
-    adapters,
-    descriptors,
-    error_records,
-    expandable_state,
-    freezing,
-    routers,
-    shift_detection,
-)
+from jaxkit.continual import adapters, descriptors, sema, sema_programs
 
 MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-_z = jax.jit(error_records.z_scores)
-_record = jax.jit(error_records.record_errors)
+_z = jax.jit(descriptors.z_scores)
+_record = jax.jit(descriptors.record_errors)
 CONFIG = continual.SEMAConfig(MODEL, 3, 2, 2, 0, 0, capacity=2)
 
 
@@ -34,32 +28,32 @@ def layer():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     made = adapters.Adapter(draw(3, 8, 2), draw(3, 2), draw(3, 2, 8), draw(3, 8))
-    return made, routers.Router(draw(8, 3), draw(3)), draw(5, 4, 8)
+    return made, adapters.Router(draw(8, 3), draw(3)), draw(5, 4, 8)
 
 
 @functools.partial(jax.jit, static_argnames="routing")
-def mixed(adapters, router, x, active, key, routing="soft"):
+def mixed(stack, router, x, active, key, routing="soft"):
     pooled = x.mean(1)
     errors = jnp.abs(pooled[:, :1] * jnp.array([1.0, 0.5, 2.0])).T
-    weights = routers.router_weights(
+    weights = adapters.router_weights(
         router, pooled, active, routing=routing, errors=errors, key=key
     )
-    return weights, continual.mixture_of_adapters(adapters, x, weights)
+    return weights, adapters.mixture_of_adapters(stack, x, weights)
 
 
 def test_an_added_adapter_keeps_the_ratios_of_the_old_weights(layer):
-    adapters, router, x = layer
-    before, _ = mixed(adapters, router, x, jnp.array([True, True, False]), jax.random.key(0))
-    after, _ = mixed(adapters, router, x, jnp.array([True, True, True]), jax.random.key(0))
+    stack, router, x = layer
+    before, _ = mixed(stack, router, x, jnp.array([True, True, False]), jax.random.key(0))
+    after, _ = mixed(stack, router, x, jnp.array([True, True, True]), jax.random.key(0))
     np.testing.assert_allclose(after[:, 0] / after[:, 1], before[:, 0] / before[:, 1], rtol=1e-5)
     np.testing.assert_allclose(after.sum(1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("routing", routers.ROUTINGS)
+@pytest.mark.parametrize("routing", adapters.ROUTINGS)
 def test_every_routing_weighs_active_slots_only(layer, routing):
-    adapters, router, x = layer
+    stack, router, x = layer
     active = jnp.array([True, True, False])
-    weights, _ = mixed(adapters, router, x, active, jax.random.key(0), routing=routing)
+    weights, _ = mixed(stack, router, x, active, jax.random.key(0), routing=routing)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
     assert np.all(weights[:, 2] == 0)
     expected = {
@@ -74,10 +68,10 @@ def test_every_routing_weighs_active_slots_only(layer, routing):
 
 
 def test_the_order_of_samples_does_not_matter(layer):
-    adapters, router, x = layer
+    stack, router, x = layer
     active, order = jnp.ones(3, bool), jnp.array([3, 1, 4, 0, 2])
-    _, one = mixed(adapters, router, x, active, jax.random.key(0))
-    _, other = mixed(adapters, router, x[order], active, jax.random.key(0))
+    _, one = mixed(stack, router, x, active, jax.random.key(0))
+    _, other = mixed(stack, router, x[order], active, jax.random.key(0))
     np.testing.assert_allclose(one[order], other, atol=1e-6)
 
 
@@ -93,7 +87,9 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
             values=small.records.values + jnp.arange(6.0), count=small.records.count + 6
         ),
     )
-    larger, grown = expandable_state.grow_capacity(exact, small, 4)
+    larger = dataclasses.replace(exact, capacity=4)
+    empty = jax.tree.map(lambda x: 0 * x, continual.init_sema(key, larger))
+    grown = jax.tree.map(lambda a, b: a.at[tuple(map(slice, b.shape))].set(b), empty, small)
     active = continual.active_slots(grown)
 
     def spoil(leaf):
@@ -104,7 +100,7 @@ def test_capacity_does_not_change_results_and_garbage_cannot_leak():
     spoilt = grown._replace(
         params=grown.params._replace(
             adapters=jax.tree.map(spoil, grown.params.adapters),
-            router=routers.Router(
+            router=adapters.Router(
                 jnp.where(active[:, None], router.kernel, jnp.nan), spoil(router.bias)
             ),
         ),
@@ -147,7 +143,7 @@ def test_a_fresh_adapter_moves_a_block_only_through_the_router():
     grown = continual.add_adapter(jax.random.key(1), CONFIG, state, 0)
     assert grown.num_active.tolist() == [2]
     fresh = jax.tree.map(lambda x: x[0, 1], grown.params.adapters)
-    assert np.all(continual.functional_adapter(fresh, jnp.ones((2, 8))) == 0)
+    assert np.all(adapters.functional_adapter(fresh, jnp.ones((2, 8))) == 0)
     old = jax.tree.map(lambda x: x[:, :1], (state.params.adapters, state.descriptors))
     new = jax.tree.map(lambda x: x[:, :1], (grown.params.adapters, grown.descriptors))
     assert jax.tree.all(jax.tree.map(np.array_equal, old, new))
@@ -202,7 +198,7 @@ def test_z_scores_do_not_depend_on_the_unit_of_errors(history, scale, shift):
     query = jnp.array([0.5, 1.0, 2.0])
 
     def z(values, query):
-        return _z(error_records.ErrorRecords(jnp.asarray(values), jnp.asarray(len(history))), query)
+        return _z(descriptors.ErrorRecords(jnp.asarray(values), jnp.asarray(len(history))), query)
 
     np.testing.assert_allclose(
         z(scale * padded + np.float32(shift), scale * query + shift), z(padded, query),
@@ -212,20 +208,20 @@ def test_z_scores_do_not_depend_on_the_unit_of_errors(history, scale, shift):
 
 def test_familiar_errors_score_about_four_fifths():
     rng = np.random.default_rng(0)
-    records = _record(error_records.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500)
+    records = _record(descriptors.empty_records(500), jnp.asarray(rng.normal(size=500) + 5), 500)
     scores = _z(records, jnp.asarray(rng.normal(size=2000) + 5))
     assert float(jnp.abs(scores).mean()) == pytest.approx(np.sqrt(2 / np.pi), abs=0.05)
 
 
 def test_equal_errors_on_record_make_any_other_error_infinitely_strange():
-    records = _record(error_records.empty_records(3), jnp.ones(3), 3)
+    records = _record(descriptors.empty_records(3), jnp.ones(3), 3)
     assert _z(records, jnp.array([1.0, 2.0, 0.5])).tolist() == [0, np.inf, -np.inf]
 
 
 @hypothesis.given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(0, 99))
 def test_records_equal_a_list_that_follows_the_official_rules(sizes, seed):
     rng = np.random.default_rng(seed)
-    kept, records = [], error_records.empty_records(5)
+    kept, records = [], descriptors.empty_records(5)
     for size in sizes:
         errors = rng.random(7).astype(np.float32)
         new = errors[:size].tolist()
@@ -237,31 +233,53 @@ def test_records_equal_a_list_that_follows_the_official_rules(sizes, seed):
 
 def test_another_descriptor_never_raises_the_score():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)) * 3)
-    for rule in error_records.SHIFT_RULES:
-        two = error_records.shift_score(z, jnp.array([True, True, False]), 6, rule)
-        three = error_records.shift_score(z, jnp.array([True, True, True]), 6, rule)
+    for rule in descriptors.SHIFT_RULES:
+        two = descriptors.shift_score(z, jnp.array([True, True, False]), 6, rule)
+        three = descriptors.shift_score(z, jnp.array([True, True, True]), 6, rule)
         assert three <= two
 
 
 def test_padding_does_not_count_in_scores():
     z = jnp.array([[1.0, -1.0, 99.0]])
     for rule, expected in (("batch_mean_abs", 1.0), ("signed_any_sample", 1.0)):
-        assert float(error_records.shift_score(z, jnp.array([True]), 2, rule)) == expected
+        assert float(descriptors.shift_score(z, jnp.array([True]), 2, rule)) == expected
 
 
 def walk(score, threshold, blocks=2, batches=3):
-    """The official loop over passes, with a stand-in for the scores."""
-    added, grew = [], True
-    while grew:
-        grew, batch = False, 0
-        while batch < batches:
-            scores = np.array([score(b, added) for b in range(batch, batches)])
-            closed = np.isin(np.arange(blocks), [b for b, _ in added])
-            found = shift_detection.first_trigger(scores, closed, threshold)
-            if found is None:
-                break
-            added.append((found.block, batch + found.batch))
-            grew, batch = True, batch + found.batch + 1
+    """The method's own loop, on scores and phases that are given instead of computed."""
+    config = dataclasses.replace(CONFIG, threshold=threshold)
+    added = []
+
+    class Given:
+        is_first = False
+
+        def scan(self, number, batch, closed):
+            for b in range(batch, batches):
+                block = sema.growing_block(config, score(b, added), closed)
+                if block is not None:
+                    return {"block": block, "batch": b}
+            return {"block": None}
+
+        def grow(self, block, found):
+            added.append((block, found["batch"]))
+
+        def train(self, blocks):
+            trained.append(blocks)
+
+        def describe(self, blocks):
+            assert blocks == trained[-1]
+
+    trained, given = [], Given()
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(MODEL, depth=blocks), expand_to=blocks - 1
+    )
+    given.blocks = list(range(blocks))
+    phases = sema.grow_on_shift(given)
+    event = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            event = phases.send(event)
+    assert trained == ([[block] for block, _ in added] or [[]])
     return added
 
 
@@ -283,7 +301,9 @@ def test_blocks_grow_in_the_official_order(hot, expected):
 
 def test_higher_thresholds_grow_fewer_blocks_and_infinity_none():
     scores = np.random.default_rng(0).random((4, 3)) * 3
-    counts = [len(walk(lambda b, added: scores[b], t, 3, 4)) for t in (0, 1, 2, 2.9, np.inf)]
+    counts = [
+        len(walk(lambda b, added: scores[b].tolist(), t, 3, 4)) for t in (0, 1, 2, 2.9, np.inf)
+    ]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 3
     assert counts[-1] == 0
@@ -291,11 +311,11 @@ def test_higher_thresholds_grow_fewer_blocks_and_infinity_none():
 
 def test_a_score_that_is_no_number_raises_instead_of_never_growing_again():
     with pytest.raises(FloatingPointError, match="must be numbers"):
-        shift_detection.first_trigger(np.array([[np.nan]]), np.array([False]), 1.0)
+        sema.growing_block(CONFIG, [np.nan], ())
 
 
 def test_frozen_entries_stand_still_under_momentum_and_weight_decay():
-    rule = freezing.where_trainable(continual.sgd(0.9, 0.1))
+    rule = sema_programs.sgd(dataclasses.replace(CONFIG, weight_decay=0.1))
     params, mask = {"w": jnp.ones(3)}, {"w": jnp.array([True, False, True])}
     state = rule.init(params)
     for _ in range(3):

@@ -9,13 +9,12 @@ import pytest
 
 from jaxkit import continual, models
 from jaxkit.continual import (
+    adapters,
+    batches,
     descriptors,
-    error_records,
     forward_pass,
-    phases,
-    routers,
-    sema_settings,
-    shift_detection,
+    sema,
+    sema_programs,
 )
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
@@ -41,7 +40,7 @@ def close(found, expected, precision):
 def test_adapter_has_biases_and_no_scale(sema_golden, official, precision):
     case = sema_golden["adapter_forward"]
     adapter = official.arrays(official.adapter(case["params"], ""), precision)
-    close(continual.functional_adapter(adapter, jnp.asarray(case["x"])), case["y"], precision)
+    close(adapters.functional_adapter(adapter, jnp.asarray(case["x"])), case["y"], precision)
 
 
 def test_descriptor_reads_pooled_tokens(sema_golden, official, precision):
@@ -55,15 +54,15 @@ def test_descriptor_reads_pooled_tokens(sema_golden, official, precision):
 
 def test_records_drop_what_does_not_fit_and_then_forget_the_oldest(sema_golden, precision):
     case = sema_golden["records"]
-    records = error_records.empty_records(case["max_len"])
-    record = jax.jit(error_records.record_errors)
+    records = descriptors.empty_records(case["max_len"])
+    record = jax.jit(descriptors.record_errors)
     for step in case["steps"]:
         padded = np.zeros(6)
         padded[: len(step["values"])] = step["values"]
         records = record(records, jnp.asarray(padded), len(step["values"]))
         assert int(records.count) == step["length"]
         close(records.values[: step["length"]], step["buffer"], precision)
-        mean, deviation = error_records.record_statistics(records)
+        mean, deviation = descriptors.record_statistics(records)
         close(mean, step["mean"], precision)
         if step["std"] is not None:
             close(deviation, step["std"], precision)
@@ -74,35 +73,35 @@ def test_z_scores_are_zero_until_three_errors_are_on_record(sema_golden, officia
     query = jnp.asarray(case["query"])
     history = official.arrays(official.records([case["history"]], 1), precision)
     records = jax.tree.map(lambda leaf: leaf[0], history)
-    close(jnp.abs(error_records.z_scores(records, query)), case["abs_z"], precision)
+    close(jnp.abs(descriptors.z_scores(records, query)), case["abs_z"], precision)
     two = records._replace(count=jnp.asarray(2))
-    close(jnp.abs(error_records.z_scores(two, query)), case["abs_z_with_two_records"], precision)
+    close(jnp.abs(descriptors.z_scores(two, query)), case["abs_z_with_two_records"], precision)
 
 
 def _layer(case, official, precision, *, garbage=0.0, capacity=4):
     params = case["params"]
-    router = routers.Router(np.full((8, capacity), garbage), np.full(capacity, garbage))
+    router = adapters.Router(np.full((8, capacity), garbage), np.full(capacity, garbage))
     rows = params["router.weight"] + params["new_router.weight"]
     router.kernel[:, :3] = np.transpose(rows)
     router.bias[:3] = params["router.bias"] + params["new_router.bias"]
-    adapters = official.stacked(
+    stack = official.stacked(
         [official.adapter(params, f"adapters.{k}.functional.") for k in range(3)], capacity
     )
     describing = official.stacked(
         [official.descriptor(params, f"adapters.{k}.rd.") for k in range(3)], capacity
     )
-    return official.arrays((router, adapters, describing), precision)
+    return official.arrays((router, stack, describing), precision)
 
 
 def test_mixture_weighs_samples_by_their_pooled_tokens(sema_golden, official, precision):
     case = sema_golden["layer_mixture"]
-    router, adapters, describing = _layer(case, official, precision)
+    router, stack, describing = _layer(case, official, precision)
     x = jnp.asarray(case["x"])
     active = jnp.arange(4) < 3
-    weights = routers.router_weights(router, x.mean(1), active)
+    weights = adapters.router_weights(router, x.mean(1), active)
     close(weights[:, :3], case["router_weights"], precision)
     assert np.all(weights[:, 3] == 0)
-    mixed = continual.mixture_of_adapters(adapters, x, weights)
+    mixed = adapters.mixture_of_adapters(stack, x, weights)
     close(mixed, case["func_out"], precision)
     close(mixed, case["func_out_after_router_merge"], precision)
     errors = jax.vmap(descriptors.representation_error, (0, None))(describing, x.mean(1))
@@ -114,21 +113,21 @@ def test_block_grows_where_every_descriptor_is_surprised(sema_golden, official, 
     _, _, describing = _layer(sema_golden["layer_mixture"], official, precision)
     records = official.arrays(official.records(golden["history"], 4), precision)
     active = jnp.arange(4) < 3
+    config = continual.SEMAConfig(
+        models.VisionTransformer(), 10, expand_from=0, expand_to=0, threshold=golden["threshold"]
+    )
 
     @jax.jit
     def score(x):
         errors = jax.vmap(descriptors.representation_error, (0, None))(describing, x.mean(1))
-        z = jax.vmap(error_records.z_scores)(records, errors)
-        return z, error_records.shift_score(z, active, len(x))
+        z = jax.vmap(descriptors.z_scores)(records, errors)
+        return z, descriptors.shift_score(z, active, len(x))
 
     for case in golden["cases"]:
         z, found = score(jnp.asarray(case["x"]))
         close(jnp.abs(z[:3]), case["abs_z"], precision)
         close(found, case["score"], precision)
-        trigger = shift_detection.first_trigger(
-            np.array([[found]]), np.array([False]), golden["threshold"]
-        )
-        assert (trigger is not None) == case["added"]
+        assert (sema.growing_block(config, [float(found)], ()) is not None) == case["added"]
 
 
 @both
@@ -140,7 +139,7 @@ def test_transformer_with_adapters_matches(sema_golden, official, precision):
 
     @jax.jit
     def run(backbone, state, images):
-        tokens = continual.frozen_prefix(config, backbone, state, images)
+        tokens = forward_pass.frozen_prefix(config, backbone, state, images)
         whole = continual.adapted_forward(config, backbone, state, images)
         rest = continual.adapted_forward(config, backbone, state, tokens, from_tokens=True)
         return whole.features, rest.features
@@ -156,7 +155,7 @@ def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, prec
     classes = jnp.arange(case["total_classes"]) >= case["known_classes"]
     labels = jnp.asarray(case["labels"])
     loss = functools.partial(
-        phases.local_cross_entropy, labels=labels, classes=classes, num_valid=3
+        sema_programs.local_cross_entropy, labels=labels, classes=classes, num_valid=3
     )
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(case["logits"]))
     close(value, case["loss"], precision)
@@ -166,10 +165,8 @@ def test_local_cross_entropy_moves_only_the_logits_of_the_task(sema_golden, prec
 
 
 @both
-@pytest.mark.parametrize(
-    "program", ["train_images", pytest.param("train_images_above", marks=pytest.mark.slow)]
-)
-def test_training_trace_of_both_phases(sema_golden, official, precision, program):
+@pytest.mark.parametrize("source", ["images", pytest.param("images_above", marks=pytest.mark.slow)])
+def test_training_trace_of_both_phases(sema_golden, official, precision, source):
     """With gradients through all blocks, and with none below the first block that grows."""
     golden, trace = sema_golden["sema_vit_forward"], sema_golden["training_trace"]
     config, backbone, state = official.state(golden, garbage=np.nan)
@@ -184,25 +181,23 @@ def test_training_trace_of_both_phases(sema_golden, official, precision, program
     params.router.bias[block, slot] = new["new_router.bias"][0]
     state.num_active[block] += 1
     backbone, before = official.arrays((backbone, state), precision)
-    rule = continual.sgd()
-    programs = continual.sema_programs(config, rule)
     slots = np.zeros((2, 3), bool)
     slots[block, slot] = True
-    off, on = np.asarray(False), np.asarray(True)
+    grown = slots.any(1)
     images = np.asarray(trace["x_nchw"]).transpose(0, 1, 3, 4, 2)
     classes = np.arange(6) >= trace["known_classes"]
 
-    def batches(rate):
-        return continual.StepBatches(
+    def steps(rate):
+        return batches.StepBatches(
             images.astype(precision), np.asarray(trace["labels"], np.int32),
             np.full(3, 4, np.int32), np.full(3, rate, precision), np.arange(3, dtype=np.int32),
             np.int32(3),
         )  # fmt: skip
 
     key = jax.random.key(0)
-    learning, losses = getattr(programs, program)(
-        backbone, continual.init_learning(before, rule), continual.Trainable(off, slots, on),
-        classes, batches(0.05), key,
+    learning, losses = sema_programs.train_steps(
+        config, source, None, backbone, sema_programs.begin_phase(config, before),
+        sema_programs.Trainable(np.asarray(False), grown), classes, steps(0.05), key,
     )  # fmt: skip
     close(losses, trace["func_losses"], precision)
     trained = learning.sema
@@ -217,8 +212,8 @@ def test_training_trace_of_both_phases(sema_golden, official, precision, program
     _check_record(trained.records, (block, slot), trace["record_after_func"], precision)
     _assert_frozen(before, trained, slots)
 
-    learning, losses = programs.describe_images(
-        backbone, continual.init_learning(trained, rule), slots, batches(0.1), key
+    learning, losses = sema_programs.describe_image_steps(
+        config, None, backbone, sema_programs.begin_phase(config, trained), grown, steps(0.1), key
     )
     close(losses, trace["rd_losses"], precision)
     described = learning.sema
@@ -232,7 +227,7 @@ def test_training_trace_of_both_phases(sema_golden, official, precision, program
 
 def _check_record(records, place, expected, precision):
     record = jax.tree.map(lambda leaf: leaf[place], records)
-    mean, deviation = error_records.record_statistics(record)
+    mean, deviation = descriptors.record_statistics(record)
     assert int(record.count) == expected["length"]
     close(mean, expected["mean"], precision)
     close(deviation, expected["std"], precision)
@@ -256,7 +251,7 @@ def _assert_frozen(before, after, slots):
 def test_learning_rates_fall_by_pass(sema_golden):
     for name, expected in sema_golden["cosine_lr_per_epoch"]["values"].items():
         rate, epochs = name.split("_")
-        found = sema_settings.cosine_rates(float(rate), int(epochs))
+        found = batches.cosine_rates(float(rate), int(epochs))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
 
 

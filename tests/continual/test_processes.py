@@ -32,15 +32,15 @@ PROGRAM = textwrap.dedent(
             [("dark", "a", split(random, 0, 0.3)), ("bright", "b", split(random, 0.6, 1.0))],
             ("left", "right"), name="toy",
         )
-        settings = continual.SEMASettings(
-            threshold=2.0, train_epochs=2, train_learning_rate=0.05, describe_epochs=8,
-            describe_learning_rate=0.05, batch_size=8, scan_batch_size=16, steps_per_call=4,
+        config = continual.SEMAConfig(
+            model, 4, 2, 3, 0, 0, capacity=2, buffer_size=16, threshold=2.0, train_epochs=2,
+            train_learning_rate=0.05, describe_epochs=8, describe_learning_rate=0.05,
+            batch_size=8, scan_batch_size=16, steps_per_call=4,
         )
-        config = continual.SEMAConfig(model, 4, 2, 3, 0, 0, capacity=2, buffer_size=16)
         mesh = jax.make_mesh(
             (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
         )
-        learner = continual.SEMALearner(config, backbone, settings, mesh=mesh)
+        learner = continual.SEMALearner(config, backbone, mesh=mesh)
         result = continual.run_stream(learner, stream, seed=3)
         params = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(result.state.sema.params)]
         found = [result.expansions, result.accuracy.tolist(), params]

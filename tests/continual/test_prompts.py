@@ -63,7 +63,7 @@ def test_an_image_gets_the_prompts_whose_keys_point_its_way():
 
 def test_a_step_leaves_prompts_that_no_image_chose_to_the_bit(learner, stream, backbone):
     before = learner.init(5)
-    after = learner.advance(before, learner.begin(0), stream, 0, seed=5, max_steps=1).state
+    after, _, _ = next(learner.phases(stream, 0, 5)).run(before, 0, 1)
     queries = prototypes.frozen_features(MODEL, backbone, stream.tasks[0].train_images, 16)
     chosen, _ = prompts.choose_prompts(before.pool.keys, jnp.asarray(queries), 2)
     never = ~np.isin(np.arange(6), chosen)

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models
-from jaxkit.continual import prototypes, shift_detection
+from jaxkit.continual import prototypes, sema, sema_programs
 from jaxkit.datasets import ArraySplit
 
 MODEL = models.VisionTransformer(4, 2, 1, width=8, depth=1, num_heads=2, mlp_dim=8)
-SETTINGS = continual.SEMASettings(
-    threshold=2.0, train_epochs=3, train_learning_rate=0.05, describe_epochs=12,
-    describe_learning_rate=0.05, batch_size=8, scan_batch_size=16, steps_per_call=6,
+CONFIG = continual.SEMAConfig(
+    MODEL, 4, 2, 3, 0, 0, capacity=3, buffer_size=20, threshold=2.0, train_epochs=3,
+    train_learning_rate=0.05, describe_epochs=12, describe_learning_rate=0.05, batch_size=8,
+    scan_batch_size=16, steps_per_call=6,
 )  # fmt: skip
-CONFIG = continual.SEMAConfig(MODEL, 4, 2, 3, 0, 0, capacity=3, buffer_size=20)
+PROGRAMS = ("train_steps", "describe_steps", "prefix_tokens", "observe_tokens", "score_tokens",
+            "predict_images", "grow_block")  # fmt: skip
 
 
 def make_stream():
@@ -56,13 +58,24 @@ def stream():
 @pytest.fixture(scope="module")
 def learner(backbone):
     """SEMA on the toy stream."""
-    return continual.SEMALearner(CONFIG, backbone, SETTINGS)
+    return continual.SEMALearner(CONFIG, backbone)
+
+
+def compilations():
+    return {name: getattr(sema_programs, name)._cache_size() for name in PROGRAMS}
 
 
 @pytest.fixture(scope="module")
-def whole(learner, stream):
-    """The run that nobody interrupts, and its compiled programs."""
-    return continual.run_stream(learner, stream, seed=3)
+def whole_and_compilations(learner, stream):
+    """The run that nobody interrupts, and how often it compiled each program."""
+    before = compilations()
+    result = continual.run_stream(learner, stream, seed=3)
+    return result, {name: count - before[name] for name, count in compilations().items()}
+
+
+@pytest.fixture(scope="module")
+def whole(whole_and_compilations):
+    return whole_and_compilations[0]
 
 
 def same(a, b):
@@ -76,11 +89,15 @@ def test_a_block_grows_at_the_shift_and_not_before(whole):
     assert np.isnan(whole.accuracy[1, 0])
 
 
-def test_a_stream_compiles_each_program_once(learner, whole):
-    used = {name: getattr(learner.programs, name)._cache_size() for name in
-            ("train_images", "train_tokens", "train_head", "describe", "prefix", "observe", "score",
-             "predict", "add")}  # fmt: skip
-    assert used == dict.fromkeys(used, 1)
+def test_a_stream_compiles_each_program_once_a_kind_of_phase(whole_and_compilations):
+    """Classification is three: of a first task, above frozen blocks, of the head."""
+    assert whole_and_compilations[1] == {name: 1 for name in PROGRAMS} | {"train_steps": 3}
+
+
+def test_the_phases_of_a_task_are_those_of_the_paper(whole):
+    kinds = [[e["kind"] for e in whole.events if e["task"] == task] for task in range(3)]
+    assert kinds == [["train", "describe"], ["scan", "train"],
+                     ["scan", "expand", "train", "describe", "scan"]]  # fmt: skip
 
 
 class Stop(Exception):
@@ -98,27 +115,50 @@ def stop_at(piece):
     return on_advance
 
 
-@pytest.mark.parametrize(
-    "kill_at", [17, *(pytest.param(piece, marks=pytest.mark.slow) for piece in (1, 9, 30))]
-)
-def test_a_run_killed_at_any_batch_resumes_to_the_same_bits(
-    learner, whole, stream, tmp_path, kill_at
-):
-    """Pieces of one step, the kill anywhere: inside a phase, at a growth, between tasks."""
+def kill_and_resume(learner, stream, folder, when, most=5):
+    """The process is lost at the end of a piece of work, whatever it was."""
     pieces = itertools.count(1)
 
     def kill(task, piece):
-        if next(pieces) == kill_at:
+        if when(next(pieces), piece.phase.kind):
             raise Stop
 
-    options = {"seed": 3, "folder": tmp_path / "run", "checkpoint_every": 3, "max_steps": 2}
+    options = {"seed": 3, "folder": folder, "checkpoint_every": most + 1, "max_steps": most}
     with pytest.raises(Stop):
         continual.run_stream(learner, stream, on_advance=kill, **options)
-    resumed = continual.run_stream(learner, stream, **options)
-    assert same(resumed.state, whole.state)
-    np.testing.assert_array_equal(resumed.accuracy, whole.accuracy)
-    assert resumed.expansions == whole.expansions
-    assert resumed.num_steps == whole.num_steps
+    return continual.run_stream(learner, stream, **options)
+
+
+def assert_same_run(found, wanted):
+    assert same(found.state, wanted.state)
+    np.testing.assert_array_equal(found.accuracy, wanted.accuracy)
+    assert found.events == wanted.events
+    assert found.num_steps == wanted.num_steps
+
+
+def test_a_run_killed_in_the_scan_resumes_to_the_same_bits(learner, whole, stream, tmp_path):
+    found = kill_and_resume(
+        learner, stream, tmp_path / "run", lambda n, kind: kind == "scan", most=20
+    )
+    assert_same_run(found, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_bits(
+    learner, whole, stream, tmp_path
+):
+    pieces = []
+    options = {"checkpoint_every": 6, "max_steps": 5, "folder": tmp_path / "whole"}
+    watch = lambda task, piece: pieces.append(piece.phase.kind)  # noqa: E731
+    continual.run_stream(learner, stream, seed=3, on_advance=watch, **options)
+    moments = np.random.default_rng(0).choice(len(pieces), 10, replace=False) + 1
+    moments[0] = 1 + pieces.index("scan")
+    assert {"train", "describe"} <= {pieces[moment - 1] for moment in moments}
+    for moment in moments:
+        found = kill_and_resume(
+            learner, stream, tmp_path / f"{moment}", lambda n, kind, at=moment: n == at
+        )
+        assert_same_run(found, whole)
 
 
 def test_a_run_stopped_on_request_says_so_and_resumes(learner, whole, stream, tmp_path):
@@ -134,12 +174,12 @@ def test_a_folder_of_another_run_is_refused_with_all_differences(
     options = {"seed": 3, "folder": tmp_path / "run"}
     continual.run_stream(learner, stream, on_advance=stop_at(1), **options)
     other = continual.SEMALearner(
-        dataclasses.replace(CONFIG, capacity=4, adapter_dim=3), backbone, SETTINGS
+        dataclasses.replace(CONFIG, capacity=4, adapter_dim=3), backbone, continual.never_grow
     )
-    with pytest.raises(ValueError, match=r"adapter_dim was 2, is now 3.*capacity was 3, is now 4"):
+    with pytest.raises(ValueError, match=r"phases was .*_dim was 2, is now 3; capacity was 3"):
         continual.run_stream(other, stream, **options)
     moved = jax.tree.map(lambda leaf: leaf + 1e-3, backbone)
-    other = continual.SEMALearner(CONFIG, moved, SETTINGS)
+    other = continual.SEMALearner(CONFIG, moved)
     with pytest.raises(ValueError, match="backbone was"):
         continual.run_stream(other, stream, **options)
 
@@ -150,22 +190,18 @@ def test_a_stream_with_more_classes_than_the_head_is_refused(learner, stream):
         continual.run_stream(learner, more)
 
 
-def test_infinite_threshold_is_the_policy_never(backbone, stream, whole):
-    """Their functional parts are equal: descriptors that never speak change nothing."""
-    quiet = dataclasses.replace(SETTINGS, threshold=np.inf)
-    silent = continual.run_stream(continual.SEMALearner(CONFIG, backbone, quiet), stream, seed=3)
-    never = continual.run_stream(
-        continual.SEMALearner(CONFIG, backbone, dataclasses.replace(SETTINGS, policy="never")),
-        stream,
-        seed=3,
-    )
+def test_an_infinite_threshold_never_grows(backbone, stream):
+    """Functional parts are those of `never_grow`: descriptors that never speak change nothing."""
+    quiet = dataclasses.replace(CONFIG, threshold=np.inf)
+    silent = continual.run_stream(continual.SEMALearner(quiet, backbone), stream, seed=3)
+    never = continual.SEMALearner(CONFIG, backbone, continual.never_grow)
+    never = continual.run_stream(never, stream, seed=3)
     assert same(silent.state.sema.params, never.state.sema.params)
     assert silent.expansions == never.expansions == []
 
 
 def test_every_task_grows_every_block_and_fills_its_capacity(backbone, stream):
-    settings = dataclasses.replace(SETTINGS, policy="every_task")
-    learner = continual.SEMALearner(CONFIG, backbone, settings)
+    learner = continual.SEMALearner(CONFIG, backbone, continual.grow_every_task)
     result = continual.run_stream(learner, stream, seed=3)
     assert result.expansions == [(1, 0), (2, 0)]
     longer = dataclasses.replace(stream, tasks=(*stream.tasks, stream.tasks[0]))
@@ -183,29 +219,25 @@ def test_only_fine_tuning_moves_the_first_adapters(backbone, stream, whole):
     def first_slots(params):
         return (params.single, jax.tree.map(lambda x: np.asarray(x)[:, 0], params.adapters))
 
-    for policy, still in (("on_shift", True), ("finetune", False)):
+    for phases, still in ((continual.grow_on_shift, True), (continual.finetune_adapters, False)):
         after_first.clear()
-        learner = continual.SEMALearner(
-            CONFIG, backbone, dataclasses.replace(SETTINGS, policy=policy)
-        )
+        learner = continual.SEMALearner(CONFIG, backbone, phases)
         result = continual.run_stream(learner, stream, seed=3, on_advance=watch)
         last = first_slots(result.state.sema.params)
         assert same(first_slots(after_first[-1]), last) == still
 
 
 def test_a_descriptor_that_diverges_raises_instead_of_never_growing(backbone, stream):
-    hot = dataclasses.replace(SETTINGS, describe_learning_rate=100.0)
+    hot = dataclasses.replace(CONFIG, describe_learning_rate=100.0)
     with pytest.raises(FloatingPointError, match=r"describe_learning_rate=100\.0 must"):
-        continual.run_stream(continual.SEMALearner(CONFIG, backbone, hot), stream, seed=3)
+        continual.run_stream(continual.SEMALearner(hot, backbone), stream, seed=3)
 
 
 def test_statistics_that_are_not_finite_raise(whole):
     records = whole.state.sema.records
     spoilt = records._replace(values=records.values.at[0, 1, 0].set(np.nan))
     with pytest.raises(FloatingPointError, match=r"blocks \[0\].*describe_learning_rate"):
-        shift_detection.require_finite_statistics(
-            CONFIG, whole.state.sema._replace(records=spoilt), "bright"
-        )
+        sema.require_finite_statistics(CONFIG, whole.state.sema._replace(records=spoilt), "bright")
 
 
 def test_prototypes_are_means_of_frozen_features(backbone, stream):
@@ -219,8 +251,8 @@ def test_prototypes_are_means_of_frozen_features(backbone, stream):
 
 
 def test_adapted_prototypes_resume_too(backbone, stream, tmp_path):
-    settings = dataclasses.replace(SETTINGS, policy="never")
-    learner = continual.AdaptedPrototypes(continual.SEMALearner(CONFIG, backbone, settings))
+    adapted = continual.SEMALearner(CONFIG, backbone, continual.never_grow)
+    learner = continual.AdaptedPrototypes(adapted)
     whole = continual.run_stream(learner, stream, seed=3)
     options = {"seed": 3, "folder": tmp_path / "run", "checkpoint_every": 4}
     continual.run_stream(learner, stream, on_advance=stop_at(3), **options)
@@ -232,18 +264,15 @@ def test_adapted_prototypes_resume_too(backbone, stream, tmp_path):
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(backbone, stream, whole, devices):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = continual.SEMALearner(CONFIG, backbone, SETTINGS, mesh=mesh)
-
-    def compiled():
-        return {n: getattr(spread.programs, n)._cache_size() for n in ("train_tokens", "describe")}
-
-    before = compiled()  # learners of equal settings share their programs
+    spread = continual.SEMALearner(CONFIG, backbone, mesh=mesh)
+    before = compilations()
     result = continual.run_stream(spread, stream, seed=3)
     assert result.expansions == whole.expansions
     np.testing.assert_array_equal(result.accuracy, whole.accuracy)
     for a, b in zip(jax.tree.leaves(result.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-    assert compiled() == {name: count + 1 for name, count in before.items()}
+    made = {name: count - before[name] for name, count in compilations().items()}
+    assert (made["train_steps"], made["describe_steps"], made["score_tokens"]) == (3, 1, 1)
 
 
 @pytest.mark.slow
@@ -253,11 +282,12 @@ def test_augmented_images_train_the_same_phases(backbone, stream):
             jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, ::-1], images
         )
 
-    learner = continual.SEMALearner(CONFIG, backbone, SETTINGS, augment=flip)
+    learner, before = continual.SEMALearner(CONFIG, backbone, augment=flip), compilations()
     result = continual.run_stream(learner, stream, seed=3)
     assert (2, 0) in result.expansions
-    used = ("train_images", "train_images_above", "describe_images")
-    assert [getattr(learner.programs, name)._cache_size() for name in used] == [1, 1, 1]
+    after = compilations()  # of images, and of images above what is frozen
+    assert after["train_steps"] - before["train_steps"] == 2
+    assert sema_programs.describe_image_steps._cache_size() == 1
 
 
 _RESUME = """
@@ -268,11 +298,11 @@ import test_streams_and_runs as t
 rng = np.random.default_rng(1)
 shapes = jax.eval_shape(t.MODEL.init, jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
 weights = jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
-learner = continual.SEMALearner(t.CONFIG, weights, t.SETTINGS)
+learner = continual.SEMALearner(t.CONFIG, weights)
 grown = []
 def kill(task, piece):
-    grown.extend(e for e in piece.events if e["kind"] == "expand")
-    if {kill} and grown and piece.position["step"] >= 2:
+    grown.extend([1] * (piece.phase.kind == "expand"))
+    if {kill} and grown and piece.step >= 2:
         import os; os._exit(9)
 result = continual.run_stream(learner, t.make_stream(), seed=3, folder={folder!r},
                               checkpoint_every=1, on_advance=kill)

@@ -43,7 +43,7 @@ import test_streams_and_runs as t
 rng = np.random.default_rng(1)
 shapes = jax.eval_shape(t.MODEL.init, jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
 weights = jax.tree.map(lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
-learner = continual.SEMALearner(t.CONFIG, weights, t.SETTINGS)
+learner = continual.SEMALearner(t.CONFIG, weights)
 continual.run_stream(learner, t.make_stream(), seed=3, folder=sys.argv[1] + "/run",
                      checkpoint_every=2)
 """

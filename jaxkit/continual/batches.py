@@ -1,0 +1,157 @@
+"""Batches of constant shapes, drawn so that any step of a phase can be drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+class StepBatches(NamedTuple):
+    """Up to S steps of a phase; arrays of NumPy or JAX.
+
+    Attributes:
+        inputs: `[S, B, ...]`.
+        labels: `[S, B]`.
+        num_valid: rows that count in each batch; the rest is padding, int32 `[S]`.
+        learning_rate: `[S]`.
+        step: number of each step within the phase, for random routings and augmentation, `[S]`.
+        num_steps: steps to run, at most S.
+    """
+
+    inputs: Any
+    labels: Any
+    num_valid: Any
+    learning_rate: Any
+    step: Any
+    num_steps: Any
+
+
+def draw_batches(
+    inputs: Any,
+    labels: Int[np.ndarray, " n"],
+    order: Sequence[int],
+    learning_rates: Float[np.ndarray, " epochs"],
+    first: int,
+    count: int,
+    *,
+    batch_size: int,
+    capacity: int,
+) -> StepBatches:
+    """Draw steps `first` to `first + count` of a phase.
+
+    Each pass has an order of its own, and its last batch may be smaller.
+
+    Args:
+        inputs: of a task, indexed by rows.
+        labels: one an input.
+        order: numbers that seed the orders of the phase.
+        learning_rates: of each pass.
+        first: first step, counted from the start of the phase.
+        count: steps, at most `capacity`.
+        batch_size: inputs of a step.
+        capacity: `S`, steps that the arrays have room for.
+
+    Returns:
+        NumPy arrays; beyond `count` steps they hold padding.
+
+    Example:
+        >>> batches = draw_batches(np.arange(3.0), np.arange(3), (0,), np.ones(2), 1, 2,
+        ...                        batch_size=2, capacity=4)
+        >>> batches.num_valid.tolist(), int(batches.num_steps)
+        ([1, 2, 1, 1], 2)
+    """
+    per_epoch = -(-len(labels) // batch_size)
+    rows = np.zeros((capacity, batch_size), np.int64)
+    valid = np.ones(capacity, np.int32)
+    rates, steps = np.zeros(capacity, np.float32), np.zeros(capacity, np.int32)
+    for i, step in enumerate(range(first, first + count)):
+        epoch, batch = divmod(step, per_epoch)
+        shuffled = draw_order((*order, epoch), len(labels))
+        drawn = shuffled[batch * batch_size : (batch + 1) * batch_size]
+        rows[i, : len(drawn)], valid[i] = drawn, len(drawn)
+        rates[i], steps[i] = learning_rates[epoch], step
+    chosen = np.asarray(inputs[rows.reshape(-1)], np.float32)
+    chosen = chosen.reshape(*rows.shape, *inputs.shape[1:])
+    return StepBatches(
+        chosen, labels[rows].astype(np.int32), valid, rates, steps, np.asarray(count, np.int32)
+    )
+
+
+def draw_order(order: Sequence[int], length: int) -> Int[np.ndarray, " n"]:
+    """A permutation that the numbers determine.
+
+    Example:
+        >>> sorted(draw_order((0, 1), 3).tolist())
+        [0, 1, 2]
+    """
+    return np.random.default_rng(list(order)).permutation(length)
+
+
+def cosine_rates(learning_rate: float, num_epochs: int) -> Float[np.ndarray, " num_epochs"]:
+    r"""Rate of each pass: $\eta_e = \eta_0 (1 + \cos(\pi e/E))/2$.
+
+    Args:
+        learning_rate: $\eta_0$.
+        num_epochs: $E$.
+
+    Returns:
+        One rate a pass.
+
+    Example:
+        >>> cosine_rates(1.0, 2).tolist()
+        [1.0, 0.5]
+    """
+    return learning_rate * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs)) / 2
+
+
+def pad_rows(rows: Any, size: int) -> Float[np.ndarray, "size ..."]:
+    """Float32 rows, with zeros after them up to `size`.
+
+    Example:
+        >>> pad_rows(np.ones((2, 1)), 3).tolist()
+        [[1.0], [1.0], [0.0]]
+    """
+    missing = size - len(rows)
+    return np.pad(np.asarray(rows, np.float32), [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+
+
+def padded_batches(rows: Any, size: int) -> Iterator[tuple[Float[np.ndarray, "size ..."], int]]:
+    """Batches of `size` rows in order, each with the number of its rows that are real.
+
+    Example:
+        >>> [count for _, count in padded_batches(np.ones((5, 1)), 2)]
+        [2, 2, 1]
+    """
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield pad_rows(part, size), len(part)
+
+
+def run_steps(
+    step: Callable[[Any, StepBatches], tuple[Any, Array]], learning: Any, batches: StepBatches
+) -> tuple[Any, Float[Array, " S"]]:
+    """Advance by `num_steps` steps inside one program; losses of steps not run are 0.
+
+    Args:
+        step: from what is learnt and one step's batch to what is learnt and the loss.
+        learning: any pytree.
+        batches: the steps.
+
+    Returns:
+        What is learnt after them, and their losses.
+    """
+    per_step = batches._replace(num_steps=batches.step)
+
+    def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        learning, losses = carry
+        learning, loss = step(learning, jax.tree.map(lambda leaf: leaf[index], per_step))
+        return learning, losses.at[index].set(loss)
+
+    losses = jnp.zeros(batches.learning_rate.shape, batches.learning_rate.dtype)
+    return lax.fori_loop(0, batches.num_steps, body, (learning, losses))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import warnings
@@ -88,6 +89,7 @@ def _sure(epsilon: float) -> float:
     return epsilon if epsilon <= LARGEST_EPSILON else math.inf
 
 
+@functools.lru_cache(64)
 def _rdp(mechanism: Mechanism, delta: float) -> float:
     library = mechanisms.dp_accounting()
     relation = {
@@ -101,6 +103,7 @@ def _rdp(mechanism: Mechanism, delta: float) -> float:
     return epsilon if epsilon >= 0 else math.inf  # NaN, too, is no answer
 
 
+@functools.lru_cache(64)
 def _pld(mechanism: Mechanism, delta: float) -> float:
     library = mechanisms.dp_accounting()
     with _without_notes():

@@ -35,10 +35,11 @@ def calibrate(
     low, high = _bracket(lambda level: excess(level, quick), epsilon, delta)
     if quick != accountant:
         high = _root(lambda level: excess(level, quick), low, high, 1e-2)
-        low = high - 0.35
+        # Epsilon falls at least as fast as the noise rises.
+        low = high + min(max(excess(high), -0.35), -1e-4)
         while excess(low) <= 0:
             low, high = low - 0.35, low
-    level = _root(excess, low, high, 1e-11 if exact else 2e-5)
+    level = _root(excess, low, high, 1e-11 if exact else 1e-4)
     found = math.exp(level)
     spent = accounting.epsilon_spent(make_mechanism(found), delta, accountant=accountant)
     if not spent <= epsilon:
@@ -72,18 +73,18 @@ def _bracket(excess: Callable[[float], float], epsilon: float, delta: float) -> 
 def _root(excess: Callable[[float], float], low: float, high: float, width: float) -> float:
     """The upper end of an interval of this width in which the excess changes its sign."""
     at_low, at_high = excess(low), excess(high)
+    aim = 0.0  # what is aimed beyond the root, in widths, so that both ends come near it
     while high - low > width:
-        # Regula falsi towards the middle: most laws are nearly straight in logarithms.
-        share = at_low / (at_low - at_high) if 0 < at_low < 100 and at_high < 0 else 0.5
-        middle = low + min(max(share, 0.02), 0.98) * (high - low)
-        for level in (middle - width / 3, middle + width / 3):
-            if not low < level < high:
-                continue
-            value = excess(level)
-            if value <= 0:
-                high, at_high = level, value
-                break
-            low, at_low = level, value
+        # Regula falsi: most laws are nearly straight in logarithms.
+        straight = 0 < at_low < 100 and at_high < 0
+        share = at_low / (at_low - at_high) if straight else 0.5
+        level = low + min(max(share, 0.02), 0.98) * (high - low) + aim * width
+        level = level if low < level < high else (low + high) / 2
+        value = excess(level)
+        if value <= 0:
+            high, at_high, aim = level, value, -0.4
+        else:
+            low, at_low, aim = level, value, 0.4
     return high
 
 

@@ -206,7 +206,7 @@ def _composed(what, groups, neighbours) -> Mechanism:
     if not sampled:
         mu = math.sqrt(sum(count * (effective / z) ** 2 for _, z, count in groups))
     lost = sum(count * sampling.overflow for sampling, _, count in groups)
-    event = events[0] if len(events) == 1 else library.ComposedDpEvent(events)
+    event = events[0] if len(events) == 1 else library.ComposedDpEvent(tuple(events))
     return Mechanism(what, event, relation, mu, lost)
 
 

@@ -154,13 +154,14 @@ def read_stl10(folder: pathlib.Path) -> Layout:
     """Map STL-10's pictures, stored column by column, and read its labels 1 to 10 as 0 to 9."""
     parts = []
     for part in ("train", "test"):
-        images = np.memmap(folder / f"{part}_X.bin", np.uint8, mode="r")
+        path = folder / f"{part}_X.bin"
         labels = np.fromfile(folder / f"{part}_y.bin", np.uint8)
-        if len(images) != len(labels) * 27648:
+        if not 0 < path.stat().st_size == len(labels) * 27648:
             raise ValueError(
-                f"{folder}/{part}_X.bin must hold 27648 bytes for each of {len(labels)} labels, "
-                f"got {len(images)}"
+                f"{path} must hold pictures, 27648 bytes for each of {len(labels)} labels, got "
+                f"{path.stat().st_size}"
             )
+        images = np.memmap(path, np.uint8, mode="r")
         numbers = labels.astype(np.int32) - 1
         _check_labels(numbers, 10, folder / f"{part}_y.bin")
         parts.append((images.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1), numbers))

@@ -218,7 +218,11 @@ def test_stl10_is_stored_column_by_column_and_numbered_from_one(tmp_path):
     assert isinstance(split.train.source.base, np.memmap)
     assert split.test.labels.tolist() == [0, 9, 2]
     (tmp_path / "test_y.bin").write_bytes(bytes([1, 10]))
-    with pytest.raises(ValueError, match="must hold 27648 bytes for each of 2 labels"):
+    with pytest.raises(ValueError, match="must hold pictures, 27648 bytes for each of 2"):
+        datasets.find_pictures(tmp_path)
+    for name in ("train_X.bin", "train_y.bin"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train_X.bin must hold pictures"):
         datasets.find_pictures(tmp_path)
 
 

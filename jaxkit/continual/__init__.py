@@ -11,7 +11,9 @@ How to choose:
 - `AdaptedPrototypes` where the first task is like the rest;
 - `SEMALearner` where domains shift; `never_grow`, `grow_every_task` and `finetune_adapters` in the
   place of `grow_on_shift` are its baselines;
-- `L2P` learns prompts instead of adapters;
+- `RanPAC` solves a ridge on random projections: strong, no training, memory of M^2;
+- `PromptLearner` learns prompts instead of adapters: `L2P`, `DualPrompt` or `CODAPrompt`;
+- pictures: `folder_stream` decodes them when they are needed, and knows published class orders;
 - weights: `models.load_vision_transformer` for published files, `pretrain_backbone` without one.
 
 Sharp edges:
@@ -23,6 +25,8 @@ Sharp edges:
 - `forgetting` weighs tasks, `pooled_accuracies` weighs samples.
 """
 
+from jaxkit.continual.coda_prompt import CODAPrompt
+from jaxkit.continual.dual_prompt import DualPrompt
 from jaxkit.continual.expandable_state import (
     SEMAConfig,
     SEMAState,
@@ -42,6 +46,7 @@ from jaxkit.continual.forward_pass import (
 from jaxkit.continual.image_folders import (
     folder_stream,
 )
+from jaxkit.continual.l2p import L2P
 from jaxkit.continual.parameter_counts import (
     parameter_counts,
 )
@@ -49,13 +54,12 @@ from jaxkit.continual.pretraining import (
     pretrain_backbone,
     tiny_vision_transformer,
 )
-from jaxkit.continual.prompts import (
-    L2P,
-)
+from jaxkit.continual.prompts import PromptLearner
 from jaxkit.continual.prototypes import (
     AdaptedPrototypes,
     SimpleCIL,
 )
+from jaxkit.continual.ranpac import RanPAC
 from jaxkit.continual.sema import (
     SEMALearner,
     finetune_adapters,
@@ -93,8 +97,12 @@ __all__ = [
     "L2P",
     "AdaptedPrototypes",
     "Advance",
+    "CODAPrompt",
+    "DualPrompt",
     "Learner",
     "Phase",
+    "PromptLearner",
+    "RanPAC",
     "SEMAConfig",
     "SEMALearner",
     "SEMAState",

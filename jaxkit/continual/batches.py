@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxkit.continual.picture_images import PictureImages
+
 
 class StepBatches(NamedTuple):
     """Up to S steps of a phase; arrays of NumPy or JAX.
@@ -48,7 +50,7 @@ def draw_batches(
     Each pass has an order of its own, and its last batch may be smaller.
 
     Args:
-        inputs: of a task, indexed by rows.
+        inputs: of a task, indexed by rows; pictures on disk are decoded now.
         labels: one an input.
         order: numbers that seed the orders of the phase.
         learning_rates: of each pass.
@@ -76,8 +78,18 @@ def draw_batches(
         drawn = shuffled[batch * batch_size : (batch + 1) * batch_size]
         rows[i, : len(drawn)], valid[i] = drawn, len(drawn)
         rates[i], steps[i] = learning_rates[epoch], step
-    chosen = np.asarray(inputs[rows.reshape(-1)], np.float32)
-    chosen = chosen.reshape(*rows.shape, *inputs.shape[1:])
+    if isinstance(inputs, PictureImages):
+        seed = int(np.random.SeedSequence(list(order)).generate_state(1)[0])
+        chosen = np.zeros((*rows.shape, *inputs.shape[1:]), np.float32)
+        for i in range(count):
+            part = rows[i, : valid[i]]
+            epoch = int(steps[i]) // per_epoch
+            chosen[i, : valid[i]] = (
+                inputs.drawn(part, seed, epoch) if inputs.augmented else inputs[part]
+            )
+    else:
+        chosen = np.asarray(inputs[rows.reshape(-1)], np.float32)
+        chosen = chosen.reshape(*rows.shape, *inputs.shape[1:])
     return StepBatches(
         chosen, labels[rows].astype(np.int32), valid, rates, steps, np.asarray(count, np.int32)
     )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit import models, training, validation
 from jaxkit.continual.batches import padded_batches
+from jaxkit.continual.picture_images import Images
 from jaxkit.continual.sema import SEMALearner
 from jaxkit.continual.sema_programs import Learning
 from jaxkit.continual.stream_runs import Phase, Phases
@@ -131,13 +132,11 @@ class SimpleCIL:
 
         yield Phase("prototypes", average)
 
-    def predict(
-        self, state: Prototypes, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B classes"]:
+    def predict(self, state: Prototypes, images: Images) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         return np.asarray(cosine_scores(state, jnp.asarray(self._features(images))))
 
-    def _features(self, images: Float[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B d"]:
+    def _features(self, images: Images) -> Float[np.ndarray, "B d"]:
         return frozen_features(self._model, self._backbone, images, self._batch)
 
 
@@ -254,7 +253,7 @@ class AdaptedPrototypes:
                 event = yield phase._replace(run=run)
 
     def predict(
-        self, state: AdaptedPrototypesState, images: Float[np.ndarray, "B H W C"]
+        self, state: AdaptedPrototypesState, images: Images
     ) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         features = jnp.asarray(self._features(state.learning, images))

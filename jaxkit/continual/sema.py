@@ -27,6 +27,7 @@ from jaxkit.continual.batches import (
 )
 from jaxkit.continual.descriptors import record_statistics
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, init_sema
+from jaxkit.continual.picture_images import Images
 from jaxkit.continual.sema_programs import Augment, Learning, Source, Trainable
 from jaxkit.continual.stream_runs import Phase, Phases, training_phase
 from jaxkit.continual.streams import Stream, Task
@@ -194,13 +195,11 @@ class SEMALearner:
             )
         return self._phases(SEMATask(self, stream.tasks[task_index], task_index, seed))
 
-    def predict(
-        self, state: Learning, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B classes"]:
+    def predict(self, state: Learning, images: Images) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         return self.inspect(state, images)[1]
 
-    def inspect(self, state: Learning, images: Float[np.ndarray, "B H W C"]) -> list[np.ndarray]:
+    def inspect(self, state: Learning, images: Images) -> list[np.ndarray]:
         """Features `[B, d]`, scores `[B, C]` and router weights `[B, E, K]` of images."""
         static, key = self.config.static, jax.random.key(0)
         return self.in_batches(
@@ -232,6 +231,7 @@ class SEMATask:
         self._learner, self._task, self._index, self._seed = learner, task, index, seed
         self._config, self._static = learner.config, learner.config.static
         self._key, self._part = jax.random.key(seed), -1
+        self._is_fresh = learner.augment is not None or task.is_augmented
         self._tokens_kept: np.ndarray | None = None
 
     def scan(self, number: int, batch: int, closed: Collection[int]) -> Phase:
@@ -310,7 +310,7 @@ class SEMATask:
         config, learner, images = self._config, self._learner, self._task.train_images
         everything = everything or self.is_first
         source: Source
-        if everything or learner.augment is not None:
+        if everything or self._is_fresh:
             source, inputs = "images" if everything else "images_above", lambda state: images
         elif blocks:
             source, inputs = "tokens", self._tokens
@@ -342,14 +342,14 @@ class SEMATask:
         chosen, key = np.isin(config.expandable, list(blocks)), self._phase_key()
 
         def run(state: Learning, batches: StepBatches) -> tuple[Learning, Array]:
-            if learner.augment is None:
+            if not self._is_fresh:
                 return programs.describe_steps(self._static, state, chosen, batches)
             return programs.describe_image_steps(
                 self._static, learner.augment, learner.backbone, state, chosen, batches, key
             )
 
         def inputs(state: Learning) -> Any:
-            return self._observe(state)[1] if learner.augment is None else images
+            return images if self._is_fresh else self._observe(state)[1]
 
         rates = cosine_rates(config.describe_learning_rate, config.describe_epochs)
         phase = self._training("describe", 2, blocks, run, inputs, rates)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, PyTree
 
 from jaxkit import training, validation
 from jaxkit.continual.batches import StepBatches, draw_batches
+from jaxkit.continual.picture_images import Images
 from jaxkit.continual.streams import Stream, Task
 
 #: Raised when what is written changes, so that an old run is refused instead of misread.
@@ -74,9 +75,7 @@ class Learner(Protocol):
         """The phases of a task, each answered by its event: `"kind"`, `"task"`, `"step"`, facts."""
         ...
 
-    def predict(
-        self, state: PyTree, images: Float[np.ndarray, "B H W C"]
-    ) -> Float[np.ndarray, "B classes"]:
+    def predict(self, state: PyTree, images: Images) -> Float[np.ndarray, "B classes"]:
         """Scores of all classes."""
         ...
 

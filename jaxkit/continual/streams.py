@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxkit import validation
+from jaxkit.continual.picture_images import Images, PictureImages
 from jaxkit.datasets import ArraySplit
 
 
@@ -18,8 +20,8 @@ class Task:
 
     Attributes:
         name: shown in reports.
-        train_images: float `[n, H, W, C]` in [0, 1]; anything that NumPy can index, so that a
-            memory map is never read whole.
+        train_images: float `[n, H, W, C]` in [0, 1], in memory, mapped, or decoded when needed
+            (`folder_stream`).
         train_labels: numbers of classes of the whole stream, integers `[n]`.
         test_images: `[m, H, W, C]`.
         test_labels: integers `[m]`.
@@ -37,9 +39,9 @@ class Task:
     """
 
     name: str
-    train_images: Float[np.ndarray, "n H W C"]
+    train_images: Images
     train_labels: Int[np.ndarray, " n"]
-    test_images: Float[np.ndarray, "m H W C"]
+    test_images: Images
     test_labels: Int[np.ndarray, " m"]
     classes: tuple[int, ...]
 
@@ -66,13 +68,19 @@ class Task:
                     f"{part}_labels {place} must be among its classes {list(self.classes)}, got "
                     f"{stray[:5].tolist()}"
                 )
-            check_images(f"{part}_images {place}", images)
+            if isinstance(images, np.ndarray):
+                check_images(f"{part}_images {place}", images)
         absent = np.setdiff1d(self.classes, self.train_labels)
         if len(absent):
             raise ValueError(
                 f"train_labels of task {self.name!r} must hold every class, got none of "
                 f"{absent[:5].tolist()}"
             )
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training images are drawn anew in every pass."""
+        return isinstance(self.train_images, PictureImages) and self.train_images.augmented
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -155,21 +163,27 @@ def check_images(name: str, images: np.ndarray) -> None:
 
 
 def class_incremental_stream(
-    split: ArraySplit, classes_per_task: int, *, seed: int | None = None, name: str = "classes"
+    split: ArraySplit,
+    classes_per_task: int,
+    *,
+    class_order: int | Sequence[str] = "sorted",
+    name: str = "classes",
 ) -> Stream:
     """Divide a data set into tasks of a few classes each; no class returns.
 
     Args:
         split: images in [0, 1] with integer labels.
         classes_per_task: classes of each task; the last may have fewer.
-        seed: of the order of classes; None keeps the order of their numbers.
+        class_order: `"sorted"` keeps the order of the numbers; a seed of NumPy's legacy generator
+            shuffles it, 1993 as published for CIFAR-100 and ImageNet-R; or the names in order.
         name: shown in reports.
 
     Returns:
         The stream; classes are numbered in the order in which they arrive.
 
     Raises:
-        ValueError: if there are no labels, or `classes_per_task` is not positive.
+        ValueError: if there are no labels, `classes_per_task` is not positive, or the order lacks
+            a class.
 
     Example:
         >>> from jaxkit import datasets
@@ -177,32 +191,63 @@ def class_incremental_stream(
         >>> [task.classes for task in stream.tasks]
         [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
     """
-    validation.integer("classes_per_task", classes_per_task, minimum=1)
     if split.train_labels is None or split.test_labels is None:
         raise ValueError("split must have labels, got none")
-    order = np.unique(split.train_labels)
-    if seed is not None:
-        order = np.random.default_rng(validation.seed("seed", seed)).permutation(order)
-    names = split.label_names or tuple(str(c) for c in range(int(order.max()) + 1))
-    number = {int(old): new for new, old in enumerate(order)}
-    unknown = np.setdiff1d(split.test_labels, order)
-    if len(unknown):
-        raise ValueError(f"test_labels must occur in train_labels, got {unknown[:5].tolist()}")
+    train, test = np.asarray(split.train_labels), np.asarray(split.test_labels)
+    names = tuple(split.label_names or map(str, range(int(train.max()) + 1)))
+    return by_class(
+        (split.train_inputs, train), (split.test_inputs, test), names, classes_per_task,
+        class_order, name,
+    )  # fmt: skip
+
+
+def by_class(
+    train: tuple[Images, np.ndarray],
+    test: tuple[Images, np.ndarray],
+    names: tuple[str, ...],
+    classes_per_task: int,
+    class_order: int | Sequence[str],
+    name: str,
+) -> Stream:
+    """Tasks of a few classes each from images and labels of training and tests."""
+    validation.integer("classes_per_task", classes_per_task, minimum=1)
+    classes = np.unique(train[1])
+    if unknown := [names[c] for c in np.setdiff1d(test[1], classes)[:5]]:
+        raise ValueError(f"every class tested must be trained, got no training images of {unknown}")
+    order = _order_classes(classes, names, class_order)
+    # Classes are numbered in the order in which they arrive.
+    number = np.zeros(len(names), np.int32)
+    number[order] = np.arange(len(order))
     tasks = []
     for start in range(0, len(order), classes_per_task):
-        old = order[start : start + classes_per_task]
+        arrived = order[start : start + classes_per_task]
 
-        def arrived(
-            images: np.ndarray, labels: np.ndarray, old: np.ndarray = old
-        ) -> tuple[np.ndarray, np.ndarray]:
-            rows = np.flatnonzero(np.isin(labels, old))
-            return images[rows], np.array([number[int(c)] for c in labels[rows]], np.int32)
+        def of(images: Images, labels: np.ndarray, now: Any = arrived) -> tuple[Any, Any]:
+            keep = np.isin(labels, now)
+            chosen = images.where(keep) if isinstance(images, PictureImages) else images[keep]
+            return chosen, number[labels[keep]]
 
-        train = arrived(split.train_inputs, split.train_labels)
-        test = arrived(split.test_inputs, split.test_labels)
-        classes = tuple(number[int(c)] for c in old)
-        tasks.append(Task(", ".join(names[int(c)] for c in old), *train, *test, classes))
-    return Stream(name, tuple(tasks), tuple(names[int(c)] for c in order))
+        title = ", ".join(names[c] for c in arrived)
+        tasks.append(Task(title, *of(*train), *of(*test), tuple(number[arrived].tolist())))
+    return Stream(name, tuple(tasks), tuple(names[c] for c in order))
+
+
+def _order_classes(
+    classes: np.ndarray, names: tuple[str, ...], class_order: int | Sequence[str]
+) -> np.ndarray:
+    if isinstance(class_order, str):
+        validation.choice("class_order", str(class_order), ["sorted"])
+        return classes
+    if not isinstance(class_order, Sequence):
+        seed = validation.seed("class_order", class_order)
+        # The published orders are of this generator.
+        return np.random.RandomState(seed).permutation(classes)
+    known = [names[c] for c in classes]
+    if sorted(class_order) != sorted(known):
+        strange, lacking = set(class_order) - set(known), set(known) - set(class_order)
+        odd = f"unknown {sorted(strange)[:5]}, none of {sorted(lacking)[:5]}"
+        raise ValueError(f"class_order must name each of {len(known)} classes once, got {odd}")
+    return np.array([classes[known.index(c)] for c in class_order])
 
 
 def domain_incremental_stream(

@@ -27,7 +27,8 @@ GROWING = {
     "sequential fine-tuning": continual.finetune_adapters,
 }
 ROUTINGS = ("average", "top1", "descriptor")
-_METHODS = (*GROWING, "adapter + prototypes", "L2P", "SimpleCIL")
+_PROMPTS = ("L2P", "DualPrompt", "CODA-Prompt")
+_METHODS = (*GROWING, "adapter + prototypes", *_PROMPTS, "RanPAC", "SimpleCIL")
 
 
 class Problem(NamedTuple):
@@ -120,11 +121,26 @@ def make_learner(
         return continual.SimpleCIL(
             problem.config.model, problem.backbone, problem.config.num_classes
         )
-    if name == "L2P":
-        # Short prompts for images of 4 patches; of three learning rates the best on seeds 0 to 2.
-        return continual.L2P(
-            problem.config.model, problem.backbone, problem.config.num_classes, prompt_length=2,
-            learning_rate=0.03, num_epochs=20,
+    if name == "RanPAC":
+        return continual.RanPAC(
+            problem.config.model, problem.backbone, problem.config.num_classes,
+            num_projections=1000,
+        )  # fmt: skip
+    if name in _PROMPTS:
+        # Short prompts for images of 4 patches; of three learning rates L2P's best on seeds 0 to 2.
+        tasks = len(problem.stream.tasks)
+        prompting = {
+            "L2P": continual.L2P(prompt_length=2),
+            "DualPrompt": continual.DualPrompt(
+                tasks, general_length=2, expert_length=2, general_blocks=(0,), expert_blocks=(1, 2)
+            ),
+            "CODA-Prompt": continual.CODAPrompt(
+                tasks, num_components=8 * tasks, prompt_length=4, blocks=(0, 1, 2)
+            ),
+        }[name]
+        return continual.PromptLearner(
+            problem.config.model, problem.backbone, problem.config.num_classes, prompting,
+            learning_rate=0.03, num_epochs=20, name=name,
         )  # fmt: skip
     config = dataclasses.replace(problem.config, threshold=threshold, routing=routing)
     phases = GROWING.get(name, continual.never_grow)

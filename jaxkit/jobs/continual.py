@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,16 +26,27 @@ class ContinualConfig:
     """Learn a stream of tasks with a frozen vision transformer that grows adapters.
 
     Attributes:
-        stream: digits, or a folder CLASS/picture or TASK/CLASS/picture.
+        stream: digits, or pictures in any layout of datasets.find_pictures: folders of classes,
+            split into train and test or not, folders of tasks, CIFAR, STL-10, IDX, NPZ.
         weights: a published vision transformer: safetensors, Google's .npz or PyTorch's .pth of
             timm, Hugging Face, DeiT, DINO or MAE; without one a small backbone is pre-trained, for
             digits on other digits, for a folder on its first task.
         num_heads: attention heads of the weights, where neither file nor size tells.
         normalization: of pictures for the weights: none (as SEMA's published numbers), half,
             imagenet, clip, or numbers m/s or m,m,m/s,s,s; by default as the weights were trained.
-        method: sema, no-expansion, every-task, finetune, l2p, simple-cil or adapter-prototypes.
+        method: sema, or what it is compared with: no-expansion, every-task and finetune (adapters),
+            l2p, dual-prompt and coda-prompt (prompts), simple-cil, adapter-prototypes and ranpac
+            (no training after the first task).
         threshold: score above which a block grows; familiar data score about 0.8.
-        classes_per_task: classes of a task, for a folder of classes.
+        layout: the layout of the pictures, where more than one fits.
+        benchmark: cifar100, imagenet-r, imagenet-a or vtab: their published order of classes, and
+            how many come with a task.
+        classes_per_task: classes of a task, for a folder of classes; 10 if no benchmark says more.
+        class_order: sorted, shuffled (as published for class_seed 1993), or a file of names in
+            their order, one a line; by default the benchmark's, or sorted.
+        class_seed: of the shuffled order.
+        augment: train on random crops and mirrored pictures, drawn anew in every pass, as
+            published; without, what is frozen is computed once a phase.
         image_size: pixels that pictures of a folder get; 224 with weights, 32 without.
         train_epochs: passes of a classification phase.
         describe_epochs: passes of a description phase.
@@ -52,10 +64,24 @@ class ContinualConfig:
     num_heads: int | None = None
     normalization: str | None = None
     method: Literal[
-        "sema", "no-expansion", "every-task", "finetune", "l2p", "simple-cil", "adapter-prototypes"
+        "sema",
+        "no-expansion",
+        "every-task",
+        "finetune",
+        "l2p",
+        "dual-prompt",
+        "coda-prompt",
+        "simple-cil",
+        "adapter-prototypes",
+        "ranpac",
     ] = "sema"
     threshold: float = 2.0
-    classes_per_task: int = 10
+    layout: str | None = None
+    benchmark: Literal["cifar100", "imagenet-r", "imagenet-a", "vtab"] | None = None
+    classes_per_task: int | None = None
+    class_order: str | None = None
+    class_seed: int = 1993
+    augment: bool = False
     image_size: int | None = None
     train_epochs: int = 20
     describe_epochs: int = 30
@@ -71,18 +97,24 @@ class ContinualConfig:
         validation.seed("seed", self.seed)
         if self.image_size is not None:
             validation.integer("image_size", self.image_size, minimum=1)
-            if self.stream == "digits":
+        for field in ("image_size", "layout", "benchmark", "classes_per_task", "class_order"):
+            if self.stream == "digits" and getattr(self, field) is not None:
                 raise ValueError(
-                    "image_size must be left out for stream='digits', whose images are 8 x 8, got "
-                    f"{self.image_size}"
+                    f"{field} must be left out for stream='digits', six tasks of 8 x 8 images, got "
+                    f"{getattr(self, field)!r}"
                 )
+        if self.stream == "digits" and self.augment:
+            raise ValueError("augment must be left out for stream='digits'")
         for field in ("num_heads", "normalization"):
             if getattr(self, field) is not None and self.weights is None:
                 raise ValueError(f"{field} is for weights, got {getattr(self, field)!r} without")
-        for field in ("classes_per_task", "train_epochs", "describe_epochs", "checkpoint_every"):
+        if self.classes_per_task is not None:
+            validation.integer("classes_per_task", self.classes_per_task, minimum=1)
+        validation.seed("class_seed", self.class_seed)
+        for field in ("train_epochs", "describe_epochs", "checkpoint_every"):
             least = int(field != "checkpoint_every")
             validation.integer(field, getattr(self, field), minimum=least)
-        validation.choice("method", self.method, [*_PHASES, "l2p", "simple-cil"])
+        validation.choice("method", self.method, [*_PHASES, *_PROMPTS, "simple-cil", "ranpac"])
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be >= 0 (infinity is allowed), got {self.threshold}")
         for field in ("train_learning_rate", "describe_learning_rate"):
@@ -112,6 +144,7 @@ _PHASES = {
     "every-task": continual.grow_every_task, "finetune": continual.finetune_adapters,
     "adapter-prototypes": continual.never_grow,
 }  # fmt: skip
+_PROMPTS = ("l2p", "dual-prompt", "coda-prompt")
 
 
 def learn_stream(config: ContinualConfig) -> ContinualFiles:
@@ -137,6 +170,7 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
             config, folder, described=run.identity is not None
         )
         learner = _learner(config, stream, model, backbone)
+        training.say(_memory(learner, stream, model, backbone))
         with _Bar(stream) as bar:
             result = continual.run_stream(
                 learner, stream, seed=config.seed, folder=run,
@@ -159,8 +193,9 @@ def _stream_and_backbone(
     else:
         size = _given(config.image_size, 32 if config.weights is None else 224)
         stream = continual.folder_stream(
-            config.stream, image_size=size, classes_per_task=config.classes_per_task,
-            seed=config.seed,
+            config.stream, image_size=size, layout=config.layout, benchmark=config.benchmark,
+            classes_per_task=config.classes_per_task, class_order=_class_order(config),
+            augment=config.augment, seed=config.seed,
         )  # fmt: skip
     if config.weights is not None:
         loaded = models.load_vision_transformer(
@@ -173,11 +208,20 @@ def _stream_and_backbone(
     if pretraining is None:
         first = stream.tasks[0]
         images, labels = first.train_images, np.searchsorted(first.classes, first.train_labels)
+        images = images if isinstance(images, np.ndarray) else images.mapped()
     else:
         images, labels = pretraining.train_inputs, np.asarray(pretraining.train_labels)
     size, _, channels = stream.tasks[0].image_shape
     model = continual.tiny_vision_transformer(size, channels, int(labels.max()) + 1)
     return stream, model, _pretrained(config, model, images, labels, folder, described)
+
+
+def _class_order(config: ContinualConfig) -> int | str | list[str] | None:
+    if config.class_order in (None, "sorted"):
+        return config.class_order
+    if config.class_order == "shuffled":
+        return config.class_seed
+    return pathlib.Path(config.class_order).read_text("utf-8").splitlines()
 
 
 def _pretrained(
@@ -222,10 +266,14 @@ def _learner(
     if config.method == "simple-cil":
         return continual.SimpleCIL(model, backbone, stream.num_classes)
     tiny = config.weights is None
-    if config.method == "l2p":
-        return continual.L2P(
-            model, backbone, stream.num_classes, num_epochs=config.train_epochs,
-            prompt_length=2 if tiny else 5,
+    if config.method == "ranpac":
+        return continual.RanPAC(
+            model, backbone, stream.num_classes, num_projections=1000 if tiny else 10_000
+        )
+    if config.method in _PROMPTS:
+        return continual.PromptLearner(
+            model, backbone, stream.num_classes, _prompting(config.method, stream, model),
+            num_epochs=config.train_epochs, steps_per_call=_steps_per_call(stream),
             learning_rate=_given(config.train_learning_rate, 0.03 if tiny else 0.00375),
         )  # fmt: skip
     rates = (0.05, 0.05) if tiny else (0.005, 0.01)
@@ -233,6 +281,7 @@ def _learner(
         model, stream.num_classes, capacity=len(stream.tasks),
         descriptor_dim=12 if tiny else 128,
         expand_from=model.depth - (2 if tiny else 3), expand_to=model.depth - 1,
+        steps_per_call=_steps_per_call(stream),
         threshold=config.threshold,
         train_epochs=config.train_epochs,
         describe_epochs=config.describe_epochs,
@@ -243,6 +292,51 @@ def _learner(
     if config.method == "adapter-prototypes":
         return continual.AdaptedPrototypes(learner)
     return learner
+
+
+def _prompting(method: str, stream: continual.Stream, model: models.VisionTransformer) -> Any:
+    """Prompts as published, or short ones in fewer blocks for a small backbone."""
+    tasks, tiny = len(stream.tasks), model.depth < 12
+    if method == "l2p":
+        return continual.L2P(prompt_length=2 if tiny else 5)
+    if method == "dual-prompt":
+        if not tiny:
+            return continual.DualPrompt(tasks)
+        return continual.DualPrompt(
+            tasks, general_length=2, expert_length=2, general_blocks=(0,), expert_blocks=(1, 2)
+        )
+    each = max(1, min(100, model.width) // tasks)
+    if not tiny:
+        return continual.CODAPrompt(tasks, num_components=each * tasks)
+    return continual.CODAPrompt(
+        tasks, num_components=each * tasks, prompt_length=4, blocks=(0, 1, 2)
+    )
+
+
+def _steps_per_call(stream: continual.Stream) -> int:
+    """Steps whose images are in memory together: 32, or what 64 MiB hold."""
+    return max(1, min(32, 2**24 // (32 * math.prod(stream.tasks[0].image_shape))))
+
+
+def _memory(
+    learner: continual.Learner,
+    stream: continual.Stream,
+    model: models.VisionTransformer,
+    backbone: Any,
+) -> str:
+    """What a run will hold, as a line: arithmetic, not a measurement."""
+    images = _steps_per_call(stream) * 32 * math.prod(stream.tasks[0].image_shape) * 4
+    parts = {
+        "backbone": sum(x.nbytes for x in jax.tree.leaves(backbone)),
+        "learner": sum(x.nbytes for x in jax.tree.leaves(jax.eval_shape(lambda: learner.init(0)))),
+        "images of a call": images,
+    }
+    if isinstance(learner, continual.SEMALearner):
+        rows = max(len(t.train_labels) for t in stream.tasks[1:] or stream.tasks)
+        if not stream.tasks[0].is_augmented:
+            parts["tokens of a task"] = rows * model.num_tokens * model.width * 4
+    held = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in parts.items())
+    return f"memory: {held}; activations come on top"
 
 
 def _given(value: Any, default: Any) -> Any:

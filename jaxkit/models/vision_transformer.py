@@ -16,6 +16,8 @@ from jaxkit import training, validation
 #: What a block may add beside its MLP: from the residual stream after attention `[B, N, d]` to an
 #: addition of the same shape and anything else worth returning. A `jax.tree_util.Partial`.
 Branch = Callable[[Array], tuple[Array, Any]]
+#: Further keys and values that every token of a block attends to, `[B, P, d]` each.
+Prefix = tuple[Float[Array, "B P d"], Float[Array, "B P d"]]
 
 
 def _split(
@@ -35,8 +37,10 @@ class Attention(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N d"]) -> Float[Array, "B N d"]:
-        """Attend over all tokens."""
+    def __call__(
+        self, x: Float[Array, "B N d"], prefix: Prefix | None = None
+    ) -> Float[Array, "B N d"]:
+        """Attend over all tokens, and over the keys and values of a prefix."""
         width = x.shape[-1]
         shape = (self.num_heads, width // self.num_heads)
         axes = _split(("embed", "heads", "head_dim"), ("heads", "head_dim"))
@@ -47,6 +51,11 @@ class Attention(nn.Module):
             )
             for name in ("query", "key", "value")
         )
+        if prefix is not None:
+            before = (p.astype(key.dtype).reshape(*p.shape[:2], *shape) for p in prefix)
+            key, value = (
+                jnp.concatenate(pair, axis=1) for pair in zip(before, (key, value), strict=True)
+            )
         # Flax's, because jax.nn's takes the softmax of float64 logits in float32.
         narrow = query.dtype.itemsize < 4
         mixed = nn.dot_product_attention(query, key, value, force_fp32_for_softmax=narrow)
@@ -80,11 +89,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N d"], branch: Branch | None = None
+        self, x: Float[Array, "B N d"], branch: Branch | None = None, prefix: Prefix | None = None
     ) -> tuple[Float[Array, "B N d"], Any]:
         """Apply attention, then the MLP and the branch side by side."""
         x = training.constrain(x, "batch", None, None)
-        x = x + Attention(self.num_heads, self.dtype, name="attn")(self._norm("norm1")(x))
+        x = x + Attention(self.num_heads, self.dtype, name="attn")(self._norm("norm1")(x), prefix)
         added, seen = (0, None) if branch is None else branch(x)
         return x + MLP(self.mlp_dim, self.dtype, name="mlp")(self._norm("norm2")(x)) + added, seen
 
@@ -211,6 +220,7 @@ class VisionTransformer(nn.Module):
         start: int = 0,
         branches: Mapping[int, Branch] | None = None,
         stop: int | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
     ) -> tuple[Float[Array, "B N d"], dict[str, Any]]:
         """Run blocks `start` to `stop` (not included; None for the last).
 
@@ -219,6 +229,7 @@ class VisionTransformer(nn.Module):
             start: first block.
             branches: what blocks add beside their MLP, by block.
             stop: block to stop before.
+            prefixes: keys and values before those of the tokens, by block.
 
         Returns:
             The residual stream after them, and by `"block_{i}"` and `"branch_{i}"` each block's
@@ -226,8 +237,8 @@ class VisionTransformer(nn.Module):
         """
         seen = {}
         for index in range(start, self.depth if stop is None else stop):
-            branch = (branches or {}).get(index)
-            tokens, seen[f"branch_{index}"] = self.block[index](tokens, branch)
+            branch, prefix = (branches or {}).get(index), (prefixes or {}).get(index)
+            tokens, seen[f"branch_{index}"] = self.block[index](tokens, branch, prefix)
             seen[f"block_{index}"] = tokens
         return tokens, seen
 

@@ -124,56 +124,9 @@ def test_class_order_is_drawn_by_the_seed_and_labels_follow_it():
     images = np.broadcast_to(labels[:, None, None, None] / 4, (20, 2, 2, 1)).astype(np.float32)
     order = rng.permutation(20)
     split = ArraySplit(images[order], labels[order], images, labels, ("a", "b", "c", "d"))
-    stream = continual.class_incremental_stream(split, 3, seed=1)
+    stream = continual.class_incremental_stream(split, 3, class_order=1)
     assert [task.classes for task in stream.tasks] == [(0, 1, 2), (3,)]
     assert sorted(stream.class_names) == ["a", "b", "c", "d"]
     for task in stream.tasks:
         names = [stream.class_names[c] for c in task.train_labels]
         assert names == ["abcd"[round(4 * float(x.mean()))] for x in task.train_images]
-
-
-def make_pictures(folder, layout, size=12):
-    """Grey squares, one shade a class."""
-    pillow = pytest.importorskip("PIL.Image")
-    for place, shade in layout.items():
-        (folder / place).mkdir(parents=True)
-        for i in range(5):
-            pixels = np.full((size + i, size, 3), shade, np.uint8)
-            pillow.fromarray(pixels).save(folder / place / f"{i}.png")
-
-
-def test_folders_of_classes_and_of_tasks_become_streams(tmp_path):
-    make_pictures(tmp_path / "classes", {"cat": 0, "dog": 102, "eel": 255})
-    stream = continual.folder_stream(tmp_path / "classes", image_size=8, classes_per_task=2)
-    assert [task.name for task in stream.tasks] == ["cat, dog", "eel"]
-    assert stream.tasks[0].image_shape == (8, 8, 3)
-    task = stream.tasks[0]
-    np.testing.assert_allclose(task.train_images.mean((1, 2, 3)), 0.4 * task.train_labels, 1e-6)
-    make_pictures(tmp_path / "tasks", {"day/cat": 255, "night/cat": 0, "night/dog": 51})
-    stream = continual.folder_stream(tmp_path / "tasks", image_size=8)
-    assert [task.classes for task in stream.tasks] == [(0,), (0, 1)]
-    assert stream.class_names == ("cat", "dog")
-
-
-def test_folders_without_pictures_or_with_broken_ones_are_refused(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="has no pictures"):
-        continual.folder_stream(tmp_path)
-    (tmp_path / "a" / "x.png").write_bytes(b"no picture")
-    (tmp_path / "a" / "y.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"[xy]\.png is not a picture"):
-        continual.folder_stream(tmp_path)
-
-
-def test_a_class_a_task_and_a_given_split_keep_every_class_on_both_sides(tmp_path):
-    make_pictures(tmp_path / "one", {f"c{i}": 20 * i for i in range(10)})
-    for seed in range(3):
-        stream = continual.folder_stream(
-            tmp_path / "one", image_size=8, classes_per_task=1, seed=seed, shuffle_classes=True
-        )
-        assert [(len(t.train_labels), len(t.test_labels)) for t in stream.tasks] == [(4, 1)] * 10
-        for task, name in zip(stream.tasks, stream.class_names, strict=True):
-            assert float(task.test_images.mean()) == pytest.approx(20 * int(name[1:]) / 255)
-    make_pictures(tmp_path / "two", {f"{part}/{c}": 9 for part in ("train", "test") for c in "ab"})
-    (task,) = continual.folder_stream(tmp_path / "two", image_size=8).tasks
-    assert (len(task.train_labels), len(task.test_labels), task.name) == (10, 10, "a, b")

@@ -43,7 +43,9 @@ def test_an_unknown_method_is_refused(tmp_path, bad_input):
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [("sema", continual.SEMALearner), ("l2p", continual.L2P), ("simple-cil", continual.SimpleCIL),
+    [("sema", continual.SEMALearner), ("l2p", continual.PromptLearner),
+     ("dual-prompt", continual.PromptLearner), ("coda-prompt", continual.PromptLearner),
+     ("ranpac", continual.RanPAC), ("simple-cil", continual.SimpleCIL),
      ("adapter-prototypes", continual.AdaptedPrototypes)],
 )  # fmt: skip
 def test_each_method_is_a_learner_of_the_stream(tmp_path, method, kind):

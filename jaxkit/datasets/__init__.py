@@ -19,6 +19,7 @@ from jaxkit.datasets.batches import BatchIterator, array_batches, token_batches
 from jaxkit.datasets.encoding import tokenize
 from jaxkit.datasets.packed import IdTokenizer, load_tokens
 from jaxkit.datasets.picture_batches import decode_pictures, picture_batches
+from jaxkit.datasets.picture_cache import keep_decoded
 from jaxkit.datasets.picture_layouts import find_pictures
 from jaxkit.datasets.pictures import PictureFiles, Pictures, PictureSplit
 from jaxkit.datasets.prose import embedded_prose
@@ -58,6 +59,7 @@ __all__ = [
     "embedded_prose",
     "evaluation_batches",
     "find_pictures",
+    "keep_decoded",
     "load_digits",
     "load_table",
     "load_text",

@@ -29,6 +29,7 @@ class PictureFiles:
             `"white"` lays the picture on white.
         exif: `"ignore"` leaves the pixels as they are stored, as the published loaders do;
             `"apply"` turns them as the camera's orientation says.
+        decoded: where the pictures are kept decoded, by name; None to read the files.
     """
 
     root: pathlib.Path
@@ -36,6 +37,7 @@ class PictureFiles:
     channels: int = 3
     alpha: Literal["drop", "white"] = "drop"
     exif: Literal["ignore", "apply"] = "ignore"
+    decoded: Any = None
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -43,6 +45,8 @@ class PictureFiles:
 
     def open(self, i: int) -> Any:
         """Decode picture `i` to a Pillow image of mode RGB or L; ValueError names its file."""
+        if self.decoded is not None:
+            return self.decoded.open(self.names[i])
         pillow = require("PIL.Image", "datasets")
         path = self.root / self.names[i]
         try:

@@ -158,18 +158,23 @@ class PictureRecipe:
             # Cut first: resizing with a box would look at the pixels around it.
             picture = picture.crop(box).resize((size, size), pillow.Resampling.BILINEAR)
         else:
-            short, (width, height) = self.short_side or size, picture.size
-            # The longer side is rounded down, as torchvision does.
-            target = (
-                short if width <= height else int(short * width / height),
-                short if height <= width else int(short * height / width),
-            )
-            if picture.size != target:
-                resampling = getattr(pillow.Resampling, self.interpolation.upper())
-                picture = picture.resize(target, resampling)
-            left, top = (round((side - size) / 2) for side in target)
+            picture = self.reduced(picture)
+            left, top = (round((side - size) / 2) for side in picture.size)
             picture = picture.crop((left, top, left + size, top + size))
         return np.asarray(picture).reshape(size, size, -1)
+
+    def reduced(self, picture: Any) -> Any:
+        """A picture resized to the shorter side of the test transform."""
+        short, (width, height) = self.short_side or self.image_size, picture.size
+        # The longer side is rounded down, as torchvision does.
+        target = (
+            short if width <= height else int(short * width / height),
+            short if height <= width else int(short * height / width),
+        )
+        if picture.size == target:
+            return picture
+        pillow = require("PIL.Image", "datasets")
+        return picture.resize(target, getattr(pillow.Resampling, self.interpolation.upper()))
 
     def prepare(self, batch: Mapping[str, Any]) -> Float32[jax.Array, "B S S C"]:
         """Normalize a batch on the device, and mirror and shift it as its draws say.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkit import datasets, training, validation
+from jaxkit import datasets, training, validation, width
+from jaxkit.jobs import private_classifier
 
 if TYPE_CHECKING:
     from jaxkit.jobs.classify import ClassifyConfig
@@ -38,24 +40,53 @@ class Program:
         split: datasets.PictureSplit,
         recipe: datasets.PictureRecipe,
         mesh: jax.sharding.Mesh,
+        folder: pathlib.Path,
+        *,
+        fresh: bool,
     ):
         self._config, self._split, self._recipe, self._mesh = config, split, recipe, mesh
-        self._network = config.network(
-            len(split.class_names), recipe.image_size, split.train.channels
-        )
-        self._direction = config.direction()
-        self.steps = config.num_steps(len(split.train))
+        sizes = (len(split.class_names), recipe.image_size, split.train.channels)
+        self._network, self._scaling = config.network(*sizes), None
+        if config.base_width is not None:
+            self._at_base_width(config, config.base_width, sizes)
+        self._direction: Any = config.direction(self._scaling)
+        self.steps, self.private = config.num_steps(len(split.train)), None
+        if config.private:
+            self.private = private_classifier.PrivatePictures.planned(
+                config, self._network, split.train, recipe, self.steps[0], mesh, folder,
+                fresh=fresh,
+            )  # fmt: skip
+            self._direction = self.private.plan.optimizer(self._direction)
         self._rates: dict[int, np.ndarray] = {}
         self._streams: list[datasets.BatchIterator] = []
         self._position = (-1, -1)
-        self._advance = jax.jit(self._advance_all, donate_argnums=0)
+        advance = self._advance_privately if config.private else self._advance_all
+        self._advance = jax.jit(advance, donate_argnums=0)
         self._correct = jax.jit(self._correct_all)
+
+    def _at_base_width(
+        self, config: ClassifyConfig, base: float, sizes: tuple[int, int, int]
+    ) -> None:
+        """Learn from the shapes of narrower and wider networks how each parameter scales."""
+        self._base, double = (config.network(*sizes, factor * base) for factor in (1, 2))
+        shapes = [
+            jax.eval_shape(lambda key, made=made: made.init(key)[0], jax.random.key(0))
+            for made in (self._base, self._network, double)
+        ]
+        self._scaling = width.width_scaling(shapes[0], shapes[1], delta=shapes[2])
+        multiplier = width.readout_multiplier(
+            *(made["head"]["kernel"].shape[0] for made in shapes[1::-1])
+        )
+        self._network = self._network._replace(logit_scale=multiplier)
 
     def init(self, budget: int) -> Classifiers:
         """First weights, the same for every variant of a seed."""
 
         def one(key: jax.Array) -> Classifiers:
             params, stats = self._network.init(key)
+            if self._scaling is not None:
+                like = self._base.init(key)[0]
+                params = width.match_initial_scale(params, like, self._scaling.init_std)
             return Classifiers(params, stats, self._direction.init(params))
 
         config = self._config
@@ -76,7 +107,8 @@ class Program:
         """Make update `local` of a budget; returns the losses `[seeds, variants]` before it."""
         if budget not in self._rates:
             self._rates = {budget: self._config.rates(self.steps[budget])}
-        return self._advance(state, self._batch(budget, local), self._rates[budget][local])
+        batch = self.private.batch(local) if self.private else self._batch(budget, local)
+        return self._advance(state, batch, self._rates[budget][local])
 
     def score(self, state: Classifiers) -> np.ndarray:
         """Share of the test pictures that each classifier gets right, `[seeds, variants]`."""
@@ -132,6 +164,16 @@ class Program:
         updates, opt_state = self._direction.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         return Classifiers(optax.apply_updates(state.params, updates), stats, opt_state), loss
+
+    def _advance_privately(self, state: Classifiers, batch: Any, rates: Any):
+        one = jax.tree.map(lambda leaf: leaf[0, 0], state)
+        assert self.private is not None
+        total, noise_key = self.private.gradient(one.params, batch)
+        updates, opt_state = self._direction.update(total, one.opt_state, one.params, key=noise_key)
+        updates = jax.tree.map(lambda u: -rates[0] * u, updates)
+        after = Classifiers(optax.apply_updates(one.params, updates), one.stats, opt_state)
+        loss = total.loss / jnp.maximum(total.count - total.non_finite, 1)
+        return jax.tree.map(lambda leaf: leaf[None, None], (after, loss))
 
     def _correct_all(self, state: Classifiers, images: Any, labels: Any) -> jax.Array:
         images = self._recipe.prepare({"images": images})

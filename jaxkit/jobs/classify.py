@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxkit import datasets, files, schedules, training, validation
+from jaxkit import files, schedules, training, validation, width
 from jaxkit.jobs import classifiers, pages, picture_problem
 from jaxkit.jobs import config as configs
 
@@ -34,11 +34,16 @@ class ClassifyConfig(picture_problem.PictureConfig):
         schedules: rex, linear, cosine, step, onecycle, wsd, constant, ...
         learning_rates: peak learning rates that are tried; the report takes the best of each
             schedule, budget and optimizer.
+        base_width: width at which learning rate and decay were tuned; the width rule of AdamW
+            then carries them over.
         warmup: part of a budget's updates with linear warm-up.
         optimizer: sgdm (momentum, decay added to the gradient) or adamw.
         momentum: of sgdm.
         weight_decay: of all parameters (sgdm) or decoupled (adamw).
-        batch_size: pictures in a batch, over all devices.
+        batch_size: pictures in a batch, over all devices; on average, where training is private.
+        privacy: budget of a private training, which is one: it ends a search.
+        augmentations: times that a private training mirrors and shifts each picture of a batch; the
+            mean of their gradients is what is clipped.
         num_workers: processes that decode pictures; 0 decodes in threads.
         mesh: devices as axis=size pairs; default: all on data.
         checkpoint_every: steps between checkpoints.
@@ -53,11 +58,14 @@ class ClassifyConfig(picture_problem.PictureConfig):
     budgets: tuple[float, ...] = (1.0,)
     schedules: tuple[str, ...] = ("rex",)
     learning_rates: tuple[float, ...] = (0.1,)
+    base_width: float | None = None
     warmup: float = 0.0
     optimizer: Literal["sgdm", "adamw"] = "sgdm"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 64
+    privacy: configs.PrivacyConfig = dataclasses.field(default_factory=configs.PrivacyConfig)
+    augmentations: int = 1
     num_workers: int = 0
     mesh: str = ""
     checkpoint_every: int = 1000
@@ -67,7 +75,7 @@ class ClassifyConfig(picture_problem.PictureConfig):
     def __post_init__(self):
         super().__post_init__()
         validation.choice("optimizer", self.optimizer, ["sgdm", "adamw"])
-        for field in ("batch_size", "checkpoint_every", "log_every"):
+        for field in ("batch_size", "augmentations", "checkpoint_every", "log_every"):
             validation.integer(field, getattr(self, field), minimum=1)
         validation.integer("num_workers", self.num_workers, minimum=0)
         validation.number("epochs", self.epochs, minimum=0, open_minimum=True)
@@ -84,6 +92,28 @@ class ClassifyConfig(picture_problem.PictureConfig):
             validation.number("learning_rates", rate, minimum=0)
         for name in self.schedules:
             schedules.profile_by_name(name)
+        if self.base_width is not None:
+            if self.optimizer != "adamw":
+                raise ValueError(f"base_width is for adamw, got {self.base_width} with sgdm")
+            self.network(2, 32, 3, self.base_width)
+            self.network(2, 32, 3, 2 * self.base_width)
+        if not self.private:
+            if self.augmentations > 1:
+                raise ValueError(
+                    f"augmentations is for private training, got {self.augmentations} without "
+                    "privacy.epsilon"
+                )
+            return
+        trained = len(self.budgets) * len(self.variants) * self.seeds
+        if trained > 1:
+            raise ValueError(
+                f"privacy.epsilon is the budget of one training, got {trained}: each would spend it"
+            )
+
+    @property
+    def private(self) -> bool:
+        """Whether the run has a privacy budget."""
+        return self.privacy.epsilon is not None
 
     def num_steps(self, num_examples: int) -> list[int]:
         """Updates of each budget."""
@@ -115,8 +145,11 @@ class ClassifyConfig(picture_problem.PictureConfig):
         ]
         return np.stack(columns, 1)
 
-    def direction(self) -> optax.GradientTransformation:
+    def direction(self, scaling: width.WidthScaling | None = None) -> optax.GradientTransformation:
         """The update before it is scaled by the negative learning rate."""
+        if scaling is not None:
+            scaled = width.adamw_width_scaled(1.0, self.weight_decay, scaling, b2=0.999)
+            return optax.chain(scaled, optax.scale(-1.0))
         decay = optax.add_decayed_weights(self.weight_decay)
         if self.optimizer == "sgdm":
             return optax.chain(decay, optax.trace(self.momentum))
@@ -143,9 +176,10 @@ def classify(config: ClassifyConfig) -> picture_problem.Compared:
     """
     split = config.pictures(config.seed)
     mesh = training.make_mesh(config.mesh)
-    program = classifiers.Program(config, split, config.transform(split.train), mesh)
-    bounds = np.cumsum([0, *program.steps]).tolist()
+    steps = config.num_steps(len(split.train))
+    bounds = np.cumsum([0, *steps]).tolist()
     with training.Run(pathlib.Path(config.runs) / config.name) as run:
+        fresh = not (run.folder / "config.json").exists()
         run.identify(
             {
                 "config": dataclasses.asdict(config),
@@ -157,7 +191,11 @@ def classify(config: ClassifyConfig) -> picture_problem.Compared:
                 for field in ("mesh", "runs", "num_workers", "checkpoint_every", "log_every")
             ),
         )
-        for note in split.notes:
+        recipe = config.transform(split.train)
+        program = classifiers.Program(config, split, recipe, mesh, run.folder, fresh=fresh)
+        private = program.private
+        notes = (*split.notes, *(private.statement.splitlines() if private else ()))
+        for note in notes:
             training.say(note)
         whole = training.replicated(mesh)
         restored = run.restore(
@@ -175,7 +213,7 @@ def classify(config: ClassifyConfig) -> picture_problem.Compared:
 
         def advance(state: classifiers.Classifiers, step: int, most: int | None) -> training.Lap:
             number = int(np.searchsorted(bounds, step, "right")) - 1
-            local, end = step - bounds[number], program.steps[number]
+            local, end = step - bounds[number], steps[number]
             if local == 0:
                 state = program.init(number)
             state, losses = program.step(state, number, local)
@@ -187,6 +225,7 @@ def classify(config: ClassifyConfig) -> picture_problem.Compared:
                 loss = np.asarray(losses)
                 row = {"step": step + 1, "budget": config.budgets[number]}
                 kept = loss[np.isfinite(loss)]
+                row |= private.budget_row(step + 1) if private else {}
                 return [row | ({"loss": float(kept.mean())} if len(kept) else {})]
 
             return training.Lap(state, rows=rows, checkpoint=last)
@@ -206,7 +245,7 @@ def classify(config: ClassifyConfig) -> picture_problem.Compared:
             training.say(f"stopped at step {ended.step}; run the same command to resume")
             return picture_problem.Compared(run.folder, None, accuracies)
         return picture_problem.Compared(
-            run.folder, _report(config, run.folder, split, accuracies), accuracies
+            run.folder, _report(config, run.folder, notes, accuracies), accuracies
         )
 
 
@@ -237,7 +276,7 @@ def mean_ranks(accuracies: Mapping[Any, np.ndarray]) -> np.ndarray:
 def _report(
     config: ClassifyConfig,
     folder: pathlib.Path,
-    split: datasets.PictureSplit,
+    notes: Sequence[str],
     accuracies: Mapping[float, np.ndarray],
 ) -> pathlib.Path:
     """Accuracy by budget of each schedule at its best learning rate."""
@@ -263,6 +302,6 @@ def _report(
     found = {str(budget): values.tolist() for budget, values in accuracies.items()}
     files.write_atomically(folder / "accuracies.json", json.dumps(found))
     return pages.write_comparison(
-        folder / "report.html", f"Classifiers of {config.data}", split.notes, columns, rows,
+        folder / "report.html", f"Classifiers of {config.data}", notes, columns, rows,
         caption=caption, options=dataclasses.asdict(config),
     )  # fmt: skip

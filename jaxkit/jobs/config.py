@@ -30,7 +30,7 @@ _LAW = "law:"
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyConfig:
-    """Train with (epsilon, delta)-differential privacy for each window of text.
+    """Train with (epsilon, delta)-differential privacy for each window of text, or picture.
 
     Attributes:
         epsilon: budget of the whole run; without it training is not private.
@@ -49,6 +49,13 @@ class PrivacyConfig:
     delta: float = 1e-5
     clip_norm: float = 1.0
     public_noise_seed: int | None = None
+
+    def __post_init__(self):
+        bounds: dict[str, Any] = {"minimum": 0, "open_minimum": True}
+        if self.epsilon is not None:
+            validation.number("privacy.epsilon", self.epsilon, **bounds)
+        validation.number("privacy.delta", self.delta, maximum=1, open_maximum=True, **bounds)
+        validation.number("privacy.clip_norm", self.clip_norm, **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,17 +282,6 @@ class TrainConfig:
                     "warmup_steps must be 0 with a refined schedule, which has its own warm-up, "
                     f"got {self.warmup_steps}"
                 )
-        if self.private:
-            validation.number("privacy.epsilon", self.privacy.epsilon, minimum=0, open_minimum=True)
-        validation.number(
-            "privacy.delta",
-            self.privacy.delta,
-            minimum=0,
-            maximum=1,
-            open_minimum=True,
-            open_maximum=True,
-        )
-        validation.number("privacy.clip_norm", self.privacy.clip_norm, minimum=0, open_minimum=True)
         if self.private:
             for field, plain in (("accumulation_steps", 1), ("anneal_p", None)):
                 if getattr(self, field) != plain:

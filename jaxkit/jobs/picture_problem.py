@@ -51,6 +51,7 @@ class PictureConfig:
             CIFAR, STL-10, Tiny-ImageNet, IDX, NPZ.
         layout: the layout of the pictures, where more than one fits.
         model: the network; resnet18-gn has the two groups of GroupNorm of FedSpeed's program.
+        width: channels of an MLP, ResNet or ViT, in multiples of its own.
         norm: normalization of a ResNet, group or batch; by default its own.
         dtype: of the products of a ResNet or ViT; parameters stay float32.
         recipe: plain, sema, imagenet, cifar10, cifar100, tiny-imagenet or mnist: what is done to
@@ -58,6 +59,8 @@ class PictureConfig:
         image_size: pixels that pictures get; by default their own, or the recipe's.
         normalization: none, half, imagenet, clip, ..., or numbers m,m,m/s,s,s; by default the
             recipe's.
+        cache_side: decode picture files once, reduced to this shorter side, into a file of bytes in
+            RUNS/.cache; crops of larger pictures are then coarser than the published ones.
         test_fraction: share of each class to test on, where the data have no split.
         seeds: independent trainings of each.
         seed: the first seed, and that of a drawn split.
@@ -71,11 +74,13 @@ class PictureConfig:
         "logistic", "mlp", "lenet", "vgg11", "resnet18-gn", "resnet18-gn-cifar", "resnet20",
         "wrn-16-8", "vit-tiny", "vit-small", "vit-base",
     ] = "mlp"  # fmt: skip
+    width: float = 1.0
     norm: Literal["group", "batch"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     recipe: str = "plain"
     image_size: int | None = None
     normalization: str | None = None
+    cache_side: int | None = None
     test_fraction: float = 0.2
     seeds: int = 1
     seed: int = 0
@@ -108,9 +113,10 @@ class PictureConfig:
             ValueError: if nothing can be read there.
         """
         if self.data != "digits":
-            return datasets.find_pictures(
+            split = datasets.find_pictures(
                 self.data, layout=self.layout, test_fraction=self.test_fraction, seed=seed
             )
+            return split if self.cache_side is None else self._kept(split, self.cache_side)
         if self.layout is not None:
             raise ValueError(f"layout must be left out for data='digits', got {self.layout!r}")
         digits = datasets.load_digits(test_fraction=self.test_fraction, seed=seed)
@@ -123,6 +129,13 @@ class PictureConfig:
         )
         note = f"digits: {len(train):,} train, {len(test):,} test, 10 classes"
         return datasets.PictureSplit(train, test, digits.label_names, "digits", (note,))
+
+    def _kept(self, split: datasets.PictureSplit, side: int) -> datasets.PictureSplit:
+        folder, recipe = pathlib.Path(self.runs) / ".cache", self.transform(split.train)
+        train, test = (
+            datasets.keep_decoded(part, folder, recipe, side) for part in (split.train, split.test)
+        )
+        return dataclasses.replace(split, train=train, test=test)
 
     def transform(self, pictures: datasets.Pictures) -> datasets.PictureRecipe:
         """The recipe, at the pictures' own size where none is given."""
@@ -137,13 +150,16 @@ class PictureConfig:
             self.recipe, image_size=size, normalization=self.normalization
         )
 
-    def network(self, classes: int, size: int, channels: int) -> Network:
-        """The network for so many classes and pictures of that size.
+    def network(
+        self, classes: int, size: int, channels: int, width: float | None = None
+    ) -> Network:
+        """The network for so many classes and pictures of that size, in another width if given.
 
         Raises:
-            ValueError: if it has no such normalization or type.
+            ValueError: if it has no such width, normalization or type.
         """
         model: Any = NETWORKS[self.model](classes, size, channels)
+        model = model.clone(**_widened(self.model, model, self.width if width is None else width))
         options: dict[str, Any] = {}
         if self.norm is not None:
             if not isinstance(model, models.ResNet):
@@ -158,16 +174,41 @@ class PictureConfig:
         return Network(model.clone(**options), (1, size, size, channels))
 
 
+def _widened(name: str, model: Any, width: float) -> dict[str, Any]:
+    """The fields of a network that grow with its width."""
+    validation.number("width", width, minimum=0, open_minimum=True)
+
+    def times(*sizes: int) -> tuple[int, ...]:
+        wide = tuple(round(width * size) for size in sizes)
+        if any(size < 1 or size != width * own for size, own in zip(wide, sizes, strict=True)):
+            raise ValueError(f"width must make whole numbers of {sizes}, got {width}")
+        return wide
+
+    if width == 1:
+        return {}
+    if isinstance(model, models.ResNet):
+        stem = {} if model.stem_width is None else {"stem_width": times(model.stem_width)[0]}
+        return {"widths": times(*model.widths), **stem}
+    if isinstance(model, models.VisionTransformer):
+        sizes = times(model.width, model.num_heads, model.mlp_dim)
+        return dict(zip(("width", "num_heads", "mlp_dim"), sizes, strict=True))
+    if not isinstance(model, models.MLP) or not model.hidden:
+        raise ValueError(f"width is for MLPs, ResNets and ViTs, got {width} with {name!r}")
+    return {"hidden": times(*model.hidden)}
+
+
 class Network(NamedTuple):
     """A network for pictures, whatever it is made of.
 
     Attributes:
         model: the module.
         shape: of a batch of one picture.
+        logit_scale: factor on the logits.
     """
 
     model: nn.Module
     shape: tuple[int, int, int, int]
+    logit_scale: float = 1.0
 
     def init(self, key: jax.Array) -> tuple[Any, dict[str, Any]]:
         """First weights, and first running statistics of BatchNorm or an empty dict."""
@@ -178,10 +219,13 @@ class Network(NamedTuple):
         """`(logits, stats)` of normalized images; training moves the statistics."""
         variables = {"params": params, **stats}
         if train and stats:
-            logits, stats = self.model.apply(variables, images, train=True, mutable=list(stats))
-            return logits, dict(stats)
-        seen: Any = self.model.apply(variables, images)
-        return (seen["logits"] if isinstance(seen, dict) else seen), stats
+            seen: Any
+            seen, moved = self.model.apply(variables, images, train=True, mutable=list(stats))
+            stats = dict(moved)
+        else:
+            seen = self.model.apply(variables, images)
+        logits = seen["logits"] if isinstance(seen, dict) else seen
+        return (logits if self.logit_scale == 1 else self.logit_scale * logits), stats
 
     def loss(self, params: Any, stats: Any, images: Any, labels: Any):
         """`(mean cross-entropy, stats)` of a batch to train on."""

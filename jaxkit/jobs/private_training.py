@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from jaxkit import files, privacy
-from jaxkit.jobs.config import FREE_FIELDS, TrainConfig
+from jaxkit.jobs.config import FREE_FIELDS, PrivacyConfig, TrainConfig
 
 #: Folder, inside a run's, of what is not to be given away with it.
 PRIVATE = "private"
@@ -63,19 +63,9 @@ class PrivateTraining:
 
         return gradient
 
-    def spent(self, step: int) -> float:
-        """Epsilon spent by the end of the twentieth of the run that this step is in."""
-        part = -(-self.config.steps // _PARTS)
-        return _epsilon(self, min(self.config.steps, -(-step // part) * part)) if step else 0.0
-
     def budget_row(self, step: int, source: privacy.NoiseSource) -> dict[str, float]:
-        """`spent`, named by what it is: a guarantee, or what one would be if nobody knew the noise.
-
-        Args:
-            step: updates made.
-            source: of the noise.
-        """
-        return {EPSILONS[not source.is_secret]: self.spent(step)}
+        """As `budget_row` of the plan."""
+        return budget_row(self.plan, step, source)
 
     def source(self, folder: pathlib.Path, *, fresh: bool) -> privacy.NoiseSource:
         """Where the run's noise and batches come from: its own secret, kept for a resume.
@@ -87,10 +77,7 @@ class PrivateTraining:
         Raises:
             OSError: if a run that goes on has lost its secret, or others may read it.
         """
-        seed = self.config.privacy.public_noise_seed
-        if seed is not None:
-            return privacy.NoiseSource.public(seed)
-        return privacy.NoiseSource.stored(folder / PRIVATE / "noise.secret", fresh=fresh)
+        return noise_source(self.config.privacy, folder, fresh=fresh)
 
     def statement(self, source: privacy.NoiseSource) -> str:
         """The guarantee of the whole run, in words."""
@@ -105,8 +92,76 @@ class PrivateTraining:
 
 
 @functools.cache
-def _epsilon(training: PrivateTraining, steps: int) -> float:
-    return training.plan.epsilon(steps)
+def _epsilon(plan: privacy.PrivacyPlan, steps: int) -> float:
+    return plan.epsilon(steps)
+
+
+def budget_row(
+    plan: privacy.PrivacyPlan, step: int, source: privacy.NoiseSource
+) -> dict[str, float]:
+    """Epsilon spent, named by what it is: a guarantee, or what one would be with secret noise.
+
+    Args:
+        plan: of the run.
+        step: updates made; told is what the twentieth of the run that it is in spends by its end.
+        source: of the noise.
+    """
+    part = -(-plan.num_steps // _PARTS)
+    spent = _epsilon(plan, min(plan.num_steps, -(-step // part) * part)) if step else 0.0
+    return {EPSILONS[not source.is_secret]: spent}
+
+
+def noise_source(
+    options: PrivacyConfig, folder: pathlib.Path, *, fresh: bool
+) -> privacy.NoiseSource:
+    """The run's own secret, made where it begins and kept for a resume; or a public seed."""
+    if options.public_noise_seed is not None:
+        return privacy.NoiseSource.public(options.public_noise_seed)
+    return privacy.NoiseSource.stored(folder / PRIVATE / "noise.secret", fresh=fresh)
+
+
+def plan_within(
+    options: PrivacyConfig,
+    gradient: privacy.ClippedGradient,
+    num_examples: int,
+    batch_size: int,
+    num_steps: int,
+    *,
+    multiple: int = 1,
+    folder: pathlib.Path | None = None,
+) -> privacy.PrivacyPlan:
+    """Choose the noise with which a run stays within its budget.
+
+    Args:
+        options: the budget.
+        gradient: clipped.
+        num_examples: that may be drawn.
+        batch_size: how many are, on average.
+        num_steps: updates of the run.
+        multiple: parts that a batch is divided in.
+        folder: of the run, which keeps the noise that was found, so that a resume need not.
+    """
+    epsilon, delta = options.epsilon, options.delta
+    if epsilon is None:
+        raise ValueError("privacy.epsilon must be given, got None")
+    sampling = privacy.poisson_sampling(
+        num_examples, batch_size / num_examples, num_steps=num_steps, delta=delta,
+        epsilon=epsilon, multiple=multiple,
+    )  # fmt: skip
+    asked = {"epsilon": epsilon, "delta": delta, "steps": num_steps, "sampling": list(sampling)}
+    kept = None if folder is None else folder / PRIVATE / "plan.json"
+    budget: dict[str, Any] = {"epsilon": epsilon}
+    if kept is not None and kept.exists():
+        stored = files.read_record(kept, _Kept)
+        if stored.asked == asked:
+            budget = {"noise_multiplier": stored.noise_multiplier}
+    plan = privacy.dp_sgd(gradient, sampling, num_steps, delta=delta, **budget)
+    if kept is not None and "epsilon" in budget and jax.process_index() == 0:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(
+            kept, json.dumps({"asked": asked, "noise_multiplier": plan.noise_multiplier})
+        )
+    return plan
 
 
 def plan_private_training(
@@ -133,39 +188,23 @@ def plan_private_training(
             noise than any training survives.
         ImportError: without the `privacy` extra.
     """
-    epsilon, delta = config.privacy.epsilon, config.privacy.delta
-    if epsilon is None:
-        raise ValueError("privacy.epsilon must be given, got None")
     if config.batch_size > num_windows:
         raise ValueError(
             f"batch_size must be at most the {num_windows} windows of the text, got "
             f"{config.batch_size}"
         )
-    sampling = privacy.poisson_sampling(
-        num_windows,
-        config.batch_size / num_windows,
-        num_steps=config.steps,
-        delta=delta,
-        epsilon=epsilon,
-        multiple=1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"],
-    )
     platform = None if mesh is None else mesh.devices.flat[0].platform
     loss = config.loss(config.model(vocab_size, platform))
     split = mesh if mesh is not None and mesh.size > 1 else None
-    gradient = privacy.clipped_grad_sum(loss, config.privacy.clip_norm, mesh=split)
-    asked = {"epsilon": epsilon, "delta": delta, "steps": config.steps, "sampling": list(sampling)}
-    kept = None if folder is None else folder / PRIVATE / "plan.json"
-    budget: dict[str, Any] = {"epsilon": epsilon}
-    if kept is not None and kept.exists():
-        stored = files.read_record(kept, _Kept)
-        if stored.asked == asked:
-            budget = {"noise_multiplier": stored.noise_multiplier}
-    plan = privacy.dp_sgd(gradient, sampling, config.steps, delta=delta, **budget)
-    if kept is not None and "epsilon" in budget and jax.process_index() == 0:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(
-            kept, json.dumps({"asked": asked, "noise_multiplier": plan.noise_multiplier})
-        )
+    plan = plan_within(
+        config.privacy,
+        privacy.clipped_grad_sum(loss, config.privacy.clip_norm, mesh=split),
+        num_windows,
+        config.batch_size,
+        config.steps,
+        multiple=1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"],
+        folder=folder,
+    )
     return PrivateTraining(plan, config)
 
 

@@ -99,11 +99,11 @@ def memory(clients: int = 100, cohort: int = 10, chunk: int = 1, devices: int = 
 
 def methods_on_pictures(
     data: str,
-    rounds: int = 60,
+    rounds: int = 40,
     seeds: int = 3,
     model: str = "mlp",
-    samples_per_client: int | None = None,
-    batch_size: int = 50,
+    samples_per_client: int | None = 200,
+    batch_size: int = 20,
     local_epochs: int = 5,
     runs: str = "runs",
 ) -> Table:

@@ -1,3 +1,4 @@
+import functools
 import logging
 import os
 import pickle
@@ -518,6 +519,40 @@ def test_crops_are_the_same_in_worker_processes(tmp_path):
     whole = seen(train, 5, batch_size=32)
     assert whole == seen(train, 10, batch_size=16, num_workers=2)
     assert {i: whole[i] for i in range(32, 96)} == seen(train, 2, 32, 1, num_workers=4)
+
+
+def test_pictures_are_decoded_once_and_read_as_they_were(tmp_path, monkeypatch):
+    folder(tmp_path / "data", count=6, ending=".png")
+    train = datasets.find_pictures(tmp_path / "data", test_fraction=0.2).train
+    short = min(min(train.open(i).size) for i in range(len(train)))
+    recipe = datasets.PictureRecipe(short - 2, area=(0.2, 1.0), short_side=short)
+    keep = functools.partial(datasets.keep_decoded, train, tmp_path / "cache", recipe)
+
+    def crops(pictures):
+        stream = datasets.picture_batches(pictures, recipe, batch_size=4, seed=1)
+        images = next(stream)["images"]
+        stream.close()
+        return images
+
+    plain, kept = crops(train), keep(400)
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", None)  # no file is decoded any more
+        np.testing.assert_array_equal(crops(kept), plain)
+        np.testing.assert_array_equal(crops(pickle.loads(pickle.dumps(keep(400)))), plain)
+    # Reduced to the recipe's own shorter side, what is tested on is the same to the pixel.
+    small = keep(short)
+    np.testing.assert_array_equal(
+        datasets.decode_pictures(small, recipe), datasets.decode_pictures(train, recipe)
+    )
+    (tmp_path / "data" / train.source.names[0]).write_bytes(
+        (tmp_path / "data" / train.source.names[1]).read_bytes()
+    )
+    keep(400)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3  # another picture, another cache
+    with pytest.raises(ValueError, match="must have at most 1,000 bytes, 10 have"):
+        keep(500, max_bytes=1000)
+    with pytest.raises(ValueError, match="short_side must be at least"):
+        keep(short - 1)
 
 
 def test_pad_and_flip_on_the_device_are_those_of_the_simulator():

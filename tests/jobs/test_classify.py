@@ -4,12 +4,13 @@ import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from PIL import Image
 
-from jaxkit import cli, models, schedules
+from jaxkit import cli, models, schedules, training
 from jaxkit.jobs import classifiers, picture_problem
 from jaxkit.jobs import classify as job
 
@@ -149,11 +150,39 @@ def test_the_command_runs_on_digits(tmp_path, capsys):
         ({"batch_size": 5000}, "batch_size must be at most the 1438 training pictures"),
         ({"norm": "batch"}, "norm is for ResNets, got 'batch' with 'logistic'"),
         ({"recipe": "cifar"}, "did you mean 'cifar"),
+        ({"width": 0.333, "model": "mlp"}, "width must make whole numbers"),
+        ({"width": 2.0}, "width is for MLPs, ResNets and ViTs, got 2.0 with 'logistic'"),
+        ({"base_width": 0.5, "model": "mlp"}, "base_width is for adamw"),
+        ({"augmentations": 2}, "augmentations is for private training"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, bad_input, options, message):
     with pytest.raises(ValueError, match=message):
         job.classify(fast(tmp_path, **options))
+
+
+def test_pictures_of_a_network_in_another_width_train_by_the_width_rule(tmp_path):
+    options = {"model": "mlp", "optimizer": "adamw", "weight_decay": 0.1, "epochs": 0.2}
+    config = fast(tmp_path, width=0.5, base_width=0.25, learning_rates=(0.01,), **options)
+    split, mesh = config.pictures(0), training.make_mesh("")
+    program = classifiers.Program(
+        config, split, config.transform(split.train), mesh, tmp_path, fresh=True
+    )
+    matched = jax.tree.map(lambda leaf: leaf[0, 0], program.init(0).params)
+    assert matched["head"]["kernel"].shape == (100, 10)
+    assert program._network.logit_scale == 0.5  # 1/m
+    grads = jax.tree.map(jnp.ones_like, matched)  # Adam's first direction is 1
+    updates, _ = program._direction.update(grads, program._direction.init(matched), matched)
+    # A hidden matrix: rate 1/m and decay sqrt(m), m = 2; a bias: neither.
+    kernel, update = matched["linear2"]["kernel"], updates["linear2"]["kernel"]
+    np.testing.assert_allclose(update, (1 + 0.1 * 2**0.5 * kernel) / 2, rtol=1e-5)
+    np.testing.assert_allclose(updates["linear2"]["bias"], 1.0, rtol=1e-5)
+    # Its first scale is that of the base over sqrt(m); the readout's that of the base.
+    rms = lambda tree: {n: float(jnp.sqrt((tree[n]["kernel"] ** 2).mean())) for n in tree}  # noqa: E731
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    base, wide = rms(program._base.init(key)[0]), rms(matched)
+    assert wide["linear2"] == pytest.approx(base["linear2"] / 2**0.5, rel=1e-5)
+    assert wide["head"] == pytest.approx(base["head"], rel=1e-5)
 
 
 def test_vision_transformers_have_the_published_sizes():

@@ -74,7 +74,7 @@ def _root(excess: Callable[[float], float], low: float, high: float, width: floa
     """The upper end of an interval of this width in which the excess changes its sign."""
     at_low, at_high = excess(low), excess(high)
     aim = 0.0  # what is aimed beyond the root, in widths, so that both ends come near it
-    while high - low > width:
+    while high - low > (width if at_high > -1e-3 else width / 100):  # where it is steep
         # Regula falsi: most laws are nearly straight in logarithms.
         straight = 0 < at_low < 100 and at_high < 0
         share = at_low / (at_low - at_high) if straight else 0.5

@@ -10,10 +10,14 @@ memory an epoch's beginning needs.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,7 @@ import unittest.mock
 
 import numpy as np
 import timing
+import zstandard
 from PIL import Image
 
 from jaxkit import datasets
@@ -155,6 +160,69 @@ def first_batch(root: str) -> None:
     for _ in range(100):
         next(batches)
     print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def write_rows(path: pathlib.Path, size: int) -> None:
+    """JSON lines of so many bytes, of random words, packed by zstd."""
+    rng = np.random.default_rng(0)
+    words = [f"{word} " for word in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta")]
+    with open(path, "wb") as file, zstandard.ZstdCompressor(3).stream_writer(file) as stream:
+        written = 0
+        while written < size:
+            text = "".join(words[i] for i in rng.integers(len(words), size=20_000))
+            written += stream.write(json.dumps({"text": text}).encode() + b"\n")
+
+
+def trained(folder: pathlib.Path, runs: str, kill_at: int | None = None) -> tuple[float, float]:
+    """Seconds and peak MB of `jaxkit train`; killed once its tokens have `kill_at` bytes."""
+    words = (
+        f"train --text {folder}/rows.jsonl.zst --runs {folder}/{runs} --name run --tokenizer char "
+        "--steps 3 --batch-size 64 --validation-fraction 0.001 --sequence-length 64 --d-model 16 --num-layers 1 --num-heads 1 "
+        "--head-dim 16 --d-ff 16 --evaluation-windows 16"
+    )
+    command, start, peak = [sys.executable, "-m", "jaxkit", *words.split()], time.time(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        with contextlib.suppress(OSError, IndexError):
+            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, int(status.split("VmHWM:")[1].split()[0]))
+        grown = (folder / runs / ".cache").glob("tokens-*.partial")
+        if kill_at is not None and any(file.stat().st_size > kill_at for file in grown):
+            process.kill()
+        time.sleep(0.02)
+    if process.wait() != (0 if kill_at is None else -9):
+        raise AssertionError(f"jaxkit train ended with {process.returncode}")
+    return time.time() - start, peak / 1024
+
+
+def text(gigabytes: float = 0.2) -> Table:
+    """A text of JSON lines in zstd: tokenized once, in bounded memory, and to the end if killed."""
+    size = round(gigabytes * 1e9)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_rows(folder / "rows.jsonl.zst", size)
+        starts = [
+            ("killed while it tokenizes", *trained(folder, "killed", size // 3)),
+            ("started again", *trained(folder, "killed")),
+            ("never killed", *trained(folder, "whole")),
+        ]
+        shutil.rmtree(folder / "whole" / "run")
+        starts.append(("another run on the same text", *trained(folder, "whole")))
+        digests = []
+        for runs in ("killed", "whole"):
+            (tokens,) = (
+                file for file in (folder / runs / ".cache").glob("tokens-*.npy")
+                if file.stat().st_size > size // 2
+            )  # fmt: skip
+            with open(tokens, "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            log = json.loads((folder / runs / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+            digests[-1] += f" {log['loss']}"
+    if digests[0] != digests[1]:
+        raise AssertionError(f"a killed run must end as another, got {digests}")
+    rows = [(label, f"{seconds:.0f}", f"{peak:.0f}") for label, seconds, peak in starts]
+    title = f"{gigabytes:g} GB of JSON lines in zstd; same tokens and loss after the kill"
+    return Table(title, ("jaxkit train", "seconds", "peak memory, MB"), rows)
 
 
 def run() -> Table:

@@ -3,6 +3,8 @@ import logging
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -519,6 +521,38 @@ def test_crops_are_the_same_in_worker_processes(tmp_path):
     whole = seen(train, 5, batch_size=32)
     assert whole == seen(train, 10, batch_size=16, num_workers=2)
     assert {i: whole[i] for i in range(32, 96)} == seen(train, 2, 32, 1, num_workers=4)
+
+
+@pytest.mark.slow
+def test_20000_pictures_take_little_memory_and_none_is_decoded_before_its_batch(tmp_path):
+    for i in range(8):
+        picture(tmp_path / "kept" / f"{i}.jpg", (500, 375), seed=i, quality=85)
+    for i in range(20_000):
+        inside = tmp_path / "data" / f"class{i % 100:02d}"
+        inside.mkdir(parents=True, exist_ok=True)
+        os.link(tmp_path / "kept" / f"{i % 8}.jpg", inside / f"{i}.jpg")
+    program = """
+import itertools, pathlib, sys
+from jaxkit import datasets
+opened, load = itertools.count(), datasets.PictureFiles.open
+datasets.PictureFiles.open = lambda files, i: (next(opened), load(files, i))[1]
+train = datasets.find_pictures(sys.argv[1]).train
+recipe = datasets.picture_recipe("sema")
+batches = datasets.picture_batches(train, recipe, batch_size=32, seed=0)
+next(batches)
+decoded = next(opened)
+for _ in range(20):
+    next(batches)
+(peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(len(train), decoded, int(peak.split()[1]) / 1024)
+"""
+    # Its own high-water mark: that of rusage begins with the memory of the process that started it.
+    command = [sys.executable, "-c", program, str(tmp_path / "data")]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    count, decoded, peak = map(float, found)
+    assert count == 16_000
+    assert decoded < 1000
+    assert peak < 1000  # MB
 
 
 def test_pictures_are_decoded_once_and_read_as_they_were(tmp_path, monkeypatch):

@@ -177,8 +177,8 @@ def trained(folder: pathlib.Path, runs: str, kill_at: int | None = None) -> tupl
     """Seconds and peak MB of `jaxkit train`; killed once its tokens have `kill_at` bytes."""
     words = (
         f"train --text {folder}/rows.jsonl.zst --runs {folder}/{runs} --name run --tokenizer char "
-        "--steps 3 --batch-size 64 --validation-fraction 0.001 --sequence-length 64 --d-model 16 --num-layers 1 --num-heads 1 "
-        "--head-dim 16 --d-ff 16 --evaluation-windows 16"
+        "--validation-fraction 0.001 --steps 3 --batch-size 64 --sequence-length 64 --d-model 16 "
+        "--num-layers 1 --num-heads 1 --head-dim 16 --d-ff 16 --evaluation-windows 16"
     )
     command, start, peak = [sys.executable, "-m", "jaxkit", *words.split()], time.time(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -37,6 +37,7 @@ from jaxkit.continual.expandable_state import (
 from jaxkit.continual.figures import (
     accuracy_matrix_figure,
     expansion_figure,
+    growth_pictures_figure,
     router_weights_figure,
 )
 from jaxkit.continual.forward_pass import (
@@ -127,6 +128,7 @@ __all__ = [
     "forgetting",
     "grow_every_task",
     "grow_on_shift",
+    "growth_pictures_figure",
     "init_sema",
     "never_grow",
     "parameter_counts",

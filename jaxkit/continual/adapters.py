@@ -40,16 +40,11 @@ def init_adapter(key: Key[Array, ""], width: int, adapter_dim: int = 16) -> Adap
     Returns:
         The adapter.
 
-    Raises:
-        ValueError: if a width is not positive.
-
     Example:
         >>> adapter = init_adapter(jax.random.key(0), 8, 2)
         >>> float(abs(functional_adapter(adapter, jnp.ones((1, 5, 8)))).max())
         0.0
     """
-    validation.integer("width", width, minimum=1)
-    validation.integer("adapter_dim", adapter_dim, minimum=1)
     bound = width**-0.5
     return Adapter(
         jax.random.uniform(key, (width, adapter_dim), minval=-bound, maxval=bound),

@@ -38,15 +38,10 @@ def init_descriptor(key: Key[Array, ""], width: int, descriptor_dim: int = 128) 
     Returns:
         The descriptor.
 
-    Raises:
-        ValueError: if a width is not positive.
-
     Example:
         >>> init_descriptor(jax.random.key(0), 8, 3).decoder_kernel.shape
         (3, 8)
     """
-    validation.integer("width", width, minimum=1)
-    validation.integer("descriptor_dim", descriptor_dim, minimum=1)
     encoder, decoder = jax.random.split(key)
     low, high = width**-0.5, descriptor_dim**-0.5
     return Descriptor(

@@ -203,22 +203,20 @@ def _init(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
         jax.random.uniform(head_key, (width, config.num_classes), minval=-bound, maxval=bound),
         jnp.zeros(config.num_classes),
     )
-    first = jax.vmap(lambda k: _fresh_slot(k, config))(jax.random.split(slot_key, blocks))
+    adapter, descriptor, _ = jax.eval_shape(lambda: _fresh_slot(slot_key, config))
     adapters, descriptors = jax.tree.map(
-        lambda leaf: jnp.pad(leaf[:, None], [(0, 0), (0, slots - 1)] + [(0, 0)] * (leaf.ndim - 1)),
-        first[:2],
+        lambda leaf: jnp.zeros((blocks, slots, *leaf.shape)), (adapter, descriptor)
     )
-    column = first[2]
-    router = Router(
-        jnp.pad(column.kernel[..., None], [(0, 0), (0, 0), (0, slots - 1)]),
-        jnp.pad(column.bias[..., None], [(0, 0), (0, slots - 1)]),
-    )
-    return SEMAState(
+    router = Router(jnp.zeros((blocks, width, slots)), jnp.zeros((blocks, slots)))
+    state = SEMAState(
         FunctionalParams(single, adapters, router, head),
         descriptors,
         empty_records(config.buffer_size, (blocks, slots)),
-        jnp.ones(blocks, jnp.int32),
+        jnp.zeros(blocks, jnp.int32),
     )
+    for index, slot in enumerate(jax.random.split(slot_key, blocks)):
+        state = _fill_slot(slot, config, state, index)
+    return state
 
 
 def add_adapter(

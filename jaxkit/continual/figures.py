@@ -104,6 +104,44 @@ def expansion_figure(result: StreamResult, config: SEMAConfig, names: Sequence[s
     return figure
 
 
+def growth_pictures_figure(result: StreamResult, stream: Stream) -> Figure:
+    """What each adapter was opened for: the strangest images of the batch that opened it.
+
+    Args:
+        result: of a `SEMALearner` that grew on shifts.
+        stream: the tasks.
+
+    Returns:
+        The figure, a row an adapter.
+
+    Raises:
+        ValueError: if no block grew on a shift.
+
+    Example:
+        >>> from jaxkit.continual import digits_stream
+        >>> event = {"kind": "expand", "task": 2, "block": 3, "score": 4.2, "rows": [5, 7]}
+        >>> result = StreamResult(np.eye(6), np.ones(6, int), (event,), None, 0, True)
+        >>> figure = growth_pictures_figure(result, digits_stream()[0])
+    """
+    grown = [event for event in result.events if event["kind"] == "expand" and event["rows"]]
+    if not grown:
+        raise ValueError("result must have a block that grew on a shift, none did")
+    figure, panels = plotting.axes(len(grown), 1, width=6.4, height=1.1, squeeze=False)
+    for event, panel in zip(grown, panels[:, 0], strict=True):
+        task = stream.tasks[event["task"]]
+        images = np.asarray(task.train_images[np.array(event["rows"])])
+        gap = max(1, images.shape[2] // 16)
+        strip = np.concatenate(
+            np.pad(images, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=1), axis=1
+        )
+        panel.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0,
+                     vmax=1)  # fmt: skip
+        where = f"task {event['task'] + 1} ({task.name}), block {event['block']}"
+        panel.set_title(f"{where}, score {event['score']:.1f}", loc="left", fontsize="small")
+        panel.axis("off")
+    return figure
+
+
 def router_weights_figure(learner: SEMALearner, state: Learning, stream: Stream) -> Figure:
     """Which adapters each task uses: mean weights on its test images, a panel a block.
 

@@ -130,19 +130,26 @@ def frozen_prefix(
     return stream
 
 
-def descriptor_errors(state: SEMAState, pooled: Float[Array, "B E d"]) -> Float[Array, "E K B"]:
-    """Reconstruction error of every descriptor, 0-filled slots included.
+def descriptor_scores(state: SEMAState, pooled: Float[Array, "B E d"]) -> Float[Array, "E K B"]:
+    """How strange each sample is to every descriptor: z-scores of its reconstruction error.
 
     Example:
         >>> from jaxkit import models
         >>> from jaxkit.continual import init_sema
         >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
         >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> descriptor_errors(init_sema(jax.random.key(1), config), jnp.ones((5, 1, 8))).shape
+        >>> descriptor_scores(init_sema(jax.random.key(1), config), jnp.ones((5, 1, 8))).shape
         (1, 2, 5)
     """
     of_slots = jax.vmap(representation_error, in_axes=(0, None))
-    return jax.vmap(of_slots, in_axes=(0, 1))(without_unused(state).descriptors, pooled)
+    errors = jax.vmap(of_slots, in_axes=(0, 1))(without_unused(state).descriptors, pooled)
+    return jax.vmap(jax.vmap(z_scores))(state.records, errors)
+
+
+def sample_scores(state: SEMAState, pooled: Float[Array, "B E d"]) -> Float[Array, "B E"]:
+    """How strange each sample is to a block: its least |z|, over the block's descriptors."""
+    distances = jnp.abs(descriptor_scores(state, pooled))
+    return jnp.min(jnp.where(active_slots(state)[..., None], distances, jnp.inf), 1).T
 
 
 def expansion_scores(
@@ -170,9 +177,8 @@ def expansion_scores(
         >>> expansion_scores(config, state, jnp.ones((5, 1, 8)), 5).tolist()
         [0.0]
     """
-    scores = jax.vmap(jax.vmap(z_scores))(state.records, descriptor_errors(state, pooled))
     rule = functools.partial(shift_score, num_valid=num_valid, rule=config.score)
-    return jax.vmap(rule)(scores, active_slots(state))
+    return jax.vmap(rule)(descriptor_scores(state, pooled), active_slots(state))
 
 
 def class_features(tokens: Float[Array, "B N d"]) -> Float[Array, "B d"]:

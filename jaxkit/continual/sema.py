@@ -26,11 +26,14 @@ from jaxkit.continual.batches import (
     padded_batches,
 )
 from jaxkit.continual.descriptors import record_statistics
-from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, init_sema
+from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, add_adapter, init_sema
 from jaxkit.continual.picture_images import Images
 from jaxkit.continual.sema_programs import Augment, Learning, Source, Trainable
 from jaxkit.continual.stream_runs import Phase, Phases, training_phase
 from jaxkit.continual.streams import Stream, Task
+
+#: Images kept on record of the batch that made a block grow.
+_PICTURES = 8
 
 
 def grow_on_shift(task: SEMATask) -> Phases:
@@ -243,8 +246,8 @@ class SEMATask:
             closed: blocks that have grown for this task already.
 
         Returns:
-            A phase whose event tells `"scores"`, and `"block"`, `"batch"`, `"score"` and `"rows"`
-            of the growth asked for; the block is None if there is none.
+            A phase whose event tells `"scores"`, and `"block"`, `"batch"`, `"score"` of the growth
+            asked for with the `"rows"` of the strangest images; the block is None if there is none.
         """
         config, devices = self._config, self._learner.devices
         key = jax.random.fold_in(self._key, self._index)
@@ -256,15 +259,18 @@ class SEMATask:
             for start in range(batch * config.scan_batch_size, len(order), config.scan_batch_size):
                 rows = order[start : start + config.scan_batch_size]
                 padded = devices.rows(pad_rows(tokens[rows], config.scan_batch_size))
-                score = programs.score_tokens(
+                score, of_samples = programs.score_tokens(
                     self._static, self._learner.backbone, state.sema, padded,
                     np.int32(len(rows)), key,
                 )  # fmt: skip
                 scores.append(devices.host(score).tolist())
                 block = growing_block(config, scores[-1], closed)
                 if block is not None:
+                    e = block - config.expand_from
+                    strangest = np.argsort(-devices.host(of_samples)[: len(rows), e], kind="stable")
                     found = {"block": block, "batch": start // config.scan_batch_size,
-                             "score": scores[-1][block - config.expand_from]}  # fmt: skip
+                             "score": scores[-1][e],
+                             "rows": rows[strangest[:_PICTURES]].tolist()}  # fmt: skip
                     break
             return state, 0, {"scores": scores, **found}
 
@@ -290,10 +296,10 @@ class SEMATask:
                 )
             number = (self._index + 1) * self._config.model.depth + block
             key = jax.random.fold_in(self._key, number)
-            grown = programs.grow_block(self._static, key, state.sema, np.int32(block))
+            grown = add_adapter(key, self._static, state.sema, block)
             return self._learner.devices.everywhere(state._replace(sema=grown)), 0, {}
 
-        about = {"block": block, "pass": 0, "batch": 0, "score": None}
+        about = {"block": block, "pass": 0, "batch": 0, "score": None, "rows": []}
         return Phase("expand", run, about=about | {k: (found or about)[k] for k in about})
 
     def train(self, blocks: Collection[int], *, everything: bool = False) -> Phase:
@@ -398,7 +404,9 @@ class SEMATask:
     def _observe(self, state: Learning) -> list[np.ndarray]:
         learner, static, key = self._learner, self._static, jax.random.key(self._index)
         return learner.in_batches(
-            lambda part: programs.observe_tokens(static, learner.backbone, state.sema, part, key),
+            lambda part: programs.observe(
+                static, learner.backbone, state.sema, part, from_tokens=True, key=key
+            ),
             self._tokens(state),
         )
 

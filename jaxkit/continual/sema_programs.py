@@ -25,7 +25,6 @@ from jaxkit.continual.expandable_state import (
     Head,
     SEMAConfig,
     SEMAState,
-    add_adapter,
 )
 
 #: From a typed key and images to images, for training only.
@@ -230,24 +229,9 @@ def describe_image_steps(
     return run_steps(step, learning, batches)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def prefix_tokens(
-    config: SEMAConfig, backbone: PyTree, sema: SEMAState, images: Float[Array, "B H W C"]
-) -> Float[Array, "B N d"]:
-    """`frozen_prefix`, compiled."""
-    return forward_pass.frozen_prefix(config, backbone, sema, images)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def observe_tokens(
-    config: SEMAConfig,
-    backbone: PyTree,
-    sema: SEMAState,
-    tokens: Float[Array, "B N d"],
-    key: Key[Array, ""],
-) -> forward_pass.Forward:
-    """`adapted_forward` from the tokens of the frozen prefix."""
-    return forward_pass.adapted_forward(config, backbone, sema, tokens, from_tokens=True, key=key)
+#: `frozen_prefix` and `adapted_forward`, compiled.
+prefix_tokens = jax.jit(forward_pass.frozen_prefix, static_argnums=0)
+observe = jax.jit(forward_pass.adapted_forward, static_argnums=0, static_argnames="from_tokens")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -258,10 +242,11 @@ def score_tokens(
     tokens: Float[Array, "B N d"],
     num_valid: Int[Array, ""],
     key: Key[Array, ""],
-) -> Float[Array, " E"]:
-    """`expansion_scores` of a batch."""
-    seen = observe_tokens(config, backbone, sema, tokens, key)
-    return forward_pass.expansion_scores(config, sema, seen.pooled, num_valid)
+) -> tuple[Float[Array, " E"], Float[Array, "B E"]]:
+    """Scores of a batch, `expansion_scores`, and of its samples."""
+    pooled = observe(config, backbone, sema, tokens, from_tokens=True, key=key).pooled
+    scores = forward_pass.expansion_scores(config, sema, pooled, num_valid)
+    return scores, forward_pass.sample_scores(sema, pooled)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -276,14 +261,6 @@ def predict_images(
     seen = forward_pass.adapted_forward(config, backbone, sema, images, key=key)
     logits = forward_pass.class_logits(sema.params.head, seen.features)
     return seen.features, logits, seen.weights
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def grow_block(
-    config: SEMAConfig, key: Key[Array, ""], sema: SEMAState, block: Int[Array, ""]
-) -> SEMAState:
-    """`add_adapter` for a block that is an argument."""
-    return add_adapter(key, config, sema, block)
 
 
 def local_cross_entropy(

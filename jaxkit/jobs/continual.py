@@ -386,6 +386,8 @@ def _report(
     if isinstance(learner, continual.SEMALearner):
         if config.method == "sema":
             figures["expansion"] = continual.expansion_figure(result, learner.config, names)
+        if any(event["kind"] == "expand" and event["rows"] for event in result.events):
+            figures["growth"] = continual.growth_pictures_figure(result, stream)
         figures["router"] = continual.router_weights_figure(learner, result.state, stream)
     for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")

@@ -77,7 +77,7 @@ def test_a_stopped_run_resumes_and_writes_its_report(tmp_path, small_backbone, m
     for text in ("forgetting", "threshold", "every task would add 10", "task 2 block"):
         assert text in page
     assert {p.name for p in tmp_path.glob("run/*.png")} == {
-        "accuracy.png", "expansion.png", "router.png"
+        "accuracy.png", "expansion.png", "growth.png", "router.png"
     }  # fmt: skip
     whole = job.learn_stream(job.ContinualConfig(**{**vars(config), "name": "other"}))
     np.testing.assert_array_equal(whole.result.accuracy, done.result.accuracy)

@@ -326,9 +326,10 @@ def _memory(
 ) -> str:
     """What a run will hold, as a line: arithmetic, not a measurement."""
     images = _steps_per_call(stream) * 32 * math.prod(stream.tasks[0].image_shape) * 4
+    state = jax.tree.leaves(jax.eval_shape(lambda: learner.init(0)))
     parts = {
         "backbone": sum(x.nbytes for x in jax.tree.leaves(backbone)),
-        "learner": sum(x.nbytes for x in jax.tree.leaves(jax.eval_shape(lambda: learner.init(0)))),
+        "learner": sum(x.size * x.dtype.itemsize for x in state),
         "images of a call": images,
     }
     if isinstance(learner, continual.SEMALearner):

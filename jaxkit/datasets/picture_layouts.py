@@ -33,6 +33,7 @@ def find_pictures(
     alpha: Literal["drop", "white"] = "drop",
     exif: Literal["ignore", "apply"] = "ignore",
     broken: Literal["error", "skip"] = "error",
+    lone: Literal["error", "train"] = "error",
 ) -> PictureSplit:
     """Find labelled pictures without decoding them.
 
@@ -64,6 +65,8 @@ def find_pictures(
         exif: `"ignore"` or `"apply"`, see `PictureFiles`.
         broken: `"error"` stops at a damaged picture when it is decoded; `"skip"` decodes every
             file once, now, and leaves damaged ones out, counted and listed.
+        lone: where a split is drawn, what becomes of a class with one picture, in its task if there
+            are tasks: `"error"`, or `"train"`, which tests on none of it.
 
     Returns:
         The pictures; classes that are folders are numbered by their names sorted as strings.
@@ -84,6 +87,7 @@ def find_pictures(
     validation.choice("alpha", alpha, ["drop", "white"])
     validation.choice("exif", exif, ["ignore", "apply"])
     validation.choice("broken", broken, ["error", "skip"])
+    validation.choice("lone", lone, ["error", "train"])
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     for name, value in (("layout", layout), ("prefer", prefer)):
@@ -100,7 +104,7 @@ def find_pictures(
         found = dataclasses.replace(
             found, parts=[_readable(part, reader.left_out) for part in found.parts]
         )
-    return _split(found, chosen, reader.left_out, test_fraction, seed)
+    return _split(found, chosen, reader.left_out, test_fraction, seed, lone)
 
 
 def _choose(path: pathlib.Path, layout: str | None, prefer: str | None) -> tuple[pathlib.Path, str]:
@@ -130,6 +134,7 @@ def _split(
     left_out: dict[str, list[str]],
     test_fraction: float,
     seed: int,
+    lone: Literal["error", "train"],
 ) -> PictureSplit:
     validation.seed("seed", seed)
     drawn = len(found.parts) == 1
@@ -140,8 +145,10 @@ def _split(
         if whole.tasks is not None:
             groups = whole.tasks.astype(np.int64) * len(names) + whole.labels
         test = stratified_rows(
-            groups, test_fraction, seed, lambda group: repr(names[group % len(names)])
+            groups, test_fraction, seed, lambda group: repr(names[group % len(names)]), lone
         )
+        if not test.any():
+            raise ValueError("no class has two pictures, one to train and one to test on")
         train, test = whole.where(~test), whole.where(test)
     else:
         train, test = found.parts

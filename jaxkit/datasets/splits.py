@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -104,6 +105,7 @@ def stratified_rows(
     test_fraction: float,
     seed: int,
     name: Callable[[int], str],
+    lone: Literal["error", "train"] = "error",
 ) -> Bool[np.ndarray, " examples"]:
     """Draw test examples group by group, so that every group is on both sides.
 
@@ -112,6 +114,7 @@ def stratified_rows(
         test_fraction: share of each group to test on, in (0, 1).
         seed: seed of the draw, >= 0.
         name: what to call a group in an error.
+        lone: what becomes of a group of one example.
 
     Returns:
         Which examples are tested on, `[examples]`.
@@ -129,7 +132,7 @@ def stratified_rows(
     order = np.random.default_rng(seed).permutation(len(groups))
     order = order[np.argsort(groups[order], kind="stable")]
     found, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
-    if counts.size and counts.min() < 2:
+    if lone == "error" and counts.size and counts.min() < 2:
         raise ValueError(
             f"class {name(int(found[counts.argmin()]))} has 1 example, and needs at least 2 to be "
             "trained and tested on"

@@ -1,24 +1,24 @@
 """Federated optimisation over simulated clients: FedSpeed (arXiv 2302.10429) and its baselines.
 
 An algorithm is a value (`fedspeed(local_sgd(0.1), rho=0.1)`), `LocalTraining` says what a client
-does with its data, a sampler who takes part, a client map how clients are run; `federated_round`
-is one round, `run_rounds` many in one program, `simulate` a run with progress, metrics and
+does with its data, a sampler who takes part, a client map how clients are run; `federated_round` is
+one round, `run_rounds` many in one program, `simulate` a run with progress, metrics and
 checkpoints. `with_relaxed_start`, `with_model_state` and `with_client_privacy` change any
 algorithm. How to choose an algorithm: `fedspeed` or `feddyn` where clients can keep one vector and
 there are many local steps; `scaffold` where clients differ most and a second vector may be sent;
 `fedavg` or `fedadam` where clients are seen once; `fednova` where they make different numbers of
 steps. How to give data: `client_data` for one pool and a partition of it, `stack_clients` for
-arrays or a list by client, `read_leaf` for LEAF. How to choose a backend: `vmap_clients` for small
-models on one device, in chunks for large or convolutional ones, `shard_clients` for several devices
-or hosts, with `stratified_sampler` so that client state stays where it is; `pmap_clients` only for
-code that needs `pmap`. Sharp edges: without a client step algorithms take `simulator_sgd()`, which
-decays, clips and shrinks; `prox_coef` is 1/lambda; `dual_average="active"` is the printed algorithm
-and breaks down under partial participation; clients weigh the same unless `weighting="examples"`;
-decay the learning rate slowly (0.9995 a round) in long runs of dual methods;
-`clip_mode="simulator"` clips the position of the model too; a loss that couples the examples of a
-batch (BatchNorm) needs full mini-batches and `with_model_state`; donate the state when compiling
-rounds yourself; client state is one or two models a client; metrics are not protected by
-client-level privacy.
+arrays or a list by client, `read_clients` for LEAF and tables. How to choose a backend:
+`vmap_clients` for small models on one device, in chunks for large or convolutional ones,
+`shard_clients` for several devices or hosts, with `stratified_sampler` so that client state stays
+where it is; `pmap_clients` only for code that needs `pmap`. Sharp edges: without a client step
+algorithms take `simulator_sgd()`, which decays, clips and shrinks; `prox_coef` is 1/lambda;
+`dual_average="active"` is the printed algorithm and breaks down under partial participation;
+clients weigh the same unless `weighting="examples"`; decay the learning rate slowly (0.9995 a
+round) in long runs of dual methods; `clip_mode="simulator"` clips the position of the model too; a
+loss that couples the examples of a batch (BatchNorm) needs full mini-batches and
+`with_model_state`; donate the state when compiling rounds yourself; client state is one or two
+models a client; metrics are not protected by client-level privacy.
 """
 
 from jaxkit.federated.algorithm import (
@@ -27,6 +27,7 @@ from jaxkit.federated.algorithm import (
     with_relaxed_start,
 )
 from jaxkit.federated.backends import clients_mesh, pmap_clients, shard_clients, vmap_clients
+from jaxkit.federated.client_files import read_clients
 from jaxkit.federated.client_privacy import client_epsilon, with_client_privacy
 from jaxkit.federated.client_step import local_optimizer, local_sgd, simulator_sgd
 from jaxkit.federated.clients import ClientData, client_data, stack_clients
@@ -47,7 +48,6 @@ from jaxkit.federated.fedsam import fedsam
 from jaxkit.federated.fedsmoo import fedsmoo
 from jaxkit.federated.fedspeed import feddyn, fedspeed
 from jaxkit.federated.figures import accuracy_figure, label_distribution_figure
-from jaxkit.federated.leaf import read_leaf
 from jaxkit.federated.local_training import LocalTraining
 from jaxkit.federated.partitions import (
     class_dirichlet_partition,
@@ -111,7 +111,7 @@ __all__ = [
     "pathological_partition",
     "pmap_clients",
     "quasi_gradient",
-    "read_leaf",
+    "read_clients",
     "run_rounds",
     "scaffold",
     "shard_clients",

@@ -62,11 +62,13 @@ def fedadmm(
 
     Local step and dual as `fedpd`. Message d_i = (w_K + h_i)_new - (w_K + h_i)_old, "old" being the
     client's last participation (x^0 before the first); x <- x + eta_s mean_S(d_i). With
-    eta_s = S/m, x is the mean of w_K + h_i over all clients.
+    eta_s = S/m, x is the mean of w_K + h_i over all clients; a larger step counts the clients of a
+    round for those that were left out too, and breaks down where they differ much.
 
     Args:
         client: local step, by default `simulator_sgd()`.
-        server_optimizer: applied to minus the mean message, by default `optax.sgd(1.0)`.
+        server_optimizer: applied to minus the mean message, `optax.sgd(eta_s)` say; by default
+            eta_s is S/m, the share of clients that took part.
         prox_coef: mu, >= 0.
         clip_mode: as `fedspeed`.
         form: `"tracked"`, or `"reset"` to reproduce the published code, where "old" is the
@@ -102,8 +104,13 @@ def fedadmm(
             change = optax.tree.add(result.moved, result.delta)
         return {"delta": change}, {"dual": h, "augmented": augmented}
 
+    def absorb(shared, mean, fraction):
+        step = fraction if server_optimizer is None else 1.0
+        return optax.tree.scale(step, mean["delta"]), shared
+
     return dual._replace(
         name="FedADMM",
+        absorb=absorb,
         server_optimizer=server_optimizer or optax.sgd(1.0),
         init_memory=init_memory,
         report=report,

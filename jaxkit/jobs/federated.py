@@ -56,7 +56,8 @@ class FederatedConfig(picture_problem.PictureConfig):
 
     Attributes:
         data: digits, pictures in any layout of datasets.find_pictures (CIFAR, IDX, folders, ...),
-            or leaf:FOLDER with train/ and test/ of LEAF's JSON.
+            leaf:FOLDER with train/ and test/ of LEAF's JSON, or a file .csv or .jsonl with client,
+            label, and file or pixels (federated.read_clients).
         partition: iid, dirichlet:A (equal clients, the paper's), class-dirichlet:A (unequal ones),
             pathological:C (C classes a client), or natural (the users of LEAF, the first folders of
             ROOT/CLIENT/CLASS).
@@ -173,6 +174,11 @@ class FederatedConfig(picture_problem.PictureConfig):
                 raise ValueError(f"{field} is an option of none of {', '.join(self.methods)}")
         for name in self.methods:
             self.algorithm(name)
+            if self.weighting == "examples" and "weighting" not in self.options(name):
+                raise ValueError(
+                    f"weighting must be equal for {name}, whose clients' own vectors balance at "
+                    "equal weights only"
+                )
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,8 +157,19 @@ def _partition(
 
 def _natural(config: FederatedConfig, seed: int) -> Natural:
     if config.data.startswith("leaf:"):
-        return _read_leaf(pathlib.Path(config.data.removeprefix("leaf:")))
-    split = config.pictures(seed)
+        root = pathlib.Path(config.data.removeprefix("leaf:"))
+        train, test = (federated.read_clients(root / part) for part in ("train", "test"))
+        note = f"LEAF: {len(train.users):,} users"
+        numbers = {user: number for number, user in enumerate(train.users)}
+        owners = [numbers.get(user, -1) for user in test.users]
+        owners = np.repeat(owners, [len(rows) for rows in test.indices])
+        parts = [_pictures(part.examples, root) for part in (train, test)]
+        split = datasets.PictureSplit(parts[0], parts[1], (), "leaf", (note,))
+        return Natural(split, train.indices, owners)
+    if config.data.endswith((".csv", ".jsonl")):
+        return _read_table(config, seed)
+    by_client = {"prefer": "task-folders", "lone": "train"}
+    split = config.pictures(seed, **(by_client if config.rule[0] == "natural" else {}))
     clients, tested = split.train.tasks, split.test.tasks
     if clients is None or tested is None:
         return Natural(split, None, None)
@@ -165,16 +178,43 @@ def _natural(config: FederatedConfig, seed: int) -> Natural:
     return Natural(split, rows, np.searchsorted(numbers, tested))
 
 
-def _read_leaf(root: pathlib.Path) -> Natural:
-    train, test = (federated.read_leaf(root / part) for part in ("train", "test"))
-    split = datasets.PictureSplit(
-        *(datasets.Pictures(_square(part.examples["x"], root), part.examples["y"])
-          for part in (train, test)),
-        class_names=(), layout="leaf", notes=(f"LEAF: {len(train.users):,} users",),
-    )  # fmt: skip
-    numbers = {user: number for number, user in enumerate(train.users)}
-    owners = [numbers.get(user, -1) for user in test.users]
-    return Natural(split, train.indices, np.repeat(owners, [len(rows) for rows in test.indices]))
+def _read_table(config: FederatedConfig, seed: int) -> Natural:
+    """A table with a column of clients, each of whom keeps a share to test on if it has two."""
+    path = pathlib.Path(config.data)
+    found = federated.read_clients(path)
+    whole = _pictures(found.examples, path)
+    rng = np.random.default_rng(seed)
+    rows, tested = [], []
+    for mine in found.indices:
+        count = min(max(round(config.test_fraction * len(mine)), 1), len(mine) - 1)
+        mine = rng.permutation(mine)
+        tested.append(np.sort(mine[:count]))
+        rows.append(np.sort(mine[count:]))
+    owners = np.repeat(np.arange(len(rows)), list(map(len, tested)))
+    if not len(owners):
+        raise ValueError(f"{path}: no client has two examples, one to train and one to test on")
+    train, test = (
+        dataclasses.replace(whole, source=_take(whole.source, part), labels=whole.labels[part])
+        for part in map(np.concatenate, (rows, tested))
+    )
+    edges = np.cumsum([0, *map(len, rows)])
+    note = f"{path.name}: {len(rows):,} clients, {len(train):,} train, {len(test):,} test"
+    split = datasets.PictureSplit(train, test, found.labels, "table", (note,))
+    indices = [np.arange(start, stop) for start, stop in itertools.pairwise(edges)]
+    return Natural(config.kept(split), indices, owners)
+
+
+def _pictures(examples: dict[str, np.ndarray], place: pathlib.Path) -> datasets.Pictures:
+    x, labels = examples["x"], examples["y"]
+    if x.dtype.kind == "U":
+        return datasets.Pictures(datasets.PictureFiles(place.parent, tuple(x.tolist())), labels)
+    return datasets.Pictures(_square(x, place), labels)
+
+
+def _take(source: Any, rows: np.ndarray) -> Any:
+    if isinstance(source, datasets.PictureFiles):
+        return dataclasses.replace(source, names=tuple(source.names[i] for i in rows))
+    return source[rows]
 
 
 def _square(x: np.ndarray, root: pathlib.Path) -> np.ndarray:

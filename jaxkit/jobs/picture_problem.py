@@ -106,17 +106,20 @@ class PictureConfig:
                 raise ValueError(f"{field} must not be empty, got ''")
         configs.folder_name("name", self.name)
 
-    def pictures(self, seed: int) -> datasets.PictureSplit:
+    def pictures(self, seed: int, **options: Any) -> datasets.PictureSplit:
         """The pictures; a split that they do not bring is drawn by the seed.
+
+        Further options are those of `datasets.find_pictures`.
 
         Raises:
             ValueError: if nothing can be read there.
         """
         if self.data != "digits":
             split = datasets.find_pictures(
-                self.data, layout=self.layout, test_fraction=self.test_fraction, seed=seed
-            )
-            return split if self.cache_side is None else self._kept(split, self.cache_side)
+                self.data, layout=self.layout, test_fraction=self.test_fraction, seed=seed,
+                **options,
+            )  # fmt: skip
+            return self.kept(split)
         if self.layout is not None:
             raise ValueError(f"layout must be left out for data='digits', got {self.layout!r}")
         digits = datasets.load_digits(test_fraction=self.test_fraction, seed=seed)
@@ -130,7 +133,11 @@ class PictureConfig:
         note = f"digits: {len(train):,} train, {len(test):,} test, 10 classes"
         return datasets.PictureSplit(train, test, digits.label_names, "digits", (note,))
 
-    def _kept(self, split: datasets.PictureSplit, side: int) -> datasets.PictureSplit:
+    def kept(self, split: datasets.PictureSplit) -> datasets.PictureSplit:
+        """The same pictures, decoded once where the configuration asks for it."""
+        side = self.cache_side
+        if side is None:
+            return split
         folder, recipe = pathlib.Path(self.runs) / ".cache", self.transform(split.train)
         train, test = (
             datasets.keep_decoded(part, folder, recipe, side) for part in (split.train, split.test)

@@ -195,6 +195,14 @@ def test_fedavg_reaches_its_biased_fixed_point(golden, quick_jit):
             np.testing.assert_allclose(path[-1], want, atol=1e-9)
 
 
+def test_by_default_fedadmm_keeps_the_mean_over_all_clients(problem, quick_jit):
+    """x is mean_i(w_K + h_i), clients that never took part counting as x^0."""
+    method = fl.fedadmm(fl.local_sgd(0.1))
+    state, _ = run(problem, method, quick_jit, sampler=fl.uniform_sampler(10, 2))
+    held = jax.tree.map(lambda leaf: leaf.mean(0), state.clients["memory"]["augmented"])
+    assert gap(state.params, held) < 1e-6
+
+
 def test_published_fedadmm_code_reaches_its_biased_closed_form(golden, quick_jit):
     """sum_i grad F_i(x) = -(mu m/(2 eta_s))(x - x0): "reset" is for reproduction only."""
     instance = golden("fedspeed")["quadratics"][0]

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxkit import federated as fl
 from jaxkit import models, training
+from jaxkit.jobs import picture_clients
 from jaxkit.jobs.federated import FederatedConfig, federate, traffic
 
 
@@ -57,7 +59,7 @@ def test_users_of_leaf_are_trained_on_and_tested_each_on_its_own(tmp_path, capsy
 
 def test_faulty_leaf_files_are_refused_by_file_and_user(tmp_path):
     with pytest.raises(ValueError, match="got none in"):
-        fl.read_leaf(tmp_path)
+        fl.read_clients(tmp_path)
     write_leaf(tmp_path / "a", ["u"], 0, [3])
     file = tmp_path / "a" / "all_data_0.json"
     good = json.loads(file.read_text())
@@ -69,7 +71,68 @@ def test_faulty_leaf_files_are_refused_by_file_and_user(tmp_path):
     ):
         file.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=message):
-            fl.read_leaf(tmp_path / "a")
+            fl.read_clients(tmp_path / "a")
+
+
+def natural(data, folder, **options):
+    return FederatedConfig(
+        data=str(data), partition="natural", cohort_size=2, model="logistic", rounds=1,
+        local_epochs=1, batch_size=2, evaluate_every=1, method=("fedavg",), runs=str(folder),
+        **options,
+    )  # fmt: skip
+
+
+def test_folders_of_clients_are_trained_and_tested_each_on_its_own(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    # A class that a client has one picture of is trained on there, and not tested.
+    for client, counts in {"anna": {"a": 5, "b": 1}, "bob": {"b": 4}, "eve": {"a": 3}}.items():
+        for name, count in counts.items():
+            (tmp_path / "data" / client / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (6, 6, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / client / name / f"{i}.png")
+    problem = picture_clients.read_problem(natural(tmp_path / "data", tmp_path, image_size=6), 0)
+    assert problem.counts.tolist() == [[4, 1], [0, 3], [2, 0]]
+    assert problem.owners.tolist() == [0, 1, 2]
+    assert problem.test["y"].tolist() == [0, 1, 0]
+    federate(natural(tmp_path / "data", tmp_path, image_size=6, name="run"))
+    assert "folders of tasks: 3 tasks, 10 train, 3 test" in capsys.readouterr().err
+
+
+def test_tables_with_a_column_of_clients_are_pixels_or_files(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (7, 4, 4), np.uint8)
+    clients, labels = "abbacbb", ["x", "y", "x", "x", "y", "y", "x"]
+    header = ["client", "label", *(f"pixel{i}" for i in range(16))]
+    rows = [[c, y, *map(str, p.ravel())] for c, y, p in zip(clients, labels, pixels, strict=True)]
+    text = "\r\n".join(",".join(row) for row in [header, *rows])
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    lines = []
+    for i, (client, label) in enumerate(zip(clients, labels, strict=True)):
+        Image.fromarray(pixels[i]).save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"client": client, "label": label, "file": f"{i}.png"}))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    by_row, by_file = (
+        picture_clients.read_problem(natural(tmp_path / name, tmp_path, image_size=4), 0)
+        for name in ("a.csv", "a.jsonl")
+    )
+    for problem in (by_row, by_file):
+        # Client c has one example and is not tested.
+        assert problem.counts.sum(1).tolist() == [1, 3, 1]
+        assert problem.owners.tolist() == [0, 1]
+        assert "a.csv: 3 clients, 5 train, 2 test" in problem.notes or problem is by_file
+    grey = np.asarray(by_file.data.examples["x"])[..., :1]
+    np.testing.assert_array_equal(by_row.data.examples["x"], grey)
+    np.testing.assert_array_equal(by_row.data.examples["y"], by_file.data.examples["y"])
+    for content, message in (
+        ("client,label,p\na,1\n", "a.csv:2: has another number of columns"),
+        ("user,label,p\na,1,2\n", "must have client, label, and file or numbers"),
+        ("client,label,p\na,1,x\n", "a.csv:2: must have"),
+        ("client,label,p\n", "has no rows"),
+    ):
+        (tmp_path / "a.csv").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            fl.read_clients(tmp_path / "a.csv")
 
 
 def test_options_reach_the_methods_that_have_them():
@@ -91,6 +154,10 @@ def test_options_reach_the_methods_that_have_them():
         ({"mesh": "data=2"}, "mesh must be clients=N"),
         ({"norm": "batch"}, "norm is for ResNets"),
         ({"rounds": 0}, "rounds must be"),
+        (
+            {"method": ("fedavg", "fedspeed"), "weighting": "examples"},
+            "weighting must be equal for fedspeed",
+        ),
         ({"participation": 1.5}, r"participation must be finite and in \(0, 1\], got 1.5"),
         ({"cohort_size": 101}, "cohort_size must be at most 100, got 101"),
         ({"mixing": 2.0}, "^mixing must"),

@@ -144,6 +144,7 @@ class Advance(NamedTuple):
         state: the learner's arrays.
         phase: what it is a piece of.
         step: optimizer steps of the phase made.
+        facts: what `Phase.run` told of it.
         event: what the phase did, once it is over: `"kind"`, `"task"`, `"step"` and facts.
         learnt: whether the task is.
     """
@@ -151,8 +152,14 @@ class Advance(NamedTuple):
     state: PyTree
     phase: Phase
     step: int
+    facts: Mapping[str, Any]
     event: dict[str, Any] | None
     learnt: bool
+
+    @property
+    def share(self) -> float:
+        """How much of the phase is done, in [0, 1]."""
+        return self.step / self.phase.num_steps if self.phase.num_steps else 1.0
 
 
 class StreamResult(NamedTuple):
@@ -273,7 +280,8 @@ def run_stream(
         if checkpoint := piece.learnt or work.num_steps - saved >= (checkpoint_every or np.inf):
             saved = work.num_steps
         row = {"step": pieces + 1, "task": task, "num_steps": work.num_steps,
-               "doing": piece.phase.kind, **piece.phase.about}  # fmt: skip
+               "doing": piece.phase.kind, "share": piece.share}  # fmt: skip
+        row |= {"loss": piece.facts["loss"]} if "loss" in piece.facts else {}
         return training.Lap(
             work.state,
             rows=lambda seconds: [row],
@@ -353,7 +361,7 @@ class _Work:
                 for i in range(self.task + 1)
             ])  # fmt: skip
             self._begin_task()
-        return Advance(self.state, phase, step, event, learnt)
+        return Advance(self.state, phase, step, facts, event, learnt)
 
     def _begin_task(self) -> None:
         if self.task < len(self.stream.tasks):

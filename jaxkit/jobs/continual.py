@@ -362,8 +362,7 @@ class _Bar:
         """Show a piece of work."""
         name, phase, event = self._names[index], piece.phase, piece.event
         where = phase.about.get("blocks", "")
-        share = piece.step / phase.num_steps if phase.num_steps else 1.0
-        doing = f"{name}: {phase.kind} {'head' if where == [] else where} {share:.0%}"
+        doing = f"{name}: {phase.kind} {'head' if where == [] else where} {piece.share:.0%}"
         self._bar.step({"step": index + piece.learnt, "doing": doing})
         if event is not None and event["kind"] == "expand":
             score = "" if event["score"] is None else f", score {event['score']:.2f}"

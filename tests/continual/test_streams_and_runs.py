@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkit import continual, models
+from jaxkit import continual, models, training
 from jaxkit.continual import prototypes, sema, sema_programs
 from jaxkit.datasets import ArraySplit
 
@@ -163,6 +163,9 @@ def test_a_run_stopped_on_request_says_so_and_resumes(learner, whole, stream, tm
     options = {"seed": 3, "folder": tmp_path / "run"}
     first = continual.run_stream(learner, stream, on_advance=stop_at(5), **options)
     assert not first.finished
+    rows = training.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(row["doing"], row["num_steps"]) for row in rows][-1] == ("describe", first.num_steps)
+    assert all(np.isfinite(row["loss"]) for row in rows)
     assert same(continual.run_stream(learner, stream, **options).state, whole.state)
 
 

@@ -54,6 +54,7 @@ def test_each_method_is_a_learner_of_the_stream(tmp_path, method, kind):
     learner = job._learner(fast(tmp_path, method=method), stream, model, {})
     assert type(learner) is kind
     assert learner.description()["num_classes"] == 30
+    assert "learner" in job._memory(learner, stream, model, {})
 
 
 @pytest.mark.slow

@@ -6,16 +6,14 @@ parameters and tokenizer back.
 
 from jaxkit.jobs.config import TrainConfig
 from jaxkit.jobs.deciphering import decipher_run, decipherment_text
-from jaxkit.jobs.evaluation import Evaluation, bigram_loss, evaluate_run
+from jaxkit.jobs.evaluation import evaluate_run
 from jaxkit.jobs.runs import Run, open_run
 from jaxkit.jobs.sampling import sample_run
 from jaxkit.jobs.train import train
 
 __all__ = [
-    "Evaluation",
     "Run",
     "TrainConfig",
-    "bigram_loss",
     "decipher_run",
     "decipherment_text",
     "evaluate_run",

@@ -80,8 +80,7 @@ def sample_run(
         top_k=top_k, top_p=top_p, embedding=table,
     )  # fmt: skip
     if mapping is not None:
-        names = lexinvariant.invert_mapping(mapping)
-        continuation = jnp.take_along_axis(names, continuation, axis=1)
+        continuation = jnp.take_along_axis(jnp.argsort(mapping), continuation, axis=1)
     whole = np.concatenate([jax.device_get(tokens[0]), jax.device_get(continuation[0])])
     # Decoders join tokens by rules of their own (spaces, bytes of a character), so all at once.
     text, start = run.tokenizer.decode(whole), run.tokenizer.decode(whole[: tokens.shape[1]])

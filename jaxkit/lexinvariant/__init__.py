@@ -42,16 +42,11 @@ from jaxkit.lexinvariant.deciphering import (
     train_probe,
 )
 from jaxkit.lexinvariant.embeddings import RandomTable, draw_embedding, mix_embedding, sequence_keys
-from jaxkit.lexinvariant.markov import (
-    MarkovLanguage,
-    markov_losses,
-    random_markov_language,
-    sample_markov,
-)
+from jaxkit.lexinvariant.markov import MarkovLanguage, markov_losses, sample_markov
 from jaxkit.lexinvariant.objective import METHODS, Method, anonymised, next_token_loss, token_losses
 from jaxkit.lexinvariant.perplexity import lexinvariant_log_prob, smoothed_perplexity
 from jaxkit.lexinvariant.regret import expected_l1_bound, regret_bound
-from jaxkit.lexinvariant.relabelling import invert_mapping, permute_tokens, relabelling_schedule
+from jaxkit.lexinvariant.relabelling import permute_tokens, relabelling_schedule
 from jaxkit.lexinvariant.tasks import Task, lookup_task, permutation_task, task_accuracy
 
 __all__ = [
@@ -75,7 +70,6 @@ __all__ = [
     "decipher_log_probs",
     "draw_embedding",
     "expected_l1_bound",
-    "invert_mapping",
     "key_precision",
     "lexinvariant_log_prob",
     "lookup_task",
@@ -86,7 +80,6 @@ __all__ = [
     "permutation_task",
     "permute_tokens",
     "random_cipher",
-    "random_markov_language",
     "regret_bound",
     "relabelling_schedule",
     "sample_markov",

@@ -23,37 +23,6 @@ class MarkovLanguage(NamedTuple):
     log_transition: Float[Array, "d d"]
 
 
-def random_markov_language(
-    key: Key[Array, ""], vocab_size: int, concentration: float = 0.3, uniform_share: float = 0.02
-) -> MarkovLanguage:
-    """Draw a language: Dirichlet rows, mixed with a little of the uniform distribution.
-
-    Args:
-        key: typed key.
-        vocab_size: number of symbols ``d``.
-        concentration: parameter of the Dirichlet rows; small makes them peaked.
-        uniform_share: share of the uniform distribution in each row, in [0, 1].
-
-    Returns:
-        The language; the first symbol is Dirichlet(2).
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Example:
-        >>> random_markov_language(jax.random.key(0), 6).log_transition.shape
-        (6, 6)
-    """
-    validation.integer("vocab_size", vocab_size, minimum=1)
-    validation.number("concentration", concentration, minimum=0, open_minimum=True)
-    validation.number("uniform_share", uniform_share, minimum=0, maximum=1)
-    first, rows = jax.random.split(key)
-    transition = jax.random.dirichlet(rows, jnp.full(vocab_size, concentration), (vocab_size,))
-    transition = (1 - uniform_share) * transition + uniform_share / vocab_size
-    initial = jax.random.dirichlet(first, jnp.full(vocab_size, 2.0))
-    return MarkovLanguage(jnp.log(initial), jnp.log(transition))
-
-
 def sample_markov(
     key: Key[Array, ""], language: MarkovLanguage, num_sequences: int, length: int
 ) -> Int[Array, "B T"]:
@@ -72,7 +41,8 @@ def sample_markov(
         ValueError: if a size is not positive.
 
     Example:
-        >>> language = random_markov_language(jax.random.key(0), 6)
+        >>> half = jnp.log(jnp.full((2, 2), 0.5))
+        >>> language = MarkovLanguage(half[0], half)
         >>> sample_markov(jax.random.key(1), language, 2, 5).shape
         (2, 5)
     """

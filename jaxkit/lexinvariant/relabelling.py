@@ -49,7 +49,7 @@ def permute_tokens(
     Example:
         >>> keys, tokens = jax.random.split(jax.random.key(0), 1), jnp.array([[0, 1, 0, 2]])
         >>> renamed, mapping = permute_tokens(keys, tokens, 3)
-        >>> jnp.take_along_axis(invert_mapping(mapping), renamed, axis=1).tolist()
+        >>> jnp.take_along_axis(jnp.argsort(mapping), renamed, axis=1).tolist()
         [[0, 1, 0, 2]]
 
     Source: arXiv 2305.16349 §3.6 and appendix G; `closed` is an extension.
@@ -83,22 +83,6 @@ def permute_tokens(
 
     chance = jnp.broadcast_to(jnp.asarray(p, jnp.float32), keys.shape)
     return jax.vmap(rename)(keys, tokens, chance)
-
-
-def invert_mapping(mapping: Int[Array, "... V"]) -> Int[Array, "... V"]:
-    """Invert one-to-one mappings: from new id to old.
-
-    Args:
-        mapping: permutations of ``0 .. V - 1`` along the last axis.
-
-    Returns:
-        The inverse permutations.
-
-    Example:
-        >>> invert_mapping(jnp.array([2, 0, 1])).tolist()
-        [1, 2, 0]
-    """
-    return jnp.argsort(mapping, axis=-1).astype(mapping.dtype)
 
 
 def relabelling_schedule(total_steps: int, fraction: float = 0.6) -> optax.Schedule:

@@ -25,21 +25,9 @@ As modules of NNX, where parameters are not to be split at once:
 and on a mesh inside ``with jax.set_mesh(mesh), nn.logical_axis_rules(training.RULES)``.
 """
 
-from jaxkit.models.decoder import (
-    DecoderLM,
-    KeyValueCache,
-    empty_cache,
-    initializer,
-    validate_tokens,
-)
+from jaxkit.models.decoder import DecoderLM, empty_cache, initializer, validate_tokens
 from jaxkit.models.decoder_config import DecoderConfig
-from jaxkit.models.decoder_cost import (
-    ParameterCounts,
-    StepCost,
-    parameter_counts,
-    step_cost,
-    train_flops_per_token,
-)
+from jaxkit.models.decoder_cost import StepCost, parameter_counts, step_cost, train_flops_per_token
 from jaxkit.models.generation import generate
 from jaxkit.models.plain_networks import MLP, VGG11, LeNet
 from jaxkit.models.published_weights import load_vision_transformer
@@ -52,9 +40,7 @@ __all__ = [
     "VGG11",
     "DecoderConfig",
     "DecoderLM",
-    "KeyValueCache",
     "LeNet",
-    "ParameterCounts",
     "ResNet",
     "StepCost",
     "TokenTable",

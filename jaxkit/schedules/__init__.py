@@ -28,7 +28,7 @@ from jaxkit.schedules.profile_schedules import (
     schedule_from_values,
     standard_schedules,
 )
-from jaxkit.schedules.profiles import PROFILES, profile_by_name
+from jaxkit.schedules.profiles import profile_by_name
 from jaxkit.schedules.recorder import (
     gradient_norm,
     lengthen_recorder,
@@ -38,7 +38,6 @@ from jaxkit.schedules.recorder import (
 from jaxkit.schedules.refinement import refine_schedule, refined_schedule, smooth_norms
 
 __all__ = [
-    "PROFILES",
     "GradientLog",
     "Schedule",
     "bound_table",

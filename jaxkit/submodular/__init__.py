@@ -51,13 +51,8 @@ from jaxkit.submodular.kernels import nearest_neighbors, similarity_matrix
 from jaxkit.submodular.levels import LevelSettings
 from jaxkit.submodular.mixtures import Restriction, mixture
 from jaxkit.submodular.scan import dynamic_scan, dynamic_start
-from jaxkit.submodular.selection import Guarantee, Selection
-from jaxkit.submodular.set_functions import (
-    SetFunction,
-    check_monotone,
-    check_submodular,
-    evaluate,
-)
+from jaxkit.submodular.selection import Selection
+from jaxkit.submodular.set_functions import SetFunction, check_monotone, check_submodular, evaluate
 from jaxkit.submodular.sharding import shard_candidates
 from jaxkit.submodular.streaming import sieve_streaming, sieve_streaming_pp
 
@@ -66,7 +61,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DynamicMaximiser",
-    "Guarantee",
     "LevelSettings",
     "Restriction",
     "Selection",

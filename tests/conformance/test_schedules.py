@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxkit import lexinvariant, losscurves, schedules
+from jaxkit.schedules import profiles
 
 TOTAL = 12
 STEPS = np.arange(TOTAL + 4, dtype=np.int32)  # past the end too
@@ -70,7 +71,7 @@ CASES = (
         f"schedules.schedule_from_profile {name}": decay(
             functools.partial(schedules.schedule_from_profile, name), *WRONG.get(name, ())
         )
-        for name in schedules.PROFILES
+        for name in profiles.PROFILES
     }
     | {
         "schedules.onecycle_momentum_schedule": Case(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkit import datasets, jobs
+from jaxkit.jobs import evaluation
 
 
 def test_the_bigram_loss_is_that_of_counting_with_witten_bell_smoothing():
@@ -20,7 +21,9 @@ def test_the_bigram_loss_is_that_of_counting_with_witten_bell_smoothing():
         count = successors.count(v)
         q = (count + different * unigram) / (len(successors) + different) if different else unigram
         losses.append(-np.log(q))
-    assert jobs.bigram_loss(train, validation, size) == pytest.approx(np.mean(losses), rel=1e-12)
+    assert evaluation.bigram_loss(train, validation, size) == pytest.approx(
+        np.mean(losses), rel=1e-12
+    )
 
 
 def test_a_run_scores_a_text_as_the_model_does_token_by_token(finished_run):

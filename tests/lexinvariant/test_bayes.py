@@ -258,8 +258,6 @@ def test_bad_input_is_refused(arguments, message, bad_input):
         (lambda: regret.sufficient_length(3, 0.5, 0.1), "epsilon"),
         (lambda: regret.sufficient_length(3, 0.1, 0.0), "delta"),
         (lambda: bayes.associated_log_prob(jnp.sum, jnp.zeros(2, int), 10), "10! = 3628800"),
-        (lambda: lx.random_markov_language(jax.random.key(0), 3, 0.0), "concentration"),
-        (lambda: lx.random_markov_language(jax.random.key(0), 3, 1.0, 2.0), "uniform_share"),
     ],
 )
 def test_bounds_out_of_range_are_refused(call, message, bad_input):

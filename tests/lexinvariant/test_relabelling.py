@@ -16,7 +16,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (300, 40), 0, 7)
 def test_renaming_everything_is_one_to_one_and_its_inverse_restores_the_text(closed):
     renamed, mapping = permute(KEYS, TOKENS, 7, 1.0, closed=closed)
     assert np.array_equal(np.sort(mapping, axis=1), np.broadcast_to(np.arange(7), (300, 7)))
-    restored = np.take_along_axis(np.asarray(lx.invert_mapping(mapping)), renamed, axis=1)
+    restored = np.take_along_axis(np.argsort(mapping, axis=1), renamed, axis=1)
     assert np.array_equal(restored, TOKENS)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkit import schedules
-from jaxkit.schedules import profile_schedules
+from jaxkit.schedules import profile_schedules, profiles
 
-NAMES = sorted(schedules.PROFILES)
+NAMES = sorted(profiles.PROFILES)
 TO_ZERO = ["cosine", "delayed", "linear", "polynomial", "rex", "wsd"]
 #: Compiled and eager float32 differ by the rounding of a few operations.
 ATOL = 5e-7

@@ -231,7 +231,8 @@ def _one_pass(
     problem: private_descent.Problem, keys: Key[Array, " seeds"], epsilon: float
 ) -> dict[str, Measured]:
     stream = private_descent.shuffled(problem, keys[0])
-    z = privacy.calibrate_one_pass(epsilon, DELTA)
+    gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
+    z = privacy.one_pass(gradient, epsilon=epsilon, delta=DELTA).noise_multiplier
     trees, descent = {}, {}
     for depth, root_size in ((5, 12800), (4, 25600)):
         rounds = problem.num_examples // privacy.tree_examples(root_size, depth)

@@ -253,8 +253,9 @@ def tree_norms(
 
     def run(beta, key):
         # lax.map, not vmap: under vmap every level's batch would be evaluated at every leaf.
+        gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
         found = privacy.tree_spider(
-            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+            privacy.one_pass(gradient, noise_multiplier=noise_multiplier, delta=1e-5),
             jnp.zeros(problem.x.shape[1]),
             data,
             key,
@@ -263,7 +264,6 @@ def tree_norms(
             num_rounds=num_rounds,
             smoothness=LOSS_SMOOTHNESS,
             beta=beta,
-            noise_multiplier=noise_multiplier,
             regulariser_gradient=functools.partial(regulariser_gradient, problem.strength),
         )
         return gradient_norm(problem, found.best_params)

@@ -118,7 +118,7 @@ def with_client_privacy(
     def aggregate(total, count, key):
         none = jnp.zeros((), jnp.int32)
         bounded: Any = privacy.BoundedSum(total, clip_norm, none, count, none, none, unit="client")
-        mean, _ = release.update(bounded, release.init(total), key=key)
+        mean, _ = release.update(bounded.sealed(), release.init(total), key=key)
         size = jnp.asarray(sampler.expected_size, jnp.float32)
         return algorithms.mean_message(optax.tree.scale(size, mean), size)
 

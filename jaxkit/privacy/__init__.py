@@ -30,7 +30,7 @@ How to choose:
   equal cost;
 - an unknown clip norm: `dp_sgd` with a `count_noise_multiplier`, and `PrivacyPlan.next_clip_norm`;
 - batches that cannot be random: `dp_ftrl`;
-- a single pass over the data: `tree_spider`;
+- a single pass over the data: `tree_spider`, planned by `one_pass`;
 - linear models of low rank in high dimension: `jl_embed` before SpiderBoost;
 - for study: `recursive_regularization`.
 
@@ -58,26 +58,24 @@ Sharp edges:
 """
 
 from jaxkit.privacy.accounting import epsilon_spent
-from jaxkit.privacy.auditing import Audit, audit_llr, audit_noise, spiderboost_scores
+from jaxkit.privacy.auditing import audit_llr, audit_noise, spiderboost_scores
 from jaxkit.privacy.batches import Sampling, fixed_sampling, full_batches, poisson_sampling
-from jaxkit.privacy.calibration import calibrate_one_pass
 from jaxkit.privacy.checks import check_private
 from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, clipped_grad_sum
 from jaxkit.privacy.clipping import clip_per_example
 from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss
-from jaxkit.privacy.mechanisms import dp_sgd_mechanism, one_pass_mechanism
+from jaxkit.privacy.mechanisms import dp_sgd_mechanism
 from jaxkit.privacy.noise import privatize_sum
+from jaxkit.privacy.one_pass import one_pass
 from jaxkit.privacy.plans import PrivacyPlan, dp_ftrl, dp_sgd
 from jaxkit.privacy.projections import jl_embed, jl_lift, projection
 from jaxkit.privacy.randomness import NoiseSource
 from jaxkit.privacy.recursive_regularization import recursive_regularization
 from jaxkit.privacy.spiderboost import run_spiderboost, spiderboost
-from jaxkit.privacy.statement import privacy_statement
 from jaxkit.privacy.theory import spiderboost_theory
 from jaxkit.privacy.tree_spider import tree_examples, tree_spider
 
 __all__ = [
-    "Audit",
     "BoundedSum",
     "ClippedGradient",
     "NoiseSource",
@@ -85,7 +83,6 @@ __all__ = [
     "Sampling",
     "audit_llr",
     "audit_noise",
-    "calibrate_one_pass",
     "check_private",
     "clip_per_example",
     "clipped_grad_sum",
@@ -99,9 +96,8 @@ __all__ = [
     "jl_embed",
     "jl_lift",
     "logistic_loss",
-    "one_pass_mechanism",
+    "one_pass",
     "poisson_sampling",
-    "privacy_statement",
     "privatize_sum",
     "projection",
     "recursive_regularization",

@@ -132,11 +132,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 
 def warn_large_delta(delta: float, num_examples: int) -> None:
-    """Warn if delta is so large that publishing one whole example would be allowed.
-
-    Example:
-        >>> warn_large_delta(1e-6, 1000)
-    """
+    """Warn if delta is so large that publishing one whole example would be allowed."""
     check_delta(delta)
     if delta >= 1 / num_examples:
         warnings.warn(
@@ -167,11 +163,7 @@ def _without_notes() -> Iterator[None]:
 
 
 def check_lost(mechanism: Mechanism, epsilon: float, delta: float) -> None:
-    """Raise if batches that overflow could cost more than their part of delta.
-
-    Example:
-        >>> check_lost(mechanisms.one_pass_mechanism(1.0), 1.0, 1e-6)
-    """
+    """Raise if batches that overflow could cost more than their part of delta."""
     # Truncating the batches that overflow is that close to never having to.
     cost = (1 + math.exp(min(epsilon, 700.0))) * mechanism.lost
     if cost > _RESERVE * delta:

@@ -132,31 +132,6 @@ def spiderboost_noise(
     return multipliers(calibrate(make_mechanism, epsilon, delta, accountant=accountant))
 
 
-def calibrate_one_pass(epsilon: float, delta: float) -> float:
-    """Noise multiplier of a run in which every example enters one release.
-
-    The exact Gaussian mechanism, valid for every epsilon, for `one_pass_mechanism`.
-
-    Args:
-        epsilon: > 0.
-        delta: in (0, 1).
-
-    Returns:
-        z, over the bound C on one example's part.
-
-    Raises:
-        ImportError: without the `privacy` extra.
-        ValueError: if a number is not allowed.
-
-    Example:
-        >>> round(calibrate_one_pass(1.0, 1e-5), 4)
-        7.4613
-    """
-    validation.number("epsilon", epsilon, minimum=0, open_minimum=True)
-    accounting.check_delta(delta)
-    return 2 * float(mechanisms.dp_accounting().get_sigma_gaussian(epsilon, delta))
-
-
 def _multiplier(sampling: batches.Sampling, mu_squared: float, count: int) -> float:
     if sampling.kind == "all":
         return math.sqrt(count / mu_squared)

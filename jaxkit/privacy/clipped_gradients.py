@@ -7,7 +7,9 @@ generalised linear models (`glm`). Both return a `ClippedGradient`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -40,6 +42,8 @@ class BoundedSum:
     """A sum over examples and the bound on what any one of them adds to it.
 
     Only `total` is protected, and only by noise that follows `clip_norm`; the rest is not private.
+    Whatever changes a number but `scale`, such as `jax.tree.map`, voids the bound: noise is refused
+    to such a sum, or, inside a program, makes it NaN.
 
     Attributes:
         total: sum of the clipped gradients, float32 or wider, shaped like the parameters.
@@ -51,6 +55,7 @@ class BoundedSum:
         aux: what the loss returned beside itself, for each row, or None.
         unit: what one row is: `"example"`, `"user"`, `"client"`.
         rows: size of the batch, masked rows included.
+        seal: a hash of the sum, its bound and its counts.
     """
 
     total: PyTree
@@ -60,14 +65,43 @@ class BoundedSum:
     clipped: Any
     non_finite: Any
     aux: Any = None
+    seal: Any = None
     unit: str = flax.struct.field(pytree_node=False, default="example")
     rows: int = flax.struct.field(pytree_node=False, default=0)
 
     def scale(self, factor: Any) -> BoundedSum:
         """The sum times a constant, and its bound with it."""
-        return dataclasses.replace(
-            self, total=optax.tree.scale(factor, self.total), clip_norm=abs(factor) * self.clip_norm
-        )
+        own = self.verified()
+        total, bound = optax.tree.scale(factor, own.total), abs(factor) * own.clip_norm
+        return dataclasses.replace(own, total=total, clip_norm=bound).sealed()
+
+    def sealed(self) -> BoundedSum:
+        """The same, of which whoever calls this has proved the bound."""
+        same = dataclasses.replace(self, total=jax.lax.optimization_barrier(self.total))
+        return dataclasses.replace(same, seal=same._hash())
+
+    def verified(self) -> BoundedSum:
+        """The same if no number was changed since it was sealed; NaN in a program otherwise.
+
+        Raises:
+            ValueError: if one was, or it was never sealed.
+        """
+        intact = False if self.seal is None else self.seal == self._hash()
+        if not validation.is_traced(intact):
+            if not intact:
+                raise ValueError(
+                    "the sum was changed since its bound was proved (by jax.tree.map?): only its "
+                    "`scale` keeps the bound, and `sealed` is for whoever has proved another"
+                )
+            return self
+        void = lambda leaf: jnp.where(intact, leaf, jnp.nan)  # noqa: E731
+        total, bound = jax.tree.map(void, (self.total, self.clip_norm))
+        return dataclasses.replace(self, total=total, clip_norm=bound)
+
+    def _hash(self) -> Any:
+        counts = self.count, self.clipped, self.non_finite
+        other = zlib.crc32(f"{self.unit} {self.rows}".encode())
+        return _hash((self.total, self.clip_norm, counts), other)
 
 
 @pytrees.dataclass
@@ -124,7 +158,7 @@ class ClippedGradient:
             clip_norm=clipping.total_clip_norm(self.clip_norm),
             unit=self.unit,
             rows=count.shape[0],
-        )
+        ).sealed()
 
     def difference(
         self,
@@ -150,7 +184,8 @@ class ClippedGradient:
         """
         count = _multiplicity(batch, mask)
         found = self.difference_fn(params, prev_params, batch, key, count, bound)
-        return dataclasses.replace(found, clip_norm=bound, unit=self.unit, rows=count.shape[0])
+        found = dataclasses.replace(found, clip_norm=bound, unit=self.unit, rows=count.shape[0])
+        return found.sealed()
 
     def sensitivity(self, neighbours: Neighbours = "add_or_remove") -> Any:
         """How far the sum moves between neighbouring data sets.
@@ -336,6 +371,27 @@ def counted_sum(total, losses, clipped, non_finite, count) -> BoundedSum:
     loss = jnp.sum(jnp.where(used, losses.astype(jnp.float32) * count, 0))
     # The caller knows the bound.
     return BoundedSum(total, 0.0, loss, jnp.sum(count), counts(clipped), counts(non_finite))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _hash(numbers: PyTree, start: int) -> Any:
+    """A number that changes with any number of a tree and its place."""
+
+    def mixed(x):
+        for shift, odd in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # murmur3's finalizer
+            x = (x ^ (x >> shift)) * jnp.uint32(odd)
+        return x ^ (x >> 16)
+
+    found = jnp.uint32(start)
+    for leaf in map(jnp.asarray, jax.tree.leaves(numbers)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = jax.lax.bitcast_convert_type(leaf.astype(clipping.wide(leaf.dtype)), jnp.uint32)
+        places = [jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, i) for i in range(leaf.ndim)]
+        place = sum((p * jnp.uint32(0x9E3779B1 + 2 * i) for i, p in enumerate(places)), found)
+        found = mixed(
+            found + jnp.sum(mixed(leaf.astype(jnp.uint32) ^ mixed(place)), dtype="uint32")
+        )
+    return found
 
 
 def _norms(gradient, direct: bool, count) -> Float[Array, " B"]:

@@ -136,32 +136,14 @@ def spiderboost_counts(num_steps: int, phase_length: int) -> tuple[int, int]:
     return anchors, steps - anchors
 
 
-def one_pass_mechanism(noise_multiplier: float, description: str = "one pass") -> Mechanism:
-    """A run in which every example enters one Gaussian release.
-
-    Tree-based SPIDER, one-pass DP-SGD with disjoint batches and each chunk of recursive
-    regularisation are of this kind: the releases compose in parallel.
-
-    Args:
-        noise_multiplier: z > 0, the standard deviation over the bound C on one example's part;
-            replacing an example moves a sum by 2 C.
-        description: what is released, for the statement.
-
-    Returns:
-        The mechanism, exactly Gaussian-DP with mu = 2/z.
-
-    Raises:
-        ValueError: if `noise_multiplier` is not positive.
+def one_pass_mechanism(noise_multiplier: float) -> Mechanism:
+    """A run in which every example enters one Gaussian release: mu = 2/z, exactly.
 
     Source: arXiv 2206.00846 Theorem 3.1.
-
-    Example:
-        >>> one_pass_mechanism(4.0).gaussian
-        0.5
     """
     z = validation.number("noise_multiplier", noise_multiplier, minimum=0, open_minimum=True)
     event = dp_accounting().GaussianDpEvent(z / 2)
-    return Mechanism(f"{description} (z = {z:g})", event, "replace", 2 / z)
+    return Mechanism(f"one pass, each example in one release (z = {z:g})", event, "replace", 2 / z)
 
 
 def dp_ftrl_mechanism(

@@ -67,7 +67,7 @@ def privatize_sum(
     Raises:
         ValueError: if a number is not allowed.
         TypeError: if `key` is not a typed key; at an update, if what is given is no `BoundedSum`
-            or there is no key.
+            or there is no key; a ValueError if its numbers were changed.
 
     Source: Abadi et al. 2016, Algorithm 1.
 
@@ -150,6 +150,7 @@ def _privatize(noise_multiplier, expected_batch_size, key, draw):
             )
         if (key is None) == (run_key is None):
             raise TypeError("key must be given either to the transformation or to each update")
+        updates = updates.verified()
         draws = draw(state, run_key if key is None else key, updates.total)
         scale = noise_multiplier * updates.clip_norm
         mean = jax.tree.map(

@@ -169,6 +169,7 @@ class PrivacyPlan:
         """
         if self.count_noise_multiplier is None:
             raise ValueError("next_clip_norm needs a plan made with count_noise_multiplier")
+        total = total.verified()
         # Beyond any number of an update, so that the sum's noise is another draw.
         xi = jax.random.normal(jax.random.fold_in(key, 2**32 - 1))
         fitting = total.count - total.clipped - total.non_finite
@@ -198,12 +199,7 @@ class PrivacyPlan:
             source: of the noise; from a public one there is no guarantee, and the text says so.
             unit: what one row is, by default the gradient's.
         """
-        return statement.privacy_statement(
-            self.mechanism,
-            self.delta,
-            unit=unit or self.gradient.unit,
-            public_noise=source is not None and not source.is_secret,
-        )
+        return statement.of_run(self.mechanism, self.delta, unit or self.gradient.unit, source)
 
 
 def dp_sgd(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxkit import validation
 from jaxkit.privacy import clipping, noise
 from jaxkit.privacy.clipped_gradients import ClippedGradient, widened
+from jaxkit.privacy.one_pass import OnePass
 
 
 class RecursiveRun(NamedTuple):
@@ -106,7 +107,7 @@ def noisy_gd(
 
 
 def recursive_regularization(
-    gradient: ClippedGradient,
+    plan: OnePass,
     params: PyTree,
     data: PyTree,
     key: Key[Array, ""],
@@ -114,7 +115,6 @@ def recursive_regularization(
     regularisation: Any,
     steps_per_round: Sequence[int],
     radius: Any,
-    noise_multiplier: Any,
     draw: noise.Draw = noise.gaussian_draw,
 ) -> RecursiveRun:
     r"""Minimise a convex loss so that its gradient becomes small.
@@ -126,18 +126,17 @@ def recursive_regularization(
     within radius :math:`2^{t/2}R` with step :math:`\log K_t/(2^t\lambda K_t)`, and averages its
     iterates with `selector_weights`. The paper's loop ends one round before its output: T rounds
     are run. Round t releases K_t - 1 mean gradients of its own m = n // T rows, with noise
-    :math:`(C/m)\sqrt{K_t-1}\,z`, so that the whole is `one_pass_mechanism(z)`; the paper has n in
+    :math:`(C/m)\sqrt{K_t-1}\,z`, so that the whole costs one release; the paper has n in
     place of m, which is not private.
 
     Args:
-        gradient: clipped gradient sums of the loss f.
+        plan: from `one_pass`: clipped gradient sums of the loss f, and noise.
         params: w_0.
         data: tree of arrays ``[n, ...]`` in random order; each round uses n // T fresh rows.
         key: typed key of the noise and of a random loss.
         regularisation: lambda > 0.
         steps_per_round: K_t >= 2 of each round; their number is T.
         radius: R > 0, a bound on the norm of a minimiser.
-        noise_multiplier: z >= 0, from `calibrate_one_pass`.
         draw: source of the standard normals.
 
     Returns:
@@ -149,27 +148,25 @@ def recursive_regularization(
     Source: arXiv 2206.00846 Algorithm 3; noise of Theorem 5.1 and Lemma D.3, repaired.
 
     Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
+        >>> from jaxkit import privacy
+        >>> gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
+        >>> plan = privacy.one_pass(gradient, noise_multiplier=4.0, delta=1e-5)
         >>> data = (jnp.ones((2, 1)), jnp.ones(2))
         >>> settings = dict(regularisation=0.1, steps_per_round=[3, 3], radius=1.0)
         >>> def run(key):
-        ...     return recursive_regularization(
-        ...         gradient, jnp.zeros(1), data, key, noise_multiplier=4.0, **settings
-        ...     )
+        ...     return recursive_regularization(plan, jnp.zeros(1), data, key, **settings)
         >>> jax.eval_shape(run, jax.random.key(0)).params.shape
         (1,)
     """
     rounds = len(steps_per_round)
     validation.number("regularisation", regularisation, minimum=0, open_minimum=True)
     validation.number("radius", radius, minimum=0, open_minimum=True)
-    validation.number("noise_multiplier", noise_multiplier, minimum=0)
     if rounds < 1:
         raise ValueError("steps_per_round must have at least one round, got none")
     rows = clipping.batch_size("data", data)
     if rows < rounds:
         raise ValueError(f"data must have at least {rounds} rows, one a round, got {rows}")
-    gradient, params, narrow = widened(gradient, params)
+    gradient, params, narrow = widened(plan.gradient, params)
     chunk, clip_norm = rows // rounds, clipping.total_clip_norm(gradient.clip_norm)
     centres = [(regularisation, params)]
     releases = 0
@@ -188,7 +185,7 @@ def recursive_regularization(
             key,
             num_steps=steps,
             learning_rate=math.log(steps) / (strength * steps),
-            stddev=noise_multiplier * clip_norm / chunk * math.sqrt(steps - 1),
+            stddev=plan.noise_multiplier * clip_norm / chunk * math.sqrt(steps - 1),
             radius=2 ** (t / 2) * radius,
             weights=selector_weights(steps, math.log(steps) / steps),
             regulariser_gradient=pull,

@@ -90,12 +90,7 @@ class SpiderBoost:
 
     def statement(self, source: NoiseSource | None = None) -> str:
         """The guarantee in words; from a public source there is none, and the text says so."""
-        return statement.privacy_statement(
-            self.mechanism,
-            self.delta,
-            unit=self.gradient.unit,
-            public_noise=source is not None and not source.is_secret,
-        )
+        return statement.of_run(self.mechanism, self.delta, self.gradient.unit, source)
 
     def init(self, params: PyTree) -> SpiderBoostState:
         """The state before the first anchor."""

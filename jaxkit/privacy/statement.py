@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from jaxkit.privacy import accounting
 from jaxkit.privacy.mechanisms import Mechanism
+from jaxkit.privacy.randomness import NoiseSource
 
 _RELATIONS = {
     "add_or_remove": "differ by adding or removing one {unit}",
     "zero_out": "differ by replacing one {unit} with one that contributes nothing",
     "replace": "differ by replacing one {unit} with any other",
 }
+
+
+def of_run(mechanism: Mechanism, delta: float, unit: str, source: NoiseSource | None) -> str:
+    """The statement of a run with noise from a source; from a public one there is no guarantee."""
+    public = source is not None and not source.is_secret
+    return privacy_statement(mechanism, delta, unit=unit, public_noise=public)
 
 
 def privacy_statement(

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import clipping, noise
-from jaxkit.privacy.clipped_gradients import ClippedGradient, widened
+from jaxkit.privacy.clipped_gradients import widened
+from jaxkit.privacy.one_pass import OnePass
 
 DifferenceBound = Literal["distance", "worst_case"]
 
@@ -86,7 +87,7 @@ def tree_examples(root_size: int, depth: int) -> int:
 
 
 def tree_spider(
-    gradient: ClippedGradient,
+    plan: OnePass,
     params: PyTree,
     data: PyTree,
     key: Key[Array, ""],
@@ -96,7 +97,6 @@ def tree_spider(
     num_rounds: int,
     smoothness: Any,
     beta: Any,
-    noise_multiplier: Any,
     stop_threshold: Any = 0.0,
     difference_bound: DifferenceBound = "distance",
     carry_last_step: bool = False,
@@ -118,16 +118,15 @@ def tree_spider(
     :math:`2^{D-l}\beta/2^{D/2}`, as in the paper; never above 2C.
 
     Args:
-        gradient: clipped gradient sums; its clip norm is C (the paper's L0).
+        plan: from `one_pass`: gradients, whose clip norm is C (the paper's L0), and noise.
         params: w_0.
         data: tree of arrays ``[n, ...]`` in random order, n >= num_rounds * b (1 + D/2).
-        key: typed key of the noise and of the random output.
+        key: typed key of the noise and of the random output, from `plan.key(source)`.
         depth: D >= 1, static.
         root_size: b, a multiple of 2^D, static.
         num_rounds: trees, one after the other, static.
         smoothness: L1 > 0: the bound on a difference per unit of distance.
         beta: sets the step length.
-        noise_multiplier: z, from `calibrate_one_pass`, for `one_pass_mechanism`.
         stop_threshold: stop at the first leaf whose estimate is at most this long. 0 never stops:
             the theorem's value exceeds every gradient.
         difference_bound: `"distance"` or the paper's `"worst_case"`.
@@ -145,14 +144,13 @@ def tree_spider(
     Source: arXiv 2206.00846 Algorithm 1.
 
     Example:
-        >>> from jaxkit.privacy import glm
-        >>> gradient = glm.glm_clipped_grad_sum(glm.logistic_loss, 1.0)
+        >>> from jaxkit import privacy
+        >>> gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
+        >>> plan = privacy.one_pass(gradient, noise_multiplier=4.0, delta=1e-5)
         >>> data = (jnp.ones((3, 1)), jnp.ones(3))
         >>> settings = dict(depth=1, root_size=2, num_rounds=1, smoothness=0.25, beta=0.1)
         >>> def run(key):
-        ...     return tree_spider(
-        ...         gradient, jnp.zeros(1), data, key, noise_multiplier=4.0, **settings
-        ...     )
+        ...     return tree_spider(plan, jnp.zeros(1), data, key, **settings)
         >>> jax.eval_shape(run, jax.random.key(0)).leaf_params.shape
         (2, 1)
     """
@@ -160,7 +158,6 @@ def tree_spider(
     validation.integer("num_rounds", num_rounds, minimum=1)
     validation.number("smoothness", smoothness, minimum=0, open_minimum=True)
     validation.number("beta", beta, minimum=0, open_minimum=True)
-    validation.number("noise_multiplier", noise_multiplier, minimum=0)
     validation.number("stop_threshold", stop_threshold, minimum=0)
     validation.choice("difference_bound", difference_bound, ("distance", "worst_case"))
     rows = clipping.batch_size("data", data)
@@ -171,7 +168,8 @@ def tree_spider(
         )
     leaves, unit = 2**depth, root_size // 2**depth
     length = beta / (2 ** (depth / 2) * smoothness)
-    gradient, params, narrow = widened(gradient, params)
+    gradient, params, narrow = widened(plan.gradient, params)
+    noise_multiplier = plan.noise_multiplier
     noise_key, example_key, choice_key = jax.random.split(key, 3)
 
     def release(index, total, scale, size):

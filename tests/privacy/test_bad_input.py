@@ -19,10 +19,8 @@ def loss(params, batch, key):
 
 
 GRADIENT = privacy.clipped_grad_sum(loss, 1.0)
-TREE = {
-    "depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 1.0, "beta": 1.0,
-    "noise_multiplier": 1.0,
-}  # fmt: skip
+TREE = {"depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 1.0, "beta": 1.0}
+ONCE = privacy.one_pass(GRADIENT, noise_multiplier=1.0, delta=1e-3)
 THEORY = {
     "num_examples": 100, "dimension": 2, "epsilon": 1.0, "delta": 1e-3, "lipschitz": 1.0,
     "smoothness": 1.0, "suboptimality": 1.0,
@@ -96,13 +94,12 @@ CASES = {
         r"root_size must be a multiple of 2\^depth = 4, got 6",
     ),
     "too few rows": (
-        lambda: privacy.tree_spider(GRADIENT, jnp.ones(2), ROWS, KEY, **TREE | {"num_rounds": 2}),
+        lambda: privacy.tree_spider(ONCE, jnp.ones(2), ROWS, KEY, **TREE | {"num_rounds": 2}),
         "= 6 examples, got 4",
     ),
     "recursive lengths": (
         lambda: privacy.recursive_regularization(
-            GRADIENT, jnp.ones(2), ROWS, KEY, regularisation=1.0, steps_per_round=[],
-            radius=1.0, noise_multiplier=0.0,
+            ONCE, jnp.ones(2), ROWS, KEY, regularisation=1.0, steps_per_round=[], radius=1.0,
         ),
         "at least one round",
     ),
@@ -116,11 +113,11 @@ CASES = {
         "epsilon .* got 0",
     ),
     "delta": (
-        lambda: privacy.epsilon_spent(privacy.one_pass_mechanism(1.0), 1.0),
+        lambda: privacy.epsilon_spent(ONCE.mechanism, 1.0),
         "delta .* got 1.0",
     ),
     "accountant": (
-        lambda: privacy.epsilon_spent(privacy.one_pass_mechanism(1.0), 0.1, accountant="pdl"),
+        lambda: privacy.epsilon_spent(ONCE.mechanism, 0.1, accountant="pdl"),
         "did you mean 'pld'",
     ),
     "share": (
@@ -158,6 +155,7 @@ def test_bad_values_are_refused_by_name(name):
         (lambda: update(GRADIENT(jnp.ones(2), ROWS).total, key=KEY), "a BoundedSum"),
         (lambda: privacy.dp_sgd(GRADIENT, EVERYONE, 1, delta=1e-3), "one of epsilon and"),
         (spider, "one of epsilon and"),
+        (lambda: privacy.one_pass(GRADIENT, delta=1e-3), "one of epsilon and"),
         (lambda: GRADIENT(jnp.ones(2), ROWS) + GRADIENT(jnp.ones(2), ROWS), "unsupported operand"),
         (lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(4)), "boolean or integer"),
         (lambda: batches.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),
@@ -171,4 +169,4 @@ def test_wrong_types_are_refused_by_name(call, message):
 def test_a_missing_accounting_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(ImportError, match=r"jaxkit\[privacy\]"):
-        privacy.one_pass_mechanism(1.0)
+        privacy.one_pass(GRADIENT, epsilon=1.0, delta=1e-3)

@@ -81,7 +81,7 @@ def fresh_over_trees():
     """Steps of a tree draw each node once: the prefix sums have the nodes' variance."""
     tree = noise.privatize_tree_sum(1.0, 1, 4, jax.random.key(0))
     none = jnp.zeros((), jnp.int32)
-    total = privacy.BoundedSum(jnp.zeros(3000), 1.0, none, none, none, none)
+    total = privacy.BoundedSum(jnp.zeros(3000), 1.0, none, none, none, none).sealed()
     state, released = tree.init(None), []
     for _ in range(4):
         mean, state = tree.update(total, state)
@@ -177,7 +177,7 @@ def each_array_alone(norms, clip_norm, mode):
 
 def with_bound(self, *args, **kwargs):
     found = SUM(self, *args, **kwargs)
-    return dataclasses.replace(found, clip_norm=found.clip_norm / 2)
+    return dataclasses.replace(found, clip_norm=found.clip_norm / 2).sealed()
 
 
 def same_for_arrays(key, index, like):

@@ -19,7 +19,8 @@ from jaxkit.privacy.noise import privatize_tree_sum
 def of_size(shape, clip_norm=1.0, dtype=jnp.float32):
     """A sum that is zero, with a bound."""
     none = jnp.zeros((), jnp.int32)
-    return privacy.BoundedSum(jnp.zeros(shape, dtype), clip_norm, none, none, none, none)
+    zeros = jnp.zeros(shape, dtype)
+    return privacy.BoundedSum(zeros, clip_norm, none, none, none, none).sealed()
 
 
 def test_noise_is_gaussian_of_the_stated_size():
@@ -94,13 +95,61 @@ def test_noise_follows_the_bound_of_the_sum_whatever_it_was_clipped_at():
     for clip_norm in (1.0, 5.0):
         gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), clip_norm)
         plan = privacy.dp_sgd(gradient, everyone, 1, delta=1e-3, noise_multiplier=3.0)
-        total = dataclasses.replace(gradient(jnp.zeros(2), rows), total=jnp.zeros(20_000))
+        total = dataclasses.replace(gradient(jnp.zeros(2), rows), total=jnp.zeros(20_000)).sealed()
         for sums, factor in ((total, 1.0), (total.scale(0.5), 0.5)):
             plain = privacy.privatize_sum(3.0, 8, jax.random.key(1))
             noise, _ = plain.update(sums, plain.init(None))
             ratios.append(float(jnp.std(noise)) / (3.0 * clip_norm * factor / 8))
         assert plan.epsilon() == pytest.approx(1.0, abs=2.0)
     np.testing.assert_allclose(ratios, 1.0, rtol=0.03)
+
+
+CHANGES = {
+    "signs": lambda s: jax.tree.map(jnp.sign, s),
+    "twice": lambda s: jax.tree.map(lambda x: 2 * x, s),
+    "negated": lambda s: jax.tree.map(jnp.negative, s),
+    "reversed": lambda s: jax.tree.map(lambda x: x[::-1] if x.ndim else x, s),
+    "rounded": lambda s: jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), s),
+    "one entry": lambda s: dataclasses.replace(s, total=s.total.at[1].multiply(3)),
+    "two sums": lambda s: jax.tree.map(jnp.subtract, s, s),
+    "another bound": lambda s: dataclasses.replace(s, clip_norm=s.clip_norm / 2),
+    "another unit": lambda s: dataclasses.replace(s, unit="user"),
+    "other counts": lambda s: dataclasses.replace(s, clipped=s.clipped + 1),
+    "unsealed": lambda s: dataclasses.replace(s, seal=None),
+}
+
+
+@pytest.fixture(scope="module")
+def bounded_sum():
+    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(jnp.sin(x @ w)), 0.7)
+    return jax.jit(gradient)(jnp.arange(4.0), jnp.arange(12.0).reshape(3, 4))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_sum_whose_numbers_were_changed_gets_no_noise(bounded_sum, change):
+    release = privacy.privatize_sum(1.0, 3, jax.random.key(0))
+    state = release.init(None)
+    mean, _ = release.update(bounded_sum, state)
+    assert bool(jnp.all(jnp.isfinite(mean)))
+    changed = CHANGES[change](bounded_sum)
+    for use in (lambda: release.update(changed, state), lambda: changed.scale(2.0)):
+        with pytest.raises(ValueError, match="was changed since its bound was proved"):
+            use()
+    if change != "unsealed":
+        within = jax.jit(lambda s: release.update(CHANGES[change](s).scale(3.0), state)[0])
+        assert bool(jnp.all(jnp.isnan(within(bounded_sum))))
+
+
+def test_a_sum_keeps_its_bound_through_programs_loops_and_a_file(bounded_sum, tmp_path):
+    release = privacy.privatize_sum(0.0, 1, jax.random.key(0))
+    ocp.save(tmp_path / "sum", bounded_sum)
+    carried, stacked = jax.jit(lambda s: jax.lax.scan(lambda c, _: (c.scale(2.0), c), s, length=3))(
+        ocp.load(tmp_path / "sum", bounded_sum)
+    )
+    update = lambda s: release.update(s, release.init(None))[0]  # noqa: E731
+    np.testing.assert_array_equal(update(carried), 8 * bounded_sum.total)
+    np.testing.assert_array_equal(jax.vmap(update)(stacked)[1], 2 * bounded_sum.total)
+    assert carried.clip_norm == pytest.approx(8 * 0.7)
 
 
 def test_what_a_loss_that_has_no_noise_would_tell_an_optimizer_is_refused():

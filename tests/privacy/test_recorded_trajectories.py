@@ -144,8 +144,9 @@ def replayed_tree():
 
     @functools.partial(jax.jit, static_argnames=("depth", "root_size", "num_rounds", "carry"))
     def run(data, normals, z, threshold, strength, *, depth, root_size, num_rounds, carry):
+        gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
         return privacy.tree_spider(
-            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+            privacy.one_pass(gradient, noise_multiplier=z, delta=1e-5),
             jnp.zeros(3),
             data,
             jax.random.key(0),
@@ -154,7 +155,6 @@ def replayed_tree():
             num_rounds=num_rounds,
             smoothness=0.25,
             beta=0.3,
-            noise_multiplier=z,
             stop_threshold=threshold,
             difference_bound="worst_case",
             carry_last_step=carry,
@@ -237,14 +237,17 @@ def test_recursive_regularization_gives_recorded_outputs(vectors, noisy, replay,
     ]
     run = jax.jit(
         lambda data, key: privacy.recursive_regularization(
-            privacy.glm_clipped_grad_sum(privacy.logistic_loss, 10.0),
+            privacy.one_pass(
+                privacy.glm_clipped_grad_sum(privacy.logistic_loss, 10.0),
+                noise_multiplier=1.0,
+                delta=1e-5,
+            ),
             jnp.zeros(3),
             data,
             key,
             regularisation=case["lam"],
             steps_per_round=case["Ks"],
             radius=case["R0"],
-            noise_multiplier=1.0,
             draw=replay(normals),
         )
     )(data_of(case), jax.random.key(0))

@@ -223,11 +223,11 @@ def test_a_plan_keeps_its_budget_and_gives_one_key_for_one_run(data):
 def test_every_algorithm_takes_parameters_of_any_type(data, dtype):
     def runs(gradient, w, key):
         sharp = {"depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 0.25, "beta": 0.1}
+        once = privacy.one_pass(gradient, noise_multiplier=1.0, delta=1e-5)
         yield privacy.run_spiderboost(plan, optax.sgd(0.1), w, data, key)
-        yield privacy.tree_spider(gradient, w, data, key, noise_multiplier=1.0, **sharp)
+        yield privacy.tree_spider(once, w, data, key, **sharp)
         yield privacy.recursive_regularization(
-            gradient, w, data, key, regularisation=0.1, steps_per_round=[3, 3], radius=1.0,
-            noise_multiplier=1.0,
+            once, w, data, key, regularisation=0.1, steps_per_round=[3, 3], radius=1.0,
         )  # fmt: skip
 
     with jax.enable_x64(dtype == "float64"):

@@ -115,7 +115,8 @@ class PrivatePictures:
             config.privacy, gradient, len(pictures), config.batch_size, num_steps,
             multiple=mesh.shape["data"] * mesh.shape["fsdp"], folder=folder,
         )  # fmt: skip
-        source = private_training.noise_source(config.privacy, folder, fresh=fresh)
+        told = pictures.fingerprint()
+        source = private_training.noise_source(config.privacy, folder, told, fresh=fresh)
         return cls(plan, source, pictures, recipe, mesh, config.seed)
 
     @property

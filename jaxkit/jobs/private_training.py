@@ -67,17 +67,21 @@ class PrivateTraining:
         """As `budget_row` of the plan."""
         return budget_row(self.plan, step, source)
 
-    def source(self, folder: pathlib.Path, *, fresh: bool) -> privacy.NoiseSource:
+    def source(
+        self, folder: pathlib.Path, tokens: np.ndarray, *, fresh: bool
+    ) -> privacy.NoiseSource:
         """Where the run's noise and batches come from: its own secret, kept for a resume.
 
         Args:
             folder: the run's.
+            tokens: the text, which the secret serves alone.
             fresh: whether the run begins.
 
         Raises:
-            OSError: if a run that goes on has lost its secret, or others may read it.
+            OSError: if a run that goes on has lost its secret, or others may read or use it.
+            ValueError: if it goes on with another text.
         """
-        return noise_source(self.config.privacy, folder, fresh=fresh)
+        return noise_source(self.config.privacy, folder, tokens, fresh=fresh)
 
     def statement(self, source: privacy.NoiseSource) -> str:
         """The guarantee of the whole run, in words."""
@@ -112,12 +116,13 @@ def budget_row(
 
 
 def noise_source(
-    options: PrivacyConfig, folder: pathlib.Path, *, fresh: bool
+    options: PrivacyConfig, folder: pathlib.Path, data: Any, *, fresh: bool
 ) -> privacy.NoiseSource:
     """The run's own secret, made where it begins and kept for a resume; or a public seed."""
     if options.public_noise_seed is not None:
         return privacy.NoiseSource.public(options.public_noise_seed)
-    return privacy.NoiseSource.stored(folder / PRIVATE / "noise.secret", fresh=fresh)
+    path = folder / PRIVATE / "noise.secret"
+    return privacy.NoiseSource.stored(path, data=data, fresh=fresh)
 
 
 def plan_within(

@@ -90,7 +90,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             config, tokenizer.vocab_size, windows, mesh, files.folder
         )
         rows = training.local_rows(mesh, plan.sampling.padded_size)
-        noise = plan.source(files.folder, fresh=stored is None and not run.steps)
+        noise = plan.source(files.folder, train_tokens, fresh=stored is None and not run.steps)
         batches = private_training.PrivateBatches(train_tokens, plan, noise, *rows)
         statement = plan.statement(noise)
         training.say(statement)

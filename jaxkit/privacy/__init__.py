@@ -47,8 +47,9 @@ Sharp edges:
 - Lipschitz constants and radii must be declared, never measured on the data;
 - who knows the key of a simulation (`privatize_sum(key=...)`) or a public seed can subtract the
   noise: a real run takes its keys from `NoiseSource.from_os`;
-- a `NoiseSource` gives each key once; `stored(fresh=False)` says that the same run goes on, on the
-  same data: with other data the difference of what is released would have no noise;
+- a `NoiseSource` gives each key once, and one that is `stored` serves one data set, by one process
+  at a time; a run that goes on draws the noise of its steps again;
+- only `BoundedSum.scale` keeps a bound: `jax.tree.map` over a sum voids it;
 - a sum over B examples is rounded like one addition of float32: a last bit of a large sum may move
   by B 2^-24 of the bound;
 - floating-point noise is not the real Gaussian: its last bits can be attacked;

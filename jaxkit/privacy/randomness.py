@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import pathlib
 import secrets
+import weakref
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from jaxkit import validation
 
 _BYTES = 32
+#: By file, the source that this process opened last: earlier ones give out no more keys.
+_OPEN: weakref.WeakValueDictionary[pathlib.Path, NoiseSource] = weakref.WeakValueDictionary()
 
 
 class NoiseSource:
@@ -47,8 +51,9 @@ class NoiseSource:
     def __init__(self, secret: bytes, *, is_secret: bool = False):
         if len(secret) != _BYTES:
             raise ValueError(f"secret must have {_BYTES} bytes, got {len(secret)}")
-        self._secret, self.is_secret = bytes(secret), is_secret
-        self._last: dict[tuple[str, str], int] = {}
+        self._secret: bytes | None = bytes(secret)
+        self._unlock: Any = lambda: None
+        self.is_secret, self._last = is_secret, dict[tuple[str, str], int]()
 
     @classmethod
     def from_os(cls) -> NoiseSource:
@@ -56,20 +61,31 @@ class NoiseSource:
         return cls(_shared(secrets.token_bytes(_BYTES)), is_secret=True)
 
     @classmethod
-    def stored(cls, path: str | pathlib.Path, *, fresh: bool) -> NoiseSource:
+    def stored(cls, path: str | pathlib.Path, *, data: PyTree, fresh: bool) -> NoiseSource:
         """A secret in a file that only its owner can read.
+
+        One source draws from a file: a source that this process opened before gives out no more
+        keys, and another process is refused.
 
         Args:
             path: the file.
-            fresh: whether a run begins, and makes its secret; or the same run goes on, on the same
-                data, and needs the old one.
+            data: tree of arrays, or a hash of them, that the run is about. Its secret serves no
+                others: the difference of what is released from two would have no noise.
+            fresh: whether a run begins, and makes its secret; or the same run goes on, and needs
+                the old one.
 
         Raises:
             FileNotFoundError: if a run that goes on has lost its secret.
             PermissionError: if others may read the file.
+            BlockingIOError: if another process draws from it.
+            ValueError: if the run began on other data.
         """
-        path, secret = pathlib.Path(path), bytes(_BYTES)
+        path, secret, locked = pathlib.Path(path).resolve(), bytes(_BYTES), None
         if jax.process_index() == 0:
+            earlier, told = _OPEN.pop(path, None), _hash(data)
+            if earlier is not None:
+                earlier._secret = None
+                earlier._unlock()
             if fresh:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)
@@ -77,7 +93,7 @@ class NoiseSource:
                 with os.fdopen(
                     os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
                 ) as f:
-                    f.write(secret)
+                    f.write(secret + told)
             else:
                 if not path.exists():
                     raise FileNotFoundError(
@@ -86,10 +102,20 @@ class NoiseSource:
                     )
                 if path.stat().st_mode & 0o077:
                     raise PermissionError(f"{path} must be readable by its owner alone (chmod 600)")
-                secret = path.read_bytes()
-                if len(secret) != _BYTES:  # cut short it could be guessed
-                    raise OSError(f"{path} must hold {_BYTES} bytes, got {len(secret)}")
-        return cls(_shared(secret), is_secret=True)
+                content = path.read_bytes()
+                if len(content) != 2 * _BYTES:  # cut short it could be guessed
+                    raise OSError(f"{path} must hold {2 * _BYTES} bytes, got {len(content)}")
+                secret, begun = content[:_BYTES], content[_BYTES:]
+                if begun != told:
+                    raise ValueError(
+                        f"data must be those of the run that {path} belongs to: with others the "
+                        "same noise would hide nothing; begin a new run"
+                    )
+            locked = _locked(path)
+        source = cls(_shared(secret), is_secret=True)
+        if locked is not None:
+            source._unlock, _OPEN[path] = weakref.finalize(source, os.close, locked), source
+        return source
 
     @classmethod
     def public(cls, seed: int) -> NoiseSource:
@@ -130,6 +156,8 @@ class NoiseSource:
         return np.frombuffer(digest[:8], np.uint32).copy()
 
     def _digest(self, text: str) -> bytes:
+        if self._secret is None:
+            raise ValueError("this source has ended: its file was opened again by a later one")
         return hmac.new(self._secret, text.encode(), hashlib.sha256).digest()
 
     def __repr__(self) -> str:
@@ -138,6 +166,25 @@ class NoiseSource:
 
     def __reduce__(self) -> Any:
         raise TypeError("a NoiseSource is not stored with other things: keep its file")
+
+
+def _locked(path: pathlib.Path) -> int:
+    """The file's descriptor: no other process can lock it until it is closed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(f"another process draws from {path}: two would share noise") from None
+    return handle
+
+
+def _hash(data: PyTree) -> bytes:
+    found = hashlib.sha256(str(jax.tree.structure(data)).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(data)):
+        found.update(f"{leaf.dtype} {leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return found.digest()
 
 
 def _shared(secret: bytes) -> bytes:

@@ -124,9 +124,10 @@ def draws(source, run, steps=range(12), **shapes):
 
 
 def test_noise_of_the_library_is_fresh_over_steps_runs_and_resumes(tmp_path):
-    source = privacy.NoiseSource.stored(tmp_path / "noise.secret", fresh=True)
+    secret = {"path": tmp_path / "noise.secret", "data": np.zeros(3)}
+    source = privacy.NoiseSource.stored(**secret, fresh=True)
     parts = [draws(source, "one", range(6)), draws(source, "two")]
-    resumed = privacy.NoiseSource.stored(tmp_path / "noise.secret", fresh=False)
+    resumed = privacy.NoiseSource.stored(**secret, fresh=False)
     parts.append(draws(resumed, "one", range(6, 12)))
     parts.append(draws(privacy.NoiseSource.from_os(), "one"))
     audit = privacy.audit_noise(jax.tree.map(lambda *x: np.concatenate(x), *parts))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -201,24 +203,25 @@ def test_secrets_are_fresh_kept_by_their_owner_and_never_shown(tmp_path):
     }
     assert len(drawn) == 160  # no two share a key
     path = tmp_path / "private" / "noise.secret"
-    made = privacy.NoiseSource.stored(path, fresh=True)
-    again = privacy.NoiseSource.stored(path, fresh=False)
-    assert made.fingerprint == again.fingerprint
+    made = privacy.NoiseSource.stored(path, data=DATA, fresh=True)
     assert path.stat().st_mode & 0o777 == 0o600
     secret = path.read_bytes()
     assert secret.hex() not in repr(vars(made)) or secret.hex() not in repr(made)
     assert repr(made) == f"NoiseSource(operating system, fingerprint {made.fingerprint})"
     with pytest.raises(TypeError, match="keep its file"):
         pickle.dumps(made)
+    fingerprint = made.fingerprint
+    again = privacy.NoiseSource.stored(path, data=DATA, fresh=False)
+    assert again.fingerprint == fingerprint
     path.write_bytes(secret[:-1])
     with pytest.raises(OSError, match=r"must hold \d+ bytes, got"):
-        privacy.NoiseSource.stored(path, fresh=False)
+        privacy.NoiseSource.stored(path, data=DATA, fresh=False)
     path.chmod(0o644)
     with pytest.raises(PermissionError, match="owner alone"):
-        privacy.NoiseSource.stored(path, fresh=False)
+        privacy.NoiseSource.stored(path, data=DATA, fresh=False)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="would be released again"):
-        privacy.NoiseSource.stored(path, fresh=False)
+        privacy.NoiseSource.stored(path, data=DATA, fresh=False)
     seeds = {privacy.NoiseSource.public(seed).fingerprint for seed in (0, 2**32, 2**64)}
     assert len(seeds) == 3
     assert made.is_secret
@@ -226,6 +229,35 @@ def test_secrets_are_fresh_kept_by_their_owner_and_never_shown(tmp_path):
     assert first.is_secret
     assert not privacy.NoiseSource.public(0).is_secret
     assert not privacy.NoiseSource(bytes(32)).is_secret
+
+
+DATA = {"x": np.arange(6.0), "y": np.zeros(2, int)}
+OTHER = [DATA | {"x": DATA["x"] + 1e-12}, DATA | {"x": np.arange(6.0).reshape(2, 3)}, [], DATA["x"]]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_one_source_draws_from_a_secret_and_for_one_data_set(tmp_path, fresh):
+    path = tmp_path / "noise.secret"
+    first = privacy.NoiseSource.stored(path, data=DATA, fresh=True)
+    first.key("noise", "run", 3)
+    second = privacy.NoiseSource.stored(tmp_path / "." / "noise.secret", data=DATA, fresh=fresh)
+    with pytest.raises(ValueError, match="opened again by a later one"):
+        first.key("noise", "run", 4)
+    second.key("noise", "run", 3)
+    for data in OTHER:
+        with pytest.raises(ValueError, match="data must be those of the run"):
+            privacy.NoiseSource.stored(path, data=data, fresh=False)
+    again = privacy.NoiseSource.stored(path, data=DATA, fresh=False)
+    program = (
+        "import numpy as np; from jaxkit import privacy; "
+        "data = {'x': np.arange(6.0), 'y': np.zeros(2, int)}; "
+        f"privacy.NoiseSource.stored({str(path)!r}, data=data, fresh=False)"
+    )
+    if not fresh:
+        run = lambda: subprocess.run([sys.executable, "-c", program], capture_output=True)  # noqa: E731
+        assert b"another process draws from" in run().stderr
+        del again
+        assert run().returncode == 0
 
 
 def test_a_restored_state_draws_the_noise_that_the_uninterrupted_run_draws(tmp_path):

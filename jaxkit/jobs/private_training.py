@@ -63,6 +63,24 @@ class PrivateTraining:
 
         return gradient
 
+    def check(self, params: Any, vocab_size: int) -> None:
+        """Raise if the loss joins windows, or cannot be trained privately: on made-up ones.
+
+        Args:
+            params: of the model, on one device.
+            vocab_size: of its tokens.
+
+        Raises:
+            ValueError: if it does.
+        """
+        length = min(self.config.sequence_length, 16) + 1
+        tokens = np.random.default_rng(0).integers(0, vocab_size, (3, length), np.int32)
+        batch = {"tokens": jnp.asarray(tokens), "index": jnp.arange(3)}
+        loss = self.config.loss(self.config.model(vocab_size, "cpu"))
+        found = privacy.check_private(loss, params, batch, jax.random.key(0), gradients=False)
+        if not found.passed:
+            raise ValueError("no private run: " + "; ".join(found.problems))
+
     def budget_row(self, step: int, source: privacy.NoiseSource) -> dict[str, float]:
         """As `budget_row` of the plan."""
         return budget_row(self.plan, step, source)

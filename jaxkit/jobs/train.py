@@ -161,6 +161,8 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
         state = schedules.lengthen_recorder(state, restored.record["steps"], config.steps)
         batches.set_state(restored.record["batches"])
         training.say(f"resuming {run.folder} at step {first}")
+    if plan is not None and mesh.size == 1:  # the same loss is trained on any mesh
+        plan.check(state.params, tokenizer.vocab_size)
     result = training.drive(
         advance,
         state,

@@ -44,6 +44,7 @@ def check_private(
     *,
     has_aux: bool = False,
     plan: Any = None,
+    gradients: bool = True,
 ) -> PrivateCheck:
     r"""Say whether a model and loss can be trained privately, and why not.
 
@@ -63,6 +64,8 @@ def check_private(
         key: for a random loss.
         has_aux: whether the loss returns `(loss, aux)`.
         plan: a plan whose claim is judged too.
+        gradients: whether to make the gradients of the rows too, or only their program: what takes
+            time is to compile them.
 
     Returns:
         Problems and notes.
@@ -78,10 +81,25 @@ def check_private(
     try:
         rows = clipping.batch_size("batch", batch)
         gradient = clipped_grad_sum(loss_fn, 1.0, has_aux=has_aux)
-        found = jax.jit(gradient)(params, batch, key)
+        found = (jax.jit(gradient) if gradients else _abstract(gradient))(params, batch, key)
     except (TypeError, ValueError) as error:
         return PrivateCheck((str(error),), ())
     problems, notes = _joined_rows(loss_fn, params, batch, key, rows), []
+    if gradients:
+        _judge(found, params, rows, problems, notes)
+    if plan is not None:
+        epsilon = plan.epsilon()
+        if not epsilon <= _MEANINGFUL:
+            problems.append(f"epsilon = {epsilon:.4g} is no meaningful guarantee")
+    return PrivateCheck(tuple(problems), tuple(notes))
+
+
+def _abstract(function):
+    return lambda *arguments: jax.eval_shape(function, *arguments)
+
+
+def _judge(found, params, rows, problems, notes) -> None:
+    """What the sum of gradients tells."""
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     still = [
         name or "params"
@@ -99,11 +117,6 @@ def check_private(
         if still:
             notes.append(f"parameters without a gradient get noise alone: {', '.join(still)}")
     notes.append(f"{int(found.clipped)} of {rows} gradients are longer than 1")
-    if plan is not None:
-        epsilon = plan.epsilon()
-        if not epsilon <= _MEANINGFUL:
-            problems.append(f"epsilon = {epsilon:.4g} is no meaningful guarantee")
-    return PrivateCheck(tuple(problems), tuple(notes))
 
 
 def _joined_rows(loss_fn, params, batch, key, rows) -> list[str]:
@@ -120,7 +133,7 @@ def _joined_rows(loss_fn, params, batch, key, rows) -> list[str]:
         return jnp.where(which.reshape(rows, *(1,) * (leaf.ndim - 1)), other, leaf)
 
     @jax.jit
-    def losses(masks):
+    def losses(params, masks):
         def loss(which):
             value = loss_fn(params, jax.tree.map(lambda x: changed(x, which), batch), key)
             return value[0] if isinstance(value, tuple) else value
@@ -133,7 +146,8 @@ def _joined_rows(loss_fn, params, batch, key, rows) -> list[str]:
     for index, (first, second) in enumerate(pairs):
         one[index, first] = other[index, second] = True
     try:
-        found = losses(jnp.stack([np.zeros_like(both), one, other, both], 1).reshape(-1, rows))
+        masks = jnp.stack([np.zeros_like(both), one, other, both], 1).reshape(-1, rows)
+        found = losses(params, masks)
     except (TypeError, ValueError) as error:
         return [f"the loss of a batch fails, though that of single rows does not: {error}"]
     found = np.asarray(found, np.float64).reshape(-1, 4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import jobs, privacy, training
+from jaxkit import jobs, models, privacy, training
 from jaxkit.jobs import private_training
 from jaxkit.jobs.config import PrivacyConfig
 
@@ -65,6 +65,16 @@ def test_the_noise_that_was_planned_is_kept_with_the_run(small_config, tmp_path,
     assert planned(config) == first
     with pytest.raises(AssertionError, match="calibrated again"):
         planned(dataclasses.replace(config, steps=5))
+
+
+def test_a_loss_that_joins_windows_is_refused_before_the_first_step(plan, monkeypatch):
+    init = models.initializer(plan.config.model(20))
+    params, loss = jax.jit(init)(jax.random.key(0)), plan.config.loss(plan.config.model(20))
+    plan.check(params, 20)
+    joined = lambda params, batch, key: loss(params, batch, key) ** 2  # noqa: E731
+    monkeypatch.setattr(type(plan.config), "loss", lambda self, model: joined)
+    with pytest.raises(ValueError, match="no private run: the loss joins rows: changing row 1"):
+        plan.check(params, 20)
 
 
 def test_another_run_is_refused_before_anything_is_planned_or_written(finished_run, small_config):

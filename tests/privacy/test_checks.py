@@ -108,8 +108,10 @@ UNFIT = [
 def test_losses_of_single_rows_pass(index):
     params = [W, W, Dropped().init(jax.random.key(0), X, jax.random.key(1))["params"],
               VARIABLES["params"]][index]  # fmt: skip
-    found = privacy.check_private(FIT[index], params, (X, Y), jax.random.key(0))
+    found = privacy.check_private(FIT[index], params, (X, Y), jax.random.key(0), gradients=False)
     assert found.passed, found
+    if index == 0:
+        assert privacy.check_private(FIT[index], params, (X, Y), jax.random.key(0)).passed
 
 
 @pytest.mark.parametrize("index", range(len(UNFIT)))

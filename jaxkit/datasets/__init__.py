@@ -14,8 +14,7 @@ keep the file; a tokenizer that marks the start of a text marks every 1 MiB piec
 embedded prose differs a little between Python versions.
 """
 
-from jaxkit.datasets.array_files import read_csv, read_idx
-from jaxkit.datasets.batches import BatchIterator, array_batches, token_batches
+from jaxkit.datasets.batches import array_batches, token_batches
 from jaxkit.datasets.encoding import tokenize
 from jaxkit.datasets.packed import IdTokenizer, load_tokens
 from jaxkit.datasets.picture_batches import decode_pictures, picture_batches
@@ -41,7 +40,6 @@ from jaxkit.datasets.windows import evaluation_batches
 __all__ = [
     "AlphabetError",
     "ArraySplit",
-    "BatchIterator",
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
@@ -66,8 +64,6 @@ __all__ = [
     "load_tokens",
     "picture_batches",
     "picture_recipe",
-    "read_csv",
-    "read_idx",
     "token_batches",
     "tokenize",
     "tokenizer_from_config",

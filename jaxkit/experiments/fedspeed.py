@@ -48,7 +48,7 @@ class Problem(NamedTuple):
         counts: examples of each class at each client of the first seed [clients, classes].
     """
 
-    data: federated.ClientData
+    data: Any
     test: Mapping[str, jax.Array]
     params: Any
     keys: jax.Array

@@ -11,8 +11,8 @@ steps. How to give data: `client_data` for one pool and a partition of it, `stac
 arrays or a list by client, `read_clients` for LEAF and tables. How to choose a backend:
 `vmap_clients` for small models on one device, in chunks for large or convolutional ones,
 `shard_clients` for several devices or hosts, with `stratified_sampler` so that client state stays
-where it is; `pmap_clients` only for code that needs `pmap`. Sharp edges: without a client step
-algorithms take `simulator_sgd()`, which decays, clips and shrinks; `prox_coef` is 1/lambda;
+where it is; `backends.pmap_clients` only for code that needs `pmap`. Sharp edges: without a client
+step algorithms take `simulator_sgd()`, which decays, clips and shrinks; `prox_coef` is 1/lambda;
 `dual_average="active"` is the printed algorithm and breaks down under partial participation;
 clients weigh the same unless `weighting="examples"`; decay the learning rate slowly (0.9995 a
 round) in long runs of dual methods; `clip_mode="simulator"` clips the position of the model too; a
@@ -26,15 +26,13 @@ from jaxkit.federated.algorithm import (
     with_model_state,
     with_relaxed_start,
 )
-from jaxkit.federated.backends import clients_mesh, pmap_clients, shard_clients, vmap_clients
+from jaxkit.federated.backends import clients_mesh, shard_clients, vmap_clients
 from jaxkit.federated.client_files import read_clients
-from jaxkit.federated.client_privacy import client_epsilon, with_client_privacy
+from jaxkit.federated.client_privacy import with_client_privacy
 from jaxkit.federated.client_step import local_optimizer, local_sgd, simulator_sgd
-from jaxkit.federated.clients import ClientData, client_data, stack_clients
+from jaxkit.federated.clients import client_data, stack_clients
 from jaxkit.federated.cohorts import (
     bernoulli_sampler,
-    fixed_sampler,
-    simulator_cohort,
     stratified_sampler,
     uniform_sampler,
 )
@@ -52,7 +50,6 @@ from jaxkit.federated.local_training import LocalTraining
 from jaxkit.federated.partitions import (
     class_dirichlet_partition,
     dirichlet_partition,
-    heterogeneity,
     iid_partition,
     label_counts,
     pathological_partition,
@@ -74,14 +71,12 @@ ALGORITHMS = {
 
 __all__ = [
     "ALGORITHMS",
-    "ClientData",
     "FederatedAlgorithm",
     "LocalTraining",
     "accuracy_figure",
     "bernoulli_sampler",
     "class_dirichlet_partition",
     "client_data",
-    "client_epsilon",
     "clients_mesh",
     "dirichlet_partition",
     "fedadam",
@@ -99,8 +94,6 @@ __all__ = [
     "fedsmoo",
     "fedspeed",
     "fedyogi",
-    "fixed_sampler",
-    "heterogeneity",
     "iid_partition",
     "init_state",
     "label_counts",
@@ -109,14 +102,12 @@ __all__ = [
     "local_sgd",
     "mofedsam",
     "pathological_partition",
-    "pmap_clients",
     "quasi_gradient",
     "read_clients",
     "run_rounds",
     "scaffold",
     "shard_clients",
     "simulate",
-    "simulator_cohort",
     "simulator_sgd",
     "stack_clients",
     "stratified_sampler",

@@ -49,6 +49,52 @@ class ClientPrivacy(NamedTuple):
         added = self.sampler.kind == "bernoulli"
         return "add or remove one client" if added else "replace one client"
 
+    def epsilon(self, delta: float, state: FederatedState | None = None) -> float:
+        """Epsilon of the (epsilon, delta)-differential privacy of any one client in a run.
+
+        Bernoulli cohorts: privacy loss distributions of the Poisson-sampled Gaussian, neighbours by
+        adding or removing a client. Cohorts of fixed size: Renyi accounting of sampling without
+        replacement, neighbours by replacing a client (sensitivity 2 C); exact where everyone takes
+        part. Of strata that differ in size, for the clients of the smallest, who take part most.
+
+        Args:
+            delta: in (0, 1).
+            state: of the run, for what its rounds so far have spent; by default that of all rounds.
+
+        Returns:
+            epsilon; infinity without noise, or where anyone can recompute it.
+
+        Raises:
+            ImportError: without the `privacy` extra.
+            ValueError: if a number is not allowed, or the padded size of a Bernoulli cohort is so
+                small that redrawing would show.
+
+        Source: the `dp-accounting` library.
+        """
+        num_rounds = self.num_rounds if state is None else int(state.round)
+        validation.number(
+            "delta", delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True
+        )
+        if num_rounds == 0:
+            return 0.0
+        if float(self.noise_multiplier) == 0 or not self.is_secret:
+            return math.inf
+        mechanism = privacy.dp_sgd_mechanism(
+            _sampling(self.sampler),
+            float(self.noise_multiplier),
+            num_rounds,
+            neighbours=None if self.sampler.kind == "bernoulli" else "replace",
+        )
+        try:
+            return privacy.epsilon_spent(mechanism, delta)
+        except ValueError as error:
+            if "padded_size" not in str(error):
+                raise
+            size = self.sampler.cohort_size
+            raise ValueError(
+                f"max_size must be larger than {size}: redrawing shows ({error})"
+            ) from None
+
 
 def with_client_privacy(
     algorithm: algorithms.FederatedAlgorithm,
@@ -141,67 +187,6 @@ def with_client_privacy(
         (report, aggregate),
     )
     return algorithm._replace(report=report, aggregate=aggregate, privacy=promise)
-
-
-def client_epsilon(
-    algorithm: algorithms.FederatedAlgorithm, delta: float, state: FederatedState | None = None
-) -> float:
-    """Epsilon of the (epsilon, delta)-differential privacy of any one client in a run.
-
-    Bernoulli cohorts: privacy loss distributions of the Poisson-sampled Gaussian, neighbours by
-    adding or removing a client. Cohorts of fixed size: Renyi accounting of sampling without
-    replacement, neighbours by replacing a client (sensitivity 2 C); exact where everyone takes
-    part. Of strata that differ in size, for the clients of the smallest, who take part most often.
-
-    Args:
-        algorithm: from `with_client_privacy`.
-        delta: in (0, 1).
-        state: of the run, for what its rounds so far have spent; by default that of all rounds.
-
-    Returns:
-        epsilon; infinity without noise, or where anyone can recompute it.
-
-    Raises:
-        ImportError: without the `privacy` extra.
-        ValueError: if the algorithm is not private, a number is not allowed, or the padded size of
-            a Bernoulli cohort is so small that redrawing would show.
-
-    Source: the `dp-accounting` library.
-
-    Example:
-        >>> from jaxkit.federated.fedavg import fedavg
-        >>> sampler = cohorts.bernoulli_sampler(1000, 0.01, max_size=60, allow_empty=True)
-        >>> private = with_client_privacy(
-        ...     fedavg(), sampler, privacy.NoiseSource.from_os(), clip_norm=1.0,
-        ...     noise_multiplier=1.0, num_rounds=100,
-        ... )
-        >>> 0.6 < client_epsilon(private, 1e-5) < 0.8
-        True
-    """
-    promise = algorithm.privacy
-    if promise is None:
-        raise ValueError(f"{algorithm.name} is not private: use with_client_privacy")
-    num_rounds = promise.num_rounds if state is None else int(state.round)
-    validation.number("delta", delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
-    if num_rounds == 0:
-        return 0.0
-    if float(promise.noise_multiplier) == 0 or not promise.is_secret:
-        return math.inf
-    mechanism = privacy.dp_sgd_mechanism(
-        _sampling(promise.sampler),
-        float(promise.noise_multiplier),
-        num_rounds,
-        neighbours=None if promise.sampler.kind == "bernoulli" else "replace",
-    )
-    try:
-        return privacy.epsilon_spent(mechanism, delta)
-    except ValueError as error:
-        if "padded_size" not in str(error):
-            raise
-        size = promise.sampler.cohort_size
-        raise ValueError(
-            f"max_size must be larger than {size}: redrawing shows ({error})"
-        ) from None
 
 
 def _sampling(sampler: cohorts.Sampler) -> privacy.Sampling:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxkit import validation
 
@@ -250,28 +250,6 @@ def label_counts(
     labels = np.asarray(labels)
     classes = _num_classes(labels, num_classes)
     return np.stack([np.bincount(labels[rows], minlength=classes) for rows in partition])
-
-
-def heterogeneity(labels: Any, partition: Partition) -> Float[np.ndarray, " clients"]:
-    """Total variation between each client's label distribution and that of all examples.
-
-    Args:
-        labels: integer classes of the examples [N].
-        partition: indices of each client.
-
-    Returns:
-        Distances in [0, 1): 0 for a client like the whole.
-
-    Raises:
-        ValueError: if a label is not allowed.
-
-    Example:
-        >>> heterogeneity([0, 1], [np.array([0]), np.array([0, 1])]).tolist()
-        [0.5, 0.0]
-    """
-    counts = label_counts(labels, partition)
-    whole = np.bincount(np.asarray(labels), minlength=counts.shape[1]) / len(np.asarray(labels))
-    return 0.5 * np.abs(counts / counts.sum(axis=1, keepdims=True) - whole).sum(axis=1)
 
 
 def _num_classes(labels: Any, num_classes: int | None = None) -> int:

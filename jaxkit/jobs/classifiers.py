@@ -58,7 +58,7 @@ class Program:
             )  # fmt: skip
             self._direction = self.private.plan.optimizer(self._direction)
         self._rates: dict[int, np.ndarray] = {}
-        self._streams: list[datasets.BatchIterator] = []
+        self._streams: list[Any] = []
         self._position = (-1, -1)
         advance = self._advance_privately if config.private else self._advance_all
         self._advance = jax.jit(advance, donate_argnums=0)

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
     """One seed's clients, their network and the test pictures.
 
     Attributes:
-        data: of the clients.
+        data: of the clients, from `federated.client_data`.
         counts: examples of each class at each client.
         test: `{"x": uint8 [n, S, S, C], "y": int32 [n]}`.
         owners: which client each test picture belongs to, or None.
@@ -32,7 +32,7 @@ class Problem(NamedTuple):
         recipe: what is done to them.
     """
 
-    data: federated.ClientData
+    data: Any
     counts: np.ndarray
     test: dict[str, np.ndarray]
     owners: np.ndarray | None

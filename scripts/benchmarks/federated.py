@@ -330,7 +330,7 @@ def check_same(
     data = federated.stack_clients({"x": inputs, "y": labels})
     cohorts = [list(range(COHORT)), list(range(5, 5 + COHORT))]
     state = federated.init_state(method, params, len(inputs), jax.random.key(0))
-    sampler = federated.fixed_sampler(cohorts, len(inputs))
+    sampler = federated.cohorts.fixed_sampler(cohorts, len(inputs))
     state, _ = jax.jit(
         lambda s: federated.run_rounds(method, training, s, data, sampler, num_rounds=2)
     )(state)

@@ -86,7 +86,7 @@ def test_the_room_loads_no_optional_package():
 def test_idx_files_keep_shape_type_and_values(tmp_path, dtype, code, compress):
     array = np.array([[1, -2, 3], [4, 5, 127]]).astype(dtype)
     (tmp_path / "a").write_bytes(compress(idx(array, code)))
-    np.testing.assert_array_equal(datasets.read_idx(tmp_path / "a"), array, strict=True)
+    np.testing.assert_array_equal(array_files.read_idx(tmp_path / "a"), array, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_idx_files_keep_shape_type_and_values(tmp_path, dtype, code, compress):
 def test_csv_errors_name_the_line(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as error:
-        datasets.read_csv(tmp_path / "a.csv")
+        array_files.read_csv(tmp_path / "a.csv")
     assert "a.csv" in str(error.value)
 
 
@@ -129,7 +129,7 @@ GOOD = idx(IMAGES)
 def test_idx_errors_name_the_file(tmp_path, content, message):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        datasets.read_idx(tmp_path / "train-images-idx3-ubyte")
+        array_files.read_idx(tmp_path / "train-images-idx3-ubyte")
     assert "train-images-idx3-ubyte" in str(error.value)
 
 

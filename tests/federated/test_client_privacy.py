@@ -72,7 +72,7 @@ def test_a_private_round_without_noise_or_clipping_is_the_plain_round(problem, q
 
 def epsilon(sampler, noise_multiplier, num_rounds):
     method = private(fl.fedavg(), sampler, noise_multiplier=noise_multiplier, num_rounds=num_rounds)
-    return fl.client_epsilon(method, 1e-5)
+    return method.privacy.epsilon(1e-5)
 
 
 def test_epsilon_of_full_participation_is_the_gaussian_mechanisms():
@@ -146,8 +146,8 @@ def test_a_round_beyond_the_promise_is_refused_or_releases_nothing(problem):
     first = step(state)
     assert np.isfinite(first.params["w"]).all()
     assert np.isnan(step(first).params["w"]).all()
-    assert fl.client_epsilon(method, 1e-5, state) == 0
-    assert fl.client_epsilon(method, 1e-5, first) == fl.client_epsilon(method, 1e-5)
+    assert method.privacy.epsilon(1e-5, state) == 0
+    assert method.privacy.epsilon(1e-5, first) == method.privacy.epsilon(1e-5)
 
 
 def test_what_changes_a_message_after_its_clip_is_refused(problem):
@@ -179,7 +179,7 @@ def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem):
         fl.with_client_privacy(fl.fedavg(), sampler, source, **numbers)
     public = privacy.NoiseSource.public(0)
     shown = fl.with_client_privacy(fl.fedavg(), sampler, public, **numbers)
-    assert fl.client_epsilon(shown, 1e-5) == math.inf
+    assert shown.privacy.epsilon(1e-5) == math.inf
 
 
 @pytest.mark.usefixtures("bad_input")
@@ -187,13 +187,11 @@ def test_what_cannot_be_promised_is_refused():
     with pytest.raises(ValueError, match="must allow empty cohorts"):
         private(fl.fedavg(), fl.bernoulli_sampler(10, 0.5))
     with pytest.raises(ValueError, match=r"sampler.kind must be one of .* got 'fixed'"):
-        private(fl.fedavg(), fl.fixed_sampler([[0]], 10))
+        private(fl.fedavg(), fl.cohorts.fixed_sampler([[0]], 10))
     with pytest.raises(ValueError, match="noise_multiplier"):
         private(fl.fedavg(), everyone(), noise_multiplier=-1.0)
     with pytest.raises(ValueError, match="clip_norm"):
         private(fl.fedavg(), everyone(), clip_norm=0.0)
-    with pytest.raises(ValueError, match="FedAvg is not private"):
-        fl.client_epsilon(fl.fedavg(), 1e-5)
     tight = fl.bernoulli_sampler(1000, 0.01, max_size=12, allow_empty=True)
     with pytest.raises(ValueError, match="max_size must be larger than 12"):
         epsilon(tight, 1.0, 1)

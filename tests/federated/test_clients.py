@@ -174,10 +174,10 @@ def test_statistics_are_averaged_or_stay_with_their_client(policy):
 def test_messages_name_what_is_wrong_with_a_module_or_a_traced_cohort(bad_input):
     with pytest.raises(TypeError, match=r"params must be arrays, got .* at params\['act'\]"):
         fl.init_state(fl.fedavg(), {"w": jnp.ones(2), "act": jax.nn.relu}, 2, jax.random.key(0))
-    made = jax.jit(lambda key: fl.fixed_sampler([[1, 0]], 2).sample(key, 0).clients)
+    made = jax.jit(lambda key: fl.cohorts.fixed_sampler([[1, 0]], 2).sample(key, 0).clients)
     assert made(jax.random.key(0)).tolist() == [1, 0]
     with pytest.raises(TypeError, match="clients must be numbers that are known"):
-        jax.jit(lambda c: fl.fixed_sampler([[c]], 2).sample(None, 0).clients)(1)
+        jax.jit(lambda c: fl.cohorts.fixed_sampler([[c]], 2).sample(None, 0).clients)(1)
 
 
 def test_plain_sgd_neither_decays_nor_clips():

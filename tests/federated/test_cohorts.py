@@ -79,7 +79,7 @@ def test_overflow_bounds_the_binomial_tail():
 
 
 def test_fixed_cohorts_follow_the_round_and_then_repeat():
-    sampler = fl.fixed_sampler([[4], [1, 2]], 5)
+    sampler = fl.cohorts.fixed_sampler([[4], [1, 2]], 5)
     key = jax.random.key(0)
     assert [sampler.sample(key, jnp.int32(t)).active.tolist() for t in (0, 1, 9)] == [
         [True, False],
@@ -89,7 +89,7 @@ def test_fixed_cohorts_follow_the_round_and_then_repeat():
 
 
 def test_simulator_cohort_sizes_are_binomial_and_never_empty():
-    sizes = [len(fl.simulator_cohort(t, 20, 0.05, seed=3)) for t in range(300)]
+    sizes = [len(fl.cohorts.simulator_cohort(t, 20, 0.05, seed=3)) for t in range(300)]
     assert min(sizes) == 1
     assert np.mean(sizes) == pytest.approx(1 / (1 - 0.95**20), rel=0.1)
 
@@ -111,8 +111,8 @@ def test_simulator_cohort_sizes_are_binomial_and_never_empty():
         (lambda: cohorts.make_cohort([1, 2, 1], 3), r"distinct, got \[1\] more than once"),
         (lambda: cohorts.make_cohort([3], 3), "below num_clients = 3, got 3"),
         (lambda: cohorts.make_cohort([-1], 3), "clients must be an integer >= 0, got -1"),
-        (lambda: fl.fixed_sampler([], 3), "at least one round"),
-        (lambda: fl.simulator_cohort(0, 3, 0.0), "active_ratio"),
+        (lambda: fl.cohorts.fixed_sampler([], 3), "at least one round"),
+        (lambda: fl.cohorts.simulator_cohort(0, 3, 0.0), "active_ratio"),
     ],
 )
 def test_bad_cohorts_are_refused_by_name(make, message):

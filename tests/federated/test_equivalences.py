@@ -74,7 +74,7 @@ def test_first_server_step_is_the_mean_displacement_times(problem, quick_jit, du
 
 def test_dual_is_the_sum_of_displacements_and_its_mean_is_kept(problem, quick_jit):
     cohorts = [[0, 1, 2], [2, 3, 4], [2, 5, 0], [1, 2, 3]]
-    sampler = fl.fixed_sampler(cohorts, problem.num_clients)
+    sampler = fl.cohorts.fixed_sampler(cohorts, problem.num_clients)
     fedspeed = fl.fedspeed()
     state = fl.init_state(fedspeed, problem.params, problem.num_clients, jax.random.key(0))
     step = quick_jit(

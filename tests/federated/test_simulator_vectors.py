@@ -123,7 +123,7 @@ def replay(case, dataset, dtype, jit):
         {"x": np.asarray(dataset["X"], dtype), "y": np.asarray(dataset["Y"], np.int32)}
     )
     cohorts = [r["cohort"] for r in case["rounds"]]
-    sampler = fl.fixed_sampler(cohorts, len(dataset["X"]))
+    sampler = fl.cohorts.fixed_sampler(cohorts, len(dataset["X"]))
     state = fl.init_state(
         algorithm, unflatten(dataset["init"], dataset, dtype), len(dataset["X"]), jax.random.key(0)
     )
@@ -226,7 +226,9 @@ def test_quasi_gradient_is_the_simulators(vectors, index):
 def test_cohorts_are_the_simulators(vectors, index):
     want = vectors["cohorts"][index]
     got = [
-        fl.simulator_cohort(t, want["total_client"], want["active_ratio"], seed=want["seed"])
+        fl.cohorts.simulator_cohort(
+            t, want["total_client"], want["active_ratio"], seed=want["seed"]
+        )
         for t in range(len(want["cohorts"]))
     ]
     assert got == want["cohorts"]
@@ -243,7 +245,7 @@ def test_clip_mode_gradient_differs_from_the_simulators_where_the_position_is_la
     data = fl.stack_clients(
         {"x": np.asarray(dataset["X"], np.float32), "y": np.asarray(dataset["Y"], np.int32)}
     )
-    sampler = fl.fixed_sampler([r["cohort"] for r in case["rounds"]], 4)
+    sampler = fl.cohorts.fixed_sampler([r["cohort"] for r in case["rounds"]], 4)
     state = fl.init_state(plain, unflatten(dataset["init"], dataset, "f4"), 4, jax.random.key(0))
     state, _ = jax.jit(lambda s: fl.federated_round(plain, training, s, data, sampler))(state)
     moved = np.abs(flatten(state.params, dataset) - case["rounds"][0]["server"]).max()

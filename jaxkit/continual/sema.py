@@ -414,15 +414,7 @@ class SEMATask:
 def growing_block(
     config: SEMAConfig, scores: Sequence[float], closed: Collection[int]
 ) -> int | None:
-    """The shallowest block whose score is above the threshold, if it has not grown already.
-
-    Args:
-        config: the threshold.
-        scores: of a batch in each expandable block.
-        closed: blocks that have grown for this task.
-
-    Returns:
-        The block, counted from 0 over the whole model, or None.
+    """The shallowest block whose score of a batch is above the threshold, `closed` ones left out.
 
     Raises:
         FloatingPointError: if a score is NaN: it would be below every threshold, and the model
@@ -441,18 +433,7 @@ def growing_block(
 
 
 def require_finite_statistics(config: SEMAConfig, sema: SEMAState, task_name: str) -> None:
-    """Refuse descriptors whose statistics are not finite.
-
-    A NaN is below every threshold, so a model with one would silently never grow again.
-
-    Args:
-        config: shapes.
-        sema: descriptors and records.
-        task_name: for the message.
-
-    Raises:
-        FloatingPointError: naming the blocks.
-    """
+    """Refuse descriptors whose statistics are not finite: they would never speak again."""
     mean, deviation = record_statistics(sema.records)
     active = np.arange(config.capacity) < np.asarray(sema.num_active)[:, None]
     broken = active & ~(np.isfinite(mean) & np.isfinite(deviation))

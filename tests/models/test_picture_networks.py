@@ -103,6 +103,23 @@ def test_parameters_are_as_many_as_published(model, size, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_products_in_bfloat16_leave_parameters_and_logits_in_float32(norm):
+    plain = models.ResNet(3, (8, 16), (1, 1), "cifar", norm=norm)
+    narrow = plain.clone(dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    variables = narrow.init(jax.random.key(1), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    both = [model.apply(variables, images) for model in (plain, narrow)]
+    assert both[1].dtype == jnp.float32
+    np.testing.assert_allclose(both[1], both[0], rtol=0.05, atol=0.02)
+    assert float(jnp.abs(both[1] - both[0]).max()) > 0
+    program = str(jax.make_jaxpr(lambda x: narrow.apply(variables, x))(images))
+    products = [line for line in program.splitlines() if "conv_general_dilated[" in line]
+    assert len(products) == 6
+    assert all("bf16" in line for line in products)
+
+
 def test_running_statistics_follow_the_batches():
     model = models.ResNet(2, (4,), (1,), "cifar", norm="batch")
     images = jnp.asarray(pictures(8)) + 3

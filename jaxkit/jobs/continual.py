@@ -53,6 +53,8 @@ class ContinualConfig:
         train_learning_rate: of adapters, routers and head; by default 0.005, or 0.05 for a backbone
             trained here; for l2p of prompts, keys and head, 0.00375 or 0.03.
         describe_learning_rate: of descriptors; by default 0.01, or 0.05 likewise.
+        batch_size: images of a training step; activations grow with it.
+        scan_batch_size: images that are scored or tested together.
         checkpoint_every: optimizer steps between checkpoints.
         seed: of everything drawn.
         runs: folder of runs.
@@ -87,6 +89,8 @@ class ContinualConfig:
     describe_epochs: int = 30
     train_learning_rate: float | None = None
     describe_learning_rate: float | None = None
+    batch_size: int = 32
+    scan_batch_size: int = 128
     checkpoint_every: int = 100
     seed: int = 0
     runs: str = "runs"
@@ -111,7 +115,9 @@ class ContinualConfig:
         if self.classes_per_task is not None:
             validation.integer("classes_per_task", self.classes_per_task, minimum=1)
         validation.seed("class_seed", self.class_seed)
-        for field in ("train_epochs", "describe_epochs", "checkpoint_every"):
+        for field in (
+            "train_epochs", "describe_epochs", "batch_size", "scan_batch_size", "checkpoint_every",
+        ):  # fmt: skip
             least = int(field != "checkpoint_every")
             validation.integer(field, getattr(self, field), minimum=least)
         validation.choice("method", self.method, [*_PHASES, *_PROMPTS, "simple-cil", "ranpac"])
@@ -170,7 +176,7 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
             config, folder, described=run.identity is not None
         )
         learner = _learner(config, stream, model, backbone)
-        training.say(_memory(learner, stream, model, backbone))
+        training.say(_memory(config, learner, stream, model, backbone))
         with _Bar(stream) as bar:
             result = continual.run_stream(
                 learner, stream, seed=config.seed, folder=run,
@@ -264,24 +270,29 @@ def _learner(
     backbone: Any,
 ) -> continual.Learner:
     if config.method == "simple-cil":
-        return continual.SimpleCIL(model, backbone, stream.num_classes)
+        return continual.SimpleCIL(
+            model, backbone, stream.num_classes, batch_size=config.scan_batch_size
+        )
     tiny = config.weights is None
     if config.method == "ranpac":
         return continual.RanPAC(
-            model, backbone, stream.num_classes, num_projections=1000 if tiny else 10_000
-        )
+            model, backbone, stream.num_classes, num_projections=1000 if tiny else 10_000,
+            batch_size=config.scan_batch_size,
+        )  # fmt: skip
     if config.method in _PROMPTS:
         return continual.PromptLearner(
             model, backbone, stream.num_classes, _prompting(config.method, stream, model),
-            num_epochs=config.train_epochs, steps_per_call=_steps_per_call(stream),
+            num_epochs=config.train_epochs, steps_per_call=_steps_per_call(config, stream),
+            batch_size=config.batch_size, scan_batch_size=config.scan_batch_size,
             learning_rate=_given(config.train_learning_rate, 0.03 if tiny else 0.00375),
         )  # fmt: skip
     rates = (0.05, 0.05) if tiny else (0.005, 0.01)
     settings = continual.SEMAConfig(
         model, stream.num_classes, capacity=len(stream.tasks),
         descriptor_dim=12 if tiny else 128,
-        expand_from=model.depth - (2 if tiny else 3), expand_to=model.depth - 1,
-        steps_per_call=_steps_per_call(stream),
+        expand_from=max(0, model.depth - (2 if tiny else 3)), expand_to=model.depth - 1,
+        steps_per_call=_steps_per_call(config, stream),
+        batch_size=config.batch_size, scan_batch_size=config.scan_batch_size,
         threshold=config.threshold,
         train_epochs=config.train_epochs,
         describe_epochs=config.describe_epochs,
@@ -313,31 +324,38 @@ def _prompting(method: str, stream: continual.Stream, model: models.VisionTransf
     )
 
 
-def _steps_per_call(stream: continual.Stream) -> int:
+def _steps_per_call(config: ContinualConfig, stream: continual.Stream) -> int:
     """Steps whose images are in memory together: 32, or what 64 MiB hold."""
-    return max(1, min(32, 2**24 // (32 * math.prod(stream.tasks[0].image_shape))))
+    return max(1, min(32, 2**24 // (config.batch_size * math.prod(stream.tasks[0].image_shape))))
 
 
 def _memory(
+    config: ContinualConfig,
     learner: continual.Learner,
     stream: continual.Stream,
     model: models.VisionTransformer,
     backbone: Any,
 ) -> str:
     """What a run will hold, as a line: arithmetic, not a measurement."""
-    images = _steps_per_call(stream) * 32 * math.prod(stream.tasks[0].image_shape) * 4
-    state = jax.tree.leaves(jax.eval_shape(lambda: learner.init(0)))
+
+    def size(tree: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    steps, tokens = _steps_per_call(config, stream), model.num_tokens
+    # Of a block: its norms, queries, keys, values, both products, the MLP's layers, the attention.
+    block = tokens * (14 * model.width + 2 * model.mlp_dim) + 2 * model.num_heads * tokens**2
     parts = {
-        "backbone": sum(x.nbytes for x in jax.tree.leaves(backbone)),
-        "learner": sum(x.size * x.dtype.itemsize for x in state),
-        "images of a call": images,
+        "backbone": size(backbone),
+        "learner": size(jax.eval_shape(lambda: learner.init(config.seed))),
+        "images of a call": 4 * steps * config.batch_size * math.prod(stream.tasks[0].image_shape),
+        "a forward pass": 4 * 2 * block * config.scan_batch_size,
     }
-    if isinstance(learner, continual.SEMALearner):
-        rows = max(len(t.train_labels) for t in stream.tasks[1:] or stream.tasks)
-        if not stream.tasks[0].is_augmented:
-            parts["tokens of a task"] = rows * model.num_tokens * model.width * 4
-    held = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in parts.items())
-    return f"memory: {held}; activations come on top"
+    if isinstance(learner, continual.SEMALearner | continual.PromptLearner):
+        parts["activations of a step"] = 4 * block * model.depth * config.batch_size
+    if isinstance(learner, continual.SEMALearner) and not stream.tasks[0].is_augmented:
+        rows = max(len(task.train_labels) for task in stream.tasks)
+        parts["tokens of a task"] = 4 * rows * tokens * model.width
+    return "memory: " + ", ".join(f"{name} {x / 2**20:,.0f} MiB" for name, x in parts.items())
 
 
 def _given(value: Any, default: Any) -> Any:

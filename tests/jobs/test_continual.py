@@ -140,3 +140,48 @@ def test_folders_of_pictures_killed_in_a_phase_resume_to_the_same_bits(tmp_path)
     page = resumed.report.read_text("utf-8")
     assert "task 3 block" in page
     assert np.nanmin(whole.result.accuracy) > 0.5  # better than a guess between two
+
+
+def test_options_without_what_they_are_for_are_refused(tmp_path):
+    for options, message in (
+        ({"normalization": "half"}, "normalization is for weights, got 'half' without"),
+        ({"num_heads": 3}, "num_heads is for weights"),
+        ({"benchmark": "vtab"}, "benchmark must be left out for stream='digits'.*'vtab'"),
+        ({"augment": True}, "augment must be left out"),
+        ({"batch_size": 0}, "batch_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fast(tmp_path, **options)
+
+
+@pytest.fixture
+def folder_and_weights(tmp_path, golden):
+    """Pictures in train and test folders, and a small published transformer."""
+    pillow = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 5), ("test", 2)):
+        for name in "abcd":
+            place = tmp_path / "pictures" / part / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (20, 14, 3), np.uint8)
+                pillow.fromarray(pixels).save(place / f"{i}.png")
+    params = golden("sema")["vit_weight_conversion"]["timm_params"]
+    np.savez(tmp_path / "deit.npz", **{k: np.asarray(x, np.float32) for k, x in params.items()})
+    return {
+        "stream": str(tmp_path / "pictures"), "weights": str(tmp_path / "deit.npz"),
+        "num_heads": 2, "image_size": 8, "classes_per_task": 2, "class_order": "shuffled",
+        "class_seed": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_pictures_and_published_weights_make_a_run(tmp_path, folder_and_weights, capsys):
+    files = job.learn_stream(fast(tmp_path, augment=True, batch_size=4, **folder_and_weights))
+    told = capsys.readouterr().err
+    for line in ("DeiT, timm's layout", "normalized by imagenet", "memory: backbone"):
+        assert line in told
+    assert files.report is not None
+    assert files.result.num_tests.tolist() == [4, 4]
+    order = np.random.RandomState(7).permutation(4)
+    assert f"task 1 ({', '.join('abcd'[c] for c in order[:2])}) learnt" in told

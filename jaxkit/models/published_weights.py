@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -63,7 +64,8 @@ _NAMES = (
 )  # fmt: skip
 _HEAD = ("head.weight", "head.bias", "classifier.weight", "classifier.bias", "head/kernel",
          "head/bias")  # fmt: skip
-_CLASS_TOKENS = {"embeddings.cls_token": "Hugging Face", "cls_token": "timm", "cls": "Google"}
+_CLASS_TOKENS = {"embeddings.cls_token": "Hugging Face", "cls_token": "timm", "cls": "Google",
+                 "class_token": "timm"}  # fmt: skip
 # Where training programs put the weights, the best first.
 _NESTS = ("teacher", "state_dict", "model", "student", "model_state_dict", "module", "params")
 _PREFERRED = ("teacher", "opt/target", "params", "base_encoder")
@@ -76,7 +78,8 @@ _LAYER_SCALES = {
     r"(encoder\.layer\.\d+\.)layer_scale2\.lambda1": r"\1output.dense",
 }
 
-# The same tensors under other names: DINOv2 and new Hugging Face; DeiT III; big_vision.
+# The same tensors under other names: DINOv2 and new Hugging Face; DeiT III and torchvision;
+# big_vision.
 _ALIASES = {
     "Hugging Face": ((r"^layers\.(\d+)\.", r"encoder.layer.\1."),
                      (r"\.attention\.([qkv])_proj\.", r".attention.attention.\1_proj."),
@@ -85,7 +88,13 @@ _ALIASES = {
                      (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
                      (r"\.mlp\.fc1\.", ".intermediate.dense."),
                      (r"\.mlp\.fc2\.", ".output.dense.")),
-    "timm": ((r"\.gamma_(\d)$", r".ls\1.gamma"),),
+    "timm": ((r"\.gamma_(\d)$", r".ls\1.gamma"),
+             (r"^class_token$", "cls_token"), (r"^conv_proj\.", "patch_embed.proj."),
+             (r"^encoder\.pos_embedding$", "pos_embed"), (r"^encoder\.ln\.", "norm."),
+             (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+             (r"\.ln_(\d)\.", r".norm\1."), (r"\.self_attention\.in_proj_", ".attn.qkv."),
+             (r"\.self_attention\.out_proj\.", ".attn.proj."), (r"^heads\.head\.", "head."),
+             (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."), (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2.")),
     "Google": ((r"MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1"),
                (r"MlpBlock_0", "MlpBlock_3"), (r"LayerNorm_1/", "LayerNorm_2/"),
                (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding")),
@@ -141,7 +150,7 @@ def load_vision_transformer(
     normalization: str | None = None,
     keep_head: bool = False,
 ) -> Published:
-    """Load a vision transformer that timm, Hugging Face, Google, DeiT, DINO or MAE published.
+    """Load a vision transformer as timm, torchvision, Hugging Face, Google and others publish them.
 
     The network is read off the tensors: sizes, LayerScale (multiplied into the weights before it),
     prefixes such as `module.`. What tensors cannot tell is taken from `config.json` and
@@ -173,12 +182,11 @@ def load_vision_transformer(
         ValueError: no/such.safetensors does not exist
     """
     path = pathlib.Path(path)
-    try:
-        layout, tensors, heads, notes = recognize(read_weights(path))
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path} {error}") from None
+    found = read_weights(path)
+    with _naming(path):
+        layout, tensors, heads, notes = recognize(found)
+        sizes, trained = _read_sizes(layout, tensors, keep_head)
     told = _told_beside(path)
-    sizes, trained = _read_sizes(layout, tensors, keep_head)
     heads = _choose_heads(path, num_heads, told.get("num_heads", heads), sizes, notes)
     scaled = any("LayerScale" in note for note in notes)
     family, known = _family([*path.parts[-4:], told.get("kind", "")], layout, scaled)
@@ -209,7 +217,17 @@ def load_vision_transformer(
         f"{title}: width {model.width}, {model.depth} blocks, {heads} heads, patches of "
         f"{model.patch_size} in {model.image_size} pixels"
     )
-    return Published(model, convert(layout, tensors, model), (first, *notes))
+    with _naming(path):
+        variables = convert(layout, tensors, model)
+    return Published(model, variables, (first, *notes))
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def recognize(

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 
 import jax
@@ -244,7 +245,7 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, description, named):
 def test_lying_descriptions_are_refused(tmp_path, description):
     content = np.arange(4, dtype="f4").tobytes()
     path = write_torch(tmp_path / "a.pth", mapping({"cls_token": description}), {"0": content})
-    with pytest.raises(ValueError, match=r"a\.pth "):
+    with pytest.raises(ValueError, match=r"a\.pth"):
         load(path)
 
 
@@ -333,13 +334,49 @@ def test_a_compressed_member_is_refused(timm, tmp_path):
 )
 def test_other_networks_are_refused_by_name(timm, tmp_path, more, what):
     np.savez(tmp_path / "a.npz", **timm, **more)
-    with pytest.raises(ValueError, match=rf"a\.npz holds .*{what}.*{next(iter(more))}"):
+    with pytest.raises(ValueError, match=rf"a\.npz: holds .*{what}.*{next(iter(more))}"):
         load(tmp_path / "a.npz")
+
+
+TORCHVISION = {"cls_token": "class_token", "pos_embed": "encoder.pos_embedding",
+               "patch_embed.proj": "conv_proj", "head": "heads.head", "norm1": "ln_1",
+               "norm2": "ln_2", "norm": "encoder.ln", "attn.qkv.": "self_attention.in_proj_",
+               "attn.proj": "self_attention.out_proj", "mlp.fc1": "mlp.linear_1",
+               "mlp.fc2": "mlp.3"}  # fmt: skip
+
+
+def test_torchvisions_names_are_those_of_the_same_tensors(timm, expected, tmp_path):
+    renamed = {}
+    for name, x in timm.items():
+        block, bare = re.match(r"(blocks\.\d+\.)?(.*)", name).groups()
+        for ours, theirs in TORCHVISION.items():
+            if bare.startswith(ours) and (ours != "norm" or not block):
+                bare = bare.replace(ours, theirs, 1)
+                break
+        block = "" if block is None else block.replace("blocks.", "encoder.layers.encoder_layer_")
+        renamed[block + bare] = x
+    assert {"encoder.layers.encoder_layer_1.self_attention.in_proj_weight", "encoder.ln.bias",
+            "encoder.layers.encoder_layer_0.mlp.3.weight"} < renamed.keys()  # fmt: skip
+    np.savez(tmp_path / "a.npz", **renamed)
+    assert same(load(tmp_path / "a.npz").variables, expected)
+
+
+def test_a_class_token_may_have_no_position_as_in_deit_iii(timm, expected, tmp_path):
+    gamma = {f"blocks.{i}.gamma_{k}": np.full(8, 2.0, np.float32) for i in (0, 1) for k in (1, 2)}
+    patches = timm["pos_embed"][:, 1:]
+    np.savez(tmp_path / "a.npz", **{**timm, **gamma, "pos_embed": patches})
+    found = load(tmp_path / "a.npz").variables["params"]
+    np.testing.assert_array_equal(found["pos_embed"][:, 1:], patches)
+    np.testing.assert_array_equal(found["pos_embed"][:, 0], 0)
+    doubled = found["block_1"]["attn"]["out"]["kernel"]
+    np.testing.assert_array_equal(
+        doubled, 2 * expected["params"]["block_1"]["attn"]["out"]["kernel"]
+    )
 
 
 def test_files_without_or_with_two_transformers_are_refused(timm, tmp_path):
     np.savez(tmp_path / "none.npz", **{"conv.weight": np.zeros(3)})
-    with pytest.raises(ValueError, match=r"none\.npz holds no vision transformer.*conv\.weight"):
+    with pytest.raises(ValueError, match=r"none\.npz: holds no vision transformer.*conv\.weight"):
         load(tmp_path / "none.npz")
     both = {f"{half}.{name}": x for half in ("left", "right") for name, x in timm.items()}
     np.savez(tmp_path / "two.npz", **both)

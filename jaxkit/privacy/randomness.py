@@ -78,7 +78,7 @@ class NoiseSource:
             FileNotFoundError: if a run that goes on has lost its secret.
             PermissionError: if others may read the file.
             BlockingIOError: if another process draws from it.
-            ValueError: if the run began on other data.
+            ValueError: if the run began on other data, or there are none.
         """
         path, secret, locked = pathlib.Path(path).resolve(), bytes(_BYTES), None
         if jax.process_index() == 0:
@@ -180,8 +180,11 @@ def _locked(path: pathlib.Path) -> int:
 
 
 def _hash(data: PyTree) -> bytes:
-    found = hashlib.sha256(str(jax.tree.structure(data)).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(data)):
+    leaves, structure = jax.tree.flatten(data)
+    if not leaves:
+        raise ValueError(f"data must hold at least one array, got {data!r}")
+    found = hashlib.sha256(str(structure).encode())
+    for leaf in map(np.asarray, leaves):
         found.update(f"{leaf.dtype} {leaf.shape}".encode())
         found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return found.digest()

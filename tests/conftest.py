@@ -140,6 +140,7 @@ def on_processes():
 @pytest.fixture
 def bad_input():
     """Switch the annotation checks off, so that a test sees the error a user would see."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxkit import lexinvariant, models
-from jaxkit.experiments import symbol_training
+from jaxkit.experiments import symbol_questions, symbol_training
 
 #: Ids of arrow and line end, of the symbols seen in training, and of those only met in tests.
 ARROW, SEPARATOR = (0,), (1,)
 SEEN, UNSEEN = range(2, 18), range(18, 34)
 #: Questions to each table in training; the tests ask one.
 VOCAB_SIZE, BATCH_SIZE, TESTS, QUERIES = 34, 16, 1000, 5
-TASKS = {"LookUp": lexinvariant.lookup_task, "Permutation": lexinvariant.permutation_task}
+TASKS = {"LookUp": symbol_questions.lookup_task, "Permutation": symbol_questions.permutation_task}
 Accuracies = dict[lexinvariant.Method, dict[str, dict[str, float]]]
 METHODS: tuple[lexinvariant.Method, ...] = ("fixed", "relabel", "lexinvariant")
 
 
 def draw(
     name: str, key: jax.Array, symbols: range, count: int, **options: int
-) -> lexinvariant.Task:
+) -> symbol_questions.Task:
     """Draw a batch of tasks.
 
     Example:
@@ -103,7 +103,7 @@ def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
 
         @jax.jit
         def accuracy(params, tasks, decoder=decoder, method: lexinvariant.Method = method):
-            return lexinvariant.task_accuracy(decoder, params, tasks, test_key, method=method)
+            return symbol_questions.task_accuracy(decoder, params, tasks, test_key, method=method)
 
         accuracies[method] = {
             name: {

@@ -20,6 +20,7 @@ from rich import table as tables
 from jaxkit import files, models, training, validation
 from jaxkit.jobs import private_training, program, texts
 from jaxkit.jobs.config import TrainConfig
+from jaxkit.models import decoder_cost
 
 Effort = Literal["default", "low"]
 EFFORTS = ("default", "low")
@@ -52,7 +53,7 @@ class Compilation(NamedTuple):
     effort: Effort
     cost: training.ProgramCost | None
     refusal: str | None
-    closed_form: models.StepCost
+    closed_form: decoder_cost.StepCost
     executable: Any
 
     @property
@@ -65,8 +66,9 @@ class Compilation(NamedTuple):
 
         Attention counts in full, as is usual, so that a causal kernel on a long context may pass 1.
         """
-        peak = training.CHIPS[self.mesh.devices.flat[0].device_kind].flops
-        return self.closed_form.flops / (seconds * peak)
+        assert self.cost is not None
+        assert self.roofline is not None
+        return self.closed_form.flops / self.cost.flops * self.roofline.compute / seconds
 
 
 def compile_program(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -264,7 +264,7 @@ class TrainConfig:
         validation.number("dropout", self.dropout, minimum=0, maximum=1, open_maximum=True)
         for field in ("b1", "b2"):
             validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
-        validation.choice("embedding", self.embedding, lexinvariant.METHODS)
+        validation.choice("embedding", self.embedding, get_args(lexinvariant.Method))
         for field in ("p", "anneal_p"):
             value = getattr(self, field)
             if value is None:

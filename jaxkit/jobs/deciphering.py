@@ -109,7 +109,8 @@ def decipherment_text(found: lexinvariant.Decipherment) -> str:
         Lines of text.
 
     Example:
-        >>> window = lexinvariant.DecipheredWindow(0, 9, {"b": "a", "a": "c"}, 0.5, 0.25)
+        >>> from jaxkit.lexinvariant import deciphering
+        >>> window = deciphering.DecipheredWindow(0, 9, {"b": "a", "a": "c"}, 0.5, 0.25)
         >>> print(decipherment_text(
         ...     lexinvariant.Decipherment("ba", "ac", (window,), {"b": "a", "a": "b"})))
         positions          cipher  ab

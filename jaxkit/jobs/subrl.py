@@ -13,6 +13,7 @@ import optax
 from rich import table as tables
 
 from jaxkit import intervals, plotting, subrl, training, validation
+from jaxkit.subrl import planning
 
 
 class SubrlFiles(NamedTuple):
@@ -47,7 +48,9 @@ def known_values(world: subrl.SubmodularEnvironment, *, beam_width: int = 1000) 
         return {}
     modular = subrl.modular_plan(world)
     values = {
-        "planner of the additive reward": float(subrl.follow_policy(world, modular.policy).value),
+        "planner of the additive reward": float(
+            planning.follow_policy(world, modular.policy).value
+        ),
         "greedy planner": float(subrl.greedy_plan(world).value),
         f"beam search, width {beam_width}": float(subrl.beam_plan(world, beam_width).value),
     }

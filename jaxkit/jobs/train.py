@@ -22,6 +22,7 @@ from jaxkit.jobs import (
     texts,
 )
 from jaxkit.jobs.config import FREE_FIELDS, TrainConfig
+from jaxkit.schedules import recorder
 
 
 def train(config: TrainConfig) -> runs.RunFiles:
@@ -158,7 +159,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             run.save(0, state, record(0))  # the source may go on, or go
     else:
         first, state = restored.step, restored.state
-        state = schedules.lengthen_recorder(state, restored.record["steps"], config.steps)
+        state = recorder.lengthen_recorder(state, restored.record["steps"], config.steps)
         batches.set_state(restored.record["batches"])
         training.say(f"resuming {run.folder} at step {first}")
     if plan is not None and mesh.size == 1:  # the same loss is trained on any mesh

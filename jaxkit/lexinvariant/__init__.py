@@ -34,7 +34,6 @@ from jaxkit.lexinvariant.ciphers import (
 )
 from jaxkit.lexinvariant.counting import adaptive_ngram_losses
 from jaxkit.lexinvariant.deciphering import (
-    DecipheredWindow,
     Decipherment,
     DecipherProbe,
     decipher,
@@ -43,21 +42,17 @@ from jaxkit.lexinvariant.deciphering import (
 )
 from jaxkit.lexinvariant.embeddings import RandomTable, draw_embedding, mix_embedding, sequence_keys
 from jaxkit.lexinvariant.markov import MarkovLanguage, markov_losses, sample_markov
-from jaxkit.lexinvariant.objective import METHODS, Method, anonymised, next_token_loss, token_losses
+from jaxkit.lexinvariant.objective import Method, anonymised, next_token_loss, token_losses
 from jaxkit.lexinvariant.perplexity import lexinvariant_log_prob, smoothed_perplexity
 from jaxkit.lexinvariant.regret import expected_l1_bound, regret_bound
 from jaxkit.lexinvariant.relabelling import permute_tokens, relabelling_schedule
-from jaxkit.lexinvariant.tasks import Task, lookup_task, permutation_task, task_accuracy
 
 __all__ = [
-    "METHODS",
     "DecipherProbe",
-    "DecipheredWindow",
     "Decipherment",
     "MarkovLanguage",
     "Method",
     "RandomTable",
-    "Task",
     "adaptive_ngram_losses",
     "anonymised",
     "backoff_table",
@@ -72,12 +67,10 @@ __all__ = [
     "expected_l1_bound",
     "key_precision",
     "lexinvariant_log_prob",
-    "lookup_task",
     "markov_losses",
     "match_frequencies",
     "mix_embedding",
     "next_token_loss",
-    "permutation_task",
     "permute_tokens",
     "random_cipher",
     "regret_bound",
@@ -85,7 +78,6 @@ __all__ = [
     "sample_markov",
     "sequence_keys",
     "smoothed_perplexity",
-    "task_accuracy",
     "token_losses",
     "train_probe",
 ]

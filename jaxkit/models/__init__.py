@@ -27,11 +27,11 @@ and on a mesh inside ``with jax.set_mesh(mesh), nn.logical_axis_rules(training.R
 
 from jaxkit.models.decoder import DecoderLM, empty_cache, initializer, validate_tokens
 from jaxkit.models.decoder_config import DecoderConfig
-from jaxkit.models.decoder_cost import StepCost, parameter_counts, step_cost, train_flops_per_token
+from jaxkit.models.decoder_cost import parameter_counts, step_cost, train_flops_per_token
 from jaxkit.models.generation import generate
 from jaxkit.models.plain_networks import MLP, VGG11, LeNet
 from jaxkit.models.published_weights import load_vision_transformer
-from jaxkit.models.readout import TokenTable, chunked_cross_entropy
+from jaxkit.models.readout import chunked_cross_entropy
 from jaxkit.models.resnet import ResNet, resnet18, resnet20, wide_resnet
 from jaxkit.models.vision_transformer import VisionTransformer
 
@@ -42,8 +42,6 @@ __all__ = [
     "DecoderLM",
     "LeNet",
     "ResNet",
-    "StepCost",
-    "TokenTable",
     "VisionTransformer",
     "chunked_cross_entropy",
     "empty_cache",

@@ -29,12 +29,7 @@ from jaxkit.schedules.profile_schedules import (
     standard_schedules,
 )
 from jaxkit.schedules.profiles import profile_by_name
-from jaxkit.schedules.recorder import (
-    gradient_norm,
-    lengthen_recorder,
-    record_gradient_norms,
-    recorded_norms,
-)
+from jaxkit.schedules.recorder import gradient_norm, record_gradient_norms, recorded_norms
 from jaxkit.schedules.refinement import refine_schedule, refined_schedule, smooth_norms
 
 __all__ = [
@@ -43,7 +38,6 @@ __all__ = [
     "bound_table",
     "gradient_norm",
     "last_iterate_bound",
-    "lengthen_recorder",
     "onecycle_momentum_schedule",
     "plot_schedules",
     "profile_by_name",

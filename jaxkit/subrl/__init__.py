@@ -33,9 +33,9 @@ from jaxkit.subrl.fitting import fit
 from jaxkit.subrl.gymnax_worlds import gymnax_world
 from jaxkit.subrl.information import measurements
 from jaxkit.subrl.occupancy import ant_world, occupancy_world, point_mass_world
-from jaxkit.subrl.planning import beam_plan, follow_policy, greedy_plan, modular_plan
+from jaxkit.subrl.planning import beam_plan, greedy_plan, modular_plan
 from jaxkit.subrl.policies import CategoricalPolicy, Critic, GaussianPolicy, TabularPolicy
-from jaxkit.subrl.rollouts import Rollout, replay, rollout
+from jaxkit.subrl.rollouts import replay, rollout
 from jaxkit.subrl.subpo import Estimator, Training, make_training
 from jaxkit.subrl.tables import matrix_dynamics, table_dynamics
 from jaxkit.subrl.trees import exhaustive_plan
@@ -56,7 +56,6 @@ __all__ = [
     "Dynamics",
     "Estimator",
     "GaussianPolicy",
-    "Rollout",
     "SubmodularEnvironment",
     "TabularPolicy",
     "Training",
@@ -68,7 +67,6 @@ __all__ = [
     "draw_curves",
     "exhaustive_plan",
     "fit",
-    "follow_policy",
     "gp_weights",
     "greedy_plan",
     "grid_world",

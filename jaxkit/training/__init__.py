@@ -11,13 +11,7 @@ Sharp edges: the state given to a step is consumed; `num_steps` counts optimizer
 microbatches; put the `tensor` axis of a mesh inside a process.
 """
 
-from jaxkit.training.chips import (
-    CHIPS,
-    Roofline,
-    model_flops_utilization,
-    roofline,
-    topology_devices,
-)
+from jaxkit.training.chips import Roofline, model_flops_utilization, roofline, topology_devices
 from jaxkit.training.driver import Cadence, Lap, drive
 from jaxkit.training.event_files import EventFiles
 from jaxkit.training.host_memory import keep_freed_memory
@@ -51,7 +45,6 @@ from jaxkit.training.step import (
 
 __all__ = [
     "AXES",
-    "CHIPS",
     "RULES",
     "Cadence",
     "Console",

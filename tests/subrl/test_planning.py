@@ -92,7 +92,7 @@ def test_the_modular_plan_solves_the_surrogate_and_keeps_its_bound():
     c = planning.curvature(submodular.information_gain(visits, noise))
     ratio = 1 - float(c)
     assert 0.2 < ratio < 1
-    reached = float(subrl.follow_policy(env, modular.policy).value)
+    reached = float(planning.follow_policy(env, modular.policy).value)
     optimum = float(subrl.exhaustive_plan(env).value)
     assert reached >= ratio * optimum
     assert reached <= optimum + 1e-6

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkit import lexinvariant as lx
 from jaxkit import models
+from jaxkit.experiments import symbol_questions as questions
 
 MARKS = {"arrow": (0, 1), "separator": (2,)}
 SYMBOLS = range(3, 15)
@@ -15,12 +15,12 @@ KEYS = jax.random.split(jax.random.key(0), 1000)
 
 @pytest.fixture(scope="module")
 def lookups():
-    return jax.jit(jax.vmap(lambda k: lx.lookup_task(k, SYMBOLS, **MARKS)))(KEYS)
+    return jax.jit(jax.vmap(lambda k: questions.lookup_task(k, SYMBOLS, **MARKS)))(KEYS)
 
 
 @pytest.fixture(scope="module")
 def permutations():
-    return jax.jit(jax.vmap(lambda k: lx.permutation_task(k, SYMBOLS, **MARKS)))(KEYS)
+    return jax.jit(jax.vmap(lambda k: questions.permutation_task(k, SYMBOLS, **MARKS)))(KEYS)
 
 
 def lines(tokens):
@@ -80,7 +80,7 @@ def test_the_mask_marks_what_can_be_worked_out(lookups, permutations):
 
 
 def test_several_queries_ask_for_different_keys_of_one_table():
-    task = lx.lookup_task(KEYS[0], SYMBOLS, num_pairs=4, num_queries=3, **MARKS)
+    task = questions.lookup_task(KEYS[0], SYMBOLS, num_pairs=4, num_queries=3, **MARKS)
     *_, first, second, third = table = lines(task.tokens.tolist())
     entries = {left[0]: right[0] for left, right in table[:4]}
     asked = [left[0] for left, _ in (first, second, third)]
@@ -120,25 +120,25 @@ def test_accuracy_of_an_untrained_model_is_that_of_guessing(lookups):
     assert 0 <= float(measure(model, params, lookups, "fixed")) < 0.3
     random = models.DecoderLM(dataclasses.replace(config, embedding="given"))
     inner = {k: v for k, v in params["params"].items() if k != "embedding"}
-    assert 0 <= float(measure(random, {"params": inner}, lookups, None)) < 0.3
+    assert 0 <= float(measure(random, {"params": inner}, lookups, "lexinvariant")) < 0.3
 
 
 def measure(model, params, tasks, method):
-    call = jax.jit(lambda p, t, k: lx.task_accuracy(model, p, t, k, method=method))
+    call = jax.jit(lambda p, t, k: questions.task_accuracy(model, p, t, k, method=method))
     return call(params, tasks, jax.random.key(1))
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lx.lookup_task, {"symbols": [3, 4]}, "at least 5 different ids, got 2"),
-        (lx.lookup_task, {"symbols": [3, 3, 4, 5, 6, 7]}, "of which 5 differ"),
-        (lx.lookup_task, {"symbols": range(2, 9)}, "differ from arrow and separator"),
-        (lx.lookup_task, {"num_pairs": 0}, "num_pairs"),
-        (lx.lookup_task, {"num_queries": 6}, "at most num_pairs=5, got 6"),
-        (lx.permutation_task, {"symbols": [3, 4]}, "at least 3 different ids"),
-        (lx.permutation_task, {"num_selected": 4}, "at most length=3, got 4"),
-        (lx.permutation_task, {"num_demonstrations": 0}, "num_demonstrations"),
+        (questions.lookup_task, {"symbols": [3, 4]}, "at least 5 different ids, got 2"),
+        (questions.lookup_task, {"symbols": [3, 3, 4, 5, 6, 7]}, "of which 5 differ"),
+        (questions.lookup_task, {"symbols": range(2, 9)}, "differ from arrow and separator"),
+        (questions.lookup_task, {"num_pairs": 0}, "num_pairs"),
+        (questions.lookup_task, {"num_queries": 6}, "at most num_pairs=5, got 6"),
+        (questions.permutation_task, {"symbols": [3, 4]}, "at least 3 different ids"),
+        (questions.permutation_task, {"num_selected": 4}, "at most length=3, got 4"),
+        (questions.permutation_task, {"num_demonstrations": 0}, "num_demonstrations"),
     ],
 )
 def test_bad_input_is_refused(make, options, message, bad_input):

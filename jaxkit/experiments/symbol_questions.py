@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxkit import models, validation
-from jaxkit.lexinvariant import embeddings, objective
+from jaxkit import lexinvariant, models, validation
 
 Ids = Sequence[int] | Int[Array, " n"] | np.ndarray
 
@@ -155,7 +154,7 @@ def task_accuracy(
     tasks: Task,
     key: Key[Array, ""],
     *,
-    method: objective.Method | None = None,
+    method: lexinvariant.Method,
 ) -> Float[Array, ""]:
     """Share of answer tokens that greedy generation gets right.
 
@@ -181,10 +180,9 @@ def task_accuracy(
 
     Source: arXiv 2305.16349 §3.5.
     """
-    method = objective.natural_method(model) if method is None else method
     size = tasks.answer.shape[-1]
-    keys = embeddings.sequence_keys(key, jnp.arange(tasks.tokens.shape[0]))
-    tokens, table, _ = objective.anonymised(model, params, tasks.tokens, keys, method)
+    keys = lexinvariant.sequence_keys(key, jnp.arange(tasks.tokens.shape[0]))
+    tokens, table, _ = lexinvariant.anonymised(model, params, tasks.tokens, keys, method)
     answer = models.generate(
         model, params, tokens[:, :-size], size, key, temperature=0.0, embedding=table
     )

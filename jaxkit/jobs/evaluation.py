@@ -86,19 +86,29 @@ def bigram_loss(
         >>> bigram_loss(alternating, alternating, 2) < 0.01
         True
     """
-    train, validation = np.asarray(train, np.int64), np.asarray(validation, np.int64)
-    single = np.bincount(train, minlength=vocab_size).astype(np.float64)
+    single = _counts(train, vocab_size, 1)[0].astype(np.float64)
     unigram = (single + np.count_nonzero(single) / vocab_size) / (
         single.sum() + np.count_nonzero(single)
     )
-    pairs = np.bincount(train[:-1] * vocab_size + train[1:], minlength=vocab_size**2)
-    pairs = pairs.reshape(vocab_size, vocab_size).astype(np.float64)
+    pairs = _counts(train, vocab_size, 2).astype(np.float64)
     different = np.count_nonzero(pairs, axis=1)[:, None]
     smoothed = (pairs + different * unigram) / np.maximum(
         pairs.sum(axis=1, keepdims=True) + different, 1
     )
     bigram = np.where(different > 0, smoothed, unigram)
-    return float(-np.mean(np.log(bigram[validation[:-1], validation[1:]])))
+    told = _counts(validation, vocab_size, 2)
+    return float(-np.sum(told * np.log(np.where(told > 0, bigram, 1))) / told.sum())
+
+
+def _counts(tokens: np.ndarray, vocab_size: int, length: int) -> np.ndarray:
+    """How often each token, or pair of tokens, is there; a mapped text is read in pieces."""
+    counts, piece = np.zeros(vocab_size**length, np.int64), 1 << 22
+    for start in range(0, len(tokens) - length + 1, piece):
+        rows = np.asarray(tokens[start : start + piece + length - 1], np.int64)
+        if length == 2:
+            rows = rows[:-1] * vocab_size + rows[1:]
+        counts += np.bincount(rows, minlength=len(counts))
+    return counts.reshape(-1, vocab_size)
 
 
 def evaluate_run(run: Run, corpus: datasets.Corpus) -> Evaluation:

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,20 @@ def test_the_bigram_loss_is_that_of_counting_with_witten_bell_smoothing():
     assert evaluation.bigram_loss(train, validation, size) == pytest.approx(
         np.mean(losses), rel=1e-12
     )
+
+
+def test_a_large_text_is_counted_in_pieces_that_lose_no_pair():
+    text = np.tile(np.array([0, 1], np.uint8), 5 << 20)
+    tracemalloc.start()
+    try:
+        loss = evaluation.bigram_loss(text, text[:1001], 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 80e6  # of int64 the text alone would be 84 MB
+    pairs, uniform = 5 << 20, 1 / 2  # of 0 and 1; one pair fewer of 1 and 0
+    losses = [-np.log((n + uniform) / (n + 1)) for n in (pairs, pairs - 1)]
+    assert loss == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_a_run_scores_a_text_as_the_model_does_token_by_token(finished_run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit import models, training, validation
 from jaxkit.continual.batches import padded_batches
-from jaxkit.continual.picture_images import Images
+from jaxkit.continual.picture_images import Images, PictureImages
 from jaxkit.continual.sema import SEMALearner
 from jaxkit.continual.sema_programs import Learning
 from jaxkit.continual.stream_runs import Phase, Phases
@@ -106,7 +107,8 @@ class SimpleCIL:
     ):
         self.name, self._model, self._backbone = name, model, backbone
         self._classes = validation.integer("num_classes", num_classes, minimum=1)
-        self._batch = validation.integer("batch_size", batch_size, minimum=1)
+        validation.integer("batch_size", batch_size, minimum=1)
+        self._features = FrozenFeatures(model, backbone, batch_size)
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
@@ -136,8 +138,22 @@ class SimpleCIL:
         """Scores of all classes."""
         return np.asarray(cosine_scores(state, jnp.asarray(self._features(images))))
 
-    def _features(self, images: Images) -> Float[np.ndarray, "B d"]:
-        return frozen_features(self._model, self._backbone, images, self._batch)
+
+class FrozenFeatures:
+    """`frozen_features`, computed once for each set of pictures on disk that is in use."""
+
+    def __init__(self, model: models.VisionTransformer, backbone: PyTree, batch_size: int):
+        self._arguments = model, backbone, batch_size
+        self._kept: weakref.WeakKeyDictionary[PictureImages, Any] = weakref.WeakKeyDictionary()
+
+    def __call__(self, images: Images) -> Float[np.ndarray, "n d"]:
+        """Class tokens."""
+        model, backbone, batch_size = self._arguments
+        if not isinstance(images, PictureImages):
+            return frozen_features(model, backbone, images, batch_size)
+        if images not in self._kept:
+            self._kept[images] = frozen_features(model, backbone, images, batch_size)
+        return self._kept[images]
 
 
 def frozen_features(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxkit import models, training, validation
 from jaxkit.continual.picture_images import Images
-from jaxkit.continual.prototypes import frozen_features
+from jaxkit.continual.prototypes import FrozenFeatures
 from jaxkit.continual.stream_runs import Phase, Phases
 from jaxkit.continual.streams import Stream
 
@@ -75,7 +75,8 @@ class RanPAC:
         self.name, self._model, self._backbone = name, model, backbone
         self._classes = validation.integer("num_classes", num_classes, minimum=1)
         self._projections = validation.integer("num_projections", num_projections, minimum=1)
-        self._batch = validation.integer("batch_size", batch_size, minimum=1)
+        validation.integer("batch_size", batch_size, minimum=1)
+        self._features = FrozenFeatures(model, backbone, batch_size)
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
@@ -115,10 +116,9 @@ class RanPAC:
         return np.asarray(jnp.matmul(projected, state.weights, precision=lax.Precision.HIGHEST))
 
     def _project(self, state: RandomRidge, images: Images) -> Float[Array, "n M"]:
-        features = frozen_features(self._model, self._backbone, images, self._batch)
         # Large weights cancel: bfloat16 products, an accelerator's default, would be felt.
         highest = lax.Precision.HIGHEST
-        return jax.nn.relu(jnp.matmul(features, state.projection, precision=highest))
+        return jax.nn.relu(jnp.matmul(self._features(images), state.projection, precision=highest))
 
 
 def _whole(halves: Array) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Folders of pictures as streams: layouts, orders, what is drawn, what is decoded."""
 
+import jax
 import numpy as np
 import pytest
 
-from jaxkit import continual, datasets, training
+from jaxkit import continual, datasets, models, training
 from jaxkit.continual import image_folders
 
 pillow = pytest.importorskip("PIL.Image")
@@ -124,3 +125,17 @@ def test_a_fingerprint_of_pictures_does_not_decode_them(tmp_path):
     assert first == training.fingerprint(task.train_images)
     (smaller,) = continual.folder_stream(tmp_path, image_size=4).tasks
     assert training.fingerprint(smaller.train_images) != first
+
+
+def test_frozen_features_of_pictures_are_computed_once(tmp_path, monkeypatch):
+    make_pictures(tmp_path, {"a": 3, "b": 90, "c": 150, "d": 220})
+    stream = continual.folder_stream(tmp_path, image_size=8, classes_per_task=2)
+    model = models.VisionTransformer(8, 4, 3, width=8, depth=1, num_heads=2, mlp_dim=8)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    backbone = jax.tree.map(lambda x: np.full(x.shape, 0.1, np.float32), shapes)
+    opened = []
+    whole = datasets.Pictures.open
+    monkeypatch.setattr(datasets.Pictures, "open", lambda p, i: opened.append(i) or whole(p, i))
+    result = continual.run_stream(continual.SimpleCIL(model, backbone, 4), stream)
+    assert np.isfinite(result.accuracy[np.triu_indices(2)]).all()
+    assert len(opened) == 20  # the tests of the first task are scored twice

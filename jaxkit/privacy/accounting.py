@@ -112,25 +112,6 @@ def _pld(mechanism: Mechanism, delta: float) -> float:
     return epsilon if epsilon >= 0 else math.inf
 
 
-def gaussian_delta(mu: float, epsilon: float) -> float:
-    r"""Delta of a mu-Gaussian-DP run.
-
-    .. math:: \delta = \Phi(\mu/2-\epsilon/\mu) - e^\epsilon\,\Phi(-\mu/2-\epsilon/\mu)
-
-    Args:
-        mu: > 0.
-        epsilon: >= 0.
-
-    Source: Dong, Roth and Su 2019, Corollary 2.13.
-    """
-    from scipy.special import log_ndtr
-
-    validation.number("mu", mu, minimum=0, open_minimum=True)
-    validation.number("epsilon", epsilon, minimum=0)
-    first = math.exp(log_ndtr(mu / 2 - epsilon / mu))
-    return first - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
-
-
 def warn_large_delta(delta: float, num_examples: int) -> None:
     """Warn if delta is so large that publishing one whole example would be allowed."""
     check_delta(delta)

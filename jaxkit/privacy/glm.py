@@ -28,18 +28,6 @@ def logistic_loss(score: Float[Array, ""], label: Any) -> Float[Array, ""]:
     return jax.nn.softplus(-label * score)
 
 
-def sigmoid_loss(score: Float[Array, ""], label: Any) -> Float[Array, ""]:
-    r"""Nonconvex bounded loss :math:`1/(1 + e^{ys})` of a score s and a label y in {-1, 1}.
-
-    For rows of norm at most R: Lipschitz with R / 4, smooth with R^2 / (6 sqrt 3).
-
-    Example:
-        >>> float(sigmoid_loss(jnp.zeros(()), 1.0))
-        0.5
-    """
-    return jax.nn.sigmoid(-label * score)
-
-
 def glm_clipped_grad_sum(
     scalar_loss: ScalarLoss, clip_norm: Any, *, mode: clipping.Mode = "flat"
 ) -> ClippedGradient:

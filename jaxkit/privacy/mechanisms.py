@@ -26,11 +26,6 @@ class Mechanism:
         neighbours: the relation that the event is valid for.
         gaussian: mu if the run is exactly mu-Gaussian-DP, else None.
         lost: bound on the probability that a run differs from the event (overflowing batches).
-
-    Example:
-        >>> mechanism = one_pass_mechanism(4.0)
-        >>> mechanism.gaussian, mechanism.neighbours, mechanism.lost
-        (0.5, 'replace', 0.0)
     """
 
     description: str

@@ -63,19 +63,9 @@ def noisy_gd(
     .. math::
         w_{k+1} = \Pi_{\|w\|\le R}\big(w_k - \eta(\nabla F(w_k) + \sigma\xi_k + \nabla r(w_k))\big)
 
-    Args:
-        gradient: clipped gradient sums.
-        params: w_1.
-        data: tree of arrays ``[m, ...]``.
-        key: typed key of the noise and of a random loss.
-        num_steps: K >= 1 iterates, hence K - 1 noisy gradients.
-        learning_rate: eta.
-        stddev: sigma, of the noise on the *mean* gradient.
-        radius: R of the ball around 0.
-        weights: of the iterates w_1..w_K in the output; equal if None.
-        regulariser_gradient: gradient of a term that does not depend on the data.
-        first_release: number of the first noise draw.
-        draw: source of the standard normals.
+    `stddev` is sigma, of the noise on the *mean* gradient; `weights` are those of the iterates
+    w_1..w_K in the output; the regulariser does not depend on the data; K - 1 gradients are
+    released, the first as number `first_release`.
 
     Source: arXiv 2206.00846 Algorithm 7.
     """

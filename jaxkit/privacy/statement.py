@@ -37,19 +37,6 @@ def privacy_statement(
         accountant: as in `epsilon_spent`.
         released: what the guarantee covers.
         public_noise: whether anyone can recompute the noise: then there is no guarantee.
-
-    Returns:
-        Several lines of text.
-
-    Raises:
-        ImportError: without the `privacy` extra.
-        ValueError: as `epsilon_spent`.
-
-    Example:
-        >>> from jaxkit.privacy import batches, mechanisms
-        >>> mechanism = mechanisms.dp_sgd_mechanism(batches.full_batches(1000), 10.0, 100)
-        >>> print(privacy_statement(mechanism, 1e-5).splitlines()[0])
-        (epsilon, delta)-differential privacy with epsilon = 4.3772, delta = 1e-05
     """
     epsilon, words = accounting.analysis(mechanism, delta, accountant)
     accounting.check_lost(mechanism, epsilon, delta)

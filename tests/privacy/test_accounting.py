@@ -65,7 +65,6 @@ def test_full_batch_spiderboost_is_calibrated_exactly(vectors, index):
     assert noise.anchor_noise_multiplier == pytest.approx(row["z1"], rel=1e-6)
     assert noise.variation_noise_multiplier == pytest.approx(row["z2"], rel=1e-6)
     assert noise.mechanism.gaussian == pytest.approx(row["mu"], rel=1e-6)
-    assert accounting.gaussian_delta(row["mu"], row["eps"]) == pytest.approx(row["delta"], rel=1e-5)
     exact = privacy.epsilon_spent(noise.mechanism, row["delta"])
     assert exact == pytest.approx(row["eps_pld_check"], rel=1e-6)
     rdp = privacy.epsilon_spent(noise.mechanism, row["delta"], accountant="rdp")

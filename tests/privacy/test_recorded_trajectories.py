@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from jaxkit import privacy
-from jaxkit.privacy.glm import sigmoid_loss
 from jaxkit.privacy.recursive_regularization import noisy_gd, selector_weights
 from jaxkit.privacy.tree_spider import tree_visits
 
@@ -96,7 +95,7 @@ def replayed_spiderboost(vectors):
     def trajectory(case):
         def loss(score, label):
             logistic = privacy.logistic_loss(score, label)
-            return jnp.where(case["logistic"], logistic, sigmoid_loss(score, label))
+            return jnp.where(case["logistic"], logistic, jax.nn.sigmoid(-label * score))
 
         plan = privacy.spiderboost(
             privacy.glm_clipped_grad_sum(loss, case["clip"]),

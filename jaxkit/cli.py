@@ -160,6 +160,7 @@ def decipher(
         step: read the checkpoint of this step; by default the newest.
     """
     from jaxkit import datasets, jobs
+    from jaxkit.jobs import deciphering
 
     opened = jobs.open_run(run, step=step)
     corpus = datasets.load_text(
@@ -168,7 +169,7 @@ def decipher(
     found = jobs.decipher_run(
         opened, corpus, encipher=not ciphertext, probe_steps=probe_steps, seed=seed
     )
-    print(jobs.decipherment_text(found))
+    print(deciphering.decipherment_text(found))
 
 
 def refine_schedule(

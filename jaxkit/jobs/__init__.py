@@ -5,7 +5,7 @@ parameters and tokenizer back.
 """
 
 from jaxkit.jobs.config import TrainConfig
-from jaxkit.jobs.deciphering import decipher_run, decipherment_text
+from jaxkit.jobs.deciphering import decipher_run
 from jaxkit.jobs.evaluation import evaluate_run
 from jaxkit.jobs.runs import Run, open_run
 from jaxkit.jobs.sampling import sample_run
@@ -15,7 +15,6 @@ __all__ = [
     "Run",
     "TrainConfig",
     "decipher_run",
-    "decipherment_text",
     "evaluate_run",
     "open_run",
     "sample_run",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxkit import files, plotting, schedules
+from jaxkit.schedules import gradient_logs
 
 #: The file of a run that holds its l1 gradient norms, as the recorder in its optimizer kept them.
 GRADIENT_NORMS = "gradient_norms.csv"
@@ -33,7 +34,7 @@ def write_gradient_norms(path: pathlib.Path, norms: np.ndarray, total_steps: int
     files.write_atomically(path, "\n".join(["step,gradient_norm", *lines]) + "\n")
 
 
-def read_pilot(pilot: str | os.PathLike[str]) -> schedules.GradientLog:
+def read_pilot(pilot: str | os.PathLike[str]) -> gradient_logs.GradientLog:
     """Read the norms of a finished run, or of a CSV or JSONL file.
 
     Args:

@@ -20,7 +20,7 @@ where norms are flat it *is* linear decay, and on problems that forget early noi
 
 from jaxkit.schedules.bounds import bound_table, last_iterate_bound, refinement_gain
 from jaxkit.schedules.figures import plot_schedules, refined_schedule_figure
-from jaxkit.schedules.gradient_logs import GradientLog, read_gradient_norms
+from jaxkit.schedules.gradient_logs import read_gradient_norms
 from jaxkit.schedules.profile_schedules import (
     Schedule,
     onecycle_momentum_schedule,
@@ -33,7 +33,6 @@ from jaxkit.schedules.recorder import gradient_norm, record_gradient_norms, reco
 from jaxkit.schedules.refinement import refine_schedule, refined_schedule, smooth_norms
 
 __all__ = [
-    "GradientLog",
     "Schedule",
     "bound_table",
     "gradient_norm",

@@ -17,8 +17,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         # The quick tests compile thousands of small programs, and half of that is optimisation.
         "--xla_backend_optimization_level=0" * ("JAXKIT_QUICK_COMPILE" in os.environ),
-        # Not a flag of later versions.
-        "--xla_cpu_use_fusion_emitters=false"
+        # Not a flag of later versions. And one module of code a program: they are small.
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         * ("JAXKIT_QUICK_COMPILE" in os.environ)
         * importlib.metadata.version("jaxlib").startswith("0.10."),
     ]

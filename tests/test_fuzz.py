@@ -212,6 +212,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:learning_rate . prox_coef:UserWarning")  # said, not refused
 @hypothesis.settings(MANY, max_examples=1000)
 @hypothesis.given(st.sampled_from(sorted(OPTIONS)), st.lists(WORDS, max_size=3), st.data())
 def test_options_of_every_command_are_answered(command, values, data):

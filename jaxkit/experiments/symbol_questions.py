@@ -163,8 +163,7 @@ def task_accuracy(
         params: its variables.
         tasks: a batch of tasks, ``[B, T]`` (from `vmap`).
         key: typed key; sequence ``b`` uses index ``b``.
-        method: how the identity of tokens is hidden, see `anonymised`; None for what
-            `model.config.embedding` says.
+        method: how the identity of tokens is hidden, see `lexinvariant.anonymised`.
 
     Returns:
         Accuracy over all answer tokens.
@@ -174,7 +173,8 @@ def task_accuracy(
         >>> tasks = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
         >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
         >>> params = jax.jit(models.initializer(model))(jax.random.key(0))
-        >>> measure = jax.jit(lambda p: task_accuracy(model, p, tasks, jax.random.key(1)))
+        >>> measure = jax.jit(
+        ...     lambda p: task_accuracy(model, p, tasks, jax.random.key(1), method="fixed"))
         >>> 0 <= float(measure(params)) <= 1
         True
 

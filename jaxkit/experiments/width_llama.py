@@ -165,8 +165,8 @@ def train(
 
     Example:
         >>> sizes = Sizes(32, 64, 1, 2)
-        >>> run = train(0.01, 0.1, d=32, rule="robust", sizes=sizes, seed=0)
-        >>> run.sigma.shape
+        >>> run = train(0.01, 0.1, d=32, rule="robust", sizes=sizes, seed=0)  # doctest: +SKIP
+        >>> run.sigma.shape  # doctest: +SKIP
         (7,)
     """
     text = character_blocks.prose()

@@ -97,6 +97,7 @@ class ClassifyConfig(picture_problem.PictureConfig):
                 raise ValueError(f"base_width is for adamw, got {self.base_width} with sgdm")
             self.network(2, 32, 3, self.base_width)
             self.network(2, 32, 3, 2 * self.base_width)
+        self.privacy.validate()
         if not self.private:
             if self.augmentations > 1:
                 raise ValueError(

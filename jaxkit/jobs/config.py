@@ -50,7 +50,8 @@ class PrivacyConfig:
     clip_norm: float = 1.0
     public_noise_seed: int | None = None
 
-    def __post_init__(self):
+    def validate(self) -> None:
+        """Refuse what is out of range: called by what holds it, which names the option."""
         bounds: dict[str, Any] = {"minimum": 0, "open_minimum": True}
         if self.epsilon is not None:
             validation.number("privacy.epsilon", self.epsilon, **bounds)
@@ -282,6 +283,7 @@ class TrainConfig:
                     "warmup_steps must be 0 with a refined schedule, which has its own warm-up, "
                     f"got {self.warmup_steps}"
                 )
+        self.privacy.validate()
         if self.private:
             for field, plain in (("accumulation_steps", 1), ("anneal_p", None)):
                 if getattr(self, field) != plain:

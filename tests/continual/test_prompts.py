@@ -120,6 +120,7 @@ def call(method, backbone, params, images, num_tasks, training):
     return run(MODEL, backbone, params, images, jnp.int32(num_tasks), training)
 
 
+@pytest.mark.slow
 def test_l2p_takes_the_prompts_whose_keys_point_an_images_way(backbone, images, queries):
     method = METHODS["l2p"]
     pool = method.init(jax.random.key(0), MODEL)
@@ -133,6 +134,7 @@ def test_l2p_takes_the_prompts_whose_keys_point_an_images_way(backbone, images, 
     np.testing.assert_allclose(penalty, np.sort(cosines, 1)[:, -2:].sum(1) * -0.5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dual_prompt_trains_the_tasks_prefix_and_tests_with_the_nearest(backbone, images, queries):
     method = METHODS["dual"]
     params = method.init(jax.random.key(0), MODEL)
@@ -147,6 +149,7 @@ def test_dual_prompt_trains_the_tasks_prefix_and_tests_with_the_nearest(backbone
         np.testing.assert_allclose(penalty, -cosines[np.arange(3), task], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_coda_prompt_sums_its_components_by_attention(backbone, images, queries):
     method = METHODS["coda"]
     params = method.begin(method.init(jax.random.key(0), MODEL), 0)
@@ -166,6 +169,7 @@ def test_coda_prompt_sums_its_components_by_attention(backbone, images, queries)
         np.testing.assert_allclose(found, penalty, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_new_components_are_orthogonal_and_older_ones_stay_to_the_bit(learner, stream, whole):
     first = learner("coda")
     after_one = continual.run_stream(

@@ -25,6 +25,7 @@ def test_ranks_are_averaged_over_budgets():
     assert [ranks[name] for name in rex.RANKED] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_the_grid_equals_training_one_model_after_another():
     keys = jax.random.split(jax.random.key(0), 2)
     shapes = jnp.stack([jnp.ones(5), jnp.linspace(1, 0.2, 5)])
@@ -41,12 +42,14 @@ def test_the_grid_equals_training_one_model_after_another():
     assert (np.asarray(norms) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_convex_problem_knows_its_minimum():
     a, b, minimum = last_iterate.problem(0)
     x = np.linalg.lstsq(a, b, rcond=None)[0]
     assert minimum < np.abs(a @ x - b).mean() < 1.1 * minimum
 
 
+@pytest.mark.slow
 def test_the_convex_runs_equal_a_loop():
     a, b, minimum = last_iterate.problem(0)
     key = jax.random.key(3)

@@ -163,6 +163,7 @@ def test_what_changes_a_message_after_its_clip_is_refused(problem):
             fl.federated_round(changed, problem.training, state, problem.data, sampler)
 
 
+@pytest.mark.slow
 def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem):
     sampler = fl.uniform_sampler(10, 1)
     drawn = []

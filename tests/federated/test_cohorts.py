@@ -58,6 +58,7 @@ def test_bernoulli_cohorts_may_be_empty_where_that_is_asked_for():
     assert int(draws(sampler).active.sum(axis=1).min()) == 0
 
 
+@pytest.mark.slow
 def test_the_rate_of_a_bernoulli_cohort_is_never_rounded_up():
     sampler = fl.bernoulli_sampler(100_000, 2.0**-31, max_size=50, allow_empty=True)
     keys = jax.random.split(jax.random.key(0), 600)

@@ -30,6 +30,7 @@ def run(problem, **options):
     return fl.simulate(method, training_, params, problem.data, sampler, **options)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path):
     method = fl.with_relaxed_start(fl.fedsmoo())
     options = {"method": method, "checkpoint_every": 2, "evaluate": evaluator(problem)}
@@ -72,6 +73,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path)
         run(problem, folder=tmp_path / "parts", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedsmoo", "scaffold"])
 def test_clients_in_host_memory_make_the_same_run_to_the_bit(problem, tmp_path, name):
     pool = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), problem.examples)

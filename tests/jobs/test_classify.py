@@ -161,6 +161,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, bad_input, options, messa
         job.classify(fast(tmp_path, **options))
 
 
+@pytest.mark.slow
 def test_pictures_of_a_network_in_another_width_train_by_the_width_rule(tmp_path):
     options = {"model": "mlp", "optimizer": "adamw", "weight_decay": 0.1, "epochs": 0.2}
     config = fast(tmp_path, width=0.5, base_width=0.25, learning_rates=(0.01,), **options)

@@ -51,10 +51,11 @@ def test_an_unknown_method_is_refused(tmp_path, bad_input):
 def test_each_method_is_a_learner_of_the_stream(tmp_path, method, kind):
     stream, _ = continual.digits_stream()
     model = continual.tiny_vision_transformer()
-    learner = job._learner(fast(tmp_path, method=method), stream, model, {})
+    config = fast(tmp_path, method=method)
+    learner = job._learner(config, stream, model, {})
     assert type(learner) is kind
     assert learner.description()["num_classes"] == 30
-    assert "learner" in job._memory(learner, stream, model, {})
+    assert "learner" in job._memory(config, learner, stream, model, {})
 
 
 @pytest.mark.slow

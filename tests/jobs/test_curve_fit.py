@@ -30,6 +30,7 @@ def write_run(folder, name, decay=0.9, noise=0.0, steps=400, every=1, warmup=0, 
     return folder
 
 
+@pytest.mark.slow
 def test_the_law_of_two_runs_predicts_and_ranks_other_schedules(tmp_path, capsys):
     flat = write_run(tmp_path / "flat", "constant", noise=1e-3)
     linear = write_run(tmp_path / "linear", "linear", noise=1e-3, seed=1)

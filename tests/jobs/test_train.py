@@ -144,6 +144,7 @@ def test_a_lexinvariant_run_trains_and_writes(small_config, tmp_path):
     assert len(jobs.sample_run(run, "the quick ", num_tokens=5)) == 5
 
 
+@pytest.mark.slow
 def test_accumulation_on_another_mesh_gives_the_same_run(finished_run, small_config, tmp_path):
     files = jobs.train(small_config(tmp_path, accumulation_steps=2, mesh="tensor=2,data=4"))
     assert_same(parameters(files), parameters(finished_run), atol=2e-5)

@@ -213,6 +213,7 @@ def test_schedules_of_any_maker_are_tabulated():
         losscurves.loss_curve(np.ones(3), [1, 2, 3], [3.0, 2.0, 1.0])
 
 
+@pytest.mark.slow
 def test_every_function_that_takes_curves_takes_data_frames(tmp_path):
     pandas = pytest.importorskip("pandas")
     form = losscurves.Annealing(0.9)

@@ -83,6 +83,7 @@ def test_bootstrap_spread_matches_that_of_fresh_noise():
     assert np.std(spread_of(1).floor) < 0.7 * np.std(laws.floor)
 
 
+@pytest.mark.slow
 def test_an_interval_holds_the_curve_of_a_schedule_that_no_fit_saw():
     made = runs()
     pair = [made["constant"], made["cosine"]]

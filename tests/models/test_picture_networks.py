@@ -103,6 +103,7 @@ def test_parameters_are_as_many_as_published(model, size, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_products_in_bfloat16_leave_parameters_and_logits_in_float32(norm):
     plain = models.ResNet(3, (8, 16), (1, 1), "cifar", norm=norm)

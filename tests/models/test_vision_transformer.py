@@ -151,6 +151,7 @@ def test_images_of_another_size_are_refused(bad_input):
         models.VisionTransformer(**{**SMALL, "patch_size": 3})
 
 
+@pytest.mark.slow
 def test_parameters_and_activations_are_split_by_the_names_of_their_axes(devices):
     model = models.VisionTransformer(**{**SMALL, "num_classes": 5})
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))

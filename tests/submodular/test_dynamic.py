@@ -279,6 +279,7 @@ def test_batches_keep_the_invariants_and_the_bound_with_fewer_queries(all_values
     assert batched.num_queries < one_by_one.num_queries
 
 
+@pytest.mark.slow
 def test_a_stream_longer_than_the_memory_uses_places_again():
     rng = np.random.default_rng(0)
     clients = rng.normal(size=(20, 3))

@@ -56,6 +56,7 @@ def batches():
     return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
 
+@pytest.mark.slow
 def test_logits_change_alike_at_all_widths_under_mup_and_blow_up_without(batches):
     key = jax.random.key(0)
     robust = width.coordinate_check(WIDTHS, build("robust"), batches, key=key)

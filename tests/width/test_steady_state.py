@@ -34,6 +34,7 @@ def test_golden_predicted_ratios(golden):
         assert found == pytest.approx(case["ratio"], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decay", "expected", "expected_top"), [(0.25, 0.7035, 1.40), (0.5, 0.696, 1.36)]
 )

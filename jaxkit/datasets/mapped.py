@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import pathlib
 import tempfile
@@ -59,6 +60,21 @@ def write_mapped(
         if _write_header(stream, length, dtype) != header:
             raise OSError(f"the header of {path} does not fit its space")
     return read_mapped(path, dtype)
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped array that were read: after a piece of a pass over all.
+
+    They would count as memory of the process until something else needs it. Arrays that are not
+    mapped for reading alone stay as they are: a private copy would lose what was written to it.
+    """
+    base: Any = array
+    read_only = False
+    while isinstance(base, np.ndarray):
+        read_only |= isinstance(base, np.memmap) and base.mode == "r"
+        base = base.base
+    if read_only and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def grow_mapped(

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Integer, UInt
 
+from jaxkit.datasets.mapped import forget_pages
 from jaxkit.validation import choice, integer
 
 _CHUNK = 1 << 24
@@ -66,6 +67,7 @@ def load_tokens(
                 f"{path} must hold ids below vocab_size={vocab_size}, got {tokens[at]} at token "
                 f"{at}: is its type {dtype}?"
             )
+        forget_pages(tokens)
     return tokens
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt, UInt8
 
 from jaxkit.datasets import documents
-from jaxkit.datasets.mapped import grow_mapped, write_mapped
+from jaxkit.datasets.mapped import forget_pages, grow_mapped, write_mapped
 from jaxkit.validation import integer, number
 
 _log = logging.getLogger("jaxkit.datasets")
@@ -57,7 +57,7 @@ class Corpus:
         Returns:
             The corpus.
         """
-        digest = _digest(tokens[i : i + _CHUNK].tobytes() for i in range(0, len(tokens), _CHUNK))
+        digest = _digest(_array_chunks(tokens))
         return cls(np.empty(0, np.uint8), name, f"{len(tokens)}-{digest}", tokens)
 
     @classmethod
@@ -103,6 +103,8 @@ class Corpus:
             if cut > start:
                 yield cut
                 start = cut
+            if cell % _CHUNK == 0:
+                forget_pages(self.data)
         if start < len(self):
             yield len(self)
 
@@ -236,7 +238,7 @@ def _as_one(
         data = grow_mapped(
             path, np.uint8, lambda at: documents.documents(files, options, at or (0, 0, True))
         )
-    return data, _digest(data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
+    return data, _digest(_array_chunks(data))
 
 
 def _digest(chunks: Iterable[Any]) -> str:
@@ -244,6 +246,12 @@ def _digest(chunks: Iterable[Any]) -> str:
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _array_chunks(array: np.ndarray) -> Iterator[bytes]:
+    for start in range(0, len(array), _CHUNK):
+        yield array[start : start + _CHUNK].tobytes()
+        forget_pages(array)
 
 
 def _file_chunks(file: pathlib.Path) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer, Key
 
 from jaxkit import datasets, lexinvariant, models, training
+from jaxkit.datasets import mapped
 from jaxkit.jobs import texts
 from jaxkit.jobs.runs import Run
 
@@ -108,6 +109,7 @@ def _counts(tokens: np.ndarray, vocab_size: int, length: int) -> np.ndarray:
         if length == 2:
             rows = rows[:-1] * vocab_size + rows[1:]
         counts += np.bincount(rows, minlength=len(counts))
+        mapped.forget_pages(tokens)
     return counts.reshape(-1, vocab_size)
 
 

@@ -357,3 +357,14 @@ def test_writing_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, stop):
     assert tokens.tobytes().decode() == corpus.text()
     assert len(calls) <= len(list(corpus.cuts())) + 4
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".npy", ".npy"]
+
+
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+def test_forgotten_pages_lose_nothing(tmp_path, mode):
+    np.save(tmp_path / "a.npy", np.arange(1 << 16))
+    array = np.load(tmp_path / "a.npy", mmap_mode=mode)
+    if mode != "r":
+        array[5] = -1
+    before = array.copy()
+    mapped.forget_pages(array[3:])
+    np.testing.assert_array_equal(array, before)

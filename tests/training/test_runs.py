@@ -432,7 +432,8 @@ def test_what_to_keep_is_positive(tmp_path, keep):
 _TOGETHER = """
 import json, sys
 from jaxkit import training
-mesh.initialize_distributed()
+from jaxkit.training.mesh import initialize_distributed
+initialize_distributed()
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 mesh = training.make_mesh("fsdp=-1")

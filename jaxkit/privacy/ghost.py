@@ -282,7 +282,13 @@ def _rematerialised(eqn, values, views, run: _Run):
 
 def _scanned(eqn, values, views, run: _Run):
     """A loop: of the parameters that it slices, each step's uses are uses of a slice."""
-    sizes = [eqn.params["num_consts"], eqn.params["num_carry"]]
+    # JAX 0.12 stores groups where versions before it store their sizes.
+    groups = eqn.params.get("ft_in")
+    sizes = (
+        [eqn.params["num_consts"], eqn.params["num_carry"]]
+        if groups is None
+        else [len(group) for group in groups.unpack()[:2]]
+    )
     first, body = sum(sizes), eqn.params["jaxpr"]
     consts, carry, xs = values[: sizes[0]], values[sizes[0] : first], values[first:]
     slices: list[uses.View | None] = []

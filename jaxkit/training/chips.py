@@ -129,9 +129,15 @@ def _tpu(topology: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
             name="libtpu",
         )
     if jax.default_backend() != "tpu":
-        # Without a TPU to guard, several processes may compile, and there is nobody to ask.
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        # Without a TPU to guard, several processes may compile, and there is nobody to ask: about
+        # the last two libtpu would complain on the standard error. Any type serves.
+        for name, value in (
+            ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+            ("TPU_SKIP_MDS_QUERY", "1"),
+            ("TPU_WORKER_HOSTNAMES", "localhost"),
+            ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
+        ):
+            os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}

@@ -12,14 +12,7 @@ from jaxkit import validation
 
 
 class Adapter(NamedTuple):
-    """Parameters of one adapter, or of many stacked along leading axes.
-
-    Attributes:
-        down_kernel: `[..., d, r]`.
-        down_bias: `[..., r]`.
-        up_kernel: `[..., r, d]`.
-        up_bias: `[..., d]`.
-    """
+    """Parameters of one adapter, or of many stacked along leading axes."""
 
     down_kernel: Float[Array, "*stack d r"]
     down_bias: Float[Array, "*stack r"]
@@ -28,23 +21,7 @@ class Adapter(NamedTuple):
 
 
 def init_adapter(key: Key[Array, ""], width: int, adapter_dim: int = 16) -> Adapter:
-    r"""Draw a fresh adapter; it outputs exactly 0 until it is trained.
-
-    $W_{down} \sim U(-1/\sqrt d, 1/\sqrt d)$, all else 0.
-
-    Args:
-        key: typed key.
-        width: `d`, width of the residual stream.
-        adapter_dim: `r`, width of the bottleneck.
-
-    Returns:
-        The adapter.
-
-    Example:
-        >>> adapter = init_adapter(jax.random.key(0), 8, 2)
-        >>> float(abs(functional_adapter(adapter, jnp.ones((1, 5, 8)))).max())
-        0.0
-    """
+    r"""Draw an adapter that outputs 0: $W_{down} \sim U(\pm 1/\sqrt d)$, all else 0."""
     bound = width**-0.5
     return Adapter(
         jax.random.uniform(key, (width, adapter_dim), minval=-bound, maxval=bound),
@@ -57,21 +34,10 @@ def init_adapter(key: Key[Array, ""], width: int, adapter_dim: int = 16) -> Adap
 def functional_adapter(adapter: Adapter, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     r"""Apply one adapter: $f(x) = \mathrm{ReLU}(x W_{down} + b_{down}) W_{up} + b_{up}$.
 
-    No inner residual, no dropout, no output scale, as the official program computes it.
-
-    Args:
-        adapter: parameters without leading axes.
-        x: residual stream after attention (not its LayerNorm), `[..., d]`.
-
-    Returns:
-        What is added to the residual stream, `[..., d]`.
+    `x` is the residual stream after attention, not its LayerNorm. No inner residual, no dropout, no
+    output scale, as the official program computes it.
 
     Source: arXiv 2403.18886 eq. (1), with the biases of the official program.
-
-    Example:
-        >>> adapter = Adapter(jnp.eye(2), jnp.zeros(2), jnp.eye(2), jnp.ones(2))
-        >>> functional_adapter(adapter, jnp.array([3.0, -3.0])).tolist()
-        [4.0, 1.0]
     """
     hidden = jax.nn.relu(x @ adapter.down_kernel + adapter.down_bias)
     return hidden @ adapter.up_kernel + adapter.up_bias
@@ -85,21 +51,7 @@ def mixture_of_adapters(
     Two matrix products whatever K is: all bottlenecks side by side, scaled by their weights, then
     all up-projections at once.
 
-    Args:
-        adapters: K adapters, leading axis K.
-        x: residual stream after attention, `[B, N, d]`.
-        weights: of each sample, `[B, K]`; 0 for a slot that is not in use.
-
-    Returns:
-        The mixture, `[B, N, d]`.
-
     Source: arXiv 2403.18886 eq. (3).
-
-    Example:
-        >>> adapters = jax.tree.map(lambda leaf: leaf[None], Adapter(
-        ...     jnp.eye(2), jnp.zeros(2), jnp.eye(2), jnp.zeros(2)))
-        >>> mixture_of_adapters(adapters, jnp.ones((1, 1, 2)), jnp.array([[0.5]])).tolist()
-        [[[0.5, 0.5]]]
     """
     slots, width, bottleneck = adapters.down_kernel.shape
     down = adapters.down_kernel.transpose(1, 0, 2).reshape(width, slots * bottleneck)
@@ -115,12 +67,7 @@ ROUTINGS = ("soft", "top1", "average", "descriptor", "random_weights", "random_c
 
 
 class Router(NamedTuple):
-    """Parameters of one router, or of many stacked along leading axes.
-
-    Attributes:
-        kernel: `[..., d, K]`, one column an adapter.
-        bias: `[..., K]`.
-    """
+    """Parameters of one router, one column an adapter, or of many stacked along leading axes."""
 
     kernel: Float[Array, "*stack d K"]
     bias: Float[Array, "*stack K"]
@@ -137,28 +84,11 @@ def router_weights(
 ) -> Float[Array, "B K"]:
     r"""Weights of the adapters for each sample: $w = \mathrm{softmax}(p W + b)$ over active slots.
 
-    Args:
-        router: of one block.
-        pooled: residual stream averaged over all tokens, `[B, d]`.
-        active: slots in use; at least one.
-        routing: `"soft"`, or an ablation of the paper: `"top1"`, `"average"`, `"descriptor"`
-            (smallest reconstruction error), `"random_weights"`, `"random_choice"`.
-        errors: reconstruction errors of the K descriptors, for `"descriptor"`.
-        key: for the random routings.
-
-    Returns:
-        Weights `[B, K]` that sum to 1, exactly 0 in unused slots.
-
-    Raises:
-        ValueError: if there is no such routing, or what it needs is missing.
+    `pooled` is averaged over all tokens; `errors` are those of the descriptors, for `"descriptor"`;
+    `key` is for the random routings. Unused slots weigh exactly 0.
 
     Source: arXiv 2403.18886 section 3.4, tables 2, 3 and 7; the bias and the pooling are the
     official program's.
-
-    Example:
-        >>> router = Router(jnp.zeros((2, 3)), jnp.zeros(3))
-        >>> router_weights(router, jnp.ones((1, 2)), jnp.array([True, True, False])).tolist()
-        [[0.5, 0.5, 0.0]]
     """
     validation.choice("routing", routing, ROUTINGS)
     slots = len(active)

@@ -45,28 +45,10 @@ def draw_batches(
     batch_size: int,
     capacity: int,
 ) -> StepBatches:
-    """Draw steps `first` to `first + count` of a phase.
+    """Draw steps `first` to `first + count` of a phase; beyond `count` the arrays hold padding.
 
-    Each pass has an order of its own, and its last batch may be smaller.
-
-    Args:
-        inputs: of a task, indexed by rows; pictures on disk are decoded now.
-        labels: one an input.
-        order: numbers that seed the orders of the phase.
-        learning_rates: of each pass.
-        first: first step, counted from the start of the phase.
-        count: steps, at most `capacity`.
-        batch_size: inputs of a step.
-        capacity: `S`, steps that the arrays have room for.
-
-    Returns:
-        NumPy arrays; beyond `count` steps they hold padding.
-
-    Example:
-        >>> batches = draw_batches(np.arange(3.0), np.arange(3), (0,), np.ones(2), 1, 2,
-        ...                        batch_size=2, capacity=4)
-        >>> batches.num_valid.tolist(), int(batches.num_steps)
-        ([1, 2, 1, 1], 2)
+    Each pass has an order of its own, which the numbers of `order` seed, and its last batch may be
+    smaller. Pictures on disk are decoded now. `capacity` is `S`.
     """
     per_epoch = -(-len(labels) // batch_size)
     rows = np.zeros((capacity, batch_size), np.int64)
@@ -96,50 +78,23 @@ def draw_batches(
 
 
 def draw_order(order: Sequence[int], length: int) -> Int[np.ndarray, " n"]:
-    """A permutation that the numbers determine.
-
-    Example:
-        >>> sorted(draw_order((0, 1), 3).tolist())
-        [0, 1, 2]
-    """
+    """A permutation that the numbers determine."""
     return np.random.default_rng(list(order)).permutation(length)
 
 
 def cosine_rates(learning_rate: float, num_epochs: int) -> Float[np.ndarray, " num_epochs"]:
-    r"""Rate of each pass: $\eta_e = \eta_0 (1 + \cos(\pi e/E))/2$.
-
-    Args:
-        learning_rate: $\eta_0$.
-        num_epochs: $E$.
-
-    Returns:
-        One rate a pass.
-
-    Example:
-        >>> cosine_rates(1.0, 2).tolist()
-        [1.0, 0.5]
-    """
+    r"""Rate of each pass: $\eta_e = \eta_0 (1 + \cos(\pi e/E))/2$."""
     return learning_rate * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs)) / 2
 
 
 def pad_rows(rows: Any, size: int) -> Float[np.ndarray, "size ..."]:
-    """Float32 rows, with zeros after them up to `size`.
-
-    Example:
-        >>> pad_rows(np.ones((2, 1)), 3).tolist()
-        [[1.0], [1.0], [0.0]]
-    """
+    """Float32 rows, with zeros after them up to `size`."""
     missing = size - len(rows)
     return np.pad(np.asarray(rows, np.float32), [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
 
 
 def padded_batches(rows: Any, size: int) -> Iterator[tuple[Float[np.ndarray, "size ..."], int]]:
-    """Batches of `size` rows in order, each with the number of its rows that are real.
-
-    Example:
-        >>> [count for _, count in padded_batches(np.ones((5, 1)), 2)]
-        [2, 2, 1]
-    """
+    """Batches of `size` rows in order, each with the number of its rows that are real."""
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield pad_rows(part, size), len(part)
@@ -148,16 +103,7 @@ def padded_batches(rows: Any, size: int) -> Iterator[tuple[Float[np.ndarray, "si
 def run_steps(
     step: Callable[[Any, StepBatches], tuple[Any, Array]], learning: Any, batches: StepBatches
 ) -> tuple[Any, Float[Array, " S"]]:
-    """Advance by `num_steps` steps inside one program; losses of steps not run are 0.
-
-    Args:
-        step: from what is learnt and one step's batch to what is learnt and the loss.
-        learning: any pytree.
-        batches: the steps.
-
-    Returns:
-        What is learnt after them, and their losses.
-    """
+    """Advance by `num_steps` steps inside one program; losses of steps not run are 0."""
     per_step = batches._replace(num_steps=batches.step)
 
     def body(index: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:

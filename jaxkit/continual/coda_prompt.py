@@ -16,12 +16,9 @@ from jaxkit.continual.prompts import check_blocks, directions, prefixed_features
 
 
 class Components(NamedTuple):
-    """Components of E blocks.
+    """Components of E blocks; the first half of a prompt's L tokens are keys, the second values.
 
-    Attributes:
-        prompts: `[E, M, L, d]`; the first half of L are keys, the second values.
-        keys: `[E, M, d]`.
-        attention: `[E, M, d]`, what of a query each component looks at.
+    `attention` is what of a query each component looks at.
     """
 
     prompts: Float[Array, "E M L d"]

@@ -12,14 +12,7 @@ from jaxkit import validation
 
 
 class Descriptor(NamedTuple):
-    """Parameters of one descriptor, or of many stacked along leading axes.
-
-    Attributes:
-        encoder_kernel: `[..., d, m]`.
-        encoder_bias: `[..., m]`.
-        decoder_kernel: `[..., m, d]`.
-        decoder_bias: `[..., d]`.
-    """
+    """Parameters of one descriptor, or of many stacked along leading axes."""
 
     encoder_kernel: Float[Array, "*stack d m"]
     encoder_bias: Float[Array, "*stack m"]
@@ -28,20 +21,7 @@ class Descriptor(NamedTuple):
 
 
 def init_descriptor(key: Key[Array, ""], width: int, descriptor_dim: int = 128) -> Descriptor:
-    r"""Draw a fresh descriptor: weights $U(\pm 1/\sqrt{\text{inputs}})$, biases 0.
-
-    Args:
-        key: typed key.
-        width: `d`, width of the residual stream.
-        descriptor_dim: `m`, width of the code.
-
-    Returns:
-        The descriptor.
-
-    Example:
-        >>> init_descriptor(jax.random.key(0), 8, 3).decoder_kernel.shape
-        (3, 8)
-    """
+    r"""Draw a fresh descriptor: weights $U(\pm 1/\sqrt{\text{inputs}})$, biases 0."""
     encoder, decoder = jax.random.split(key)
     low, high = width**-0.5, descriptor_dim**-0.5
     return Descriptor(
@@ -57,20 +37,10 @@ def representation_error(
 ) -> Float[Array, "*batch"]:
     r"""How badly one descriptor reconstructs: $r(p) = \frac1d \|p - ((pE + e)D + c)\|^2$.
 
-    Args:
-        descriptor: parameters without leading axes.
-        pooled: residual stream after attention, averaged over all tokens, `[..., d]`.
-
-    Returns:
-        The error of each sample, `[...]`, in squared units of the residual stream.
+    `pooled` is the residual stream after attention, averaged over all tokens.
 
     Source: the official program; arXiv 2403.18886 eq. (2) prints a sum over the width and does not
     say that tokens are pooled.
-
-    Example:
-        >>> zero = Descriptor(jnp.zeros((2, 1)), jnp.zeros(1), jnp.zeros((1, 2)), jnp.zeros(2))
-        >>> float(representation_error(zero, jnp.array([1.0, 3.0])))
-        5.0
     """
     code = pooled @ descriptor.encoder_kernel + descriptor.encoder_bias
     rest = pooled - (code @ descriptor.decoder_kernel + descriptor.decoder_bias)
@@ -85,34 +55,14 @@ FEWEST = 2
 
 
 class ErrorRecords(NamedTuple):
-    """Errors on record, oldest first; may be stacked along leading axes.
-
-    Attributes:
-        values: `[..., buffer_size]`; only the first `count` mean something.
-        count: how many there are, int32 `[...]`.
-    """
+    """Errors on record, oldest first, of which `count` mean something; may be stacked."""
 
     values: Float[Array, "*stack buffer"]
     count: Int[Array, "*stack"]
 
 
 def empty_records(buffer_size: int = 500, stack: tuple[int, ...] = ()) -> ErrorRecords:
-    """Make records without an error.
-
-    Args:
-        buffer_size: errors to keep.
-        stack: leading axes.
-
-    Returns:
-        The records.
-
-    Raises:
-        ValueError: if `buffer_size` is smaller than 3, which could never signal a shift.
-
-    Example:
-        >>> empty_records(5, (2, 3)).values.shape
-        (2, 3, 5)
-    """
+    """Make records without an error; fewer than 3 could never signal a shift."""
     if validation.integer("buffer_size", buffer_size) <= FEWEST:
         raise ValueError(
             f"buffer_size must be an integer >= {FEWEST + 1}, for fewer errors have no deviation "
@@ -124,24 +74,10 @@ def empty_records(buffer_size: int = 500, stack: tuple[int, ...] = ()) -> ErrorR
 def record_errors(
     records: ErrorRecords, errors: Float[Array, " B"], num_valid: Int[Array, ""] | int
 ) -> ErrorRecords:
-    """Append a batch of errors to one record.
+    """Append the first `num_valid` errors of a batch to one record.
 
     A full record forgets as many of the oldest as it takes. While it fills, what does not fit is
     dropped (the official program's rule).
-
-    Args:
-        records: one record, no leading axes.
-        errors: of the samples of a batch, in order.
-        num_valid: how many of them count; the rest is padding.
-
-    Returns:
-        The record with the errors.
-
-    Example:
-        >>> records = record_errors(empty_records(3), jnp.array([1.0, 2.0]), 2)
-        >>> records = record_errors(records, jnp.array([3.0, 4.0]), 2)  # 4 does not fit
-        >>> record_errors(records, jnp.array([5.0]), 1).values.tolist()
-        [2.0, 3.0, 5.0]
     """
     values, count = records
     size = values.shape[-1]
@@ -159,20 +95,7 @@ def record_errors(
 def record_statistics(
     records: ErrorRecords,
 ) -> tuple[Float[Array, "*stack"], Float[Array, "*stack"]]:
-    r"""Mean $\mu$ and unbiased standard deviation $\sigma$ of the errors on record.
-
-    Args:
-        records: one or many.
-
-    Returns:
-        Mean and deviation, each of the records' leading axes; the deviation of fewer than two
-        errors, and the mean of none, is 0.
-
-    Example:
-        >>> records = record_errors(empty_records(4), jnp.array([1.0, 3.0]), 2)
-        >>> [round(float(x), 3) for x in record_statistics(records)]
-        [2.0, 1.414]
-    """
+    r"""Mean $\mu$ and unbiased deviation $\sigma$ of the errors on record; 0 without any."""
     values, count = records
     held = jnp.arange(values.shape[-1]) < count[..., None]
     mean = jnp.sum(jnp.where(held, values, 0), -1) / jnp.maximum(count, 1)
@@ -184,20 +107,10 @@ def record_statistics(
 def z_scores(records: ErrorRecords, errors: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     r"""Signed deviation of errors from one record: $z = (r - \mu) / \sigma$.
 
-    Args:
-        records: one record, no leading axes.
-        errors: `[...]`.
-
-    Returns:
-        z, `[...]`; 0 while the record holds at most two errors. Where all errors on record are
-        equal, 0 for the same error and infinite for another.
+    0 while the record holds at most two errors. Where all errors on record are equal, 0 for the
+    same error and infinite for another.
 
     Source: arXiv 2403.18886 section 3.6; the rule for two errors is the official program's.
-
-    Example:
-        >>> records = record_errors(empty_records(4), jnp.array([1.0, 2.0, 3.0]), 3)
-        >>> z_scores(records, jnp.array([2.0, 4.0])).tolist()
-        [0.0, 2.0]
     """
     mean, deviation = record_statistics(records)
     distance = errors - mean
@@ -212,30 +125,13 @@ def shift_score(
     num_valid: Int[Array, ""] | int,
     rule: str = "batch_mean_abs",
 ) -> Float[Array, ""]:
-    r"""Score of a batch in one block, to be compared with the threshold.
+    r"""Score of a batch in one block, to be compared with the threshold, from signed z.
 
     `"batch_mean_abs"` (official program): $\min_k \frac1B \sum_b |z_{kb}|$, about
     $\sqrt{2/\pi} = 0.8$ on familiar data. `"signed_any_sample"` (the paper's wording):
     $\max_b \min_k z_{kb}$, some sample that every descriptor finds unusual.
 
-    Args:
-        scores: signed z of each descriptor and sample.
-        active: which descriptors exist.
-        num_valid: how many samples count; the rest is padding.
-        rule: one of the two.
-
-    Returns:
-        The score.
-
-    Raises:
-        ValueError: if there is no such rule.
-
     Source: arXiv 2403.18886 section 3.6.
-
-    Example:
-        >>> z = jnp.array([[1.0, -3.0], [5.0, 5.0]])
-        >>> float(shift_score(z, jnp.array([True, True]), 2))
-        2.0
     """
     validation.choice("rule", rule, SHIFT_RULES)
     valid = jnp.arange(scores.shape[-1]) < num_valid

@@ -14,12 +14,9 @@ from jaxkit.continual.prompts import check_blocks, cosines, prefixed_features, q
 
 
 class DualPrompts(NamedTuple):
-    """Keys and values that tokens attend to (axis of size 2), and keys that tasks are found by.
+    """Keys and values that tokens attend to (axis of size 2), of all tasks and of each task.
 
-    Attributes:
-        general: `[G, 2, L, d]`, of all tasks.
-        expert: `[T, E, 2, L', d]`, of each task.
-        keys: `[T, d]`.
+    `keys` are what tasks are found by.
     """
 
     general: Float[Array, "G 2 L d"]

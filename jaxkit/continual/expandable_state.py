@@ -126,12 +126,7 @@ class SEMAConfig:
 
 
 class Head(NamedTuple):
-    """The linear classifier over all classes.
-
-    Attributes:
-        kernel: `[d, C]`.
-        bias: `[C]`.
-    """
+    """The linear classifier over all classes."""
 
     kernel: Float[Array, "d C"]
     bias: Float[Array, " C"]
@@ -140,12 +135,8 @@ class Head(NamedTuple):
 class FunctionalParams(NamedTuple):
     """What the classification phase trains parts of.
 
-    Attributes:
-        single: adapters of the `P` blocks that never grow, leading axis P; one that nothing reads
-            if every block may grow.
-        adapters: adapters of the `E` expandable blocks in `K` slots, leading axes `[E, K]`.
-        router: leading axis E, K columns.
-        head: the classifier.
+    `single` are adapters of the `P` blocks that never grow, leading axis P (one that nothing reads
+    if every block may grow); `adapters` and `router` have leading axes `[E, K]` and `[E]`.
     """
 
     single: Adapter
@@ -316,13 +307,6 @@ def without_unused(state: SEMAState) -> SEMAState:
 
     Every forward pass reads the state through this, so that neither NaN nor infinity in an unused
     slot can reach a result or a gradient.
-
-    Example:
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> state = init_sema(jax.random.key(0), config)
-        >>> bool(jnp.isfinite(without_unused(state).params.router.kernel).all())
-        True
     """
     active = active_slots(state)
 

@@ -101,27 +101,8 @@ def frozen_prefix(
 ) -> Float[Array, "B N d"]:
     """Tokens that enter block `expand_from`: the same for ever after the first task.
 
-    Keeping them for a task's images saves the blocks below in every later pass over them.
-
-    Args:
-        config: shapes.
-        backbone: variables of `config.model`.
-        state: only its single adapters are read.
-        images: `[B, H, W, C]` in [0, 1].
-
-    Returns:
-        Tokens `[B, N, d]` for `adapted_forward(..., from_tokens=True)`.
-
-    Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import init_sema
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> images = jnp.zeros((2, 8, 8, 1))
-        >>> backbone = jax.eval_shape(model.init, jax.random.key(0), images)
-        >>> state = init_sema(jax.random.key(1), config)
-        >>> jax.eval_shape(lambda b: frozen_prefix(config, b, state, images), backbone).shape
-        (2, 5, 8)
+    Keeping them for a task's images saves the blocks below in every later pass over them. Of the
+    state only single adapters are read.
     """
     model: Any = config.model
     tokens = model.apply(backbone, images, method="embed")
@@ -131,16 +112,7 @@ def frozen_prefix(
 
 
 def descriptor_scores(state: SEMAState, pooled: Float[Array, "B E d"]) -> Float[Array, "E K B"]:
-    """How strange each sample is to every descriptor: z-scores of its reconstruction error.
-
-    Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import init_sema
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> descriptor_scores(init_sema(jax.random.key(1), config), jnp.ones((5, 1, 8))).shape
-        (1, 2, 5)
-    """
+    """How strange each sample is to every descriptor: z-scores of its reconstruction error."""
     of_slots = jax.vmap(representation_error, in_axes=(0, None))
     errors = jax.vmap(of_slots, in_axes=(0, 1))(without_unused(state).descriptors, pooled)
     return jax.vmap(jax.vmap(z_scores))(state.records, errors)
@@ -182,22 +154,12 @@ def expansion_scores(
 
 
 def class_features(tokens: Float[Array, "B N d"]) -> Float[Array, "B d"]:
-    """The class token of the final tokens in at least float32: what heads and prototypes read.
-
-    Example:
-        >>> class_features(jnp.ones((2, 5, 3))).shape
-        (2, 3)
-    """
+    """The class token of the final tokens in at least float32: what heads and prototypes read."""
     return tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
 
 
 def class_logits(head: Head, features: Float[Array, "B d"]) -> Float[Array, "B C"]:
-    """Linear scores of all classes.
-
-    Example:
-        >>> class_logits(Head(jnp.eye(2), jnp.ones(2)), jnp.array([[1.0, 2.0]])).tolist()
-        [[2.0, 3.0]]
-    """
+    """Linear scores of all classes."""
     return features @ head.kernel + head.bias
 
 

@@ -15,12 +15,7 @@ from jaxkit.continual.prompts import cosines, query
 
 
 class PromptPool(NamedTuple):
-    """Prompts and what they are found by.
-
-    Attributes:
-        prompts: M prompts of L tokens, `[M, L, d]`.
-        keys: `[M, d]`.
-    """
+    """M prompts of L tokens and the keys that they are found by."""
 
     prompts: Float[Array, "M L d"]
     keys: Float[Array, "M d"]

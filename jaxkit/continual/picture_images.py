@@ -23,13 +23,6 @@ class PictureImages:
         pictures: files or arrays of bytes.
         recipe: how they are resized, and cropped and mirrored to train.
         augmented: whether training crops and mirrors each picture anew in every pass.
-
-    Example:
-        >>> pixels = np.full((3, 8, 8, 1), 51, np.uint8)
-        >>> pictures = datasets.Pictures(pixels, np.arange(3, dtype=np.int32))
-        >>> images = PictureImages(pictures, datasets.PictureRecipe(4))
-        >>> images.shape, float(images[1:][0, 0, 0, 0])
-        ((3, 4, 4, 1), 0.20000000298023224)
     """
 
     pictures: datasets.Pictures

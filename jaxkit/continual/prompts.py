@@ -49,13 +49,7 @@ class Prompting(Protocol):
 
 
 class PromptLearning(NamedTuple):
-    """What is learnt.
-
-    Attributes:
-        params: the prompts and the classifier over all classes.
-        num_tasks: tasks begun.
-        opt_state: of Adam.
-    """
+    """The prompts with the classifier over all classes, tasks begun, and Adam's state."""
 
     params: tuple[Any, Head]
     num_tasks: Int[Array, ""]

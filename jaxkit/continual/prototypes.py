@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxkit import models, training, validation
 from jaxkit.continual.batches import padded_batches
 from jaxkit.continual.picture_images import Images, PictureImages
+from jaxkit.continual.prompts import cosines
 from jaxkit.continual.sema import SEMALearner
 from jaxkit.continual.sema_programs import Learning
 from jaxkit.continual.stream_runs import Phase, Phases
@@ -23,12 +24,7 @@ from jaxkit.continual.streams import Stream
 
 
 class Prototypes(NamedTuple):
-    """Sums of features of each class.
-
-    Attributes:
-        totals: `[C, f]`.
-        counts: examples of each class, `[C]`.
-    """
+    """Sums of features of each class, and how many examples they are of."""
 
     totals: Float[Array, "C f"]
     counts: Int[Array, " C"]
@@ -37,45 +33,21 @@ class Prototypes(NamedTuple):
 def add_to_prototypes(
     prototypes: Prototypes, features: Float[Array, "B f"], labels: Int[Array, " B"]
 ) -> Prototypes:
-    """Add examples to their classes.
-
-    Example:
-        >>> empty = Prototypes(jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32))
-        >>> add_to_prototypes(empty, jnp.array([[3.0], [5.0]]), jnp.array([1, 1])).counts.tolist()
-        [0, 2]
-    """
+    """Add examples to their classes."""
     return Prototypes(
         prototypes.totals.at[labels].add(features), prototypes.counts.at[labels].add(1)
     )
 
 
-def cosine_scores(
-    prototypes: Prototypes, features: Float[Array, "B f"], scale: float = 1.0
-) -> Float[Array, "B C"]:
-    r"""Score classes by the cosine to their mean feature: $\sigma \cos(f, \bar f_c)$.
+def cosine_scores(prototypes: Prototypes, features: Float[Array, "B f"]) -> Float[Array, "B C"]:
+    r"""Score classes by the cosine to their mean feature: $\cos(f, \bar f_c)$.
 
-    Args:
-        prototypes: sums of features.
-        features: to classify.
-        scale: $\sigma$; it does not change which class is best.
-
-    Returns:
-        Scores, `[B, C]`; minus infinity for a class without examples.
+    Minus infinity for a class without examples.
 
     Source: SimpleCIL, arXiv 2303.07338.
-
-    Example:
-        >>> known = Prototypes(jnp.array([[2.0, 0.0], [0.0, 0.0]]), jnp.array([2, 0]))
-        >>> cosine_scores(known, jnp.array([[5.0, 0.0]])).tolist()
-        [[1.0, -inf]]
     """
     means = prototypes.totals / jnp.maximum(prototypes.counts, 1)[:, None]
-    cosines = _directions(features) @ _directions(means).T
-    return jnp.where(prototypes.counts > 0, scale * cosines, -jnp.inf)
-
-
-def _directions(rows: Float[Array, "n f"]) -> Float[Array, "n f"]:
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return jnp.where(prototypes.counts > 0, cosines(features, means), -jnp.inf)
 
 
 class SimpleCIL:
@@ -140,51 +112,23 @@ class SimpleCIL:
 
 
 class FrozenFeatures:
-    """`frozen_features`, computed once for each set of pictures on disk that is in use."""
+    """Class tokens of the frozen backbone, float32, kept for pictures on disk that are in use."""
 
     def __init__(self, model: models.VisionTransformer, backbone: PyTree, batch_size: int):
-        self._arguments = model, backbone, batch_size
+        self._model, self._backbone, self._batch_size = model, backbone, batch_size
         self._kept: weakref.WeakKeyDictionary[PictureImages, Any] = weakref.WeakKeyDictionary()
 
     def __call__(self, images: Images) -> Float[np.ndarray, "n d"]:
-        """Class tokens."""
-        model, backbone, batch_size = self._arguments
-        if not isinstance(images, PictureImages):
-            return frozen_features(model, backbone, images, batch_size)
-        if images not in self._kept:
-            self._kept[images] = frozen_features(model, backbone, images, batch_size)
-        return self._kept[images]
-
-
-def frozen_features(
-    model: models.VisionTransformer,
-    backbone: PyTree,
-    images: Any,
-    batch_size: int = 128,
-) -> Float[np.ndarray, "n d"]:
-    """Class tokens of the frozen backbone, a batch at a time.
-
-    Args:
-        model: the backbone.
-        backbone: its variables.
-        images: in [0, 1].
-        batch_size: images of a forward pass; one compilation serves any number of images.
-
-    Returns:
-        Features, float32.
-
-    Example:
-        >>> model = models.VisionTransformer(4, 4, 1, width=4, depth=1, num_heads=1, mlp_dim=4)
-        >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-        >>> backbone = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)  # or trained weights
-        >>> frozen_features(model, backbone, np.zeros((3, 4, 4, 1), np.float32), 2).shape
-        (3, 4)
-    """
-    parts = [
-        np.asarray(_frozen_features(model, backbone, padded))[:count]
-        for padded, count in padded_batches(images, batch_size)
-    ]
-    return np.concatenate(parts)
+        """One compilation serves any number of images."""
+        if isinstance(images, PictureImages) and images in self._kept:
+            return self._kept[images]
+        features = np.concatenate([
+            np.asarray(_frozen_features(self._model, self._backbone, padded))[:count]
+            for padded, count in padded_batches(images, self._batch_size)
+        ])  # fmt: skip
+        if isinstance(images, PictureImages):
+            self._kept[images] = features
+        return features
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -193,12 +137,7 @@ def _frozen_features(model: Any, backbone: PyTree, images: Array) -> Float[Array
 
 
 class AdaptedPrototypesState(NamedTuple):
-    """Adapters and prototypes.
-
-    Attributes:
-        learning: adapters, trained on the first task.
-        prototypes: of frozen and adapted features side by side.
-    """
+    """Adapters of the first task, and prototypes of frozen and adapted features side by side."""
 
     learning: Learning
     prototypes: Prototypes
@@ -224,7 +163,8 @@ class AdaptedPrototypes:
     """
 
     def __init__(self, adapted: SEMALearner, *, name: str = "adapter + prototypes"):
-        self.name, self._adapted = name, adapted
+        self.name, self._adapted, config = name, adapted, adapted.config
+        self._frozen = FrozenFeatures(config.model, adapted.backbone, config.scan_batch_size)
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
@@ -277,8 +217,4 @@ class AdaptedPrototypes:
 
     def _features(self, learning: Learning, images: Any) -> Float[np.ndarray, "n f"]:
         adapted, *_ = self._adapted.inspect(learning, images)
-        frozen = frozen_features(
-            self._adapted.config.model, self._adapted.backbone, images,
-            self._adapted.config.scan_batch_size,
-        )  # fmt: skip
-        return np.concatenate([frozen, adapted], axis=1)
+        return np.concatenate([self._frozen(images), adapted], axis=1)

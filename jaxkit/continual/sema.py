@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,22 +18,13 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxkit import training
 from jaxkit.continual import sema_programs as programs
-from jaxkit.continual.batches import (
-    StepBatches,
-    cosine_rates,
-    draw_order,
-    pad_rows,
-    padded_batches,
-)
-from jaxkit.continual.descriptors import record_statistics
-from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, add_adapter, init_sema
+from jaxkit.continual.batches import StepBatches, padded_batches
+from jaxkit.continual.expandable_state import SEMAConfig, init_sema
 from jaxkit.continual.picture_images import Images
-from jaxkit.continual.sema_programs import Augment, Learning, Source, Trainable
-from jaxkit.continual.stream_runs import Phase, Phases, training_phase
-from jaxkit.continual.streams import Stream, Task
-
-#: Images kept on record of the batch that made a block grow.
-_PICTURES = 8
+from jaxkit.continual.sema_programs import Augment, Learning
+from jaxkit.continual.sema_task import SEMATask
+from jaxkit.continual.stream_runs import Phases
+from jaxkit.continual.streams import Stream
 
 
 def grow_on_shift(task: SEMATask) -> Phases:
@@ -44,9 +35,8 @@ def grow_on_shift(task: SEMATask) -> Phases:
     Source: arXiv 2403.18886 section 3.6 and the official program.
 
     Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import digits_stream
-        >>> stream, _ = digits_stream()
+        >>> from jaxkit import continual, models
+        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
         >>> next(SEMALearner(config, {}, grow_on_shift).phases(stream, 1, seed=0)).kind
         'scan'
@@ -74,9 +64,8 @@ def never_grow(task: SEMATask) -> Phases:
     """The adapters of the first task stay as they are; later tasks train the head.
 
     Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import digits_stream
-        >>> stream, _ = digits_stream()
+        >>> from jaxkit import continual, models
+        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
         >>> learner = SEMALearner(config, {}, never_grow)
         >>> [phase.kind for phase in learner.phases(stream, 1, seed=0)]
@@ -89,9 +78,8 @@ def grow_every_task(task: SEMATask) -> Phases:
     """One adapter more in every expandable block for every task, whatever the data look like.
 
     Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import digits_stream
-        >>> stream, _ = digits_stream()
+        >>> from jaxkit import continual, models
+        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
         >>> learner = SEMALearner(config, {}, grow_every_task)
         >>> [phase.kind for phase in learner.phases(stream, 1, seed=0)]
@@ -107,9 +95,8 @@ def finetune_adapters(task: SEMATask) -> Phases:
     """Sequential fine-tuning: the first adapters of all blocks go on training.
 
     Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import digits_stream
-        >>> stream, _ = digits_stream()
+        >>> from jaxkit import continual, models
+        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
         >>> learner = SEMALearner(config, {}, finetune_adapters)
         >>> [phase.kind for phase in learner.phases(stream, 1, seed=0)]
@@ -216,233 +203,6 @@ class SEMALearner:
         for padded, count in padded_batches(inputs, self.config.scan_batch_size):
             parts.append([host(x)[:count] for x in run(self.devices.rows(padded))])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-
-class SEMATask:
-    """A task as SEMA works on it: what each of its phases does.
-
-    What blocks below the first expandable one make of the task's images is computed once, and kept
-    as long as the task lasts.
-
-    Attributes:
-        is_first: whether nothing is frozen yet.
-        blocks: the expandable blocks.
-    """
-
-    def __init__(self, learner: SEMALearner, task: Task, index: int, seed: int):
-        self.is_first, self.blocks = index == 0, list(learner.config.expandable)
-        self._learner, self._task, self._index, self._seed = learner, task, index, seed
-        self._config, self._static = learner.config, learner.config.static
-        self._key, self._part = jax.random.key(seed), -1
-        self._is_fresh = learner.augment is not None or task.is_augmented
-        self._tokens_kept: np.ndarray | None = None
-
-    def scan(self, number: int, batch: int, closed: Collection[int]) -> Phase:
-        """Score batches of a pass, up to the first in which a block asks to grow.
-
-        Args:
-            number: of the pass.
-            batch: where to begin.
-            closed: blocks that have grown for this task already.
-
-        Returns:
-            A phase whose event tells `"scores"`, and `"block"`, `"batch"`, `"score"` of the growth
-            asked for with the `"rows"` of the strangest images; the block is None if there is none.
-        """
-        config, devices = self._config, self._learner.devices
-        key = jax.random.fold_in(self._key, self._index)
-
-        def run(state: Learning, *_: int) -> tuple[Learning, int, dict[str, Any]]:
-            tokens, scores = self._tokens(state), []
-            found: dict[str, Any] = {"block": None}
-            order = draw_order((self._seed, self._index, 0, number, 0), len(tokens))
-            for start in range(batch * config.scan_batch_size, len(order), config.scan_batch_size):
-                rows = order[start : start + config.scan_batch_size]
-                padded = devices.rows(pad_rows(tokens[rows], config.scan_batch_size))
-                score, of_samples = programs.score_tokens(
-                    self._static, self._learner.backbone, state.sema, padded,
-                    np.int32(len(rows)), key,
-                )  # fmt: skip
-                scores.append(devices.host(score).tolist())
-                block = growing_block(config, scores[-1], closed)
-                if block is not None:
-                    e = block - config.expand_from
-                    strangest = np.argsort(-devices.host(of_samples)[: len(rows), e], kind="stable")
-                    found = {"block": block, "batch": start // config.scan_batch_size,
-                             "score": scores[-1][e],
-                             "rows": rows[strangest[:_PICTURES]].tolist()}  # fmt: skip
-                    break
-            return state, 0, {"scores": scores, **found}
-
-        return Phase("scan", run, about={"pass": number, "from": batch})
-
-    def grow(self, block: int, found: Mapping[str, Any] | None = None) -> Phase:
-        """Add an adapter, a descriptor and a column of the router to a block.
-
-        Args:
-            block: which.
-            found: the event of the scan that asked for it.
-
-        Returns:
-            The phase.
-        """
-
-        def run(state: Learning, *_: int) -> tuple[Learning, int, dict[str, Any]]:
-            capacity = self._config.capacity
-            if int(state.sema.num_active[block - self._config.expand_from]) >= capacity:
-                raise ValueError(
-                    f"capacity {capacity} exhausted in block {block} at task {self._index}: it "
-                    "must be larger"
-                )
-            number = (self._index + 1) * self._config.model.depth + block
-            key = jax.random.fold_in(self._key, number)
-            grown = add_adapter(key, self._static, state.sema, block)
-            return self._learner.devices.everywhere(state._replace(sema=grown)), 0, {}
-
-        about = {"block": block, "pass": 0, "batch": 0, "score": None, "rows": []}
-        return Phase("expand", run, about=about | {k: (found or about)[k] for k in about})
-
-    def train(self, blocks: Collection[int], *, everything: bool = False) -> Phase:
-        """Classification: the newest adapters and router columns of some blocks, and the head.
-
-        Args:
-            blocks: which expandable blocks; without one only the head trains.
-            everything: also the adapters of blocks that never grow, as in every first task.
-
-        Returns:
-            The phase.
-        """
-        self._part += 1
-        config, learner, images = self._config, self._learner, self._task.train_images
-        everything = everything or self.is_first
-        source: Source
-        if everything or self._is_fresh:
-            source, inputs = "images" if everything else "images_above", lambda state: images
-        elif blocks:
-            source, inputs = "tokens", self._tokens
-        else:
-            source, inputs = "features", lambda state: self._observe(state)[0]
-        trainable = Trainable(np.asarray(everything), np.isin(config.expandable, list(blocks)))
-        classes = np.isin(np.arange(config.num_classes), self._task.classes)
-        key = self._phase_key()
-
-        def run(state: Learning, batches: StepBatches) -> tuple[Learning, Array]:
-            return programs.train_steps(
-                self._static, source, learner.augment, learner.backbone, state, trainable,
-                classes, batches, key,
-            )  # fmt: skip
-
-        rates = cosine_rates(config.train_learning_rate, config.train_epochs)
-        return self._training("train", 1, blocks, run, inputs, rates)
-
-    def describe(self, blocks: Collection[int]) -> Phase:
-        """Description: the newest descriptors of some blocks learn what their adapters are given.
-
-        Args:
-            blocks: which expandable blocks.
-
-        Returns:
-            The phase.
-        """
-        config, learner, images = self._config, self._learner, self._task.train_images
-        chosen, key = np.isin(config.expandable, list(blocks)), self._phase_key()
-
-        def run(state: Learning, batches: StepBatches) -> tuple[Learning, Array]:
-            if not self._is_fresh:
-                return programs.describe_steps(self._static, state, chosen, batches)
-            return programs.describe_image_steps(
-                self._static, learner.augment, learner.backbone, state, chosen, batches, key
-            )
-
-        def inputs(state: Learning) -> Any:
-            return images if self._is_fresh else self._observe(state)[1]
-
-        rates = cosine_rates(config.describe_learning_rate, config.describe_epochs)
-        phase = self._training("describe", 2, blocks, run, inputs, rates)
-
-        def checked(state: Learning, first: int, most: int) -> tuple[Learning, int, Any]:
-            state, count, facts = phase.run(state, first, most)
-            if first + count == phase.num_steps:
-                require_finite_statistics(config, state.sema, self._task.name)
-            return state, count, facts
-
-        return phase._replace(run=checked)
-
-    def _training(
-        self,
-        kind: str,
-        stage: int,
-        blocks: Collection[int],
-        run: Callable[[Learning, StepBatches], tuple[Learning, Array]],
-        inputs: Callable[[Learning], Any],
-        rates: Float[np.ndarray, " epochs"],
-    ) -> Phase:
-        devices = self._learner.devices
-        return training_phase(
-            kind, self._task,
-            lambda state, batches: run(devices.everywhere(state), devices.batches(batches)),
-            inputs=inputs,
-            begin=lambda state: programs.begin_phase(self._static, state.sema),
-            order=(self._seed, self._index, stage, self._part),
-            learning_rates=rates, batch_size=self._config.batch_size,
-            steps_per_call=self._config.steps_per_call, about={"blocks": list(blocks)},
-            rate_name=f"{kind}_learning_rate",
-        )  # fmt: skip
-
-    def _phase_key(self) -> Array:
-        return jax.random.fold_in(self._key, self._index * 1000 + self._part + 1)
-
-    def _tokens(self, state: Learning) -> np.ndarray:
-        if self._tokens_kept is None:
-            learner, static = self._learner, self._static
-            (self._tokens_kept,) = learner.in_batches(
-                lambda part: (programs.prefix_tokens(static, learner.backbone, state.sema, part),),
-                self._task.train_images,
-            )
-        return self._tokens_kept
-
-    def _observe(self, state: Learning) -> list[np.ndarray]:
-        learner, static, key = self._learner, self._static, jax.random.key(self._index)
-        return learner.in_batches(
-            lambda part: programs.observe(
-                static, learner.backbone, state.sema, part, from_tokens=True, key=key
-            ),
-            self._tokens(state),
-        )
-
-
-def growing_block(
-    config: SEMAConfig, scores: Sequence[float], closed: Collection[int]
-) -> int | None:
-    """The shallowest block whose score of a batch is above the threshold, `closed` ones left out.
-
-    Raises:
-        FloatingPointError: if a score is NaN: it would be below every threshold, and the model
-            would never grow again without a word.
-
-    Source: the official program; arXiv 2403.18886 section 3.6.
-    """
-    if np.isnan(scores).any():
-        raise FloatingPointError(f"scores of shifts must be numbers, got {list(scores)}")
-    above = (
-        block
-        for block, score in zip(config.expandable, scores, strict=True)
-        if score > config.threshold and block not in closed
-    )
-    return next(above, None)
-
-
-def require_finite_statistics(config: SEMAConfig, sema: SEMAState, task_name: str) -> None:
-    """Refuse descriptors whose statistics are not finite: they would never speak again."""
-    mean, deviation = record_statistics(sema.records)
-    active = np.arange(config.capacity) < np.asarray(sema.num_active)[:, None]
-    broken = active & ~(np.isfinite(mean) & np.isfinite(deviation))
-    if broken.any():
-        blocks = [config.expand_from + int(e) for e in np.flatnonzero(broken.any(1))]
-        raise FloatingPointError(
-            f"descriptors of blocks {blocks} have statistics that are not finite after task "
-            f"{task_name!r}: lower describe_learning_rate"
-        )
 
 
 class _Devices:

@@ -36,13 +36,7 @@ Source = Literal["images", "images_above", "tokens", "features"]
 
 
 class Learning(NamedTuple):
-    """What training carries from step to step.
-
-    Attributes:
-        sema: adapters, descriptors, records.
-        functional_opt: optimizer state of the classification phase.
-        descriptor_opt: optimizer state of the description phase.
-    """
+    """What is learnt, and optimizer states of the classification and the description phase."""
 
     sema: SEMAState
     functional_opt: PyTree
@@ -52,9 +46,8 @@ class Learning(NamedTuple):
 class Trainable(NamedTuple):
     """What a classification phase may change, besides the head.
 
-    Attributes:
-        single: whether the adapters of blocks that never grow, bool scalar.
-        blocks: which expandable blocks, of which the newest adapter and its router column, `[E]`.
+    `single`: the adapters of blocks that never grow, bool; `blocks`: of which expandable blocks the
+    newest adapter and its router column, `[E]`.
     """
 
     single: Any
@@ -107,16 +100,7 @@ def where_trainable(inner: optax.GradientTransformation) -> optax.GradientTransf
 
 @functools.partial(jax.jit, static_argnums=0)
 def begin_phase(config: SEMAConfig, sema: SEMAState) -> Learning:
-    """Fresh optimizer states, as the official program has them for every phase.
-
-    Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import init_sema
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> begin_phase(config, init_sema(jax.random.key(0), config)).sema.num_active.tolist()
-        [1]
-    """
+    """Fresh optimizer states, as the official program has them for every phase."""
     rule = sgd(config)
     return Learning(sema, rule.init(sema.params), rule.init(sema.descriptors))
 
@@ -135,19 +119,7 @@ def train_steps(
 ) -> tuple[Learning, Float[Array, " S"]]:
     """Classification: adapters, router columns and the head learn the classes of a task.
 
-    Args:
-        config: shapes.
-        source: what the inputs are.
-        augment: for images.
-        backbone: variables of the model; they get no gradient.
-        learning: what to advance.
-        trainable: what may change.
-        classes: classes of the task.
-        batches: the steps.
-        key: of the phase.
-
-    Returns:
-        The advanced learning, and the loss before each update.
+    Returns the loss before each update too; the backbone gets no gradient.
     """
     mask = _functional_mask(config, learning.sema, trainable)
 
@@ -183,31 +155,10 @@ def train_steps(
     return run_steps(step, learning, batches)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def describe_steps(
-    config: SEMAConfig, learning: Learning, blocks: Bool[Array, " E"], batches: StepBatches
-) -> tuple[Learning, Float[Array, " S"]]:
-    """Description: the newest descriptors of some blocks learn what their adapters are given.
-
-    Args:
-        config: shapes.
-        learning: what to advance.
-        blocks: which expandable blocks.
-        batches: the steps; their inputs are pooled features `[S, B, E, d]`.
-
-    Returns:
-        The advanced learning, and the loss before each update, summed over blocks.
-    """
-
-    def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
-        return _describe(config, learning, blocks, batch.inputs, batch)
-
-    return run_steps(step, learning, batches)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def describe_image_steps(
     config: SEMAConfig,
+    source: Literal["images", "pooled"],
     augment: Augment | None,
     backbone: PyTree,
     learning: Learning,
@@ -215,16 +166,40 @@ def describe_image_steps(
     batches: StepBatches,
     key: Key[Array, ""],
 ) -> tuple[Learning, Float[Array, " S"]]:
-    """`describe_steps` from images that are augmented anew at each step."""
+    """Description: the newest descriptors of some blocks learn what adapters are given.
+
+    Inputs are images, or pooled features `[S, B, E, d]` of images that stay the same. Returns the
+    loss before each update too, summed over blocks.
+    """
 
     def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
-        step_key, images = jax.random.fold_in(key, batch.step), batch.inputs
-        if augment is not None:
-            images = augment(jax.random.fold_in(step_key, 0), images)
-        pooled = forward_pass.adapted_forward(
-            config, backbone, learning.sema, images, key=jax.random.fold_in(step_key, 1)
-        ).pooled
-        return _describe(config, learning, blocks, pooled, batch)
+        pooled = batch.inputs
+        if source == "images":
+            step_key = jax.random.fold_in(key, batch.step)
+            if augment is not None:
+                pooled = augment(jax.random.fold_in(step_key, 0), pooled)
+            pooled = forward_pass.adapted_forward(
+                config, backbone, learning.sema, pooled, key=jax.random.fold_in(step_key, 1)
+            ).pooled
+        sema = record_newest(learning.sema, pooled, blocks, batch.num_valid)
+
+        def loss_fn(descriptors: Any) -> Array:
+            errors = _newest_errors(sema, descriptors, pooled)
+            means = jax.vmap(_valid_mean, in_axes=(0, None))(errors, batch.num_valid)
+            return jnp.sum(jnp.where(blocks, means, 0))
+
+        loss, gradient = jax.value_and_grad(loss_fn)(sema.descriptors)
+        slots = _newest_slots(config, sema, blocks)
+        mask = jax.tree.map(lambda x: slots.reshape(*slots.shape, *(1,) * (x.ndim - 2)), gradient)
+        updates, opt_state = sgd(config).update(
+            gradient, learning.descriptor_opt, sema.descriptors, trainable=mask
+        )
+        descriptors: Any = optax.apply_updates(
+            sema.descriptors, optax.tree.scale(-batch.learning_rate, updates)
+        )
+        return Learning(
+            sema._replace(descriptors=descriptors), learning.functional_opt, opt_state
+        ), loss
 
     return run_steps(step, learning, batches)
 
@@ -269,23 +244,12 @@ def local_cross_entropy(
     classes: Bool[Array, " C"],
     num_valid: Int[Array, ""] | int,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over the classes of the present task only.
+    """Mean cross-entropy over the classes of the present task only, over the rows that count.
 
-    Args:
-        logits: of all classes.
-        labels: each one of `classes`; of another the loss is infinite.
-        classes: which classes compete.
-        num_valid: rows that count; the rest is padding.
-
-    Returns:
-        The mean over the rows that count. Its gradient is exactly 0 for other classes.
+    Its gradient is exactly 0 for other classes; a label that is not among `classes` makes it
+    infinite.
 
     Source: the official trainer.
-
-    Example:
-        >>> logits, labels = jnp.zeros((1, 3)), jnp.array([2])
-        >>> round(float(local_cross_entropy(logits, labels, jnp.array([False, True, True]), 1)), 4)
-        0.6931
     """
     masked = jnp.where(classes, logits, -jnp.inf)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(masked, labels)
@@ -295,17 +259,7 @@ def local_cross_entropy(
 def record_newest(
     state: SEMAState, pooled: Float[Array, "B E d"], blocks: Bool[Array, " E"], num_valid: Any
 ) -> SEMAState:
-    """Put the errors of the newest descriptor of some blocks on record.
-
-    Example:
-        >>> from jaxkit import models
-        >>> from jaxkit.continual import init_sema
-        >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
-        >>> config = SEMAConfig(model, 3, 2, 2, expand_from=0, expand_to=0, capacity=2)
-        >>> state, blocks = init_sema(jax.random.key(0), config), jnp.array([True])
-        >>> jax.jit(record_newest)(state, jnp.ones((5, 1, 8)), blocks, 4).records.count.tolist()
-        [[4, 0]]
-    """
+    """Put the errors of the newest descriptor of some blocks on record."""
     every, newest = jnp.arange(len(state.num_active)), state.num_active - 1
     errors = _newest_errors(state, state.descriptors, pooled)
     old = jax.tree.map(lambda leaf: leaf[every, newest], state.records)
@@ -316,29 +270,6 @@ def record_newest(
         return leaf.at[every, newest].set(jnp.where(mask, after, before))
 
     return state._replace(records=jax.tree.map(write, state.records, old, grown))
-
-
-def _describe(
-    config: SEMAConfig, learning: Learning, blocks: Array, pooled: Array, batch: StepBatches
-) -> tuple[Learning, Array]:
-    sema = record_newest(learning.sema, pooled, blocks, batch.num_valid)
-
-    def loss_fn(descriptors: Any) -> Array:
-        errors = _newest_errors(sema, descriptors, pooled)
-        means = jax.vmap(_valid_mean, in_axes=(0, None))(errors, batch.num_valid)
-        return jnp.sum(jnp.where(blocks, means, 0))
-
-    loss, gradient = jax.value_and_grad(loss_fn)(sema.descriptors)
-    slots = _newest_slots(config, sema, blocks)
-    mask = jax.tree.map(lambda x: slots.reshape(*slots.shape, *(1,) * (x.ndim - 2)), gradient)
-    updates, opt_state = sgd(config).update(
-        gradient, learning.descriptor_opt, sema.descriptors, trainable=mask
-    )
-    descriptors: Any = optax.apply_updates(
-        sema.descriptors, optax.tree.scale(-batch.learning_rate, updates)
-    )
-    sema = sema._replace(descriptors=descriptors)
-    return learning._replace(sema=sema, descriptor_opt=opt_state), loss
 
 
 def _newest_errors(state: SEMAState, descriptors: Any, pooled: Array) -> Float[Array, "E B"]:

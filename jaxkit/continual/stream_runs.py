@@ -106,11 +106,8 @@ def training_phase(
         learning_rates: of each pass.
         batch_size: rows of a step.
         steps_per_call: steps that `run` takes at most.
-        about: facts for the event.
+        about: facts for the event, which tells the last loss besides.
         rate_name: the setting to lower if a loss is not finite.
-
-    Returns:
-        The phase; its event tells the last loss.
     """
     num_steps = len(learning_rates) * -(-len(task.train_labels) // batch_size)
     rows: list[Any] = []
@@ -190,27 +187,7 @@ class StreamResult(NamedTuple):
 def task_accuracy(
     learner: Learner, state: PyTree, stream: Stream, task_index: int, after: int
 ) -> float:
-    """Accuracy on the tests of a task among all classes seen.
-
-    Args:
-        learner: whose predictions.
-        state: what it has learnt.
-        stream: the stream.
-        task_index: the task tested.
-        after: the task trained last; classes that arrive later are not candidates.
-
-    Returns:
-        A fraction.
-
-    Example:
-        >>> from jaxkit.continual import SimpleCIL, digits_stream, tiny_vision_transformer
-        >>> stream, _ = digits_stream()
-        >>> model = tiny_vision_transformer()
-        >>> learner = SimpleCIL(model, {}, stream.num_classes)
-        >>> learner.predict = lambda state, images: np.eye(30)[np.zeros(len(images), int)]
-        >>> 0 < task_accuracy(learner, None, stream, 0, 0) < 0.3  # always "0"
-        True
-    """
+    """Accuracy on the tests of a task among the classes seen by the end of task `after`."""
     task = stream.tasks[task_index]
     scores = learner.predict(state, task.test_images)[:, : stream.num_classes]
     if not np.isfinite(scores[:, stream.seen_classes(after)]).all():
@@ -386,14 +363,7 @@ class _Work:
 
 
 def describe_run(learner: Learner, stream: Stream, seed: int) -> dict[str, Any]:
-    """Everything that two runs must share to be one run: settings, data, seed.
-
-    Example:
-        >>> from jaxkit.continual import SimpleCIL, digits_stream, tiny_vision_transformer
-        >>> learner = SimpleCIL(tiny_vision_transformer(), {}, 30)
-        >>> describe_run(learner, digits_stream()[0], 0)["stream"]
-        'digits'
-    """
+    """Everything that two runs must share to be one run: settings, data, seed."""
     data = [
         (task.train_labels, task.test_labels, task.train_images, task.test_images)
         for task in stream.tasks

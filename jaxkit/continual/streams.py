@@ -138,16 +138,7 @@ class Stream:
 
 
 def check_images(name: str, images: np.ndarray) -> None:
-    """Refuse images that are not finite floats in [0, 1], bytes for instance.
-
-    Raises:
-        ValueError: naming what was found.
-
-    Example:
-        >>> check_images("images", np.array([[[[255.0]]]]))
-        Traceback (most recent call last):
-        ValueError: images must be in [0, 1], got 255 to 255
-    """
+    """Refuse images that are not finite floats in [0, 1], bytes for instance."""
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(
             f"{name} must be floats in [0, 1], got {images.dtype}: divide bytes by 255"

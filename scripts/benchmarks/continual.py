@@ -207,8 +207,15 @@ def _jax_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
         "classification": lambda: train("images_above", problem["images"]),
         "classification, prefix kept": lambda: train("tokens", tokens),
         "description": lambda: np.asarray(
-            sema_programs.describe_image_steps(
-                config, None, backbone, learning, grown, steps(problem["images"], 0.01), key
+            sema_programs.describe_steps(
+                config,
+                "images",
+                None,
+                backbone,
+                learning,
+                grown,
+                steps(problem["images"], 0.01),
+                key,
             )[1]
         ),
     }

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import continual, models
-from jaxkit.continual import adapters, descriptors, sema, sema_programs
+from jaxkit.continual import adapters, descriptors, sema, sema_programs, sema_task
 
 MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
 _z = jax.jit(descriptors.z_scores)
@@ -255,7 +255,7 @@ def walk(score, threshold, blocks=2, batches=3):
 
         def scan(self, number, batch, closed):
             for b in range(batch, batches):
-                block = sema.growing_block(config, score(b, added), closed)
+                block = sema_task.growing_block(config, score(b, added), closed)
                 if block is not None:
                     return {"block": block, "batch": b}
             return {"block": None}
@@ -311,7 +311,7 @@ def test_higher_thresholds_grow_fewer_blocks_and_infinity_none():
 
 def test_a_score_that_is_no_number_raises_instead_of_never_growing_again():
     with pytest.raises(FloatingPointError, match="must be numbers"):
-        sema.growing_block(CONFIG, [np.nan], ())
+        sema_task.growing_block(CONFIG, [np.nan], ())
 
 
 def test_frozen_entries_stand_still_under_momentum_and_weight_decay():

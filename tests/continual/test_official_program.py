@@ -13,8 +13,8 @@ from jaxkit.continual import (
     batches,
     descriptors,
     forward_pass,
-    sema,
     sema_programs,
+    sema_task,
 )
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
@@ -127,7 +127,7 @@ def test_block_grows_where_every_descriptor_is_surprised(sema_golden, official, 
         z, found = score(jnp.asarray(case["x"]))
         close(jnp.abs(z[:3]), case["abs_z"], precision)
         close(found, case["score"], precision)
-        assert (sema.growing_block(config, [float(found)], ()) is not None) == case["added"]
+        assert (sema_task.growing_block(config, [float(found)], ()) is not None) == case["added"]
 
 
 @both
@@ -212,8 +212,15 @@ def test_training_trace_of_both_phases(sema_golden, official, precision, source)
     _check_record(trained.records, (block, slot), trace["record_after_func"], precision)
     _assert_frozen(before, trained, slots)
 
-    learning, losses = sema_programs.describe_image_steps(
-        config, None, backbone, sema_programs.begin_phase(config, trained), grown, steps(0.1), key
+    learning, losses = sema_programs.describe_steps(
+        config,
+        "images",
+        None,
+        backbone,
+        sema_programs.begin_phase(config, trained),
+        grown,
+        steps(0.1),
+        key,
     )
     close(losses, trace["rd_losses"], precision)
     described = learning.sema

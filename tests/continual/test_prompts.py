@@ -79,7 +79,7 @@ def images(stream):
 @pytest.fixture(scope="module")
 def queries(backbone, images):
     """Features by the bare backbone."""
-    return prototypes.frozen_features(MODEL, backbone, np.asarray(images), 3)
+    return prototypes.FrozenFeatures(MODEL, backbone, 3)(np.asarray(images))
 
 
 def forward(backbone, images, prefixes):
@@ -204,7 +204,7 @@ def test_a_step_leaves_prompts_that_no_image_chose_to_the_bit(learner, stream, b
     before = learner("l2p").init(5)
     (phase,) = learner("l2p").phases(stream, 0, 5)
     after, *_ = phase.run(before, 0, 1)
-    queries = prototypes.frozen_features(MODEL, backbone, stream.tasks[0].train_images, 16)
+    queries = prototypes.FrozenFeatures(MODEL, backbone, 16)(stream.tasks[0].train_images)
     nearest = prompts.cosines(jnp.asarray(queries), before.params[0].keys).argsort(1)[:, -2:]
     never = ~np.isin(np.arange(6), nearest)
     assert 0 < never.sum() < 5

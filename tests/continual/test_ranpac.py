@@ -26,7 +26,7 @@ def test_scores_are_those_of_ridge_regression_in_float64(learner, stream, random
     ridge = result.events[-1]["ridge"]
 
     def projected(images):
-        features = prototypes.frozen_features(MODEL, random_backbone(MODEL), images, 64)
+        features = prototypes.FrozenFeatures(MODEL, random_backbone(MODEL), 64)(images)
         return np.maximum(features.astype(float) @ np.asarray(result.state.projection, float), 0)
 
     h = np.concatenate([projected(task.train_images) for task in stream.tasks])

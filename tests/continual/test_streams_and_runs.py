@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxkit import continual, models, training
-from jaxkit.continual import prototypes, sema, sema_programs
+from jaxkit.continual import prototypes, sema_programs, sema_task
 from jaxkit.datasets import ArraySplit
 
 MODEL = models.VisionTransformer(4, 2, 1, width=8, depth=1, num_heads=2, mlp_dim=8)
@@ -237,14 +237,16 @@ def test_statistics_that_are_not_finite_raise(whole):
     records = whole.state.sema.records
     spoilt = records._replace(values=records.values.at[0, 1, 0].set(np.nan))
     with pytest.raises(FloatingPointError, match=r"blocks \[0\].*describe_learning_rate"):
-        sema.require_finite_statistics(CONFIG, whole.state.sema._replace(records=spoilt), "bright")
+        sema_task.require_finite_statistics(
+            CONFIG, whole.state.sema._replace(records=spoilt), "bright"
+        )
 
 
 def test_prototypes_are_means_of_frozen_features(backbone, stream):
     learner = continual.SimpleCIL(MODEL, backbone, 4, batch_size=16)
     result = continual.run_stream(learner, stream)
     task = stream.tasks[2]
-    features = prototypes.frozen_features(MODEL, backbone, task.train_images, 16)
+    features = prototypes.FrozenFeatures(MODEL, backbone, 16)(task.train_images)
     mean = features[task.train_labels == 3].mean(0)
     found = result.state.totals[3] / result.state.counts[3]
     np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-6)
@@ -287,4 +289,4 @@ def test_augmented_images_train_the_same_phases(backbone, stream):
     assert (2, 0) in result.expansions
     after = compilations()  # of images, and of images above what is frozen
     assert after["train_steps"] - before["train_steps"] == 2
-    assert sema_programs.describe_image_steps._cache_size() == 1
+    assert after["describe_steps"] - before["describe_steps"] == 1

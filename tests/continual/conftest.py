@@ -10,7 +10,7 @@ from jaxkit import continual, models
 from jaxkit.continual.adapters import Adapter, Router
 from jaxkit.continual.descriptors import Descriptor, ErrorRecords
 from jaxkit.continual.expandable_state import FunctionalParams, Head
-from jaxkit.models import published_weights
+from jaxkit.models import tensor_names
 
 
 def adapter_of(params, prefix):
@@ -102,7 +102,7 @@ def official_state(golden, *, capacity=3, garbage=0.0):
             base = f"blocks.{block}.attn."
             parts = [tensors.pop(f"{base}{part}_proj.{kind}") for part in "qkv"]
             tensors[f"{base}qkv.{kind}"] = np.concatenate(parts)
-    return sema_config, published_weights.convert("timm", tensors, model), state
+    return sema_config, tensor_names.convert("timm", tensors, model), state
 
 
 def as_arrays(tree, dtype):

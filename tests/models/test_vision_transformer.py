@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxkit import models, training
-from jaxkit.models import published_weights
+from jaxkit.models import published_weights, tensor_names
 
 SMALL = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
          "num_classes": 3}  # fmt: skip
@@ -64,7 +64,7 @@ def forward():
 def test_timm_weights_give_pytorchs_outputs(case, timm, forward):
     model = models.VisionTransformer(**SMALL)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
-    seen = forward[1e-6](published_weights.convert("timm", timm, model), images)
+    seen = forward[1e-6](tensor_names.convert("timm", timm, model), images)
     np.testing.assert_allclose(seen["tokens"], case["timm_tokens_after_norm"], atol=1e-5)
     np.testing.assert_allclose(seen["logits"], case["timm_logits"], atol=1e-5)
 
@@ -74,8 +74,8 @@ def test_huggingface_weights_give_pytorchs_outputs(case, timm, forward):
     assert {k: list(v.shape) for k, v in tensors.items()} == case["hf_key_map"]
     model = models.VisionTransformer(**SMALL, epsilon=1e-12)
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
-    layout, found, _, _ = published_weights.recognize(tensors)
-    variables = published_weights.convert(layout, found, model)
+    layout, found, _, _ = tensor_names.recognize(tensors)
+    variables = tensor_names.convert(layout, found, model)
     seen = forward[1e-12](variables, images)
     np.testing.assert_allclose(seen["tokens"], case["hf_tokens_after_norm"], atol=1e-5)
     np.testing.assert_allclose(seen["logits"], case["hf_logits"], atol=1e-5)
@@ -90,7 +90,7 @@ def test_vit_b16_has_the_tensors_of_the_published_checkpoint(golden):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), images))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == published["n_params"]
-    converted = published_weights.convert("timm", tensors, model)
+    converted = tensor_names.convert("timm", tensors, model)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, variables, converted))
 
 
@@ -105,9 +105,9 @@ def test_every_misfit_is_named_at_once(timm):
         r"misshaped: blocks\.0\.mlp\.fc1\.weight: \[4, 4\] found, \[16, 8\] needed"
     )
     with pytest.raises(ValueError, match=misfits):
-        published_weights.convert("timm", broken, model)
+        tensor_names.convert("timm", broken, model)
     with pytest.raises(ValueError, match=r"must be finite.*norm\.weight"):
-        published_weights.convert("timm", {**timm, "norm.weight": np.full(8, np.nan, "f4")}, model)
+        tensor_names.convert("timm", {**timm, "norm.weight": np.full(8, np.nan, "f4")}, model)
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -133,7 +133,7 @@ def test_nnx_users_are_served_by_the_bridge(case, timm, forward):
     images = jnp.asarray(case["x_nchw"]).transpose(0, 2, 3, 1)
     with nnx.use_eager_sharding(False):
         bridged = nnx.bridge.lazy_init(nnx.bridge.ToNNX(model, nnx.Rngs(0)), images)
-    variables = published_weights.convert("timm", timm, model)
+    variables = tensor_names.convert("timm", timm, model)
     nnx.update(bridged, nnx.State(_as_nnx(variables["params"], nnx)))
     found = bridged(images)["logits"]
     np.testing.assert_allclose(found, forward[1e-6](variables, images)["logits"], atol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxkit import models
-from jaxkit.models import published_weights, weight_files
+from jaxkit.models import published_weights, tensor_names, weight_files
 
 SIZES = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
          "num_classes": 3}  # fmt: skip
@@ -28,7 +28,7 @@ def timm(golden):
 @pytest.fixture(scope="module")
 def expected(timm):
     """Its variables."""
-    return published_weights.convert("timm", timm, models.VisionTransformer(**SIZES))
+    return tensor_names.convert("timm", timm, models.VisionTransformer(**SIZES))
 
 
 def load(path, **options):
@@ -111,7 +111,7 @@ def test_every_format_and_type_of_numbers_is_read(timm, tmp_path, file, dtype):
     wide = {name: x.astype(np.float32) for name, x in tensors.items()}
     found = load(path)
     assert found.model == model
-    assert same(found.variables, published_weights.convert("timm", wide, model))
+    assert same(found.variables, tensor_names.convert("timm", wide, model))
 
 
 def google(timm, old=True, merged=False):
@@ -404,7 +404,7 @@ def test_layer_scale_patches_of_14_and_other_positions_are_read(tmp_path):
     plain = dict(tensors)
     del plain["mask_token"]
     plain["pos_embed"] = published_weights.resize_positions(plain["pos_embed"], 5, antialias=False)
-    bare = published_weights.convert("timm", plain, model)["params"]["block_0"]
+    bare = tensor_names.convert("timm", plain, model)["params"]["block_0"]
     folded = found.variables["params"]["block_0"]
     for layer, k in ((("attn", "out"), 1), (("mlp", "fc2"), 2)):
         (outer, inner), ins = layer, (2, 4) if layer[0] == "attn" else (16,)

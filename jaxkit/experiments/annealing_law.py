@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import scipy.stats
+import scipy
 
 from jaxkit import losscurves
 from jaxkit.experiments import published_curves, trained_curves

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from scipy import stats
+import scipy
 
 from jaxkit import plotting
 from jaxkit.experiments import private_comparisons as comparisons
@@ -79,7 +79,7 @@ def ratio(over: Measured, under: Measured) -> tuple[float, tuple[float, float]]:
         0.5
     """
     relative = [np.std(m.norms, ddof=1) / m.mean / len(m.norms) ** 0.5 for m in (over, under)]
-    width = float(stats.t.ppf(0.975, len(over.norms) - 1) * np.hypot(*relative))
+    width = float(scipy.stats.t.ppf(0.975, len(over.norms) - 1) * np.hypot(*relative))
     middle = over.mean / under.mean
     return middle, (float(middle * np.exp(-width)), float(middle * np.exp(width)))
 

@@ -161,7 +161,9 @@ def actions(name):
     return jax.random.randint(jax.random.key(2), shape, 0, env.num_actions)
 
 
-KEYS = jax.vmap(jax.random.key)(jnp.arange(BATCH))
+@functools.cache
+def keys():
+    return jax.vmap(jax.random.key)(jnp.arange(BATCH))
 
 
 def episode(env, key, chosen, params=None):
@@ -182,7 +184,7 @@ def batch(name):
     """A compiled function of keys, actions and params, and what it gives: 8 episodes."""
     env = made(name)
     run = jax.jit(jax.vmap(functools.partial(episode, env), in_axes=(0, 0, None)))
-    return run, run(KEYS, actions(name), env.default_params)
+    return run, run(keys(), actions(name), env.default_params)
 
 
 each = pytest.mark.parametrize("name", CASES)
@@ -231,7 +233,7 @@ def test_episodes_step_by_step_are_those_of_a_scan_under_vmap(name, assert_same,
     observation, first, steps = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])
     counted = count_traces(env.step_env)
     step = jax.jit(counted, donate_argnums=1)
-    first_key, *later = jax.random.split(KEYS[0], HORIZON)
+    first_key, *later = jax.random.split(keys()[0], HORIZON)
     seen, state = env.reset(first_key)
     assert_same((seen, state), (observation, first))
     for t, key in enumerate(later):
@@ -248,7 +250,7 @@ def test_an_eager_step_with_an_action_that_is_checked_is_the_compiled_one(name, 
     env = made(name)
     _, first, steps = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])
     action = actions(name)[0, 0]
-    key = jax.random.split(KEYS[0], HORIZON)[1]
+    key = jax.random.split(keys()[0], HORIZON)[1]
     taken = env.step_env(key, first, int(action) if env.num_actions else action)
     assert_same(taken, jax.tree.map(lambda leaf: leaf[0], steps))
 
@@ -273,7 +275,7 @@ def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, ass
     step = jax.jit(env.step_env)
     state = jax.tree.map(lambda leaf: leaf[1], steps.state)
     params, state = resaved((env.default_params, state))
-    for t, key in enumerate(jax.random.split(KEYS[0], HORIZON)[1:]):
+    for t, key in enumerate(jax.random.split(keys()[0], HORIZON)[1:]):
         if t > 1:
             taken = step(key, state, actions(name)[0, t], params)
             assert_same(taken, jax.tree.map(lambda leaf: leaf[t], steps))  # noqa: B023
@@ -283,7 +285,7 @@ def test_a_state_that_orbax_restored_goes_on_as_the_saved_one(name, resaved, ass
 @some
 def test_eight_devices_give_the_episodes_of_one(name, spread, assert_same):
     run, want = batch(name)
-    found = run(spread(KEYS), spread(actions(name)), made(name).default_params)
+    found = run(spread(keys()), spread(actions(name)), made(name).default_params)
     assert len(found[2].reward.sharding.device_set) == 8
     assert_same(found, want)
 
@@ -295,7 +297,7 @@ def test_params_may_be_traced_and_swept(name, assert_same):
     lengths = params.max_steps_in_episode - jnp.arange(2)
     axes = environments.Params(None, None, None, 0)
     run = jax.jit(jax.vmap(functools.partial(episode, env), in_axes=(None, None, axes)))
-    found = run(KEYS[0], actions(name)[0], params._replace(max_steps_in_episode=lengths))
+    found = run(keys()[0], actions(name)[0], params._replace(max_steps_in_episode=lengths))
     alone = jax.tree.map(lambda leaf: leaf[0], batch(name)[1])
     assert_same(jax.tree.map(lambda leaf: leaf[0], found), alone)
     assert found[2].truncated[1].tolist() == [False] * (HORIZON - 3) + [True] * 2

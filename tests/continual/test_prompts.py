@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
+import scipy
 
 from jaxkit import continual, datasets, models
 from jaxkit.continual import prompts, prototypes

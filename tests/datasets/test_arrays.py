@@ -1,11 +1,11 @@
 import gzip
+import importlib
 import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from sklearn import datasets as sklearn_datasets
 
 from jaxkit import datasets
 from jaxkit.datasets import array_files, splits
@@ -38,7 +38,7 @@ def test_tables_are_standardised_on_training_and_hold_every_example_once(name, s
     mean, deviation = split.train_inputs.mean(0), split.train_inputs.std(0)
     np.testing.assert_allclose(mean, 0, atol=1e-5)
     np.testing.assert_allclose(deviation[deviation > 0], 1, atol=1e-5)
-    source = getattr(sklearn_datasets, f"load_{name}")()
+    source = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
     labels = np.concatenate([split.train_labels, split.test_labels])
     np.testing.assert_allclose(np.sort(labels), np.sort(source.target))
     assert labels.dtype == (np.float32 if name == "diabetes" else np.int32)

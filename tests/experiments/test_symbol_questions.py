@@ -10,17 +10,20 @@ from jaxkit.experiments import symbol_questions as questions
 
 MARKS = {"arrow": (0, 1), "separator": (2,)}
 SYMBOLS = range(3, 15)
-KEYS = jax.random.split(jax.random.key(0), 1000)
+
+
+def keys():
+    return jax.random.split(jax.random.key(0), 1000)
 
 
 @pytest.fixture(scope="module")
 def lookups():
-    return jax.jit(jax.vmap(lambda k: questions.lookup_task(k, SYMBOLS, **MARKS)))(KEYS)
+    return jax.jit(jax.vmap(lambda k: questions.lookup_task(k, SYMBOLS, **MARKS)))(keys())
 
 
 @pytest.fixture(scope="module")
 def permutations():
-    return jax.jit(jax.vmap(lambda k: questions.permutation_task(k, SYMBOLS, **MARKS)))(KEYS)
+    return jax.jit(jax.vmap(lambda k: questions.permutation_task(k, SYMBOLS, **MARKS)))(keys())
 
 
 def lines(tokens):
@@ -80,7 +83,7 @@ def test_the_mask_marks_what_can_be_worked_out(lookups, permutations):
 
 
 def test_several_queries_ask_for_different_keys_of_one_table():
-    task = questions.lookup_task(KEYS[0], SYMBOLS, num_pairs=4, num_queries=3, **MARKS)
+    task = questions.lookup_task(jax.random.key(0), SYMBOLS, num_pairs=4, num_queries=3, **MARKS)
     *_, first, second, third = table = lines(task.tokens.tolist())
     entries = {left[0]: right[0] for left, right in table[:4]}
     asked = [left[0] for left, _ in (first, second, third)]
@@ -143,4 +146,4 @@ def measure(model, params, tasks, method):
 )
 def test_bad_input_is_refused(make, options, message, bad_input):
     with pytest.raises(ValueError, match=message):
-        make(KEYS[0], **{"symbols": SYMBOLS, **MARKS, **options})
+        make(jax.random.key(0), **{"symbols": SYMBOLS, **MARKS, **options})

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from jaxkit import federated as fl
 from jaxkit.federated import cohorts
@@ -21,7 +21,7 @@ def test_uniform_cohorts_are_distinct_and_all_clients_alike():
     drawn = np.asarray(draws(fl.uniform_sampler(7, 3)).clients)
     assert all(len(set(row)) == 3 for row in drawn.tolist())
     counts = np.bincount(drawn.ravel(), minlength=7)
-    assert stats.chisquare(counts).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
     pairs = collections.Counter(tuple(sorted(row)) for row in drawn.tolist())
     assert len(pairs) == 35
 
@@ -32,7 +32,7 @@ def test_stratified_cohorts_draw_alike_within_each_block_in_order():
     np.testing.assert_array_equal(drawn // 4, np.tile([0, 0, 1, 1, 2, 2], (len(drawn), 1)))
     for block in range(3):
         inside = np.bincount(drawn.ravel(), minlength=11)[4 * block : 4 * block + 4]
-        assert stats.chisquare(inside).pvalue > 1e-3
+        assert scipy.stats.chisquare(inside).pvalue > 1e-3
 
 
 def test_bernoulli_cohorts_are_binomial_and_never_empty():
@@ -40,17 +40,19 @@ def test_bernoulli_cohorts_are_binomial_and_never_empty():
     cohort = draws(sampler, 4000)
     sizes = np.asarray(cohort.active.sum(axis=1))
     assert sizes.min() == 1
-    expected = stats.binom.pmf(np.arange(1, 6), 20, 0.1) / (1 - stats.binom.pmf(0, 20, 0.1))
+    expected = scipy.stats.binom.pmf(np.arange(1, 6), 20, 0.1) / (
+        1 - scipy.stats.binom.pmf(0, 20, 0.1)
+    )
     observed = np.bincount(sizes, minlength=7)[1:6]
     rest = len(sizes) - observed.sum()
-    result = stats.chisquare(
+    result = scipy.stats.chisquare(
         [*observed, rest], np.array([*expected, 1 - expected.sum()]) * len(sizes)
     )
     assert result.pvalue > 1e-3
     padded = np.asarray(cohort.clients)[~np.asarray(cohort.active)]
     assert set(padded.tolist()) == {cohorts.PADDING}
     counts = np.bincount(np.asarray(cohort.clients)[np.asarray(cohort.active)], minlength=20)
-    assert stats.chisquare(counts).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_bernoulli_cohorts_may_be_empty_where_that_is_asked_for():
@@ -74,9 +76,9 @@ def test_a_bernoulli_cohort_of_everyone_has_everyone():
 
 def test_overflow_bounds_the_binomial_tail():
     sampler = fl.bernoulli_sampler(100, 0.1, max_size=20)
-    assert sampler.overflow == pytest.approx(stats.binom.sf(20, 100, 0.1), rel=1e-9)
+    assert sampler.overflow == pytest.approx(scipy.stats.binom.sf(20, 100, 0.1), rel=1e-9)
     default = fl.bernoulli_sampler(100, 0.1)
-    assert default.overflow <= 1e-6 < stats.binom.sf(default.cohort_size - 1, 100, 0.1)
+    assert default.overflow <= 1e-6 < scipy.stats.binom.sf(default.cohort_size - 1, 100, 0.1)
 
 
 def test_fixed_cohorts_follow_the_round_and_then_repeat():

@@ -3,7 +3,7 @@ import zipfile
 
 import numpy as np
 import pytest
-import scipy.sparse
+import scipy
 
 from jaxkit import submodular
 from jaxkit.datasets import array_files

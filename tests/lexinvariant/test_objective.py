@@ -18,8 +18,8 @@ FIXED = models.DecoderConfig(
 )
 LEXINVARIANT = dataclasses.replace(FIXED, embedding="given")
 BATCH = {
-    "tokens": jax.random.randint(jax.random.key(1), (4, 9), 0, 6),
-    "index": jnp.arange(10, 14),
+    "tokens": jnp.asarray(np.random.default_rng(1).integers(0, 6, (4, 9), np.int32)),
+    "index": jnp.array([10, 11, 12, 13]),
 }
 KEY = jax.random.key(7)
 

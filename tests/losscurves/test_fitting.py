@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.optimize
+import scipy
 
 from jaxkit import losscurves, schedules
 from jaxkit.losscurves import forms, laws, posing, precision, solving

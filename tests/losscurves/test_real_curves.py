@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.stats
+import scipy
 
 from jaxkit import losscurves
 from jaxkit.experiments import annealing_law, published_curves

@@ -15,7 +15,7 @@ CONFIG = models.DecoderConfig(
     vocab_size=6, d_model=16, num_layers=1, num_heads=2, head_dim=8, d_ff=16, num_buckets=8
 )
 MODEL = models.DecoderLM(CONFIG)
-PROMPT = jnp.array([[1, 2, 3], [5, 0, 0]])
+PROMPT = np.array([[1, 2, 3], [5, 0, 0]])
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from jaxkit import privacy
 from jaxkit.privacy import batches
@@ -20,10 +20,10 @@ def many():
 
 def test_poisson_batches_have_binomial_sizes(many):
     sizes = many.mask.sum(1)
-    law = stats.binom(12, 0.3)
+    law = scipy.stats.binom(12, 0.3)
     expected = [*law.pmf(range(5)), law.sf(4)]
     counts = np.bincount(sizes, minlength=6)
-    assert stats.chisquare(counts, 4000 * np.array(expected)).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts, 4000 * np.array(expected)).pvalue > 1e-3
     np.testing.assert_allclose(many.overflow.mean(), law.sf(5), atol=0.02)
 
 
@@ -33,7 +33,7 @@ def test_batches_hold_distinct_examples_and_overflow_keeps_a_random_part(many):
         assert len(set(chosen)) == len(chosen)
         assert not np.any(batch[0][~batch[1]])
     kept = np.bincount(many.indices[many.overflow].ravel(), minlength=12)
-    assert stats.chisquare(kept).pvalue > 1e-3
+    assert scipy.stats.chisquare(kept).pvalue > 1e-3
 
 
 def test_a_rate_of_one_takes_everyone_and_batches_may_be_empty():
@@ -48,7 +48,11 @@ def test_padded_size_is_the_smallest_with_an_affordable_overflow():
     settings = {"num_steps": 1000, "delta": 1e-6, "epsilon": 3.0}
     size = batches.padded_batch_size(50_000, 0.01, **settings)
     allowed = 0.01 * 1e-6 / ((1 + np.exp(3.0)) * 1000)
-    assert stats.binom.sf(size, 50_000, 0.01) <= allowed < stats.binom.sf(size - 1, 50_000, 0.01)
+    assert (
+        scipy.stats.binom.sf(size, 50_000, 0.01)
+        <= allowed
+        < scipy.stats.binom.sf(size - 1, 50_000, 0.01)
+    )
     sampling = privacy.poisson_sampling(50_000, 0.01, multiple=8, **settings)
     assert sampling.padded_size % 8 == 0
     assert 0 <= sampling.padded_size - size < 8
@@ -62,7 +66,7 @@ def test_fixed_batches_are_sets_of_their_size_and_all_examples_are_equally_likel
     drawn = jax.jit(jax.vmap(privacy.fixed_sampling(10, 3).draw))(keys)
     indices = np.asarray(drawn.indices)
     assert all(len(set(row)) == 3 for row in indices)
-    assert stats.chisquare(np.bincount(indices.ravel(), minlength=10)).pvalue > 1e-3
+    assert scipy.stats.chisquare(np.bincount(indices.ravel(), minlength=10)).pvalue > 1e-3
 
 
 def test_sampling_carries_what_accounting_needs():

@@ -1,5 +1,7 @@
 """What can be trained privately is told from what cannot, before the first step."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,9 @@ import pytest
 
 from jaxkit import privacy
 
-X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
-Y = jnp.asarray([0, 1, 1, 0, 1, 0])
-W = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)), jnp.float32)}
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+Y = np.array([0, 1, 1, 0, 1, 0], np.int32)
+W = {"w": np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)}
 
 
 class Dropped(nn.Module):
@@ -45,13 +47,15 @@ def dropout(p, batch, key):
     return cross_entropy(Dropped().apply({"params": p}, batch[0], key), batch[1])
 
 
-VARIABLES = jax.jit(Normalised().init)(jax.random.key(0), X)
+@functools.cache
+def variables():
+    return jax.jit(Normalised().init)(jax.random.key(0), X)
 
 
 def normalised(running):
     def loss(p, batch, key):
-        variables = {"params": p, "batch_stats": VARIABLES["batch_stats"]}
-        found = Normalised(running).apply(variables, batch[0], mutable=["batch_stats"])
+        given = {"params": p, "batch_stats": variables()["batch_stats"]}
+        found = Normalised(running).apply(given, batch[0], mutable=["batch_stats"])
         return cross_entropy(found[0], batch[1])
 
     return loss
@@ -107,7 +111,7 @@ UNFIT = [
 @pytest.mark.parametrize("index", range(len(FIT)))
 def test_losses_of_single_rows_pass(index):
     params = [W, W, Dropped().init(jax.random.key(0), X, jax.random.key(1))["params"],
-              VARIABLES["params"]][index]  # fmt: skip
+              variables()["params"]][index]  # fmt: skip
     found = privacy.check_private(FIT[index], params, (X, Y), jax.random.key(0), gradients=False)
     assert found.passed, found
     if index == 0:
@@ -117,7 +121,7 @@ def test_losses_of_single_rows_pass(index):
 @pytest.mark.parametrize("index", range(len(UNFIT)))
 def test_what_cannot_be_trained_is_told_with_its_reason(index):
     loss, reason = UNFIT[index]
-    params = VARIABLES["params"] if index == 0 else W
+    params = variables()["params"] if index == 0 else W
     found = privacy.check_private(loss, params, (X, Y), jax.random.key(0))
     assert not found.passed
     with pytest.raises(ValueError, match=reason):
@@ -125,7 +129,7 @@ def test_what_cannot_be_trained_is_told_with_its_reason(index):
 
 
 def test_notes_name_what_is_no_obstacle():
-    spoiled = X.at[2].set(jnp.nan)
+    spoiled = jnp.asarray(X).at[2].set(jnp.nan)
     params = W | {"unused": jnp.ones(3)}
     found = privacy.check_private(plain, params, (spoiled, Y))
     assert found.passed

@@ -14,13 +14,13 @@ from jaxkit.privacy import batches, clipping, factors, mechanisms, noise, random
 
 CLIP, ROWS = 0.7, 4
 PARAMS = {
-    "table": jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32),
-    "w": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32),
-    "b": jnp.ones(3),
+    "table": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32),
+    "w": np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32),
+    "b": np.ones(3, np.float32),
 }
-MOVED = jax.tree.map(lambda leaf: leaf * 1.1, PARAMS)
-TOKENS = jnp.asarray([[0, 1, 1], [2, -1, 3], [1, 1, 1], [4, 0, 2]])
-WEIGHT = jnp.asarray([1e3, 1e-3, np.nan, 30.0], jnp.float32)
+MOVED = {name: leaf * np.float32(1.1) for name, leaf in PARAMS.items()}
+TOKENS = np.array([[0, 1, 1], [2, -1, 3], [1, 1, 1], [4, 0, 2]])
+WEIGHT = np.array([1e3, 1e-3, np.nan, 30.0], np.float32)
 
 
 def loss(params, batch, key):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
-from scipy import stats
 
 from jaxkit import privacy
 from jaxkit.privacy.noise import privatize_tree_sum
@@ -29,7 +29,7 @@ def test_noise_is_gaussian_of_the_stated_size():
     noise = privacy.privatize_sum(3.0, 4, jax.random.key(0))
     zeros = of_size(20_000, 2.0)
     draw, state = jax.jit(noise.update)(zeros, noise.init(zeros))
-    assert stats.kstest(np.asarray(draw) / (2.0 * 3.0 / 4), "norm").pvalue > 1e-3
+    assert scipy.stats.kstest(np.asarray(draw) / (2.0 * 3.0 / 4), "norm").pvalue > 1e-3
     again, _ = jax.jit(noise.update)(zeros, state)
     assert abs(np.corrcoef(draw, again)[0, 1]) < 0.03
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+import scipy
 
 from jaxkit import privacy
 from jaxkit.privacy.noise import gaussian_draw
@@ -123,7 +123,7 @@ def test_estimation_error_has_the_variance_of_the_lemma(data):
     bounds = [min(0.25 * d, 2.0) for d in (1.0, 2.0, 50.0)]  # the cap binds for the last
     variance = (z1**2 + sum((z2 * b) ** 2 for b in bounds)) / 9**2
     statistic = np.sum((estimates - truth) ** 2) / variance
-    low, high = stats.chi2(3 * runs).interval(0.999)
+    low, high = scipy.stats.chi2(3 * runs).interval(0.999)
     assert low < statistic < high
 
 

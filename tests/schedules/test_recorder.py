@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxkit.schedules import gradient_norm, record_gradient_norms, recorded_norms
 from jaxkit.schedules.recorder import GradientNormState
 
-PARAMS = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(4)}
+PARAMS = {"w": np.zeros((3, 4), np.float32), "b": np.zeros(4, np.float32)}
 POWER = {"l2": 2, "l1": 1}
 
 

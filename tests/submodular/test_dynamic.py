@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
+import scipy
 
 from jaxkit import submodular
 from jaxkit.submodular import levels, scan

@@ -4,9 +4,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
-from sklearn import base, exceptions, linear_model, pipeline, preprocessing
-from sklearn.utils import estimator_checks
+import scipy
 
 from jaxkit import submodular
 from jaxkit.submodular import streaming
@@ -148,6 +146,8 @@ def test_the_selector_fits_as_select_does():
 @pytest.mark.slow
 @pytest.mark.usefixtures("bad_input")
 def test_the_selector_passes_every_check_of_scikit_learn():
+    from sklearn.utils import estimator_checks
+
     results = estimator_checks.check_estimator(
         submodular.SubsetSelector(), on_fail=None, on_skip=None
     )
@@ -161,6 +161,8 @@ def test_the_selector_passes_every_check_of_scikit_learn():
 
 
 def test_the_selector_takes_tables_of_every_kind_and_stands_in_pipelines():
+    from sklearn import base, linear_model, pipeline, preprocessing
+
     rows = np.random.default_rng(0).normal(size=(30, 3)).round(2)
     frame = pd.DataFrame(rows, columns=["a", "b", "c"])
     labels = np.arange(30) % 2
@@ -213,6 +215,8 @@ def test_partial_fit_equals_a_sieve_over_the_whole_table(objective):
 
 @pytest.mark.usefixtures("bad_input")
 def test_the_selector_refuses_bad_input_and_keeps_its_state():
+    from sklearn import exceptions
+
     selector = submodular.SubsetSelector(2, objective="feature_based")
     with pytest.raises(exceptions.NotFittedError):
         selector.transform(np.eye(3))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from jaxkit import intervals
 from jaxkit.experiments import subrl as experiment
@@ -11,7 +11,7 @@ from jaxkit.experiments import subrl as experiment
 @pytest.mark.parametrize("seeds", [2, 3, 11, 12, 30])
 def test_the_interval_of_a_mean_is_the_one_of_scipy(seeds):
     values = np.random.default_rng(seeds).normal(size=seeds)
-    half = stats.t.ppf(0.975, seeds - 1) * stats.sem(values)
+    half = scipy.stats.t.ppf(0.975, seeds - 1) * scipy.stats.sem(values)
     low, high = intervals.mean_interval(values)
     np.testing.assert_allclose((high - low) / 2, half, rtol=1e-3)
     np.testing.assert_allclose((high + low) / 2, values.mean(), rtol=1e-6)

@@ -66,17 +66,26 @@ def files_of(folder):
 Custom = collections.namedtuple("Custom", "a b")
 
 PYTREES = {
-    "namedtuples, None and empty nodes": Custom({"x": jnp.ones(3)}, (None, (), [jnp.zeros(2)])),
-    "keys of two kinds": [jax.random.key(1), jax.random.split(jax.random.key(2, impl="rbg"), 3)],
-    "arrays without elements": {"e": jnp.zeros((0, 3)), "f": np.zeros((2, 0), np.int64)},
-    "nothing at all": {},
-    "types of every width": [
+    "namedtuples, None and empty nodes": lambda: Custom(
+        {"x": jnp.ones(3)}, (None, (), [jnp.zeros(2)])
+    ),
+    "keys of two kinds": lambda: [
+        jax.random.key(1),
+        jax.random.split(jax.random.key(2, impl="rbg"), 3),
+    ],
+    "arrays without elements": lambda: {"e": jnp.zeros((0, 3)), "f": np.zeros((2, 0), np.int64)},
+    "nothing at all": lambda: {},
+    "types of every width": lambda: [
         jnp.ones(2, t) for t in (jnp.bfloat16, jnp.float8_e4m3fn, jnp.int8, jnp.uint32, bool)
     ],
-    "NumPy in double precision": {"d": np.arange(3.0), "i": np.int64(2**40), "s": np.float64(0.1)},
-    "names with separators": {"a/b": {"c.d": jnp.ones(1)}, "a": {"b/c.d": jnp.zeros(1)}},
-    "numbers that are not finite": jnp.array([jnp.nan, jnp.inf, -0.0]),
-    "a single array": jnp.arange(4),
+    "NumPy in double precision": lambda: {
+        "d": np.arange(3.0),
+        "i": np.int64(2**40),
+        "s": np.float64(0.1),
+    },
+    "names with separators": lambda: {"a/b": {"c.d": jnp.ones(1)}, "a": {"b/c.d": jnp.zeros(1)}},
+    "numbers that are not finite": lambda: jnp.array([jnp.nan, jnp.inf, -0.0]),
+    "a single array": lambda: jnp.arange(4),
 }
 
 
@@ -86,8 +95,9 @@ def blank(leaf):
     return (jnp if isinstance(leaf, jax.Array) else np).zeros(leaf.shape, leaf.dtype)
 
 
-@pytest.mark.parametrize("state", PYTREES.values(), ids=PYTREES.keys())
-def test_any_pytree_comes_back_bit_for_bit(tmp_path, state):
+@pytest.mark.parametrize("make", PYTREES.values(), ids=PYTREES.keys())
+def test_any_pytree_comes_back_bit_for_bit(tmp_path, make):
+    state = make()
     with training.Run(tmp_path) as run:
         run.identify({})
         run.save(3, state, {"text": "ä", "list": [1, None, 0.1]})

@@ -197,13 +197,14 @@ def main() -> int:
     parser.add_argument("--out", default="site", help="folder of the pages")
     out = pathlib.Path(parser.parse_args().out).resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        source = pathlib.Path(scratch) / "source"
+        # The notebooks' pictures are also put beside the pages.
+        source, pages = pathlib.Path(scratch) / "source", pathlib.Path(scratch) / "built" / "pages"
         source.mkdir()
         write_sources(source)
         app = Sphinx(
             source,
             None,
-            out,
+            pages,
             pathlib.Path(scratch) / "doctrees",
             "html",
             confoverrides=SETTINGS,
@@ -211,8 +212,9 @@ def main() -> int:
             warningiserror=False,
         )
         app.build(force_all=True)
-    shutil.rmtree(out / "_sources", ignore_errors=True)
-    (out / ".buildinfo").unlink(missing_ok=True)
+        for needless in ("_sources", ".buildinfo"):
+            shutil.move(pages / needless, scratch)
+        shutil.copytree(pages, out, dirs_exist_ok=True)
     return app.statuscode
 
 

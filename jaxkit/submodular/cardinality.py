@@ -79,24 +79,11 @@ def lazy_greedy(
 ) -> Selection:
     """Do as `greedy` with fewer queries: gains only fall, so old gains are upper bounds.
 
-    Each step asks again for the `batch` largest bounds that could still win, until the best new
-    gain is above every old bound. Bounds are compared with a margin of a few units of float32
-    rounding, so that the result is that of `greedy`, ties included.
-
-    Args:
-        function: the set function; it must be submodular.
-        k: as `greedy`.
-        mask: as `greedy`.
-        initial: as `greedy`.
-        min_gain: as `greedy`.
-        batch: gains asked for at a time, static.
-
-    Returns:
-        The `Selection` of `greedy`, with at most as many queries.
-
-    Raises:
-        TypeError: as `greedy`.
-        ValueError: as `greedy`, or if `batch` is not positive.
+    Each step asks again for the `batch` largest bounds (static) that could still win, until the
+    best new gain is above every old bound. Bounds are compared with a margin of a few units of
+    float32 rounding, so that the result is that of `greedy`, ties included, if the function is
+    submodular.
+    Other arguments are those of `greedy`, and errors too.
 
     Source: Minoux, 1978.
 
@@ -173,22 +160,12 @@ def stochastic_greedy(
 ) -> Selection:
     """Add k times the best of a few random items that are left.
 
-    Args:
-        function: the set function.
-        k: as `greedy`.
-        mask: as `greedy`.
-        initial: as `greedy`.
-        min_gain: as `greedy`.
-        key: typed PRNG key.
-        eps: loss in the guarantee, in (0, 1), static: it sets the number of items looked at.
+    Other arguments are those of `greedy`, and errors too. `eps`, the loss in the guarantee, in
+    (0, 1), is static: it sets the number of items looked at.
 
     Returns:
         A `Selection` of size k, at least `1 - 1/e - eps` of the best in expectation for a monotone
         function, with at most `k stochastic_sample_size(n, k, eps)` queries.
-
-    Raises:
-        TypeError: as `greedy`.
-        ValueError: as `greedy`, or if `eps` is not in (0, 1).
 
     Source: Mirzasoleiman et al., AAAI 2015, Algorithm 1.
 
@@ -229,21 +206,12 @@ def random_greedy(
     """Add k times one of the k best items, at random: for functions that are not monotone.
 
     A step that draws an item whose gain is not positive, or a place beyond the last item, adds
-    nothing and leaves its slot not valid.
-
-    Args:
-        function: the set function.
-        k: as `greedy`.
-        mask: as `greedy`.
-        key: typed PRNG key.
-        initial: as `greedy`; the guarantee is then for the gain over it.
+    nothing and leaves its slot not valid. Other arguments are those of `greedy`, and errors too;
+    with an `initial` set, the guarantee is for the gain over it.
 
     Returns:
         A `Selection` of size k, in expectation at least `1/e` of the best, `1 - 1/e` for a monotone
         function.
-
-    Raises:
-        TypeError, ValueError: as `greedy`.
 
     Source: Buchbinder, Feldman, Naor and Schwartz, SODA 2014, Algorithm 1.
 
@@ -290,22 +258,12 @@ def threshold_greedy(
 
     Thresholds are $d, d(1 - \epsilon), \dots \ge \epsilon d / n$, d the best single item; a pass
     looks at the items in order of their index. The gains of a whole pass are computed at once and
-    again after each item added, but only those are counted that the pass looks at.
-
-    Args:
-        function: the set function.
-        k: number of items at most, static.
-        eps: step of the thresholds, in (0, 1); may be traced.
-        mask: as `greedy`.
-        initial: as `greedy`.
+    again after each item added, but only those are counted that the pass looks at. At most k items
+    are taken; `eps`, in (0, 1), may be traced. All else, errors too, is as in `greedy`.
 
     Returns:
         A `Selection` of size k, at least `1 - 1/e - eps` of the best for a monotone function, with
         `O((n / eps) log(n / eps))` queries.
-
-    Raises:
-        TypeError: as `greedy`.
-        ValueError: as `greedy`, or if `eps` is not in (0, 1).
 
     Source: Badanidiyuru and Vondrak, SODA 2014, Algorithm 1.
 

@@ -20,12 +20,7 @@ from jaxkit.submodular.operands import Item, Items, take
 
 
 class Concave(NamedTuple):
-    """A concave function phi with phi(0) = 0.
-
-    Attributes:
-        value: phi(x).
-        rise: phi(x + y) - phi(x) for y >= 0, without the cancellation of that difference.
-    """
+    """phi(x) with phi(0) = 0, and phi(x + y) - phi(x) for y >= 0 without its cancellation."""
 
     value: Callable[[jax.Array], jax.Array]
     rise: Callable[[jax.Array, jax.Array], jax.Array]
@@ -57,13 +52,7 @@ class ModularState(NamedTuple):
 
 @pytrees.dataclass
 class ConcaveOverModular:
-    """`sum_d w_d phi(sum_{j in S} X_jd)`; make it by one of the factories of this file.
-
-    Attributes:
-        rows: features of the items, `[n, d]`.
-        weights: weight of each feature, `[d]`.
-        concave: name of phi.
-    """
+    """`sum_d w_d phi(sum_{j in S} X_jd)`; make it by one of the factories of this file."""
 
     rows: jax.Array
     weights: jax.Array

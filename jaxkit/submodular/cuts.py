@@ -27,14 +27,7 @@ class GraphCutState(NamedTuple):
 
 @pytrees.dataclass
 class GraphCut:
-    """`sum_{V,S} W - lam sum_{S,S} W`; make it with `graph_cut` or `cut`.
-
-    Attributes:
-        rows: symmetric weights, `[n, n]`.
-        totals: sum of each row, `[n]`.
-        lam: weight of the redundancy term.
-        monotone: whether `lam <= 1/2`, as far as known when it was made.
-    """
+    """`sum_{V,S} W - lam sum_{S,S} W`, W with row sums `totals`; by `graph_cut` or `cut`."""
 
     rows: jax.Array
     totals: jax.Array

@@ -19,15 +19,7 @@ from jaxkit.submodular.operands import Item, Items, take
 
 
 class LogDetState(NamedTuple):
-    """State of a log-determinant.
-
-    Attributes:
-        rows: rows of the Cholesky factor for all items, `[max_size, n]`, zero where unused.
-        pivots: squared pivot of each item given the set, `[n]`.
-        chosen: items in the set, `[n]`.
-        size: number of items in the set.
-        value: F, a scalar.
-    """
+    """The Cholesky rows for all items, zero where unused, and each item's squared pivot."""
 
     rows: Float[Array, "s n"]
     pivots: Float[Array, " n"]
@@ -40,12 +32,7 @@ class LogDetState(NamedTuple):
 class LogDet:
     """`scale * logdet(ridge I + K_S)`; make it with `log_det` or `information_gain`.
 
-    Attributes:
-        kernel: K, `[n, n]`.
-        ridge: what is added to the diagonal.
-        scale: factor of the log-determinant.
-        max_size: largest set that a state can hold.
-        monotone: whether `ridge >= 1`, as far as known when it was made.
+    A state holds `max_size` items.
     """
 
     kernel: jax.Array

@@ -28,13 +28,7 @@ from jaxkit.submodular.levels import Levels, LevelSettings
 
 
 class Solution(NamedTuple):
-    """What a dynamic maximiser holds at a moment.
-
-    Attributes:
-        indices: live items, `[<= k]`, in no particular order.
-        value: F of them.
-        num_queries: queries that this read cost; they are not among those of the updates.
-    """
+    """Live items in no particular order, F of them, and the queries of this read alone."""
 
     indices: Int[np.ndarray, " s"]
     value: float
@@ -44,16 +38,8 @@ class Solution(NamedTuple):
 class DynamicState(NamedTuple):
     """Everything a `DynamicMaximiser` knows: arrays, saved and restored as one pytree.
 
-    Attributes:
-        exponents: exponent of the guess of each copy, `[c]`.
-        guesses: the guess itself, `[c]`.
-        depth: deepest reservoir that holds each item, 0 for none, `[c, n]`.
-        levels: the levels of each copy, leading axis `[c]`.
-        prefixes: states of the prefixes of each copy, leading axes `[c, k + 1]`.
-        values: F of each copy's live sample, NaN where it must be asked for, `[c]`.
-        live: items that are in, `[n]`.
-        key: typed PRNG key.
-        num_queries: queries spent by updates.
+    One copy a guess, leading axis c; `depth` is the deepest reservoir that holds an item, 0 for
+    none, `values` F of each copy's live sample, NaN where it must be asked for.
     """
 
     exponents: Int[np.ndarray, " c"]

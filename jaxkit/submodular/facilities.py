@@ -28,9 +28,7 @@ class FacilityState(NamedTuple):
 class FacilityLocation:
     """Facility location over a stored matrix; make it with `facility_location`.
 
-    Attributes:
-        rows: similarity of items to clients, `[n, m]`: items are the contiguous rows, because
-            lazy algorithms read a few items at a time.
+    Items are the contiguous `rows`, because lazy algorithms read a few items at a time.
     """
 
     rows: jax.Array
@@ -81,14 +79,8 @@ def facility_location(similarity: ArrayLike) -> FacilityLocation:
 class FacilityLocationFromFeatures:
     """Facility location that computes similarities in blocks and keeps none of them.
 
-    Make it with `facility_location_from_features`.
-
-    Attributes:
-        rows: features of the items, `[n, d]`, prepared for the kernel.
-        clients: features of the clients, `[blocks, block, d]`, the last block padded.
-        present: 1 for a client, 0 for padding, `[blocks, block]`.
-        gamma: parameter of the kernel.
-        kernel: name of the kernel.
+    `rows` are prepared for the kernel, `clients` in blocks of which the last is padded, `present`
+    being 0 there. Make it with `facility_location_from_features`.
     """
 
     rows: jax.Array
@@ -211,14 +203,9 @@ def facility_location_from_features(
 
 @pytrees.dataclass
 class FacilityLocationFromNeighbors:
-    """Facility location over each client's nearest items only.
+    """Facility location over each client's nearest items only; everything else counts as 0.
 
     Make it with `facility_location_from_neighbors`.
-
-    Attributes:
-        neighbors: items near each client, `[m, q]`.
-        similarity: their similarity, `[m, q]`; everything else counts as 0.
-        num_items: size of the ground set.
     """
 
     neighbors: jax.Array

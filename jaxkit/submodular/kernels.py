@@ -20,11 +20,7 @@ NAMES = ("cosine", "rbf", "shifted_cosine")
 def prepare(
     name: str, features: ArrayLike, kernel: str, gamma: ArrayLike = 1.0
 ) -> Float[Array, "n d"]:
-    """Check feature rows `[n, d]` and bring them to unit length where the kernel is a cosine.
-
-    A row of zeros has no direction: under a cosine kernel it is similar to nothing, 0 even to
-    itself.
-    """
+    """Check feature rows; for a cosine, bring them to length 1, rows of zeros excepted."""
     validation.choice("kernel", kernel, NAMES)
     validation.number("gamma", gamma, minimum=0, open_minimum=True)
     rows = operands.operand(name, operands.table(features, name), rank=2)

@@ -106,15 +106,9 @@ def exponents_for(singletons: np.ndarray, k: int, eps: float) -> np.ndarray:
 class Levels(NamedTuple):
     """The levels of one guess; level i stands at index i, index 0 of per-level arrays is unused.
 
-    Attributes:
-        order: sampled items in the order of their levels, -1 where unused, `[k]`.
-        level: level at which each was sampled, 0 where unused, `[k]`.
-        alive: which of them have not been deleted since, `[k]`.
-        size: live items in each reservoir, `[k + 2]`.
-        built: size of each reservoir when its level was last built, `[k + 2]`.
-        drawn: size of each sample, `[k + 2]`.
-        num_levels: T, a scalar.
-        num_draws: random draws made so far, a scalar.
+    `order` are sampled items in the order of their levels, -1 where unused, `level` where each was
+    sampled, `alive` which have not been deleted since; `size` counts live items of each reservoir,
+    `built` those when its level was last built, `drawn` its sample.
     """
 
     order: Int[Any, "*c k"]
@@ -163,16 +157,8 @@ def truncate(levels: Levels, first: ArrayLike) -> Levels:
 class Built(NamedTuple):
     """Levels as far as `build` got.
 
-    Attributes:
-        levels: the new levels.
-        prefixes: states of I_0 .. I_k.
-        depth: deepest reservoir of each candidate, `[p]`, 0 for padding.
-        num_queries: queries spent.
-        state: state of the last prefix.
-        active: candidates in the next reservoir, `[p]`.
-        gains: gains over the last prefix, `[p]`.
-        count: items sampled.
-        flawed: a candidate that was left out because a gain of it was no number, -1 for none.
+    `state`, `active`, `gains` are of the last prefix and the next reservoir; `depth` is 0 for
+    padding; `flawed` is a candidate left out because a gain of it was no number, -1 for none.
     """
 
     levels: Levels

@@ -18,12 +18,7 @@ from jaxkit.submodular.operands import Item, Items
 
 @pytrees.dataclass
 class Mixture:
-    """A weighted sum; make it with `mixture`.
-
-    Attributes:
-        functions: the set functions, of the same items.
-        weights: their weights, `[t]`.
-    """
+    """A weighted sum of set functions of the same items; make it with `mixture`."""
 
     functions: tuple[Any, ...]
     weights: jax.Array

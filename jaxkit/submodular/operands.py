@@ -109,10 +109,7 @@ def table(value: Any, name: str = "features") -> Any:
 
 
 def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:
-    """Return a square symmetric float32 matrix, or raise; `bounds` as `operand`.
-
-    Symmetry is checked to 1e-5 of the largest entry and then made exact.
-    """
+    """Return a matrix, symmetric to 1e-5 of its largest entry, made exactly so, or raise."""
     matrix = operand(name, value, rank=2, **bounds)
     if matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name} must be square, got {matrix.shape}")

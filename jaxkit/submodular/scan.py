@@ -48,13 +48,7 @@ class ScanState(NamedTuple):
 
 
 class ScanTrace(NamedTuple):
-    """What held after each of the s operations.
-
-    Attributes:
-        values: F of the best copy's live items, `[s]`.
-        indices: those items, -1 in slots not used, `[s, k]`.
-        num_queries: queries of the update, `[s]`.
-    """
+    """F of the best copy's live items after each operation, those items, and its queries."""
 
     values: Float[Array, " s"]
     indices: Int[Array, "s k"]

@@ -47,12 +47,7 @@ class QueryCount(NamedTuple):
 
 @pytrees.dataclass
 class Guarantee:
-    """What is proved of a value: `F(S) >= ratio * OPT`.
-
-    Attributes:
-        ratio: the factor; 0 where nothing is known.
-        holds: `"always"`, `"in expectation"` or `"not known"`.
-    """
+    """What is proved of a value: `F(S) >= ratio * OPT`, always, in expectation or not known."""
 
     ratio: Any
     holds: str = flax.struct.field(pytree_node=False)
@@ -104,13 +99,8 @@ class Selection:
 class Choice(NamedTuple):
     """What one step of a maximiser decided.
 
-    Attributes:
-        element: the item; one whose gain is no number goes before all others.
-        gain: its gain.
-        take: whether to add it.
-        stop: whether to end here; with `take` false, nothing is added.
-        num_queries: queries spent in the step.
-        memory: what the maximiser carries to its next step.
+    An element whose gain is no number goes before all others; without `take`, nothing is added;
+    `memory` is carried to the next step.
     """
 
     element: Int[Array, ""]
@@ -228,12 +218,7 @@ def start(
     initial: ItemList | None,
     min_gain: ArrayLike | None = None,
 ) -> Start:
-    """Check what all maximisers share, and build the state of the initial set.
-
-    Raises:
-        TypeError: if the mask is not boolean or the items not integers.
-        ValueError: if a shape is wrong or an item out of range or twice in the initial set.
-    """
+    """Check what all maximisers share, and build the state of the initial set."""
     n = function.num_items
     available = jnp.ones(n, bool) if mask is None else jnp.asarray(mask)
     if available.dtype != bool:

@@ -149,13 +149,7 @@ def evaluate(function: SetFunction, elements: ItemList) -> Float[Array, ""]:
 
 
 class Violation(NamedTuple):
-    """The largest violation that `check_submodular` or `check_monotone` saw.
-
-    Attributes:
-        worst: how far the worst gain is on the wrong side, in units of F; 0 if none was.
-        base: the set S, as a mask `[n]`.
-        element: the item whose gain is wrong.
-    """
+    """How far the worst gain is on the wrong side, 0 if none, the set as a mask, and the item."""
 
     worst: Float[Array, ""]
     base: Bool[Array, " n"]

@@ -18,19 +18,11 @@ from jaxkit.submodular.selection import QueryCount, Selection
 
 
 class SieveState(NamedTuple):
-    """State of a sieve: g sets, each for one guess.
+    """State of a sieve: g sets, each for one guess; guess j stands at place `j mod g`.
 
-    Attributes:
-        exponents: exponent of the guess of each set, `[g]`; guess j stands at place `j mod g`.
-        sets: items of each, -1 where unused, `[g, k]`.
-        gains: gain of each item when it was kept, `[g, k]`.
-        sizes: number of items of each, `[g]`.
-        states: states of the set function, leading axis `[g]`.
-        best_single: largest F of one item so far, D.
-        best_value: largest F of a set so far.
-        num_queries: queries so far.
-        peak_stored: most items that all sets ever held together, counted with multiplicity.
-        flawed: an item that was left out because a gain of it was NaN or infinite, -1 for none.
+    `best_single` is the largest F of one item so far, D, `peak_stored` the most items that all sets
+    ever held together, with multiplicity; `flawed` an item that was left out because a gain of it
+    was NaN or infinite, -1 for none.
     """
 
     exponents: Int[Array, " g"]

@@ -21,13 +21,9 @@ def bandit_objective(
 ) -> Callable[[Probabilities], Float[Array, ""]]:
     r"""Make $J(x) = E[F(a_0, \dots, a_{H-1})]$, step h takes action a with chance $x_{ha}$.
 
-    J is of probabilities `[H, A]` whose rows are >= 0 and add up to at most 1; the chance that a
-    row leaves over goes to an action that takes nothing. J is linear in each row, its gradient is
-    >= 0 and its second derivatives across rows are <= 0: it is DR-submodular. F is monotone, over
-    the actions; all sequences, at most `limit`, are enumerated.
-
-    Raises:
-        ValueError: if there are more than `limit` sequences.
+    The chance that a row of x leaves over goes to an action that takes nothing. Of a monotone F, J
+    is linear in each row, its gradient is >= 0 and its second derivatives across rows are <= 0: it
+    is DR-submodular. All sequences, at most `limit`, are enumerated.
 
     Source: arXiv 2307.13372, the epsilon-bandit submodular MDP with epsilon = 0.
     """

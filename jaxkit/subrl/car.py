@@ -129,11 +129,7 @@ def car_step(state: CarState, duty: Any, steering: Any, track: CarParams) -> Car
 
 @dataclasses.dataclass(frozen=True)
 class CarDynamics:
-    """The car's moves; an episode ends off the track or after one lap.
-
-    Attributes:
-        num_bins: parts into which the track is cut, the items of the set function.
-    """
+    """Accelerations of the car on its track."""
 
     num_bins: int
     num_actions: None = None

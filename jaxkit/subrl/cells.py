@@ -26,12 +26,7 @@ class CellState(NamedTuple):
 
 @pytrees.dataclass
 class CellCoverage:
-    """Weighted coverage where each item covers few cells; make it with `cell_coverage`.
-
-    Attributes:
-        cells: cells that an item covers, `[n, k]`, padded with m.
-        weights: weight of each cell and 0 for the padding, `[m + 1]`.
-    """
+    """Coverage where item i covers `cells[i]`, padded with m of weight 0; by `cell_coverage`."""
 
     cells: Int[Array, "n k"]
     weights: Float[Array, " m1"]
@@ -70,14 +65,8 @@ def cell_coverage(cover: Sequence[Sequence[int]], weights: ArrayLike | None = No
     r"""Make $F(S) = \sum_{c \in \cup_{s \in S} C(s)} w_c$ from the cells C(s) of each item.
 
     The same function as `submodular.weighted_coverage`, for items that cover few cells each: a gain
-    reads k cells where the dense form reads a row of all m.
-
-    Args:
-        cover: for each of the n items, its cells (each below m); may be empty; repeats count once.
-        weights: w, `[m]`, non-negative, may be traced; by default 1 for each of the n cells.
-
-    Returns:
-        A monotone submodular `submodular.SetFunction` of n items.
+    reads k cells where the dense form reads a row of all m. Repeated cells count once; by default
+    there are as many cells as items, of weight 1. `weights` may be traced.
 
     Raises:
         ValueError: if a cell does not exist or a weight is negative or not finite.
@@ -115,16 +104,7 @@ def item_collection(
     r"""Make $F(S) = \sum_k \min(|S \cap G_k|, d_k)$: collect items until each group has enough.
 
     It is `submodular.feature_based` with $\varphi(x) = \min(x, 1)$, features $1/d_k$ and weights
-    $d_k$.
-
-    Args:
-        groups: the states of each group's items, each state once.
-        caps: d, one number >= 0 a group, `[groups]`.
-        num_states: n, number of states.
-        shared: whether a state may hold items of two groups.
-
-    Returns:
-        A monotone submodular `submodular.SetFunction` of n items.
+    $d_k$. A state may hold items of two groups only if they are `shared`.
 
     Raises:
         ValueError: if a state does not exist or is named twice, caps are negative or not one for

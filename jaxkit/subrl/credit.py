@@ -88,14 +88,7 @@ def subpo_loss(
     With $A$ = gains to go less a baseline, minus its gradient times T estimates
     $\nabla J = E[\sum_i \nabla\log\pi(a_i)(\sum_{j \ge i} g_j - b(\tau_{0:i}))]$: the score of an
     action is uncorrelated with gains that were earned before it, and with any baseline that the
-    action cannot change.
-
-    Args:
-        params: parameters of the policy.
-        policy: a `Policy`.
-        rollout: episodes drawn with these parameters, or their decisions.
-        advantages: A, `[B, T]`, or as the decisions; no gradient flows through it.
-        entropy_coefficient: c >= 0.
+    action cannot change. No gradient flows through `advantages`.
 
     Source: arXiv 2307.13372, the policy gradient theorem and Algorithm 1.
     """

@@ -56,11 +56,8 @@ class Dynamics(Protocol):
 class Params(NamedTuple):
     """Everything of an environment that may be traced.
 
-    Attributes:
-        dynamics: numbers of the dynamics.
-        set_function: F over the visited items.
-        return_scale: a typical large F, by which signals are divided, a scalar.
-        max_steps_in_episode: actions before an episode is cut; at most H - 1.
+    `return_scale` is a typical large F, by which signals are divided; `max_steps_in_episode` is at
+    most H - 1.
     """
 
     dynamics: PyTree
@@ -70,15 +67,7 @@ class Params(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where an episode stands.
-
-    Attributes:
-        position: of the dynamics.
-        covered: state of the set function.
-        memory: what the features keep of the past.
-        time: actions taken, a scalar.
-        done: whether the episode has ended.
-    """
+    """Where an episode stands; `memory` is what the features keep, `time` the actions taken."""
 
     position: PyTree
     covered: PyTree
@@ -90,13 +79,8 @@ class State(NamedTuple):
 class Step(NamedTuple):
     """The six values of a step, as gymnax (1.0) returns them.
 
-    Attributes:
-        observation: what the policy sees next.
-        state: the next state.
-        reward: marginal gain of the state just reached, and the bonus of the move.
-        terminated: whether the episode ended.
-        truncated: whether the time is over.
-        info: `element`, the item reached, and after `step` also `final_observation`.
+    The reward is the gain of the state just reached, and the bonus of the move; `info` has
+    `element`, the item reached, and after `step` also `final_observation`.
     """
 
     observation: Observation

@@ -12,15 +12,7 @@ Memory = Any
 
 
 class View(NamedTuple):
-    """What features are made from.
-
-    Attributes:
-        place: features of the position alone, `[d]`.
-        element: the item of the ground set at the position, -1 outside of it.
-        time: actions taken so far.
-        memory: what was kept of the past.
-        horizon: H, states of an episode.
-    """
+    """What features are made from; `place` is of the position alone, `element` -1 for none."""
 
     place: Float[Array, " d"]
     element: Int[Array, ""]
@@ -39,13 +31,10 @@ def _with_mask(view: View) -> Any:
 
 
 class Features(NamedTuple):
-    """A way to see.
+    """A way to see: observations of a `View`, and what is kept of the past.
 
-    Attributes:
-        observe: from a `View` to an observation.
-        start: `start(num_items, horizon)`, the memory before the first state.
-        remember: `remember(memory, element, time)`, the memory with one more state.
-        finite: whether it needs states that are numbers.
+    `start(num_items, horizon)` is the memory before the first state, `remember(memory, element,
+    time)` that with one more; `finite` ones need states that are numbers.
     """
 
     observe: Callable[[View], Float[Array, " o"]]

@@ -30,12 +30,6 @@ def matern52(
 ) -> np.ndarray:
     r"""Compute $\sigma^2 (1 + t + t^2/3) e^{-t}$ with $t = \sqrt5 |x - y| / \ell$, `[a, b]`.
 
-    Args:
-        x: points `[a, d]`.
-        y: points `[b, d]`.
-        lengthscale: l > 0, in units of the points.
-        outputscale: sigma^2 > 0, the variance.
-
     Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning", eq. (4.17).
     """
     validation.number("lengthscale", lengthscale, minimum=0, open_minimum=True)
@@ -49,12 +43,6 @@ def posterior_covariance(
     points: Points, measured: Points, *, noise_variance: float = _NOISE, **kernel: Any
 ) -> np.ndarray:
     r"""Compute $K_{xx} - K_{xm} (K_{mm} + \sigma^2 I)^{-1} K_{mx}$ of a Matern-5/2 field, `[n, n]`.
-
-    Args:
-        points: places x, `[n, d]`.
-        measured: places m that have been measured, `[q, d]`.
-        noise_variance: sigma^2 > 0 of those measurements.
-        **kernel: scales of `matern52`.
 
     Source: Rasmussen and Williams, eq. (2.24).
     """

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def draw_paths(panel: Any, environment: SubmodularEnvironment, paths: Any, title: str = "") -> None:
-    """Draw paths, states `[P, H]` with -1 for none, over the weight each state would earn alone.
-
-    Raises:
-        ValueError: if the states are not cells of a grid.
-    """
+    """Draw paths, states `[P, H]` with -1 for none, over the weight each state would earn alone."""
     if environment.shape is None:
         raise ValueError("environment must have states that are cells of a grid")
     rows, columns = environment.shape

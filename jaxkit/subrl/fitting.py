@@ -18,12 +18,9 @@ from jaxkit.subrl.subpo import StepMetrics, Training
 
 
 class Fitted(NamedTuple):
-    """What `fit` made.
+    """The last state of `fit`, with a leading axis of seeds, and metrics `[seeds, steps]`, NumPy.
 
-    Attributes:
-        state: the last state; parameters and optimizer state have a leading axis of seeds.
-        metrics: measured before each update, each `[seeds, steps]`, NumPy; with checkpoints, also
-            those of the interrupted run.
+    Metrics are of before each update; with checkpoints, also those of the interrupted run.
     """
 
     state: runs.TrainState

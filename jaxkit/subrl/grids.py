@@ -83,9 +83,6 @@ def grid_dynamics(
 ) -> tuple[tables.TableDynamics, tables.TableParams]:
     """Make the dynamics of a grid world; a policy sees (row, column), scaled to `[-1, 1]`.
 
-    Raises:
-        ValueError: if the start is outside the grid or in a wall, or a shape or number is wrong.
-
     Source: the official grid worlds of arXiv 2307.13372.
     """
     rows, columns = checked_shape(shape)

@@ -19,14 +19,9 @@ Items = Any
 
 
 class MeasurementState(NamedTuple):
-    """State of a sequence of measurements.
+    """The places measured and the inverse of the lower Cholesky factor of `K_tau + ridge I`.
 
-    Attributes:
-        inverse: inverse of the lower Cholesky factor of `K_tau + ridge I`, `[s, s]`, the identity
-            where unused.
-        places: places measured, in order, `[s]`.
-        size: number of measurements, a scalar.
-        value: F, a scalar.
+    The inverse is the identity where unused.
     """
 
     inverse: Float[Array, "s s"]
@@ -37,15 +32,7 @@ class MeasurementState(NamedTuple):
 
 @pytrees.dataclass
 class Measurements:
-    """`1/2 logdet(K_tau + ridge I) + offset |tau|`; make it with `measurements`.
-
-    Attributes:
-        kernel: K, `[n, n]`.
-        ridge: variance of the noise, a scalar.
-        offset: what each measurement adds beside its log-determinant, a scalar.
-        max_size: measurements that a state can hold.
-        monotone: whether every gain is known to be >= 0.
-    """
+    """`1/2 logdet(K_tau + ridge I) + offset |tau|`; make it with `measurements`."""
 
     kernel: Float[Array, "n n"]
     ridge: Float[Array, ""]

@@ -18,10 +18,7 @@ from jaxkit.subrl.tables import Move
 
 @dataclasses.dataclass(frozen=True)
 class OccupancyDynamics:
-    """Any moves in the plane; an episode ends where the map ends.
-
-    Attributes: as the arguments of `occupancy_world`.
-    """
+    """Any moves in the plane, by the arguments of `occupancy_world`; leaving the map is the end."""
 
     begin: Callable[..., Any]
     advance: Callable[..., Any]

@@ -15,14 +15,7 @@ from jaxkit.subrl.environments import Params, SubmodularEnvironment
 
 
 class Plan(NamedTuple):
-    """A sequence of actions and where it leads.
-
-    Attributes:
-        actions: `[H - 1]`.
-        states: `[H]`.
-        gains: marginal gains of the states after the first, `[H - 1]`.
-        value: F of the states.
-    """
+    """Actions, the states they lead through, the gain of each after the first, and F."""
 
     actions: Int[Array, " T"]
     states: Int[Array, " H"]
@@ -40,11 +33,7 @@ def _sure(environment: SubmodularEnvironment, what: str) -> None:
 
 
 def follow(environment: SubmodularEnvironment, actions: Any, params: Params | None = None) -> Plan:
-    """Follow actions `[T]`, T <= H - 1, where moves are sure.
-
-    Raises:
-        ValueError: if moves are not sure.
-    """
+    """Follow actions `[T]`, T <= H - 1, where moves are sure."""
     _sure(environment, "follow")
     params = environment.default_params if params is None else params
     return _follow(params.set_function, params.dynamics, jnp.asarray(actions, jnp.int32))
@@ -175,13 +164,7 @@ def _without_repeats(totals: Any, names: Any) -> Any:
 
 
 class ModularPlan(NamedTuple):
-    """An optimal policy of the modular surrogate.
-
-    Attributes:
-        policy: best action, `[H - 1, n]`.
-        value: expected sum of F({s}) over the visits.
-        state_values: expected sum still to come, `[H, n]`.
-    """
+    """The best actions by time and state, the expected sum of F({s}), and that still to come."""
 
     policy: Int[Array, "T n"]
     value: Float[Array, ""]
@@ -238,22 +221,7 @@ def modular_plan(environment: SubmodularEnvironment, params: Params | None = Non
 def follow_policy(
     environment: SubmodularEnvironment, policy: Int[Array, "T n"], params: Params | None = None
 ) -> Plan:
-    """Follow a deterministic Markovian policy where moves are sure.
-
-    Args:
-        environment: a world with moves by a table and no slip.
-        policy: action by time and state, `[H - 1, n]`.
-        params: numbers of the environment.
-
-    Raises:
-        ValueError: if moves are not sure.
-
-    Example:
-        >>> from jaxkit import subrl
-        >>> env = subrl.coverage_world((3, 3), horizon=4, start=0)
-        >>> float(follow_policy(env, modular_plan(env).policy).value)
-        4.0
-    """
+    """Follow a deterministic Markovian policy, `[H - 1, n]`, where moves are sure."""
     _sure(environment, "follow_policy")
     numbers = (environment.default_params if params is None else params).dynamics
 

@@ -17,11 +17,8 @@ from jaxkit.subrl.environments import Params, SubmodularEnvironment
 class Decisions(NamedTuple):
     """What a loss reads of episodes; axes are `[B, T]`, or others if the same in all.
 
-    A loss over all decisions is the mean of the losses over slices of equal size.
-
-    Attributes:
-        observations, actions, active: as `Rollout`.
-        share: weight in a mean over active decisions, 0 where inactive and 1 on average, `[B, T]`.
+    A loss over all decisions is the mean of the losses over slices of equal size. `share` is the
+    weight in a mean over active decisions, 0 where inactive and 1 on average.
     """
 
     observations: Float[Array, "*d o"]

@@ -26,15 +26,8 @@ OBJECTIVES = ("submodular", "modular")
 class StepMetrics(NamedTuple):
     """What a step measured, before its update.
 
-    Attributes:
-        loss: the loss.
-        gradient_norm: global l2 norm of its gradient.
-        entropy: mean entropy of the policy, nats.
-        mean: mean of the true F over the batch, also under the modular objective.
-        best: its maximum.
-        median: its median.
-        worst: its minimum.
-        modular: mean of the sum of F({s}) over visits.
+    Mean, best, median and worst are of the true F over the batch, also under the modular objective;
+    `modular` is the mean of the sum of F({s}) over visits; entropies are in nats.
     """
 
     loss: Float[Array, ""]

@@ -18,13 +18,7 @@ Position = Int[Array, ""]
 
 
 class Move(NamedTuple):
-    """What one action did.
-
-    Attributes:
-        position: where it led.
-        bonus: additive reward of the move itself, beside the set function's gain.
-        terminated: whether the episode ends here.
-    """
+    """Where an action led, its reward beside the gain of F, and whether the episode ends."""
 
     position: Any
     bonus: Float[Array, ""]
@@ -34,11 +28,8 @@ class Move(NamedTuple):
 class TableParams(NamedTuple):
     """Numbers of table dynamics.
 
-    Attributes:
-        next_state: where each action leads, `[n, A]`.
-        start: first state, a scalar.
-        slip: chance that an action is replaced by a uniform one, a scalar.
-        coordinates: what a policy sees of each state, `[n, d]`, scaled to `[-1, 1]`.
+    `slip` is the chance that an action is replaced by a uniform one, `coordinates` in `[-1, 1]` are
+    what a policy sees of each state.
     """
 
     next_state: Int[Array, "n A"]
@@ -67,10 +58,7 @@ def _features(self: Any, position: Any, params: Any) -> Float[Array, " d"]:
 class TableDynamics:
     """Moves by a table; with chance `slip` a uniform action is taken in place of the chosen one.
 
-    Attributes:
-        num_states: n.
-        num_actions: A.
-        slips: whether actions can slip at all (static, so that sure moves draw no numbers).
+    `slips`, whether they can at all, is static, so that sure moves draw no numbers.
     """
 
     num_states: int
@@ -99,13 +87,7 @@ class TableDynamics:
 
 
 class MatrixParams(NamedTuple):
-    """Numbers of matrix dynamics.
-
-    Attributes:
-        probabilities: P(s' | s, a), `[n, A, n]`.
-        start: first state, a scalar.
-        coordinates: what a policy sees of each state, `[n, d]`, scaled to `[-1, 1]`.
-    """
+    """Numbers of matrix dynamics: P(s' | s, a), the first state, and what a policy sees of each."""
 
     probabilities: Float[Array, "n A n"]
     start: Int[Array, ""]
@@ -114,12 +96,7 @@ class MatrixParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MatrixDynamics:
-    """Moves drawn from a matrix P(s' | s, a).
-
-    Attributes:
-        num_states: n.
-        num_actions: A.
-    """
+    """Moves drawn from a matrix P(s' | s, a)."""
 
     num_states: int
     num_actions: int

@@ -18,12 +18,8 @@ from jaxkit.subrl.environments import Params, SubmodularEnvironment
 class MoveTree(NamedTuple):
     """All sequences of moves; node i of level h has the children i A .. i A + A - 1.
 
-    Attributes:
-        states: state of each node, `[A^h]` for h = 0 .. H - 1.
-        gains: gain of each move, `[A^h, A]` for h = 0 .. H - 2.
-        singles: F of the single state that each move reaches, same shapes.
-        first: F({s_0}).
-        outcomes: chance `[a, m]` that choosing action a executes move m.
+    `states` are `[A^h]` for h = 0 .. H - 1, `gains` and `singles` (F of the state reached alone)
+    `[A^h, A]` for h = 0 .. H - 2; choosing action a executes move m with chance `outcomes[a, m]`.
     """
 
     states: tuple[Int[Array, " _"], ...]
@@ -36,11 +32,7 @@ class MoveTree(NamedTuple):
 def move_tree(
     environment: SubmodularEnvironment, params: Params | None = None, *, limit: int = 200_000
 ) -> MoveTree:
-    """Enumerate all move sequences of an episode.
-
-    Raises:
-        ValueError: if moves are not by a table, or there are more than `limit` sequences.
-    """
+    """Enumerate all move sequences of an episode, at most `limit`."""
     if not isinstance(environment.dynamics, tables.TableDynamics):
         raise ValueError(f"environment must have moves by a table, got {environment.dynamics}")
     num_actions, horizon = environment.dynamics.num_actions, environment.horizon

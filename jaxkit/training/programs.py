@@ -10,12 +10,14 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+
+from jaxkit.training import program_text
 
 #: What a collective operation is called in a program.
 KINDS = (
@@ -105,7 +107,7 @@ def program_cost(compiled: jax.stages.Compiled, mesh: Mesh) -> ProgramCost:
         ()
     """
     memory: Any = compiled.memory_analysis()
-    program = _Program(compiled.as_text() or "")
+    program = program_text.Program(compiled.as_text() or "")
     work = [(turns, _flops(program, op)) for op, turns, _ in program.executed()]
     return ProgramCost(
         argument_bytes=memory.argument_size_in_bytes,
@@ -123,195 +125,6 @@ def program_cost(compiled: jax.stages.Compiled, mesh: Mesh) -> ProgramCost:
     )
 
 
-class _Operation(NamedTuple):
-    """One line of a program."""
-
-    name: str
-    type: str
-    code: str
-    operands: tuple[str, ...]
-    rest: str
-    computation: str
-    root: bool
-
-    def attribute(self, name: str) -> str | None:
-        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
-        return found[1] if found else None
-
-    def literal(self) -> int | None:
-        """The value of an integer constant."""
-        found = re.match(r"(-?\d+)\)", self.rest) if self.code == "constant" else None
-        return int(found[1]) if found else None
-
-
-class _Program:
-    """A compiled program's text as computations of operations."""
-
-    def __init__(self, text: str):
-        self.computations: dict[str, dict[str, _Operation]] = {}
-        self.entry = ""
-        self.unknown_loops = 0
-        name = ""
-        for line in text.splitlines():
-            header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-            if header:
-                name = header[2]
-                self.computations[name] = {}
-                self.entry = name if header[1] else self.entry
-            elif line.startswith("  ") and " = " in line and name:
-                op = _parse(line, name)
-                self.computations[name][op.name] = op
-        self._turns: dict[tuple[str, str], tuple[int, bool]] = {}
-        if self.entry:
-            self._visit(self.entry, 1, False)
-
-    def executed(self) -> Iterator[tuple[_Operation, int, bool]]:
-        """Each operation that runs, how often, and whether inside a fusion."""
-        for (computation, name), (turns, fused) in self._turns.items():
-            yield self.computations[computation][name], turns, fused
-
-    def operand(self, op: _Operation, index: int) -> _Operation:
-        return self.computations[op.computation][op.operands[index]]
-
-    def root(self, computation: str) -> _Operation:
-        return next(op for op in self.computations[computation].values() if op.root)
-
-    def _visit(self, computation: str, turns: int, fused: bool) -> None:
-        for op in self.computations[computation].values():
-            before, _ = self._turns.get((computation, op.name), (0, fused))
-            self._turns[computation, op.name] = (before + turns, fused)
-            if op.code == "while":
-                self._visit(op.attribute("body") or "", turns * self._loop_turns(op), fused)
-            elif op.code == "conditional":
-                branches = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
-                names = (
-                    re.findall(r"[\w.\-]+", branches[1])
-                    if branches
-                    else [op.attribute("true_computation"), op.attribute("false_computation")]
-                )
-                for branch in filter(None, names):
-                    self._visit(branch, turns, fused)
-            elif op.code == "fusion" or op.code.endswith("-start"):
-                if called := op.attribute("calls"):
-                    self._visit(called, turns, True)
-            elif op.code == "call":
-                self._visit(op.attribute("to_apply") or "", turns, fused)
-
-    def _loop_turns(self, loop: _Operation) -> int:
-        """How often a loop turns: ``(limit - first) / step`` of the counter that its test reads."""
-        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
-            return int(known[1])
-        condition, body = (loop.attribute(name) or "" for name in ("condition", "body"))
-        initial = self.operand(loop, 0)
-
-        def value(op: _Operation, arguments: tuple[_Operation, ...] = ()) -> int | str | None:
-            """A constant, or `#i` for entry i of what the loop carries."""
-            if op.code == "constant":
-                return op.literal()
-            if op.code == "parameter" and arguments:
-                return value(arguments[int(op.rest.partition(")")[0])])
-            if op.code == "get-tuple-element":
-                return f"#{op.attribute('index')}"
-            if op.code in ("copy", "bitcast", "convert"):
-                return value(self.operand(op, 0), arguments)
-            return None
-
-        def carried(entry: str) -> int | None:
-            """The value of an entry before the loop, if it is a constant."""
-            if initial.code != "tuple":
-                return None
-            found = value(self.operand(initial, int(entry[1:])))
-            return found if isinstance(found, int) else None
-
-        turns = []
-        for op, arguments in self._with_fused(condition):
-            if op.code != "compare":
-                continue
-            left, right = (value(self.operand(op, i), arguments) for i in (0, 1))
-            direction = op.attribute("direction")
-            if direction in ("GT", "GE"):
-                left, right = right, left
-            limit = carried(right) if isinstance(right, str) else right
-            if limit is None or not isinstance(left, str):
-                continue
-            limit += direction in ("LE", "GE")
-            first = carried(left) or 0
-            turns.append(-(-(limit - first) // self._counter_step(body, int(left[1:]))))
-        if not turns:
-            self.unknown_loops += 1
-            return 1
-        return max(1, min(turns))
-
-    def _with_fused(self, computation: str) -> Iterator[tuple[_Operation, tuple[_Operation, ...]]]:
-        """The operations of a computation and of its fusions, with what those are given."""
-        for op in self.computations[computation].values():
-            yield op, ()
-            if op.code == "fusion":
-                given = tuple(self.operand(op, i) for i in range(len(op.operands)))
-                for inner in self.computations[op.attribute("calls") or ""].values():
-                    yield inner, given
-
-    def _counter_step(self, body: str, entry: int) -> int:
-        root = self.root(body)
-        if root.code != "tuple":
-            return 1
-        counter = self.operand(root, entry)
-        while counter.code in ("copy", "bitcast"):
-            counter = self.operand(counter, 0)
-        if counter.code == "fusion":
-            counter = self.root(counter.attribute("calls") or "")
-        if counter.code != "add":
-            return 1
-        steps = (self.operand(counter, i).literal() for i in (0, 1))
-        return next((abs(step) for step in steps if step), 1)
-
-
-def _parse(line: str, computation: str) -> _Operation:
-    name, _, right = line.strip().partition(" = ")
-    root = name.startswith("ROOT ")
-    end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
-    code, _, rest = right[end:].strip().partition("(")
-    arguments = rest[: _closing("(" + rest, 0)]
-    return _Operation(
-        name.removeprefix("ROOT ").lstrip("%"),
-        right[:end],
-        code,
-        tuple(re.findall(r"%([\w.\-]+)", arguments)),
-        rest,
-        computation,
-        root,
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
-    depth = 0
-    for position in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[position], 0)
-        if depth == 0:
-            return position
-    raise ValueError(f"program has a bracket that does not close: {text[start : start + 80]!r}")
-
-
-def _arrays(type_text: str) -> list[tuple[float, tuple[int, ...]]]:
-    """Bytes of an element, and the shape, of each array in a type."""
-    found = []
-    for element, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", type_text):
-        bits = re.match(r"[a-z]+(\d+)", element)
-        size = 1.0 if element == "pred" else int(bits[1]) / 8 if bits else 0.0
-        found.append((size, tuple(int(n) for n in sizes.split(",") if n)))
-    return found
-
-
-def _bytes(type_text: str) -> int:
-    return int(sum(size * math.prod(shape) for size, shape in _arrays(type_text)))
-
-
-def _shape(op: _Operation) -> tuple[int, ...]:
-    arrays = _arrays(op.type)
-    return arrays[0][1] if arrays else ()
-
-
 # Work.
 
 
@@ -319,13 +132,13 @@ def _shape(op: _Operation) -> tuple[int, ...]:
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
-def _flops(program: _Program, op: _Operation) -> int | None:
+def _flops(program: program_text.Program, op: program_text.Operation) -> int | None:
     """Operations of one, or None where the program does not say."""
     if op.code == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
-        left = _shape(program.operand(op, 0))
+        left = program_text.shape(program.operand(op, 0))
         axes = [int(n) for n in contracted[1].split(",") if n] if contracted else []
-        return 2 * math.prod(_shape(op)) * math.prod(left[axis] for axis in axes)
+        return 2 * math.prod(program_text.shape(op)) * math.prod(left[axis] for axis in axes)
     if op.code == "convolution":
         return _convolution_flops(program, op)
     kernel = r'custom_call_target="(?:tpu_custom_call|__cu|__gpu|.*triton)'
@@ -334,23 +147,23 @@ def _flops(program: _Program, op: _Operation) -> int | None:
     return 0
 
 
-def _kernel_flops(program: _Program, op: _Operation) -> int | None:
+def _kernel_flops(program: program_text.Program, op: program_text.Operation) -> int | None:
     """Of a causal attention kernel, those of the blocks on and below the diagonal."""
     splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", op.name)
     if splash is None:
         return None
     given = [program.operand(op, i) for i in range(len(op.operands))]
-    blocks = next(_shape(one)[-1] for one in given if one.type.startswith("s8["))
-    queries, keys = [_shape(one) for one in given if not one.type.startswith("s8[")][:2]
+    blocks = next(program_text.shape(one)[-1] for one in given if one.type.startswith("s8["))
+    queries, keys = [program_text.shape(one) for one in given if not one.type.startswith("s8[")][:2]
     whole = math.prod(queries) * keys[-2]
     return 2 * _SPLASH_PRODUCTS[splash[1]] * whole * (blocks + 1) // (2 * blocks)
 
 
-def _convolution_flops(program: _Program, op: _Operation) -> int:
+def _convolution_flops(program: program_text.Program, op: program_text.Operation) -> int:
     """Two for each product of an input that is there: padding and holes are not multiplied."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
     assert labels is not None
-    left, kernel = (_shape(program.operand(op, i)) for i in (0, 1))
+    left, kernel = (program_text.shape(program.operand(op, i)) for i in (0, 1))
     spatial = [n for n in labels[1] if n.isdigit()]
     window = re.search(r"window=\{([^}]*)\}", op.rest)
     fields = dict(part.split("=") for part in window[1].split()) if window else {}
@@ -364,7 +177,7 @@ def _convolution_flops(program: _Program, op: _Operation) -> int:
     for i, n in enumerate(spatial):
         size = left[labels[1].index(n)]
         taps = np.arange(kernel[labels[2].index(n)]) * spread[i]
-        outputs = np.arange(_shape(op)[labels[3].index(n)]) * strides[i] - pads[i]
+        outputs = np.arange(program_text.shape(op)[labels[3].index(n)]) * strides[i] - pads[i]
         read = outputs[:, None] + taps
         inside = (read >= 0) & (read % holes[i] == 0) & (read // holes[i] < size)
         products *= int(inside.sum())
@@ -380,7 +193,7 @@ _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "whil
          "call", "after-all", "iota", "partition-id", "replica-id"}  # fmt: skip
 
 
-def _memory_bytes(program: _Program, op: _Operation) -> int:
+def _memory_bytes(program: program_text.Program, op: program_text.Operation) -> int:
     """What an operation between fusions reads and writes, where it is not in fast memory."""
     if op.code in _FREE or op.code.endswith("-done"):
         return 0
@@ -395,7 +208,11 @@ def _memory_bytes(program: _Program, op: _Operation) -> int:
     return read + (0 if op.code.endswith("-start") else _outside(op.type))
 
 
-def _fusion_bytes(program: _Program, fusion: _Operation, inner: list[_Operation]) -> int:
+def _fusion_bytes(
+    program: program_text.Program,
+    fusion: program_text.Operation,
+    inner: list[program_text.Operation],
+) -> int:
     """As `_memory_bytes`; of a stack that is sliced or updated inside, the slices alone."""
     total = 0
     users = collections.defaultdict(list)
@@ -409,15 +226,19 @@ def _fusion_bytes(program: _Program, fusion: _Operation, inner: list[_Operation]
         given = program.operand(fusion, int(op.rest.partition(")")[0]))
         uses = users[op.name]
         if uses and all(use.code == "dynamic-slice" for use in uses):
-            total += sum(_bytes(use.type) for use in uses) if _outside(given.type) else 0
+            total += (
+                sum(program_text.size_in_bytes(use.type) for use in uses)
+                if _outside(given.type)
+                else 0
+            )
         elif (
             uses
             and all(use.code == "dynamic-update-slice" for use in uses)
             and uses[0].operands[0] == op.name
         ):
-            update = _bytes(program.operand(uses[0], 1).type)
+            update = program_text.size_in_bytes(program.operand(uses[0], 1).type)
             total += update if _outside(given.type) else 0
-            updated += _bytes(given.type) if _outside(given.type) else 0
+            updated += program_text.size_in_bytes(given.type) if _outside(given.type) else 0
         else:
             total += _outside(given.type)
     return total + max(0, _outside(fusion.type) - updated)
@@ -426,13 +247,15 @@ def _fusion_bytes(program: _Program, fusion: _Operation, inner: list[_Operation]
 def _outside(type_text: str) -> int:
     """Bytes of the arrays of a type that lie in the device's main memory."""
     parts = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", type_text)
-    return sum(_bytes(part) for part in parts if not re.search(r"S\([1-9]\d*\)", part))
+    return sum(
+        program_text.size_in_bytes(part) for part in parts if not re.search(r"S\([1-9]\d*\)", part)
+    )
 
 
 # Exchange.
 
 
-def _collectives(program: _Program, mesh: Mesh) -> tuple[Collective, ...]:
+def _collectives(program: program_text.Program, mesh: Mesh) -> tuple[Collective, ...]:
     """All of them; of the pieces into which one is cut to overlap with products, the largest."""
     pieces = collections.defaultdict(list)
     for op, turns, _ in program.executed():
@@ -447,10 +270,12 @@ def _collectives(program: _Program, mesh: Mesh) -> tuple[Collective, ...]:
         pieces[kind, identity].append((op, turns))
     found = []
     for (kind, _), parts in pieces.items():
-        op = max((op for op, _ in parts), key=lambda op: _bytes(op.type))
+        op = max((op for op, _ in parts), key=lambda op: program_text.size_in_bytes(op.type))
         turns = min(turns for _, turns in parts)
         group = _group(op, mesh.devices.size)
-        read = sum(_bytes(program.operand(op, i).type) for i in range(len(op.operands)))
+        read = sum(
+            program_text.size_in_bytes(program.operand(op, i).type) for i in range(len(op.operands))
+        )
         made = read if kind in ("all-reduce", "reduce-scatter") else _made(op)
         share = (
             1.0 if kind in ("collective-permute", "collective-broadcast") else 1 - 1 / len(group)
@@ -471,15 +296,15 @@ def _collectives(program: _Program, mesh: Mesh) -> tuple[Collective, ...]:
     )
 
 
-def _made(op: _Operation) -> int:
+def _made(op: program_text.Operation) -> int:
     """Bytes of a result; the `-start` of a gather or permute returns its operands first."""
     if not op.code.endswith("-start") or op.code.startswith("all-reduce"):
-        return _bytes(op.type)
-    arrays = [size * math.prod(shape) for size, shape in _arrays(op.type) if shape]
+        return program_text.size_in_bytes(op.type)
+    arrays = [size * math.prod(shape) for size, shape in program_text.arrays(op.type) if shape]
     return int(sum(arrays[len(arrays) // 2 :]))
 
 
-def _group(op: _Operation, num_devices: int) -> list[int]:
+def _group(op: program_text.Operation, num_devices: int) -> list[int]:
     """Positions in the mesh of the devices that one group of a collective joins."""
     if op.code.startswith("collective-permute"):
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", op.rest)

@@ -15,26 +15,23 @@ from jaxkit.training.chips import Roofline, model_flops_utilization, roofline, t
 from jaxkit.training.driver import Cadence, Lap, drive
 from jaxkit.training.event_files import EventFiles
 from jaxkit.training.host_memory import keep_freed_memory
-from jaxkit.training.mesh import (
-    AXES,
+from jaxkit.training.mesh import AXES, distributed_run, make_mesh, mesh_in_use
+from jaxkit.training.metrics import NonFiniteLossError, read_metrics, require_finite
+from jaxkit.training.programs import ProgramCost, program_cost
+from jaxkit.training.progress import Console, Progress, Silent, say, terminal
+from jaxkit.training.runs import Keep, Run, fingerprint, program_fingerprint, read_run
+from jaxkit.training.sharding import (
     RULES,
     automatic_axes,
     batch_sharding,
     constrain,
-    distributed_run,
     explicit_mesh,
     local_rows,
-    make_mesh,
-    mesh_in_use,
     parameter_shardings,
     partition_count,
     place_batch,
     replicated,
 )
-from jaxkit.training.metrics import NonFiniteLossError, read_metrics, require_finite
-from jaxkit.training.programs import ProgramCost, program_cost
-from jaxkit.training.progress import Console, Progress, Silent, say, terminal
-from jaxkit.training.runs import Keep, Run, fingerprint, program_fingerprint, read_run
 from jaxkit.training.step import (
     TrainState,
     abstract_state,

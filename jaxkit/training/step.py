@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxkit import validation
-from jaxkit.training import mesh as meshes
+from jaxkit.training import sharding
 
 LossFunction = Callable[[Any, Any, Key[Array, ""]], Float[Array, ""]]
 GradientFunction = Callable[[Any, Any, Key[Array, ""]], tuple[Float[Array, ""], Any]]
@@ -71,7 +71,8 @@ def init_state(
         ValueError: if the mesh does not divide a named axis of a parameter.
 
     Example:
-        >>> init, mesh = lambda key: {"w": jnp.ones(3)}, meshes.make_mesh()
+        >>> from jaxkit.training import make_mesh
+        >>> init, mesh = lambda key: {"w": jnp.ones(3)}, make_mesh()
         >>> state = init_state(init, optax.sgd(0.1), jax.random.key(0), mesh)
         >>> int(state.step)
         0
@@ -104,13 +105,14 @@ def abstract_state(
     """The state that `init_state` would make, as shapes, types and shardings: nothing allocated.
 
     Example:
-        >>> init, mesh = lambda key: {"w": jnp.ones(3)}, meshes.make_mesh()
+        >>> from jaxkit.training import make_mesh
+        >>> init, mesh = lambda key: {"w": jnp.ones(3)}, make_mesh()
         >>> abstract_state(init, optax.sgd(0.1), jax.random.key(0), mesh).params["w"].shape
         (3,)
     """
     first = functools.partial(_first_state, init_params, optimizer)
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(first, key, key),
         state_shardings(init_params, optimizer, key, mesh),
     )
@@ -129,20 +131,21 @@ def state_shardings(
     is on every device.
 
     Example:
-        >>> mesh = meshes.make_mesh()
+        >>> from jaxkit.training import make_mesh
+        >>> mesh = make_mesh()
         >>> optimizer = optax.adam(0.1)
         >>> tree = state_shardings(lambda k: {"w": jnp.ones(3)}, optimizer, jax.random.key(0), mesh)
         >>> tree.params["w"].is_fully_replicated
         True
     """
-    everywhere = meshes.replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     boxed = jax.eval_shape(init_params, key)
-    params = meshes.parameter_shardings(boxed, mesh)
+    params = sharding.parameter_shardings(boxed, mesh)
     unboxed = nn.meta.unbox(boxed)
     leaves = jax.tree_util.tree_leaves_with_path(unboxed)
     like = {
-        path: (leaf.shape, sharding.spec)
-        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(params), strict=True)
+        path: (leaf.shape, place.spec)
+        for (path, leaf), place in zip(leaves, jax.tree.leaves(params), strict=True)
     }
 
     def moment(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -190,7 +193,8 @@ def make_train_step(
 
     Example:
         >>> loss = lambda params, batch, key: jnp.mean((params["w"] - batch) ** 2)
-        >>> optimizer, mesh = optax.sgd(0.1), meshes.make_mesh()
+        >>> from jaxkit.training import make_mesh
+        >>> optimizer, mesh = optax.sgd(0.1), make_mesh()
         >>> state = init_state(lambda k: {"w": jnp.ones(())}, optimizer, jax.random.key(0), mesh)
         >>> state, metrics = make_train_step(loss, optimizer)(state, jnp.zeros(4))
         >>> float(metrics.loss), round(float(state.params["w"]), 3)
@@ -242,7 +246,7 @@ def make_train_step(
 
     def step_on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         with jax.sharding.use_abstract_mesh(everywhere.mesh.abstract_mesh):
-            return meshes.automatic_axes(step, out_shardings)(state, batch)
+            return sharding.automatic_axes(step, out_shardings)(state, batch)
 
     return jax.jit(step_on_mesh, donate_argnums=0, out_shardings=out_shardings)
 

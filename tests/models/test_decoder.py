@@ -231,7 +231,7 @@ EVERY_METHOD = [
 
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(devices, seeded):
-    from jaxkit.training.mesh import make_mesh, parameter_shardings, place_batch
+    from jaxkit.training import make_mesh, parameter_shardings, place_batch
 
     config = dataclasses.replace(RANDOM, vocab_size=8, num_layers=1)
     model, variables, *_ = seeded(config)
@@ -252,7 +252,7 @@ def test_eight_devices_give_the_losses_of_one(devices, seeded):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", EVERY_METHOD)
 def test_eight_devices_give_the_losses_and_gradients_of_one(options, devices):
-    from jaxkit.training.mesh import batch_sharding, make_mesh, parameter_shardings, place_batch
+    from jaxkit.training import batch_sharding, make_mesh, parameter_shardings, place_batch
 
     config = dataclasses.replace(
         RANDOM, vocab_size=8, num_heads=4, head_dim=4, d_ff=32, recency_heads=True

@@ -442,8 +442,8 @@ def test_what_to_keep_is_positive(tmp_path, keep):
 _TOGETHER = """
 import json, sys
 from jaxkit import training
-from jaxkit.training.mesh import initialize_distributed
-initialize_distributed()
+together = training.distributed_run()
+together.__enter__()
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 mesh = training.make_mesh("fsdp=-1")
@@ -469,7 +469,7 @@ again = training.read_run(sys.argv[1], make(0)).state
 total = float(jax.jit(lambda w: (w * w).sum())(again["w"]))
 if jax.process_index() == 0:
     print("RESULT", json.dumps([found, refused, run.steps, total]))
-jax.distributed.shutdown()
+together.__exit__(None, None, None)
 """
 
 

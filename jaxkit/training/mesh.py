@@ -90,8 +90,9 @@ def mesh_in_use() -> AbstractMesh | None:
 
     Example:
         >>> with jax.set_mesh(make_mesh()):
-        ...     mesh_in_use() is None or mesh_in_use().axis_names
-        ('data', 'fsdp', 'tensor')
+        ...     found = mesh_in_use()
+        >>> found is None if jax.device_count() == 1 else found.axis_names == AXES
+        True
     """
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh

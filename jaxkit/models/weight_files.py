@@ -59,6 +59,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist")
     with open(path, "rb") as stream:
         start = stream.read(9)
+    # The length of a safetensors header comes first and may begin as a pickle or a zip file does.
+    within = int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+    if start[8:] == b"{" and within:
+        return _read_safetensors(path)
+    if start == b"version h":
+        raise ValueError(
+            f"{path} is a pointer of Git LFS, not the file itself: get that with git lfs pull"
+        )
     if start[:4] == b"PK\x03\x04":
         return _read_zip(path)
     if start[:1] == b"\x80":

@@ -310,6 +310,26 @@ def test_an_old_pickle_is_refused_with_the_line_that_converts_it(tmp_path):
         load(tmp_path / "old.pth")
 
 
+@pytest.mark.parametrize("first", [0x80, 0x50])
+def test_a_safetensors_file_whose_length_begins_like_another_format_is_read(
+    timm, expected, tmp_path, first
+):
+    package = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "a.safetensors"
+    for length in range(256):
+        package.save_file(timm, path, metadata={"note": "x" * length})
+        if path.read_bytes()[0] == first:
+            break
+    assert path.read_bytes()[0] == first
+    assert same(load(path).variables, expected)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "a.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"pointer of Git LFS.*git lfs pull"):
+        load(tmp_path / "a.safetensors")
+
+
 def test_a_compressed_member_is_refused(timm, tmp_path):
     path = write_torch(
         tmp_path / "a.pth", b"}", {"0": bytes(10**6)}, compression=zipfile.ZIP_DEFLATED

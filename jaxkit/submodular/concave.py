@@ -158,9 +158,12 @@ def weighted_coverage(incidence: ArrayLike, weights: ArrayLike | None = None) ->
         [2.0, 5.0, 3.0]
     """
     matrix = operands.operand("incidence", incidence, rank=2)
-    if not validation.is_traced(matrix) and not bool(((matrix == 0) | (matrix == 1)).all()):
-        wrong = float(matrix[(matrix != 0) & (matrix != 1)][0])
-        raise ValueError(f"incidence must hold only 0 and 1, got an entry {wrong:g}")
+    if not validation.is_traced(matrix):
+        with jax.ensure_compile_time_eval():
+            wrong = matrix[(matrix != 0) & (matrix != 1)]
+            if wrong.size:
+                entry = float(wrong[0])
+                raise ValueError(f"incidence must hold only 0 and 1, got an entry {entry:g}")
     weights = operands.weights_or_ones("weights", weights, matrix.shape[0])
     return ConcaveOverModular(matrix.T, weights, "min")
 

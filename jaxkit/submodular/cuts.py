@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
@@ -88,7 +89,7 @@ def graph_cut(similarity: ArrayLike, lam: ArrayLike) -> GraphCut:
     """
     matrix = operands.symmetric("similarity", similarity, minimum=0)
     validation.number("lam", lam, minimum=0)
-    monotone = not validation.is_traced(lam) and float(jnp.asarray(lam)) <= 0.5
+    monotone = not validation.is_traced(lam) and float(np.asarray(lam)) <= 0.5
     return GraphCut(matrix, matrix.sum(1), jnp.asarray(lam, jnp.float32), monotone)
 
 

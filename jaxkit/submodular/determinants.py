@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -122,13 +123,14 @@ def log_det(kernel: ArrayLike, ridge: ArrayLike = 0.0, *, max_size: int | None =
     """
     matrix = operands.symmetric("kernel", kernel)
     validation.number("ridge", ridge, minimum=0)
-    monotone = not validation.is_traced(ridge) and float(jnp.asarray(ridge)) >= 1
+    monotone = not validation.is_traced(ridge) and float(np.asarray(ridge)) >= 1
     if not validation.is_traced(matrix) and not validation.is_traced(ridge):
-        values = jnp.linalg.eigvalsh(matrix)
-        if float(values[0] + ridge) < -1e-4 * max(float(jnp.abs(values).max()), 1e-30):
+        with jax.ensure_compile_time_eval():
+            values = np.asarray(jnp.linalg.eigvalsh(matrix))
+        if values[0] + float(np.asarray(ridge)) < -1e-4 * max(float(np.abs(values).max()), 1e-30):
             raise ValueError(
                 "kernel must be positive semi-definite, got smallest eigenvalue "
-                f"{float(values[0]):g} (ridge {float(jnp.asarray(ridge)):g})"
+                f"{values[0]:g} (ridge {float(np.asarray(ridge)):g})"
             )
     return LogDet(
         matrix,

@@ -53,6 +53,7 @@ def operand(
     The check makes no copy of the array, so that it can be of the size of memory; of a traced one
     only type and rank are checked.
     """
+    refuse_table(name, value)
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     if not (real or array.dtype == bool):
@@ -61,7 +62,9 @@ def operand(
         raise ValueError(f"{name} must be a non-empty array of rank {rank}, got {array.shape}")
     if validation.is_traced(array):
         return jnp.asarray(array, jnp.float32)
-    smallest, largest = float(array.min()), float(array.max())
+    # A constant of a traced caller has its numbers too.
+    with jax.ensure_compile_time_eval():
+        smallest, largest = float(array.min()), float(array.max())
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         place = np.argwhere(~np.isfinite(np.asarray(array)))[0]
         where = f"row {place[0]}" if rank == 2 else f"entry {place[0]}"
@@ -80,15 +83,17 @@ def indices(name: str, value: Any, size: int) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     if not validation.is_traced(value) and array.size:
-        lowest, highest = int(np.min(value)), int(np.max(value))
+        lowest, highest = int(np.asarray(value).min()), int(np.asarray(value).max())
         if lowest < 0 or highest >= size:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"{name} must be in [0, {size}), got {wrong}")
     return array.astype(jnp.int32)
 
 
-def refuse_text(name: str, value: Any) -> None:
-    """Raise if `value` is a data frame with columns that are no numbers, and name them."""
+def refuse_table(name: str, value: Any) -> None:
+    """Raise if entries are masked, or columns of a data frame hold no numbers: name those."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked entries: fill them or leave their rows out")
     if not (hasattr(value, "columns") and hasattr(value, "to_numpy")):
         return
     kinds = {str(column): np.asarray(value[column]).dtype.kind for column in value.columns}
@@ -102,10 +107,16 @@ def refuse_text(name: str, value: Any) -> None:
 
 def table(value: Any, name: str = "features") -> Any:
     """A table as an array: data frames of numbers and SciPy's sparse matrices are made dense."""
-    refuse_text(name, value)
+    refuse_table(name, value)
     if hasattr(value, "toarray"):
         return value.toarray()
-    return value.to_numpy() if hasattr(value, "to_numpy") else value
+    if not hasattr(value, "to_numpy"):
+        return value
+    array = value.to_numpy()
+    if array.dtype == object:
+        # Columns of numbers that may be missing have types of pandas' own.
+        array = value.to_numpy(np.float64, na_value=np.nan)
+    return array
 
 
 def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:
@@ -114,7 +125,8 @@ def symmetric(name: str, value: Any, **bounds: float) -> jax.Array:
     if matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name} must be square, got {matrix.shape}")
     if not validation.is_traced(matrix):
-        gap, size = float(jnp.abs(matrix - matrix.T).max()), float(jnp.abs(matrix).max())
+        with jax.ensure_compile_time_eval():
+            gap, size = float(jnp.abs(matrix - matrix.T).max()), float(jnp.abs(matrix).max())
         if gap > 1e-5 * size:
             raise ValueError(
                 f"{name} must be symmetric, got entries that differ from the transpose by {gap:g}"

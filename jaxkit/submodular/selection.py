@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -230,8 +231,8 @@ def start(
         items = operands.indices("initial", initial, n)
         if items.ndim != 1:
             raise ValueError(f"initial must have rank 1, got shape {items.shape}")
-        if not validation.is_traced(items) and jnp.unique(items).size != items.size:
-            raise ValueError(f"initial must not repeat an item, got {items.tolist()}")
+        if not validation.is_traced(initial) and np.unique(initial).size != items.size:
+            raise ValueError(f"initial must not repeat an item, got {np.asarray(initial).tolist()}")
         state = set_functions.add_all(function, state, items, jnp.ones(items.shape[0], bool))
         available = available.at[items].set(False)
     if min_gain is None:

@@ -215,7 +215,7 @@ class SubsetSelector(
         return self
 
     def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
-        operands.refuse_text("X", X)
+        operands.refuse_table("X", X)
         rows: Any = checks.validate_data(self, X, accept_sparse="csr", reset=reset)
         return rows.toarray() if hasattr(rows, "toarray") else rows
 

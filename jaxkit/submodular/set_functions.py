@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxkit import pytrees, validation
@@ -142,7 +143,7 @@ def evaluate(function: SetFunction, elements: ItemList) -> Float[Array, ""]:
     """
     elements = jnp.asarray(elements, jnp.int32)
     if not validation.is_traced(elements) and elements.size:
-        largest = int(elements.max())
+        largest = int(np.asarray(elements).max())
         if largest >= function.num_items:
             raise ValueError(f"elements must be < {function.num_items}, got {largest}")
     return _value_of(function, elements, elements >= 0)

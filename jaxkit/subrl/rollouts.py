@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -138,7 +139,8 @@ def replay(
     if number is not None and not validation.is_traced(array):
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"actions must be integers, got dtype {array.dtype}")
-        wrong = array[(array < 0) | (array >= number)]
+        given = np.asarray(array)
+        wrong = given[(given < 0) | (given >= number)]
         if wrong.size:
             raise ValueError(f"actions must be in 0 .. {number - 1}, got {int(wrong[0])}")
     key = jax.random.key(0) if key is None else key

@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxkit import submodular
@@ -320,3 +321,62 @@ def test_weights_of_a_mixture_can_be_swept_by_vmap(count_traces):
 def test_bad_input_raises_where_it_enters(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+POINTS = jnp.asarray(np.random.default_rng(0).random((6, 3)), jnp.float32)
+GRAM = (POINTS @ POINTS.T + (POINTS @ POINTS.T).T) / 2
+NEAR = submodular.nearest_neighbors(POINTS, 2)
+RELEVANT, FIRST = POINTS.T > 0.5, jnp.array([1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: submodular.facility_location(GRAM),
+        lambda: submodular.facility_location_from_features(POINTS),
+        lambda: submodular.facility_location_from_neighbors(NEAR.indices, NEAR.similarity, 6),
+        lambda: submodular.weighted_coverage(RELEVANT),
+        lambda: submodular.graph_cut(GRAM, 0.5),
+        lambda: submodular.information_gain(GRAM, 1.0),
+    ],
+)
+def test_arrays_that_a_traced_caller_closes_over_are_taken_and_checked(make):
+    def value():
+        f = make()
+        return submodular.greedy(f, 2, initial=FIRST).value + submodular.evaluate(f, FIRST)
+
+    assert float(jax.jit(value)()) == pytest.approx(float(value()), rel=1e-5)
+
+
+def test_what_a_traced_caller_closes_over_is_refused_as_elsewhere():
+    negative, beyond = -GRAM, jnp.array([6])
+    f = submodular.facility_location(GRAM)
+    with pytest.raises(ValueError, match="similarity must be in"):
+        jax.jit(lambda: submodular.facility_location(negative).rows)()
+    with pytest.raises(ValueError, match=r"initial must be in \[0, 6\), got 6"):
+        jax.jit(lambda: submodular.greedy(f, 2, initial=beyond).value)()
+
+
+def test_numbers_with_types_of_pandas_own_are_taken_and_what_is_missing_is_named():
+    frame = pd.DataFrame({"a": pd.array([1, 2, 3], dtype="Int64"), "b": [1.0, 0.5, 2.0]})
+    plain = submodular.select(frame.to_numpy(np.float64), 2)
+    assert submodular.select(frame, 2).indices.tolist() == plain.indices.tolist()
+    frame["a"] = pd.array([1, None, 3], dtype="Int64")
+    with pytest.raises(ValueError, match="features must be finite, got NaN or infinity in row 1"):
+        submodular.select(frame, 2)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda rows: submodular.select(rows, 2),
+        lambda rows: submodular.SubsetSelector(2).fit(rows),
+        lambda rows: submodular.SubsetSelector(2).partial_fit(rows),
+        lambda rows: submodular.modular(rows[:, 0]),
+    ],
+)
+def test_masked_entries_are_refused_and_not_read(use):
+    rows = np.ma.array(np.ones((4, 3)), mask=np.eye(4, 3, dtype=bool))
+    with pytest.raises(ValueError, match="no masked entries"):
+        use(rows)
+    use(np.ma.array(np.ones((4, 3))))  # nothing is masked

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ WELL_KNOWN = (
     "cifar-10-batches-bin", "cifar-100-binary", "cifar-10-batches-py", "cifar-100-python",
     "stl10_binary", "tiny-imagenet-200",
 )  # fmt: skip
+TRAIN_FOLDERS = ("train", "training", "training_set")
 TEST_FOLDERS = {
-    "train-test-folders": ("test",),
+    "train-test-folders": ("test", "testing", "test_set"),
     "train-val-folders": ("val", "valid", "validation"),
 }
 
@@ -125,20 +126,23 @@ def _half(place: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
     return None
 
 
-def is_split(place: pathlib.Path, tests: Iterable[str] = ("test", "val", "valid", "validation")):
+_ALL_TESTS = tuple(name for names in TEST_FOLDERS.values() for name in names)
+
+
+def is_split(place: pathlib.Path, tests: Sequence[str] = _ALL_TESTS):
     """Whether training and test pictures lie in folders of their own."""
     # Tiny-ImageNet's val holds one folder, images, which is no class.
     return (
         place.is_dir()
         and not (place / "val" / "val_annotations.txt").is_file()
-        and _half(place, ["train"]) is not None
+        and _half(place, TRAIN_FOLDERS) is not None
         and _half(place, tests) is not None
     )
 
 
 def _beside_split(place: pathlib.Path) -> list[pathlib.Path]:
     """Folders that may be classes or tasks."""
-    known = {"train", *(name for names in TEST_FOLDERS.values() for name in names)}
+    known = {*TRAIN_FOLDERS, *_ALL_TESTS}
     split = is_split(place) or (place / "val" / "val_annotations.txt").is_file()
     return [p for p in _folders(place) if not (split and p.name.lower() in known)]
 
@@ -173,12 +177,12 @@ def read_classes(reader: Reader) -> Found:
     return Found([reader.classified(classes, _number(classes))], tuple(classes))
 
 
-def read_halves(reader: Reader, tests: Iterable[str]) -> Found:
+def read_halves(reader: Reader, tests: Sequence[str]) -> Found:
     """Read train/CLASS/**/picture and the same of tests."""
     reader.look_beside(reader.place)
-    halves = [_half(reader.place, ["train"]), _half(reader.place, tests)]
+    halves = [_half(reader.place, TRAIN_FOLDERS), _half(reader.place, tests)]
     if halves[0] is None or halves[1] is None:
-        raise ValueError(f"{reader.place} must hold train/CLASS/ and {'/'.join(tests)}/CLASS/")
+        raise ValueError(f"{reader.place} must hold train/CLASS/ and {tests[0]}/CLASS/")
     found = [reader.classes(half) for half in halves if half]
     _check_same(reader.place, *found)
     number = _number(found[0])
@@ -208,11 +212,10 @@ def read_tasks(reader: Reader) -> Found:
     if any(split) and not all(split):
         plain = [task.name for task, is_split in zip(tasks, split, strict=True) if not is_split]
         raise ValueError(f"{reader.place}: tasks {plain[:5]} have no train/ and test/, others have")
-    tests = [name for names in TEST_FOLDERS.values() for name in names]
     number: dict[str, int] = {}
     rows: list[list[tuple[str, int, int]]] = [[], []] if all(split) else [[]]
     for t, task in enumerate(tasks):
-        folders = [_half(task, ["train"]), _half(task, tests)] if all(split) else [task]
+        folders = [_half(task, TRAIN_FOLDERS), _half(task, _ALL_TESTS)] if all(split) else [task]
         halves = [reader.classes(folder) for folder in folders if folder is not None]
         if len(halves) == 2:
             _check_same(reader.place, *halves)

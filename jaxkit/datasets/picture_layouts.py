@@ -40,6 +40,9 @@ def find_pictures(
     A split that the data give is kept; otherwise one is drawn, class by class, so that every class
     is on both sides. The decision is logged in one line, and so is what is left out.
 
+    A folder of a split may also be called `training` or `training_set`, `testing` or `test_set`,
+    `valid` or `validation`.
+
     | layout | what is there |
     |---|---|
     | `class-folders` | `CLASS/**/picture` |

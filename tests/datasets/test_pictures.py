@@ -63,6 +63,18 @@ def test_a_split_that_the_folders_give_is_kept(tmp_path, held):
     assert split.test.source.names == (f"{held}/10/0.JPG", f"{held}/2/0.JPG")
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("training_set", "test_set"), ("training", "validation")],
+)
+def test_a_split_by_other_names_is_no_pair_of_tasks_or_classes(tmp_path, train, test):
+    folder(tmp_path / train, count=3)
+    folder(tmp_path / test, count=1)
+    split = datasets.find_pictures(tmp_path, prefer="task-folders")
+    assert (split.class_names, split.task_names) == (("10", "2"), ())
+    assert (len(split.train), len(split.test)) == (6, 2)
+
+
 def test_other_classes_to_test_on_are_named(tmp_path):
     folder(tmp_path / "train", ("a", "b"))
     folder(tmp_path / "test", ("b", "c"))

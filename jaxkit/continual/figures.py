@@ -98,7 +98,7 @@ def expansion_figure(result: StreamResult, config: SEMAConfig, names: Sequence[s
         )
     panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
     panel.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, None), ylabel="score of a batch",
-              title="When a block grows")  # fmt: skip
+              title="The shallowest block above the threshold grows")  # fmt: skip
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False,
                   fontsize="small")  # fmt: skip
     return figure
@@ -132,7 +132,9 @@ def growth_pictures_figure(result: StreamResult, stream: Stream) -> Figure:
         images = np.asarray(task.train_images[np.array(event["rows"])])
         gap = max(1, images.shape[2] // 16)
         strip = np.concatenate(
-            np.pad(images, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=1), axis=1
+            # Grey, which neither dark nor light pictures run into.
+            np.pad(images, [(0, 0), (gap, gap), (gap, gap), (0, 0)], constant_values=0.5),
+            axis=1,
         )
         panel.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0,
                      vmax=1)  # fmt: skip

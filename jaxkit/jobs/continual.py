@@ -51,7 +51,7 @@ class ContinualConfig:
         train_epochs: passes of a classification phase.
         describe_epochs: passes of a description phase.
         train_learning_rate: of adapters, routers and head; by default 0.005, or 0.05 for a backbone
-            trained here; for l2p of prompts, keys and head, 0.00375 or 0.03.
+            trained here; of prompts, keys and head, 0.00375 or 0.03.
         describe_learning_rate: of descriptors; by default 0.01, or 0.05 likewise.
         batch_size: images of a training step; activations grow with it.
         scan_batch_size: images that are scored or tested together.
@@ -355,7 +355,8 @@ def _memory(
     if isinstance(learner, continual.SEMALearner) and not stream.tasks[0].is_augmented:
         rows = max(len(task.train_labels) for task in stream.tasks)
         parts["tokens of a task"] = 4 * rows * tokens * model.width
-    return "memory: " + ", ".join(f"{name} {x / 2**20:,.0f} MiB" for name, x in parts.items())
+    shown = (f"{name} {max(x / 2**20, 0.1):,.{int(x < 2**24)}f} MiB" for name, x in parts.items())
+    return "memory: " + ", ".join(shown)
 
 
 def _given(value: Any, default: Any) -> Any:
@@ -409,12 +410,26 @@ def _report(
         figures["router"] = continual.router_weights_figure(learner, result.state, stream)
     for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")
-    parts = [pages.facts({**summary, **dataclasses.asdict(config)})]
+    parts = [pages.facts({**summary, **_settings(config, learner)})]
     parts += [plotting.html_image(figure, name) for name, figure in figures.items()]
     page = pages.page(folder.name, parts)
     path = files.write_atomically(folder / "report.html", page)
     _print(stream, result, summary, path)
     return path
+
+
+def _settings(config: ContinualConfig, learner: continual.Learner) -> dict[str, Any]:
+    """What was asked for, and what the learner made of it: its rates, its sizes, its backbone."""
+    told = learner.description()
+    given = {f: x for f, x in dataclasses.asdict(config).items() if x is not None}
+    for field in (
+        "threshold", "train_epochs", "describe_epochs", "train_learning_rate",
+        "describe_learning_rate", "batch_size", "scan_batch_size",
+    ):  # fmt: skip
+        given.pop(field, None)  # the learner tells them, where it has them
+    if config.class_order != "shuffled":
+        del given["class_seed"]
+    return {**given, **told}
 
 
 def summarise(learner: continual.Learner, result: continual.StreamResult) -> dict[str, str]:
@@ -437,6 +452,9 @@ def summarise(learner: continual.Learner, result: continual.StreamResult) -> dic
         "forgetting": f"{continual.forgetting(accuracy):.2%}",
         "backward transfer": f"{continual.backward_transfer(accuracy):.2%}",
     }
+    ridges = [f"{event['ridge']:g}" for event in result.events if "ridge" in event]
+    if ridges:
+        summary["ridge of each task"] = ", ".join(ridges)
     if isinstance(learner, continual.SEMALearner):
         config, added = learner.config, len(result.expansions)
         every = config.num_expandable * (len(result.num_tests) - 1)

@@ -55,7 +55,23 @@ def test_each_method_is_a_learner_of_the_stream(tmp_path, method, kind):
     learner = job._learner(config, stream, model, {})
     assert type(learner) is kind
     assert learner.description()["num_classes"] == 30
-    assert "learner" in job._memory(config, learner, stream, model, {})
+    assert "learner 0 MiB" not in job._memory(config, learner, stream, model, {})
+
+
+def test_the_report_tells_the_settings_of_the_method_as_used_and_no_others(tmp_path):
+    stream, _ = continual.digits_stream()
+    model = continual.tiny_vision_transformer()
+
+    def told(method):
+        config = fast(tmp_path, method=method)
+        return job._settings(config, job._learner(config, stream, model, {}))
+
+    assert "general_blocks=(0,)" in told("dual-prompt")["prompting"]
+    assert told("dual-prompt")["learning_rate"] == 0.03
+    assert told("sema")["train_learning_rate"] == 0.05
+    assert told("ranpac")["num_projections"] == 1000
+    for facts in (told("ranpac"), told("dual-prompt")):
+        assert {"threshold", "describe_epochs", "weights", "class_seed"}.isdisjoint(facts)
 
 
 @pytest.mark.slow

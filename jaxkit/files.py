@@ -31,9 +31,6 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> path
         path: where to write; missing folders are made.
         content: text (written as UTF-8) or bytes.
 
-    Returns:
-        The path.
-
     Raises:
         OSError: if the disk refuses (the old file is then untouched).
 
@@ -92,9 +89,6 @@ def json_object(text: str | bytes, where: str) -> dict[str, Any]:
     Args:
         text: UTF-8; a byte-order mark is passed over.
         where: file and line, for messages.
-
-    Returns:
-        The object.
 
     Raises:
         ValueError: if the text is anything else, names a field twice or is nested too deeply.
@@ -165,9 +159,6 @@ def read_record(path: str | os.PathLike[str], kind: type[T]) -> T:
         path: the file.
         kind: the dataclass; its annotations say what the fields may hold.
 
-    Returns:
-        The record.
-
     Raises:
         ValueError: if a field is unknown, missing, of another type or refused by the dataclass.
         OSError: if the file cannot be read.
@@ -217,9 +208,6 @@ def typed(value: Any, kind: Any, fields: tuple[str, ...] = ()) -> Any:
         kind: a dataclass, `int`, `float`, `bool`, `str`, `dict[str, ...]`, `list[...]`,
             `tuple[..., ...]` of any length, `Literal[...]`, a union of these, or `Any`.
         fields: names that lead to the value.
-
-    Returns:
-        The value.
 
     Raises:
         FieldError: if it does not fit.

@@ -17,9 +17,6 @@ def mean_interval(values: Any) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Lower and upper ends, `[...]`.
 
-    Raises:
-        ValueError: if there are fewer than two seeds.
-
     Example:
         >>> low, high = mean_interval(np.array([1.0, 2.0, 3.0]))
         >>> round(float(high), 3)

@@ -79,9 +79,6 @@ def read_log(path: str | os.PathLike[str], rename: Rename | None = None) -> Log:
         rename: from (file and line, row) to the row as this module knows it, for logs that call
             their step something else.
 
-    Returns:
-        Its rows.
-
     Raises:
         ValueError: if a line is faulty.
         OSError: if the file cannot be read.
@@ -101,9 +98,6 @@ def from_lines(path: str | os.PathLike[str], lines: Iterable[tuple[int, Mapping[
     Args:
         path: the file, for messages.
         lines: the number of each line and what it says.
-
-    Returns:
-        The rows.
 
     Raises:
         ValueError: if a step is faulty.
@@ -130,12 +124,6 @@ def holes(steps: np.ndarray) -> list[tuple[int, int]]:
     A gap is a hole if it is more than twice the median of the three before it and of the three
     after; the first and the last gap, more than twice the longest of the three beside it.
 
-    Args:
-        steps: increasing, `[n]`.
-
-    Returns:
-        A pair for each hole.
-
     Example:
         >>> holes(np.array([1, 2, 3, 4, 10, 11, 12]))
         [(4, 10)]
@@ -156,10 +144,6 @@ def holes(steps: np.ndarray) -> list[tuple[int, int]]:
 def step_of(where: str, values: Mapping[str, Any]) -> int:
     """The step of a row.
 
-    Args:
-        where: file and line, for messages.
-        values: the row; a CSV's cells are strings.
-
     Raises:
         ValueError: if it is missing or no whole number in [0, 2^31).
 
@@ -179,11 +163,6 @@ def step_of(where: str, values: Mapping[str, Any]) -> int:
 
 def number(where: str, name: str, value: Any) -> float:
     """A number of a row, NaN where its value is not known.
-
-    Args:
-        where: file and line, for messages.
-        name: its column.
-        value: from JSON, or a cell of a CSV file.
 
     Raises:
         ValueError: if it is no number.

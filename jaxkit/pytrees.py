@@ -29,12 +29,6 @@ def dataclass(cls: C) -> C:
     Fields made by `flax.struct.field(pytree_node=False)` are static, the others are children.
     Unlike `flax.struct.dataclass`, two such classes never compare equal under `jax.jit`.
 
-    Args:
-        cls: a class with annotated fields.
-
-    Returns:
-        The class.
-
     Example:
         >>> @dataclass
         ... class Scaled:
@@ -86,14 +80,6 @@ def jit(
     """Do as `jax.jit`, with a program of its own for every class of pytree among the arguments.
 
     For functions of objects that a user registers: their classes become a static argument.
-
-    Args:
-        function: the function.
-        static_argnames: as `jax.jit`.
-        donate_argnames: as `jax.jit`.
-
-    Returns:
-        The compiled function.
 
     Example:
         >>> jit(lambda pair: pair[0] + pair[1])((1, 2)).item()

@@ -33,9 +33,6 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
         value: an int, a NumPy integer or a concrete integer array of rank 0; bool is refused.
         minimum: smallest value allowed.
 
-    Returns:
-        The Python int.
-
     Raises:
         TypeError: if `value` is not an integer.
         ValueError: if it is smaller than `minimum`.
@@ -59,17 +56,6 @@ def seed(name: str, value: Any) -> int:
     """Return `value` if it is a seed that JAX tells from every other, or raise.
 
     `jax.random.key` keeps 32 bits: 2^32 would draw what 0 draws.
-
-    Args:
-        name: name of the argument, for the message.
-        value: as for `integer`.
-
-    Returns:
-        The Python int.
-
-    Raises:
-        TypeError: if `value` is not an integer.
-        ValueError: if it is not in [0, 2^32).
 
     Example:
         >>> seed("seed", 2**32)
@@ -100,9 +86,6 @@ def number(
         maximum: upper bound.
         open_minimum: whether the lower bound itself is refused.
         open_maximum: whether the upper bound itself is refused.
-
-    Returns:
-        `value`, unchanged.
 
     Raises:
         TypeError: if `value` is not a real number.
@@ -136,17 +119,6 @@ def number(
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """Return `value` if it is one of the `allowed` names, or raise with the closest of them.
-
-    Args:
-        name: name of the argument, for the message.
-        value: the name given.
-        allowed: the names that exist.
-
-    Returns:
-        `value`.
-
-    Raises:
-        ValueError: if `value` is not in `allowed`.
 
     Example:
         >>> choice("shape", "liner", ["linear", "cosine"])

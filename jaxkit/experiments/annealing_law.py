@@ -19,7 +19,7 @@ import scipy
 
 from jaxkit import losscurves
 from jaxkit.experiments import published_curves, trained_curves
-from jaxkit.experiments.evidence import Claim, Evidence, Table
+from jaxkit.experiments.evidence import Claim, Evidence, Table, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,45 +63,36 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     Args:
         quick: train one seed for 1200 steps instead of two for 4000.
         seed: first seed of the training here.
-
-    Returns:
-        The claims, the tables behind them and the figures.
     """
     data = published_curves.real_curves()
     claims, rows, tables, figures = [], [], [], {}
     total, decay, seeds = (1200, 0.97, 1) if quick else (4000, DECAY, 2)
     trained = trained_curves.train(total, [seed + i for i in range(seeds)])
     forms = FORMS | {"annealing law": losscurves.Annealing(decay)}
-    own = []
-    for index, curves in enumerate(trained):
-        source = f"bytes, seed {seed + index}"
-        own.append(
-            [
-                judge(
-                    name,
-                    form,
-                    curves,
-                    source,
-                    warmup_steps=trained_curves.WARMUP,
-                    first_step=total // 10,
-                )
-                for name, form in forms.items()
-            ]
-        )
+    options: Any = {"warmup_steps": trained_curves.WARMUP, "first_step": total // 10}
+    own = [
+        [
+            judge(name, form, curves, f"bytes, seed {seed + index}", **options)
+            for name, form in forms.items()
+        ]
+        for index, curves in enumerate(trained)
+    ]
     claims += _own_claims(own, trained, decay, total, quick)
     rows += [p for predictions in own for p in predictions]
-    fitted = losscurves.fit(
-        forms["annealing law"],
-        [trained[0][name] for name in FITTED],
-        warmup_steps=trained_curves.WARMUP,
-        first_step=total // 10,
-    )
+    fitted = _own_fit(trained[0], decay, total)
     unseen = {name: _after(c, total // 10) for name, c in trained[0].items()}
     figures["annealing_law_bytes"] = losscurves.prediction_figure(
         fitted, unseen, title="Byte-level MLP: fitted on constant and cosine, the rest predicted"
     )
     if data is None:
-        claims.append(_absent())
+        claims.append(
+            Claim(
+                "On real language-model curves, the law predicts unseen schedules.",
+                "mean relative error about 0.2 %",
+                "the real curves are not beside this project: not examined",
+                "null result",
+            )
+        )
     else:
         found, real_rows, coverage, real_figures = _judge_real(data, quick)
         tables.append(coverage)
@@ -136,18 +127,7 @@ def judge(
 ) -> Prediction:
     """Fit one law on some of the curves and score it on the others.
 
-    Args:
-        law: its name.
-        form: its form.
-        curves: all curves by name.
-        source: what they are, for the table.
-        fitted_on: names of the curves to fit on.
-        last_step: last step fitted.
-        finals: final losses by name to order against; the last of each curve if None.
-        **options: those of `losscurves.fit`.
-
-    Returns:
-        The prediction's errors; the rank correlation includes the fitted curves.
+    Ranks are over all curves, the fitted too, against `finals` or else the last loss of each.
     """
     fitted = losscurves.fit(
         form, [curves[name] for name in fitted_on], last_step=last_step, **options
@@ -204,13 +184,13 @@ def _own_claims(
             "mean relative error about 0.2 % (language models)",
             f"{_percent(law)} against {_percent(rate_sum)} (sum of rates) and {_percent(steps)} "
             f"(steps), one number a seed: a factor {gain.min():.1f} at least",
-            "shown" if law.max() <= 0.006 and gain.min() >= 1.5 else "not shown",
+            verdict(law.max() <= 0.006 and gain.min() >= 1.5),
         ),
         Claim(
             "It orders the final losses of the eight schedules: rank correlation at least 0.9.",
             "schedules can be compared without training them",
             f"rank correlation {', '.join(f'{r:.3f}' for r in rank)}",
-            "shown" if rank.min() >= 0.9 else "not shown",
+            verdict(rank.min() >= 0.9),
         ),
         Claim(
             "A re-warm-up raises the loss for a while, and the law predicts the rise to half its "
@@ -218,34 +198,37 @@ def _own_claims(
             "the loss bump of re-warm-up in continual pre-training",
             f"highest loss in the tenth of the run after the turn less the loss at it: {bump:+.4f} "
             f"nats measured, {predicted:+.4f} predicted (mean over seeds)",
-            "shown" if bump > 0 and abs(bump - predicted) <= bump / 2 else "not shown",
+            verdict(bump > 0 and abs(bump - predicted) <= bump / 2),
             used_to_show=not quick,
         ),
     ]
 
 
-def _bump(
+def _own_fit(
     curves: Mapping[str, losscurves.LossCurve], decay: float, total: int
-) -> tuple[float, float]:
-    fitted = losscurves.fit(
+) -> losscurves.Law:
+    return losscurves.fit(
         losscurves.Annealing(decay),
         [curves[name] for name in FITTED],
         warmup_steps=trained_curves.WARMUP,
         first_step=total // 10,
     )
+
+
+def _bump(
+    curves: Mapping[str, losscurves.LossCurve], decay: float, total: int
+) -> tuple[float, float]:
+    fitted = _own_fit(curves, decay, total)
     curve = curves["re-warm-up"]
     turn = trained_curves.WARMUP + trained_curves.TURN * (total - trained_curves.WARMUP)
     before = int(np.argmin(np.abs(curve.steps - turn)))
     # The loss answers late: its highest value within a tenth of the run after the turn.
     window = (curve.steps > turn) & (curve.steps <= turn + total / 10)
     after = np.flatnonzero(window)
-    predicted = np.asarray(
-        losscurves.predict(fitted, curve.learning_rates, steps=curve.steps), np.float64
-    )
-    return (
-        float(curve.losses[after].max() - curve.losses[before]),
-        float(predicted[after].max() - predicted[before]),
-    )
+    found = losscurves.predict(fitted, curve.learning_rates, steps=curve.steps)
+    predicted = np.asarray(found, np.float64)
+    rise, expected = (float(y[after].max() - y[before]) for y in (curve.losses, predicted))
+    return rise, expected
 
 
 def _judge_real(
@@ -268,7 +251,7 @@ def _judge_real(
             "law predicts the unseen schedules within 0.25 %, better than both power laws.",
             "mean relative error about 0.2 %, R2 > 0.999 on fitted curves",
             f"{_percent(law)} against {_percent(others[0])} and {_percent(others[1])}",
-            "shown" if law.max() <= 0.0025 and (law < np.minimum(*others)).all() else "not shown",
+            verdict(law.max() <= 0.0025 and (law < np.minimum(*others)).all()),
         )
     )
     small = data["124M, rate 0.001"]
@@ -293,7 +276,7 @@ def _judge_real(
             "schedules can be compared without training them",
             f"rank correlation {found[0].rank:.3f}, PredE {100 * found[0].mean_error:.3f} %, a "
             f"factor {factor:.1f} below the better power law",
-            "shown" if found[0].rank >= 0.95 and factor >= 5 else "not shown",
+            verdict(found[0].rank >= 0.95 and factor >= 5),
         )
     )
     own = {name: value for name, value in options.items() if name != "fitted_on"}
@@ -310,7 +293,7 @@ def _judge_real(
                 f"{max(shares):.0%} by source)"
                 for size, shares in held.items()
             ),
-            "shown" if min(np.mean(shares) for shares in held.values()) >= 0.8 else "not shown",
+            verdict(min(np.mean(shares) for shares in held.values()) >= 0.8),
         )
     )
     found_claims, figure = _decay_fraction(small, options)
@@ -414,7 +397,7 @@ def _decay_fraction(
         "measured one.",
         "best fraction about 10 to 25 %, shrinking with run length",
         "; ".join(parts),
-        "shown" if max(gaps) <= 0.2 else "not shown",
+        verdict(max(gaps) <= 0.2),
         used_to_show=False,
     )
     cost = Claim(
@@ -422,7 +405,7 @@ def _decay_fraction(
         "costs at most 0.15 % of loss against the best measured share.",
         "best fraction about 10 to 25 %, shrinking with run length",
         "; ".join(parts) + f"; cost {_percent(np.array(costs))}",
-        "shown" if max(costs) <= 0.0015 else "not shown",
+        verdict(max(costs) <= 0.0015),
     )
     figure = losscurves.decay_fraction_figure(
         predicted, measured, title="124M: final loss by decay fraction (points: measured)"
@@ -430,21 +413,9 @@ def _decay_fraction(
     return [where, cost], figure
 
 
-def _absent() -> Claim:
-    return Claim(
-        "On real language-model curves, the law predicts unseen schedules.",
-        "mean relative error about 0.2 %",
-        "the real curves are not beside this project: not examined",
-        "null result",
-    )
-
-
 def _percent(errors: np.ndarray) -> str:
     return " / ".join(f"{100 * e:.3f}" for e in errors) + " %"
 
 
 def _after(curve: losscurves.LossCurve, first_step: int | None) -> losscurves.LossCurve:
-    keep = curve.steps >= (first_step or 0)
-    return curve._replace(
-        steps=curve.steps[keep], losses=curve.losses[keep], weights=curve.weights[keep]
-    )
+    return published_curves.cut(curve, curve.steps >= (first_step or 0))

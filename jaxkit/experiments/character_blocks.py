@@ -32,12 +32,7 @@ class Text(NamedTuple):
 
 @functools.cache
 def prose() -> Text:
-    """Encode the embedded prose by byte.
-
-    Example:
-        >>> prose().vocab_size > 80
-        True
-    """
+    """Encode the embedded prose by byte."""
     split = datasets.embedded_prose()
     parts = [np.asarray(split.train.data), np.asarray(split.validation.data)]
     vocabulary, codes = np.unique(np.concatenate(parts), return_inverse=True)
@@ -46,12 +41,7 @@ def prose() -> Text:
 
 
 def shapes(d: int, vocab_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameter shapes of the character model at width d.
-
-    Example:
-        >>> shapes(32, 96)["up"].shape
-        (2, 32, 32)
-    """
+    """Parameter shapes of the character model at width d."""
     lengths = {
         "embed": (vocab_size, EMBED),
         "read": (CONTEXT * EMBED, d),
@@ -65,12 +55,7 @@ def shapes(d: int, vocab_size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def init(key: jax.Array, d: int, vocab_size: int) -> dict[str, Array]:
-    """Draw fresh parameters: fan-in scale on kernels, gains of one, a readout of zeros.
-
-    Example:
-        >>> float(init(jax.random.key(0), 32, 96)["readout"].max())
-        0.0
-    """
+    """Draw fresh parameters: fan-in scale on kernels, gains of one, a readout of zeros."""
     std = {"embed": 1.0, "read": (CONTEXT * EMBED) ** -0.5, "up": d**-0.5, "down": d**-0.5}
     leaves, params = shapes(d, vocab_size), {}
     keys = jax.random.split(key, len(leaves))
@@ -91,12 +76,6 @@ def apply(
     """Predict the next character; also return input and output of every hidden matrix.
 
     The matrices come in the order up, down, up, down.
-
-    Example:
-        >>> params = init(jax.random.key(0), 32, 96)
-        >>> logits, sublayers = apply(params, jnp.zeros((2, 8), jnp.int32))
-        >>> logits.shape, len(sublayers)
-        ((2, 96), 4)
     """
     x = params["embed"][context].reshape(context.shape[0], -1) @ params["read"]
     sublayers = []
@@ -113,12 +92,9 @@ def apply(
 
 
 class Trained(NamedTuple):
-    """What one training run of the character model ends with.
+    """Validation loss in nats a character; gain and top singular value of each hidden matrix.
 
-    Attributes:
-        loss: validation loss in nats a character.
-        gain: gain of each hidden matrix on validation text, in the order up, down, up, down.
-        sigma: top singular value of each.
+    On validation text, in the order up, down, up, down.
     """
 
     loss: Float[Array, ""]
@@ -190,20 +166,8 @@ def train(
 ) -> Trained:
     """Train the character model and measure loss, gain and top singular value.
 
-    Vectors are undecayed under every rule, so that only the matrices differ.
-
-    Args:
-        text: from `prose`.
-        d: width.
-        rule: a name in `width.RULES`.
-        learning_rate: base peak learning rate (warm-up over a tenth, cosine to a tenth).
-        weight_decay: base weight decay.
-        num_steps: steps of 64 examples.
-        seed: for parameters and batches.
-        base_width: the width at which learning rate and decay are the given ones.
-
-    Returns:
-        Loss, gains and top singular values. Usable under `vmap` over learning rate and decay.
+    Vectors are undecayed under every rule, so that only the matrices differ. Learning rate (warm-up
+    over a tenth, cosine to a tenth) and decay are those at the base width; `vmap` over both works.
 
     Example:
         >>> run = train(prose(), 32, "robust", num_steps=10)

@@ -41,12 +41,7 @@ class Corpus(NamedTuple):
 
 @functools.cache
 def corpus() -> Corpus:
-    """Read the embedded prose.
-
-    Example:
-        >>> corpus().vocabulary > 60
-        True
-    """
+    """Read the embedded prose."""
     from pydoc_data import topics
 
     text = "\n".join(topics.topics[key] for key in sorted(topics.topics))
@@ -95,16 +90,8 @@ def train(
 ) -> tuple[Float[Array, ""], Float[Array, "*steps"]]:
     """Train one model; return its validation loss and, if asked, the gradient norms of the run.
 
-    Args:
-        key: seed of the weights and of the order of the data.
-        rates: learning rate of each update.
-        momenta: momentum (SGD) or b1 (Adam) of each update.
-        make_optimizer: (rate, momentum) to an optimizer.
-        scale: scale of the initial weights.
-        record: `"l2"` or `"l1"` to record gradient norms.
-
-    Returns:
-        Validation loss in nats, and the norms (or an empty array).
+    The key seeds the weights and the order of the data; `rates` and `momenta` (SGD's, or b1 of
+    Adam) are those of each update; `record` is None, `"l2"` or `"l1"`.
     """
     data = corpus()
     text = jnp.asarray(data.train)
@@ -147,17 +134,8 @@ def grid_losses(
 ) -> Float[Array, "schedules peaks seeds"]:
     """Validation losses of every schedule at every peak for every seed, in one program.
 
-    Args:
-        keys: seeds; the same weights and batches for every schedule and peak.
-        peaks: peak learning rates.
-        shapes: learning rate over peak, for each schedule.
-        momenta: momentum of each update, for each schedule.
-        make_optimizer: (rate, momentum) to an optimizer; a module-level function, so that the
-            program is compiled once.
-        scale: scale of the initial weights.
-
-    Returns:
-        Losses in nats.
+    All schedules and peaks have the same weights and batches. `shapes` are learning rates over
+    peak; `make_optimizer` is a module-level function, so that the program is compiled once.
     """
 
     def one(shape, momentum, peak, key):
@@ -196,12 +174,6 @@ def tune(
 
 
 def paired_interval(difference: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Mean of paired differences and its 95 % Student interval.
-
-    Example:
-        >>> mean, (low, high) = paired_interval(np.array([1.0, 2.0, 3.0]))
-        >>> mean, round(low, 3), round(high, 3)
-        (2.0, -0.484, 4.484)
-    """
+    """Mean of paired differences and its 95 % Student interval."""
     low, high = intervals.mean_interval(difference)
     return float(difference.mean()), (float(low), float(high))

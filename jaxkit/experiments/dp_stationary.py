@@ -14,7 +14,7 @@ import scipy
 from jaxkit import plotting
 from jaxkit.experiments import private_comparisons as comparisons
 from jaxkit.experiments import private_descent
-from jaxkit.experiments.evidence import Claim, Evidence, Table
+from jaxkit.experiments.evidence import Claim, Evidence, Table, number_ticks, verdict
 from jaxkit.experiments.private_comparisons import Measured
 
 
@@ -24,14 +24,6 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     Args:
         quick: two epsilons, coarse grids, no one-pass and no null comparisons.
         seed: base of the seeds.
-
-    Returns:
-        The claims, the numbers, and two figures.
-
-    Source: arXiv 2206.00846 Table 1 (rates), Theorem 4.2 and section 6.
-
-    Example:
-        >>> evidence = run(quick=True)  # doctest: +SKIP
     """
     keys = jax.random.split(jax.random.key(seed), 8 if quick else 20)
     epsilons = (1.0, 3.0) if quick else (0.3, 1.0, 3.0, 10.0)
@@ -72,12 +64,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
 
 
 def ratio(over: Measured, under: Measured) -> tuple[float, tuple[float, float]]:
-    """Ratio of two means with its 95 % interval, by the delta method on logarithms.
-
-    Example:
-        >>> ratio(Measured(np.array([1.0, 1.0]), ""), Measured(np.array([2.0, 2.0]), ""))[0]
-        0.5
-    """
+    """Ratio of two means with its 95 % interval, by the delta method on logarithms."""
     relative = [np.std(m.norms, ddof=1) / m.mean / len(m.norms) ** 0.5 for m in (over, under)]
     width = float(scipy.stats.t.ppf(0.975, len(over.norms) - 1) * np.hypot(*relative))
     middle = over.mean / under.mean
@@ -93,7 +80,7 @@ def _ratio_claim(pair: dict[str, Measured], epsilon: float, limit: float, other:
         paper="rate (sqrt(d)/(n eps))^(2/3) against (sqrt(d)/(n eps))^(1/2)",
         measured=f"ratio {middle:.2f} over {len(pair[other].norms)} seeds "
         f"({pair['SpiderBoost'].mean:.2e} against {pair[other].mean:.2e}; {pair[other].setting})",
-        verdict="shown" if middle <= limit else "not shown",
+        verdict=verdict(middle <= limit),
         interval=interval,
     )
 
@@ -107,7 +94,7 @@ def _projection_claims(found: dict[int, dict[str, Measured]]) -> list[Claim]:
             statement="a projection improves SpiderBoost at d = 4096, rank 5, by at least 5 times",
             paper="the rate depends on the rank instead of the dimension",
             measured=f"{gain:.1f} times smaller gradient norm",
-            verdict="shown" if gain >= 5 else "not shown",
+            verdict=verdict(gain >= 5),
             interval=interval,
         ),
         Claim(
@@ -116,7 +103,7 @@ def _projection_claims(found: dict[int, dict[str, Measured]]) -> list[Claim]:
             measured=f"{growth:.2f} times; DP-GD is as flat without a projection "
             f"({high['DP-GD'].mean / low['DP-GD'].mean:.2f} times) and as small "
             f"({high['DP-GD'].mean:.1e} against {high['SpiderBoost + JL'].mean:.1e})",
-            verdict="shown" if growth <= 2 else "not shown",
+            verdict=verdict(growth <= 2),
             interval=growth_interval,
         ),
     ]
@@ -132,7 +119,7 @@ def _slope_claim(full: dict[float, dict[str, Measured]]) -> Claim:
         paper="exponents 2/3 and 1/2",
         measured=f"exponents {slopes['SpiderBoost']:.2f} and {slopes['DP-GD']:.2f} between "
         "epsilon = 1 and 10",
-        verdict="shown" if slopes["SpiderBoost"] > slopes["DP-GD"] else "not shown",
+        verdict=verdict(slopes["SpiderBoost"] > slopes["DP-GD"]),
     )
 
 
@@ -143,7 +130,7 @@ def _null_claim(name: str, pair: dict[str, Measured]) -> Claim:
         statement=f"{method} is better than tuned {other} on {name}",
         paper="no constants; the ratio of the rates is close to 1 at this size",
         measured=f"ratio {middle:.2f} of the gradient norms",
-        verdict="shown" if interval[1] < 1 else "null result",
+        verdict=verdict(interval[1] < 1, "null result"),
         interval=interval,
     )
 
@@ -180,8 +167,7 @@ def _epsilon_figure(full: dict, equal: dict):
             title=title,
         )
         panel.set(xscale="log", yscale="log")
-        panel.set_xticks(epsilons, [f"{e:g}" for e in epsilons])
-        panel.minorticks_off()
+        number_ticks(panel, epsilons)
     return figure
 
 
@@ -195,6 +181,5 @@ def _dimension_figure(found: dict[int, dict[str, Measured]]):
         ylabel="gradient norm",
     )
     panel.set(xscale="log", yscale="log")
-    panel.set_xticks(dimensions, [str(d) for d in dimensions])
-    panel.minorticks_off()
+    number_ticks(panel, dimensions)
     return figure

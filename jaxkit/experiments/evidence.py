@@ -11,6 +11,7 @@ import numpy as np
 from jaxkit import intervals
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Verdict = Literal["shown", "not shown", "null result"]
@@ -39,12 +40,7 @@ class Claim:
 
     @property
     def label(self) -> str:
-        """The verdict, and whether its absence is known.
-
-        Example:
-            >>> Claim("a > b", "1.0", "a - b = 0", "not shown", used_to_show=False).label
-            'not shown (known)'
-        """
+        """The verdict, and whether its absence is known."""
         known = self.verdict == "not shown" and not self.used_to_show
         return f"{self.verdict} (known)" if known else self.verdict
 
@@ -76,23 +72,23 @@ class Evidence:
 
     @property
     def holds(self) -> bool:
-        """Whether every claim that used to show still does.
-
-        Example:
-            >>> Evidence("t", [Claim("a > b", "1.0", "a - b = 0.9", "shown")]).holds
-            True
-        """
+        """Whether every claim that used to show still does."""
         return all(c.verdict != "not shown" or not c.used_to_show for c in self.claims)
 
 
-def interval_over_seeds(values: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean over seeds, for a `Claim`; None for a single seed.
+def verdict(holds: Any, otherwise: Verdict = "not shown") -> Verdict:
+    """Return `"shown"` if the claim holds, else what its absence means."""
+    return "shown" if bool(holds) else otherwise
 
-    Example:
-        >>> low, high = interval_over_seeds(np.array([1.0, 2.0, 3.0]))
-        >>> round(low, 3), round(high, 3)
-        (-0.484, 4.484)
-    """
+
+def number_ticks(panel: Axes, values: Sequence[Any]) -> None:
+    """Mark the horizontal axis, on a log scale, at these numbers alone."""
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.minorticks_off()
+
+
+def interval_over_seeds(values: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean over seeds, for a `Claim`; None for a single seed."""
     if len(values) < 2:
         return None
     low, high = intervals.mean_interval(values)

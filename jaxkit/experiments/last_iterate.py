@@ -19,11 +19,7 @@ SAMPLES, DIMENSION = 4000, 20
 
 
 def problem(seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Draw A, b and solve for the smallest f by linear programming.
-
-    Returns:
-        A [samples, dimension], b [samples], and the minimum of f.
-    """
+    """Draw A [samples, dimension] and b; solve for the smallest f by linear programming."""
     from scipy import optimize, sparse
 
     rng = np.random.default_rng(seed)
@@ -56,18 +52,9 @@ def excess_losses(
 ) -> tuple[Float[Array, "2 schedules peaks seeds"], Float[Array, "schedules peaks seeds steps"]]:
     """Subgradient descent for every schedule, peak and seed.
 
-    Args:
-        keys: seeds of the sample order, shared by all schedules.
-        peaks: peak rates of each schedule.
-        shapes: rate over peak of each update.
-        batches: samples averaged at each update, at most `largest_batch`.
-        a: inputs.
-        b: targets.
-        minimum: smallest value of f.
-        largest_batch: static.
-
-    Returns:
-        f - minimum at the last iterate and at the mean of all iterates, and the gradient norms.
+    The seeds of the sample order are shared by all schedules; an update averages as many samples as
+    `batches` says. Returns f - minimum at the last iterate and at the mean of all, and the
+    gradient norms.
     """
 
     def one(shape, peak, key):

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxkit import lexinvariant, plotting
 from jaxkit.experiments import symbol_chain, symbol_prose, symbol_tasks
-from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict
+from jaxkit.experiments.evidence import Claim, Evidence, Table, verdict
 
 #: Updates of each run: (full, quick).
 CHAIN_STEPS: dict[lexinvariant.Method, tuple[int, int]] = {
@@ -44,16 +44,8 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Measure what lexinvariant models learn, and how far they stay from the optimum.
 
     Args:
-        quick: part A alone, with fewer steps and one seed.
+        quick: part A alone, with fewer steps and one seed; in full about 20 minutes on two cores.
         seed: base of the seeds.
-
-    Returns:
-        The claims, tables and figures; in full about 20 minutes on two cores.
-
-    Source: arXiv 2305.16349 §§2-3 and appendices A and F.
-
-    Example:
-        >>> evidence = run(quick=True)  # doctest: +SKIP
     """
     parts = [_chain(quick, seed)]
     if not quick:
@@ -64,10 +56,6 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         tables += part_tables
         figures |= part_figures
     return Evidence("Language models without token embeddings", claims, tables, figures)
-
-
-def _verdict(holds: Any) -> Verdict:
-    return "shown" if bool(holds) else "not shown"
 
 
 def _chain(quick: bool, seed: int):
@@ -90,7 +78,7 @@ def _chain(quick: bool, seed: int):
                 paper="the prediction error goes to 0 with the length of the context",
                 measured=f"{', '.join(f'{v:.3f}' for v in values)} nats ({seeds} seeds, "
                 f"{steps[method]} updates)",
-                verdict=_verdict(np.all(values <= limit)),
+                verdict=verdict(np.all(values <= limit)),
             )
         )
     for method in steps:
@@ -104,7 +92,7 @@ def _chain(quick: bool, seed: int):
                 f"least {needed} nats",
                 paper="in-context learning of the alphabet",
                 measured=f"{', '.join(f'{v:.3f}' for v in fall)} nats",
-                verdict=_verdict(np.all(fall >= needed)),
+                verdict=verdict(np.all(fall >= needed)),
             )
         )
     optimum = (found.oracle - found.truth)[32:48].mean()
@@ -117,7 +105,7 @@ def _chain(quick: bool, seed: int):
             paper="theorem 2.1 (with other constants)",
             measured=f"{total:.3f} nats after the first symbol, bound {bound:.3f}; "
             f"{optimum:.4f} nats a symbol at positions 32-48",
-            verdict=_verdict(total <= bound),
+            verdict=verdict(total <= bound),
         )
     )
     curves = {"true chain": found.truth, "exact lexinvariant": found.oracle}
@@ -175,7 +163,7 @@ def _tasks(seed: int):
                     "(Pile, characters)",
                     measured=f"{100 * value:.1f} % against {100 * standard:.1f} %, guessing "
                     f"{100 * GUESSING[task]:.1f} % ({TASK_STEPS[method]} updates)",
-                    verdict="null result" if above and not learned else _verdict(above),
+                    verdict="null result" if above and not learned else verdict(above),
                 )
             )
     rows = [
@@ -221,14 +209,14 @@ def _prose(seed: int):
             paper="(no such run)",
             measured=f"{annealed[late]:.2f}, counting {counted[late]:.2f}, "
             f"{PROSE_STEPS} updates in {seconds:.0f} s",
-            verdict=_verdict(annealed[late] <= min(11.5, counted[late])),
+            verdict=verdict(annealed[late] <= min(11.5, counted[late])),
         ),
         Claim(
             statement="B: the relative gap to the standard model at positions 128-192 is at most "
             "half of that at 8-16",
             paper="from 9 times to less than 1 time along 512 characters",
             measured=f"{gap[early]:.2f} -> {gap[late]:.2f}",
-            verdict=_verdict(gap[late] <= gap[early] / 2),
+            verdict=verdict(gap[late] <= gap[early] / 2),
         ),
         Claim(
             statement="B: renaming everything from the start (the paper's training) beats "
@@ -258,7 +246,7 @@ def _prose(seed: int):
             f"windows of {symbol_prose.LENGTH // 3} by the paper's vote, "
             f"{100 * found.assigned[0]:.1f} -> {100 * found.assigned[-1]:.1f} % by a one-to-one "
             f"key (chance {100 * chance:.1f} %)",
-            verdict=_verdict(
+            verdict=verdict(
                 found.precision[-1] > found.precision[0] and found.precision[-1] >= 2 * chance
             ),
         )
@@ -286,16 +274,7 @@ def _prose(seed: int):
 def prose_figure(
     losses: Mapping[str, np.ndarray], found: symbol_prose.Deciphering, window: int = 32
 ) -> Any:
-    """Draw smoothed perplexity by position, and key precision by window start.
-
-    Args:
-        losses: by model, ``[sequences, positions]``, nats.
-        found: what was deciphered.
-        window: positions averaged over.
-
-    Returns:
-        The figure.
-    """
+    """Smoothed perplexity by position, and key precision by window start."""
     figure, panels = plotting.axes(1, 2)
     smoothed = {
         name: np.asarray(lexinvariant.smoothed_perplexity(jnp.asarray(values), window))

@@ -62,15 +62,7 @@ def full_batch(
     descent = {}
     for steps in (1000, 3000) if quick else (300, 1000, 3000, 6000):
         z = _multiplier(everyone, steps, epsilon=epsilon, delta=DELTA)
-        norms = private_descent.descent_norms(
-            problem,
-            keys,
-            private_descent.Noise(z),
-            jnp.asarray(factors / private_descent.SMOOTHNESS),
-            num_steps=steps,
-        )
-        for factor, row in zip(factors, norms, strict=True):
-            descent[f"T = {steps}, eta = {factor:g}/L1"] = np.asarray(row)
+        descent |= _descent(f"T = {steps}, ", factors, problem, keys, z, num_steps=steps)
     return {
         "SpiderBoost": Measured(spider, f"T = {STEPS}, q = {PHASE}, eta = 4/L1"),
         "DP-GD": best(descent),
@@ -95,21 +87,35 @@ def equal_cost(
         steps = int(np.ceil(PASSES / rate))
         sampling = everyone if rate == 1 else _poisson(n, rate, steps, epsilon)
         z = _multiplier(sampling, steps, epsilon=epsilon, delta=DELTA, accountant="rdp")
-        norms = private_descent.descent_norms(
-            problem,
-            keys,
-            private_descent.Noise(z),
-            jnp.asarray(factors / private_descent.SMOOTHNESS),
-            num_steps=steps,
-            poisson=rate < 1,
-            rate=rate,
-        )
-        for factor, row in zip(factors, norms, strict=True):
-            descent[f"p = {rate}, T = {steps}, eta = {factor:g}/L1"] = np.asarray(row)
+        sampled = {"poisson": rate < 1, "rate": rate}
+        name = f"p = {rate}, T = {steps}, "
+        descent |= _descent(name, factors, problem, keys, z, num_steps=steps, **sampled)
     return {
         "SpiderBoost": Measured(spider, f"p = {VARIATION_RATE}, T = {STEPS}"),
         "DP-SGD": best(descent),
     }
+
+
+def _named(prefix: str, factors: np.ndarray, norms: Any) -> dict[str, np.ndarray]:
+    """Norms by setting, a step size a row."""
+    return {
+        f"{prefix}eta = {factor:g}/L1": np.asarray(row)
+        for factor, row in zip(factors, norms, strict=True)
+    }
+
+
+def _descent(
+    prefix: str,
+    factors: np.ndarray,
+    problem: private_descent.Problem,
+    keys: Any,
+    z: float,
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    rates = jnp.asarray(factors / private_descent.SMOOTHNESS)
+    noise = private_descent.Noise(z)
+    norms = private_descent.descent_norms(problem, keys, noise, rates, **options)
+    return _named(prefix, factors, norms)
 
 
 def _spiderboost(
@@ -181,10 +187,7 @@ def dimension(d: int, keys: Key[Array, " seeds"]) -> dict[str, Measured]:
             problem, keys, private_descent.Noise(z), rates, num_steps=steps
         ),
     }
-    return {
-        name: best({f"eta = {f:g}/L1": np.asarray(r) for f, r in zip(factors, norms, strict=True)})
-        for name, norms in found.items()
-    }
+    return {name: best(_named("", factors, norms)) for name, norms in found.items()}
 
 
 def null_comparisons(
@@ -218,12 +221,8 @@ def _small_data(keys: Key[Array, " seeds"]) -> dict[str, Measured]:
         boosted = private_descent.spiderboost_norms(
             problem, keys, pair, rates, num_steps=steps, phase_length=steps // 10
         )
-        plain = private_descent.descent_norms(
-            problem, keys, private_descent.Noise(z), rates, num_steps=steps
-        )
-        for factor, b, p in zip(factors, boosted, plain, strict=True):
-            spider[f"T = {steps}, eta = {factor:g}/L1"] = np.asarray(b)
-            descent[f"T = {steps}, eta = {factor:g}/L1"] = np.asarray(p)
+        spider |= _named(f"T = {steps}, ", factors, boosted)
+        descent |= _descent(f"T = {steps}, ", factors, problem, keys, z, num_steps=steps)
     return {"SpiderBoost": best(spider), "DP-GD": best(descent)}
 
 
@@ -237,28 +236,15 @@ def _one_pass(
     for depth, root_size in ((5, 12800), (4, 25600)):
         rounds = problem.num_examples // privacy.tree_examples(root_size, depth)
         betas = np.array([0.04, 0.08, 0.16])
-        norms = private_descent.tree_norms(
-            problem,
-            stream,
-            keys,
-            z,
-            jnp.asarray(betas),
-            depth=depth,
-            root_size=root_size,
-            num_rounds=rounds,
-        )
+        sizes = {"depth": depth, "root_size": root_size, "num_rounds": rounds}
+        norms = private_descent.tree_norms(problem, stream, keys, z, jnp.asarray(betas), **sizes)
         for beta, row in zip(betas, norms, strict=True):
             trees[f"D = {depth}, b = {root_size}, beta = {beta:g}"] = np.asarray(row)
     factors = np.array([1.0, 4.0, 16.0])
     for steps in (30, 100, 300):
+        rates = jnp.asarray(factors / private_descent.SMOOTHNESS)
         norms = private_descent.one_pass_descent_norms(
-            problem,
-            stream,
-            keys,
-            z,
-            jnp.asarray(factors / private_descent.SMOOTHNESS),
-            num_steps=steps,
+            problem, stream, keys, z, rates, num_steps=steps
         )
-        for factor, row in zip(factors, norms, strict=True):
-            descent[f"{steps} batches, eta = {factor:g}/L1"] = np.asarray(row)
+        descent |= _named(f"{steps} batches, ", factors, norms)
     return {"tree SPIDER": best(trees), "one-pass DP-SGD": best(descent)}

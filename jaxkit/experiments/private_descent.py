@@ -128,6 +128,27 @@ def clipped_gradient(basis: Float[Array, "d r"]) -> privacy.ClippedGradient:
     )
 
 
+def _late_norm(problem: Problem, iterates: Array, lift: Any = lambda w: w) -> Float[Array, ""]:
+    """Mean gradient norm over the last tenth of the iterates."""
+    last = iterates[-max(1, len(iterates) // 10) :]
+    return jnp.mean(jax.lax.map(lambda w: gradient_norm(problem, lift(w)), last))
+
+
+def _descend(problem: Problem, privatize: Any, total: Any, learning_rate: Any, batches: Array):
+    """Descend along private means of `total(w, batch)`; the late gradient norm."""
+
+    def step(carry, batch):
+        w, state = carry
+        mean, state = privatize.update(total(w, batch), state)
+        direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
+        w = optax.tree.add_scale(w, -learning_rate, direction)
+        return (w, state), w
+
+    start = jnp.zeros(problem.basis.shape[0])
+    _, iterates = jax.lax.scan(step, (start, privatize.init(start)), batches)
+    return _late_norm(problem, iterates)
+
+
 @functools.partial(
     jax.jit, static_argnames=("num_steps", "phase_length", "poisson", "target_dimension")
 )
@@ -176,8 +197,7 @@ def spiderboost_norms(
             regulariser_gradient=functools.partial(regulariser_gradient, problem.strength),
             probe=lambda w: w,
         ).record.probe
-        last = iterates[-max(1, num_steps // 10) :]
-        return jnp.mean(jax.lax.map(lambda w: gradient_norm(problem, lift(w)), last))
+        return _late_norm(problem, iterates, lift)
 
     return jax.vmap(jax.vmap(run, (None, 0)), (0, None))(learning_rates, keys)
 
@@ -201,45 +221,31 @@ def descent_norms(
         noise_key, batch_key = jax.random.split(key)
         privatize = privacy.privatize_sum(noise.anchor, n * rate, noise_key)
 
-        def step(carry, index):
-            w, state = carry
+        def total(w, index):
             counts = problem.counts
             if poisson:
                 # Poisson sampling of identical rows: the number that take part is binomial.
                 draw_key = jax.random.fold_in(batch_key, index)
                 counts = jax.random.binomial(draw_key, problem.counts, rate).astype(jnp.int32)
-            total: Any = gradient(w, (problem.x, problem.y), None, counts)
-            mean, state = privatize.update(total, state)
-            direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
-            w = optax.tree.add_scale(w, -learning_rate, direction)
-            return (w, state), w
+            return gradient(w, (problem.x, problem.y), None, counts)
 
-        start = jnp.zeros(problem.basis.shape[0])
-        _, iterates = jax.lax.scan(step, (start, privatize.init(start)), jnp.arange(num_steps))
-        last = iterates[-max(1, num_steps // 10) :]
-        return jnp.mean(jax.lax.map(lambda w: gradient_norm(problem, w), last))
+        return _descend(problem, privatize, total, learning_rate, jnp.arange(num_steps))
 
     return jax.vmap(jax.vmap(run, (None, 0)), (0, None))(learning_rates, keys)
 
 
-class OnePass(NamedTuple):
-    """A problem's examples in random order, for algorithms that see each once."""
-
-    rows: Int[Array, " n"]
-
-
-def shuffled(problem: Problem, key: Key[Array, ""]) -> OnePass:
+def shuffled(problem: Problem, key: Key[Array, ""]) -> Int[Array, " n"]:
     """Give every example as the index of its row, in random order."""
     rows = jnp.repeat(
         jnp.arange(problem.x.shape[0]), problem.counts, total_repeat_length=problem.num_examples
     )
-    return OnePass(jax.random.permutation(key, rows))
+    return jax.random.permutation(key, rows)
 
 
 @functools.partial(jax.jit, static_argnames=("depth", "root_size", "num_rounds"))
 def tree_norms(
     problem: Problem,
-    stream: OnePass,
+    stream: Int[Array, " n"],
     keys: Key[Array, " seeds"],
     noise_multiplier: Any,
     betas: Float[Array, " betas"],
@@ -249,7 +255,7 @@ def tree_norms(
     num_rounds: int,
 ) -> Float[Array, "betas seeds"]:
     """Gradient norm at the leaf of tree SPIDER whose estimate is the shortest."""
-    data = problem.x[stream.rows], problem.y[stream.rows]
+    data = problem.x[stream], problem.y[stream]
 
     def run(beta, key):
         # lax.map, not vmap: under vmap every level's batch would be evaluated at every leaf.
@@ -274,7 +280,7 @@ def tree_norms(
 @functools.partial(jax.jit, static_argnames="num_steps")
 def one_pass_descent_norms(
     problem: Problem,
-    stream: OnePass,
+    stream: Int[Array, " n"],
     keys: Key[Array, " seeds"],
     noise_multiplier: Any,
     learning_rates: Float[Array, " rates"],
@@ -282,24 +288,16 @@ def one_pass_descent_norms(
     num_steps: int,
 ) -> Float[Array, "rates seeds"]:
     """Gradient norm of one-pass DP-SGD with disjoint batches, averaged over its last tenth."""
-    size = stream.rows.shape[0] // num_steps
-    batches = stream.rows[: size * num_steps].reshape(num_steps, size)
+    size = stream.shape[0] // num_steps
+    batches = stream[: size * num_steps].reshape(num_steps, size)
     gradient = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0)
 
     def run(learning_rate, key):
         privatize = privacy.privatize_sum(noise_multiplier, size, key)
 
-        def step(carry, rows):
-            w, state = carry
-            total: Any = gradient(w, (problem.x[rows], problem.y[rows]))
-            mean, state = privatize.update(total, state)
-            direction = optax.tree.add(mean, regulariser_gradient(problem.strength, w))
-            w = optax.tree.add_scale(w, -learning_rate, direction)
-            return (w, state), w
+        def total(w, rows):
+            return gradient(w, (problem.x[rows], problem.y[rows]))
 
-        start = jnp.zeros(problem.x.shape[1])
-        _, iterates = jax.lax.scan(step, (start, privatize.init(start)), batches)
-        last = iterates[-max(1, num_steps // 10) :]
-        return jnp.mean(jax.lax.map(lambda w: gradient_norm(problem, w), last))
+        return _descend(problem, privatize, total, learning_rate, batches)
 
     return jax.lax.map(lambda rate: jax.vmap(functools.partial(run, rate))(keys), learning_rates)

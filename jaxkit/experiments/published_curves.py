@@ -62,10 +62,13 @@ def llama2_curve(path: pathlib.Path) -> losscurves.LossCurve:
         rates = np.full(total + 1, peak)
     rates[:2160] = np.linspace(0, peak, 2160)
     curve = losscurves.read_curve(path, learning_rates=rates)
-    keep = curve.steps < total  # the published evaluation drops the last step
-    return curve._replace(
-        steps=curve.steps[keep], losses=curve.losses[keep], weights=curve.weights[keep]
-    )
+    return cut(curve, curve.steps < total)  # the published evaluation drops the last step
+
+
+def cut(curve: losscurves.LossCurve, keep: np.ndarray) -> losscurves.LossCurve:
+    """Leave these of a curve's points."""
+    kept = {name: getattr(curve, name)[keep] for name in ("steps", "losses", "weights")}
+    return curve._replace(**kept)
 
 
 def rates_124m(about: Mapping[str, Any]) -> np.ndarray:

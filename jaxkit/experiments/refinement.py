@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxkit import plotting, schedules
 from jaxkit.experiments import character_mlp, last_iterate
-from jaxkit.experiments.evidence import Claim, Evidence, Table
+from jaxkit.experiments.evidence import Claim, Evidence, Table, verdict
 
 STEPS, CONVEX_STEPS = 400, 2000
 MIN_ADVANTAGE = 0.03
@@ -42,14 +42,6 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     Args:
         quick: the character model alone, with fewer peaks.
         seed: base of the seeds.
-
-    Returns:
-        The claims, the losses, and figures.
-
-    Source: arXiv 2310.07831 (abstract, §3).
-
-    Example:
-        >>> evidence = run(quick=True)  # doctest: +SKIP
     """
     claims, tables, figures = _rough_start(quick, seed)
     if not quick:
@@ -123,20 +115,20 @@ def _rough_start(quick: bool, seed: int):
             f">= {MIN_ADVANTAGE} nats",
             paper="refinement improves on linear decay, most on text models",
             measured=f"better by {gap:+.3f} nats over {len(tuned.losses['linear'])} paired seeds",
-            verdict="shown" if gap >= MIN_ADVANTAGE and interval[0] > 0 else "not shown",
+            verdict=verdict(gap >= MIN_ADVANTAGE and interval[0] > 0),
             interval=interval,
         ),
         Claim(
             statement="refinement finds a warm-up by itself",
             paper="warm-up appears where the norms are large at the start",
             measured=f"the refined schedule (l1) peaks after {100 * top:.0f} % of the run",
-            verdict="shown" if top >= 0.02 else "not shown",
+            verdict=verdict(top >= 0.02),
         ),
         Claim(
             statement="the refined schedule tolerates a larger peak than linear decay",
             paper="the base rate is tuned again, usually larger",
             measured=f"best peak {ratio:.2g} times that of linear decay",
-            verdict="shown" if ratio > 1 else "null result",
+            verdict=verdict(ratio > 1, "null result"),
         ),
     ]
     tables = [_table(f"Rough start, momentum SGD, {STEPS} updates", tuned)]
@@ -154,7 +146,7 @@ def _smooth_start(seed: int):
         statement="with a sane start and Adam, refinement (l1) still improves on linear decay",
         paper="neutral or slightly worse on some problems",
         measured=f"better by {gap:+.3f} nats; predicted bound {_gain(norms['l2']):.2f}x better",
-        verdict="shown" if interval[0] > 0 else "null result",
+        verdict=verdict(interval[0] > 0, "null result"),
         interval=interval,
     )
     return [claim], [_table(f"Sane start, Adam, {STEPS} updates", tuned)]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from jaxkit import plotting, schedules
 from jaxkit.experiments import character_mlp
-from jaxkit.experiments.evidence import Claim, Evidence, Table
+from jaxkit.experiments.evidence import Claim, Evidence, Table, verdict
 
 FULL_BUDGET = 2000
 PERCENT = (1, 5, 10, 25, 50, 100)
@@ -57,19 +57,11 @@ def budget_losses(total_steps: int, peaks: np.ndarray, keys: Array) -> character
 
 
 def run(*, quick: bool = False, seed: int = 0) -> Evidence:
-    """Measure REX against the paper's other schedules over budgets.
+    """Measure REX against the paper's other schedules over budgets (Table 1, Tables 4-11).
 
     Args:
         quick: three budgets and three seeds instead of six and five.
         seed: base of the seeds.
-
-    Returns:
-        The claims, the losses, and a figure.
-
-    Source: arXiv 2107.04197 Table 1 and Tables 4-11.
-
-    Example:
-        >>> evidence = run(quick=True)  # doctest: +SKIP
     """
     percents = QUICK_PERCENT if quick else PERCENT
     keys = jax.random.split(jax.random.key(seed), 3 if quick else 5)
@@ -109,7 +101,7 @@ def _rank_claim(tuned: dict[int, character_mlp.Tuned]) -> Claim:
         statement="REX has an average rank of at most 2 among the paper's six schedules",
         paper="average rank 1.0 to 1.75 by budget and optimiser; best in 70 % of settings",
         measured="average rank " + ", ".join(f"{name} {ranks[name]:.2f}" for name in order),
-        verdict="shown" if ranks["REX"] <= 2 else "not shown",
+        verdict=verdict(ranks["REX"] <= 2),
     )
 
 
@@ -127,7 +119,7 @@ def _cosine_claims(tuned: dict[int, character_mlp.Tuned]) -> list[Claim]:
                 paper="lower error than cosine at nearly every budget",
                 measured=f"better by {mean:+.3f} nats over {len(tuned[percent].losses['REX'])} "
                 "paired seeds",
-                verdict="shown" if mean >= MIN_ADVANTAGE else "not shown",
+                verdict=verdict(mean >= MIN_ADVANTAGE),
                 interval=interval,
             )
         )
@@ -143,7 +135,7 @@ def _linear_claim(tuned: dict[int, character_mlp.Tuned]) -> Claim:
         measured="REX better by "
         + ", ".join(f"{mean:+.3f} ({p} %)" for p, (mean, _) in differences.items())
         + f" nats; interval above 0 at {', '.join(f'{p} %' for p in clear) or 'no budget'}",
-        verdict="shown" if clear else "null result",
+        verdict=verdict(clear, "null result"),
     )
 
 
@@ -157,7 +149,7 @@ def _short_budget_claim(tuned: dict[int, character_mlp.Tuned]) -> Claim:
         measured="REX better by "
         + ", ".join(f"{gap:+.3f} ({name}, {p} %)" for (name, p), gap in gaps.items())
         + " nats; 20 to 200 updates are too few for noise to matter",
-        verdict="shown" if min(gaps.values()) > 0 else "null result",
+        verdict=verdict(min(gaps.values()) > 0, "null result"),
     )
 
 

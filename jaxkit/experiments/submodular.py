@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import plotting, submodular
-from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict, interval_over_seeds
+from jaxkit.experiments.evidence import (
+    Claim,
+    Evidence,
+    Table,
+    interval_over_seeds,
+    number_ticks,
+    verdict,
+)
 from jaxkit.experiments.recomputing_rivals import Coverage, PrefixGreedy, SieveRestart
 
 _BLOCKS, _CONCEPTS, _COVERED = 8, 64, 0.8
@@ -198,24 +205,12 @@ def _facility_prefix_queries(matrix: np.ndarray, operations: Sequence[Operation]
     return facility.num_queries / len(operations)
 
 
-def _verdict(holds: bool) -> Verdict:
-    return "shown" if holds else "not shown"
-
-
 def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Measure queries against n under attack, values against greedy and optimum, and digits.
 
     Args:
         quick: smaller n, fewer streams, one seed: about 30 s on 2 cores instead of 5 minutes.
         seed: of everything random.
-
-    Returns:
-        Claims, tables and figures.
-
-    Raises:
-        ImportError: if matplotlib or scikit-learn is missing.
-
-    Source: arXiv 2305.15192, abstract.
     """
     sizes = (500, 2000) if quick else (500, 1000, 2000, 4000)
     seeds = [seed] if quick else [seed, seed + 1, seed + 2]
@@ -235,7 +230,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
                 f"({table[:, 0, 1].mean():.0f} to {table[:, -1, 1].mean():.0f} an update), "
                 f"{name} x{victim.mean():.2f} "
                 f"({table[:, 0, 0].mean():.0f} to {table[:, -1, 0].mean():.0f})",
-                _verdict(bool(levels.mean() <= 1.5 and victim.mean() >= 0.75 * growth)),
+                verdict(levels.mean() <= 1.5 and victim.mean() >= 0.75 * growth),
                 interval_over_seeds(levels),
             )
         )
@@ -246,7 +241,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
             "1/2 - eps of the optimum (abstract)",
             f"mean {np.mean(means):.3f}, smallest stream mean {means.min():.3f}, smallest of all "
             f"{min(values.min() for values in ratios):.3f}",
-            _verdict(bool(means.min() >= 0.9)),
+            verdict(means.min() >= 0.9),
             interval_over_seeds(means),
         )
     )
@@ -256,7 +251,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
             f"The value is at least 1/2 - eps = {0.5 - _EPS:g} of the optimum after every update.",
             "1/2 - eps in expectation (abstract)",
             f"smallest ratio {smallest:.3f} over {updates} updates against brute force",
-            _verdict(smallest >= 0.5 - _EPS),
+            verdict(smallest >= 0.5 - _EPS),
         )
     )
     digits, prefix, length = _digits(quick, seed)
@@ -267,7 +262,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
             f"polished mean {digits.polished_ratios.mean():.3f} "
             f"(smallest {digits.polished_ratios.min():.3f}), plain {digits.ratios.mean():.3f} "
             f"({digits.ratios.min():.3f})",
-            _verdict(bool(digits.polished_ratios.mean() >= 0.95)),
+            verdict(digits.polished_ratios.mean() >= 0.95),
             interval_over_seeds(digits.polished_ratios),
         )
     )
@@ -339,8 +334,7 @@ def _figure(sizes, queries, lazy, digits: Replay):
             panel, curves, bands=bands, xlabel="items n", ylabel="queries an update", title=title
         )
         panel.set(xscale="log", yscale="log")
-        panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.minorticks_off()
+        number_ticks(panel, sizes)
         panel.set_ylim(bottom=10)
     steps = np.linspace(0, 1, len(digits.ratios))
     plotting.lines(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxkit import plotting, subrl
-from jaxkit.experiments.evidence import Claim, Evidence, Table, Verdict, interval_over_seeds
+from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds, verdict
 
 _MEMORY, _MARKOV, _ADDITIVE = "SubPO with memory", "SubPO, Markovian", "ModPO"
 _ONE_STEP, _PREFIX = "one-step credit, with memory", "prefix credit, with memory"
@@ -40,14 +40,7 @@ class Trained(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How much to train.
-
-    Attributes:
-        num_seeds: seeds of each method.
-        num_steps: updates.
-        batch_size: episodes an update.
-        seed: of everything random.
-    """
+    """How much to train: seeds of each method, updates, episodes an update, the seed of all."""
 
     num_seeds: int
     num_steps: int
@@ -122,10 +115,6 @@ def items(budget: Budget, groups: Any) -> dict[str, Trained]:
     }
 
 
-def _verdict(holds: Any) -> Verdict:
-    return "shown" if bool(holds) else "not shown"
-
-
 def _text(trained: Trained) -> str:
     low, high = trained.last.min(), trained.last.max()
     return f"{trained.last.mean():.1f} ({low:.1f} to {high:.1f})"
@@ -148,7 +137,7 @@ def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
             "in one room (33 to 45)",
             "SubPO-NM covers both rooms, SubPO-M does not",
             f"with memory {_text(memory)}, without {_text(markov)}",
-            _verdict(
+            verdict(
                 memory.last.min() >= 58 and markov.last.min() >= 33 and markov.last.max() <= 45
             ),
             interval_over_seeds(memory.last - markov.last),
@@ -157,14 +146,14 @@ def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
             "two rooms: the additive reward covers at most 20 cells",
             "ModPO gets stuck",
             f"ModPO {_text(additive)}",
-            _verdict(additive.last.max() <= 20),
+            verdict(additive.last.max() <= 20),
             interval_over_seeds(additive.last),
         ),
         Claim(
             "two rooms: with credit for one step only, even memory stays in one room (<= 45)",
             "the theorem credits all gains to go; the published program does not",
             f"one step {_text(one_step)}, to go {_text(memory)}",
-            _verdict(one_step.last.max() <= 45),
+            verdict(one_step.last.max() <= 45),
             interval_over_seeds(memory.last - one_step.last),
         ),
     ]
@@ -175,7 +164,7 @@ def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
                 "two rooms: credit to go beats the published program's prefix values by 20 cells",
                 "not compared",
                 f"prefix {_text(prefix)}, to go {_text(memory)}",
-                _verdict(memory.last.min() - prefix.last.max() >= 20),
+                verdict(memory.last.min() - prefix.last.max() >= 20),
                 interval_over_seeds(memory.last - prefix.last),
             )
         )
@@ -189,14 +178,14 @@ def _map_claims(found: dict[str, Trained], greedy: float, beam: float) -> list[C
             "Gaussian map: a Markovian SubPO is at least 1.6 times as good as ModPO",
             "SubPO beats ModPO on informative path planning",
             f"SubPO {_text(markov)}, ModPO {_text(additive)}",
-            _verdict(markov.last.min() >= 1.6 * additive.last.max()),
+            verdict(markov.last.min() >= 1.6 * additive.last.max()),
             interval_over_seeds(markov.last / additive.last),
         ),
         Claim(
             "Gaussian map: a Markovian SubPO passes the greedy planner that knows the map",
             "no planners shown",
             f"SubPO {_text(markov)}, greedy {greedy:.1f}, beam {beam:.1f}",
-            _verdict(markov.last.min() > greedy),
+            verdict(markov.last.min() > greedy),
             interval_over_seeds(markov.last / greedy),
         ),
     ]
@@ -212,7 +201,7 @@ def _items_claims(found: dict[str, Trained]) -> list[Claim]:
             "items: with memory at least 20 of 21, without at least 17.3, and both above ModPO",
             "SubPO beats ModPO on item collection",
             f"with memory {_text(memory)}, without {_text(markov)}, ModPO {_text(additive)}",
-            _verdict(
+            verdict(
                 memory.last.min() >= 20
                 and markov.last.min() >= 17.3
                 and min(memory.last.min(), markov.last.min()) > additive.last.max()
@@ -236,9 +225,6 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     Args:
         quick: two rooms only, 2 seeds: about 30 s on 2 cores instead of 5 minutes.
         seed: of everything random.
-
-    Returns:
-        The claims, the numbers behind them, learning curves and paths.
     """
     budget = Budget(2, 140, 500, seed) if quick else Budget(3, 140, 500, seed)
     world = subrl.two_rooms_world()

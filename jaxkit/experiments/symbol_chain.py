@@ -34,12 +34,7 @@ class ChainLosses(NamedTuple):
 
 
 def language() -> lexinvariant.MarkovLanguage:
-    """Six symbols, Dirichlet(0.3) rows mixed with 2 % of the uniform distribution, always the same.
-
-    Example:
-        >>> language().log_transition.shape
-        (6, 6)
-    """
+    """Six symbols: rows of Dirichlet(0.3) mixed with 2 % of the uniform, always the same."""
     rng = np.random.default_rng(1)
     rows = 0.98 * rng.dirichlet(np.full(VOCAB_SIZE, 0.3), VOCAB_SIZE) + 0.02 / VOCAB_SIZE
     initial = rng.dirichlet(np.full(VOCAB_SIZE, 2.0))
@@ -49,12 +44,7 @@ def language() -> lexinvariant.MarkovLanguage:
 
 
 def model(method: lexinvariant.Method) -> models.DecoderLM:
-    """Two layers of width 32.
-
-    Example:
-        >>> model("lexinvariant").config.embedding
-        'given'
-    """
+    """Two layers of width 32."""
     return models.DecoderLM(
         models.DecoderConfig(
             VOCAB_SIZE,
@@ -71,16 +61,7 @@ def model(method: lexinvariant.Method) -> models.DecoderLM:
 
 
 def measure(steps: Mapping[lexinvariant.Method, int], num_seeds: int, seed: int) -> ChainLosses:
-    """Train one model a method and seed on fresh text, and score all on the same held-out text.
-
-    Args:
-        steps: updates of each method: `"fixed"`, `"relabel"`, `"lexinvariant"`.
-        num_seeds: runs of each.
-        seed: base of the seeds.
-
-    Returns:
-        Losses by position.
-    """
+    """Train one model a method and seed on fresh text, and score all on the same held-out text."""
     chain = language()
     text_key, draw_key, run_key = jax.random.split(jax.random.key(seed), 3)
     text = lexinvariant.sample_markov(text_key, chain, HELD_OUT, LENGTH + 1)
@@ -119,31 +100,14 @@ def measure(steps: Mapping[lexinvariant.Method, int], num_seeds: int, seed: int)
 
 
 def excess(found: ChainLosses, method: str, start: int, stop: int) -> np.ndarray:
-    """Loss above that of the true chain over positions `start` to `stop`, one a seed, in nats.
-
-    Example:
-        >>> losses = {"fixed": np.array([[3.0, 1.0]])}
-        >>> found = ChainLosses(np.ones(2), np.ones(2), losses, np.ones(3), {})
-        >>> excess(found, "fixed", 0, 2).tolist()
-        [1.0]
-    """
+    """Loss above that of the true chain over positions `start` to `stop`, one a seed, in nats."""
     return (found.models[method] - found.truth)[:, start:stop].mean(axis=1)
 
 
 def decipher_accuracy(
     found: ChainLosses, method: lexinvariant.Method, num_steps: int, seed: int
 ) -> np.ndarray:
-    """Share of symbols that a probe on a trained model reads right, by position, ``[T]``.
-
-    Args:
-        found: from `measure`.
-        method: the model to probe.
-        num_steps: updates of the probe.
-        seed: seed of the probe and of the held-out text.
-
-    Returns:
-        Accuracy on held-out text.
-    """
+    """Share of held-out symbols that a probe on a trained model reads right, ``[T]``."""
     decoder, chain, params = model(method), language(), found.params[method]
     train_key, probe_key, text_key, names_key = jax.random.split(jax.random.key(seed), 4)
     corpus = lexinvariant.sample_markov(train_key, chain, 1, 100_000)[0]

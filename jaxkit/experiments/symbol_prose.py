@@ -20,25 +20,14 @@ RANGES = ((0, 1), (4, 8), (8, 16), (16, 32), (32, 64), (64, 96), (96, 128), (128
 
 
 class Text(NamedTuple):
-    """Letters and spaces as ids 1-26 and 0.
-
-    Attributes:
-        train: training text, ``[tokens]``.
-        held_out: `WINDOWS` windows of validation text, ``[WINDOWS, LENGTH + 1]``.
-    """
+    """Letters and spaces as ids 1-26 and 0: training text, and `WINDOWS` held-out windows."""
 
     train: np.ndarray
     held_out: np.ndarray
 
 
 class Run(NamedTuple):
-    """A trained model on held-out text.
-
-    Attributes:
-        losses: ``[WINDOWS, LENGTH]``, nats.
-        params: its parameters.
-        seconds: wall-clock time of training, compilation included.
-    """
+    """Held-out losses ``[WINDOWS, LENGTH]`` in nats, parameters, seconds of training in all."""
 
     losses: np.ndarray
     params: Any
@@ -58,12 +47,7 @@ def letters(text: str) -> np.ndarray:
 
 
 def load() -> Text:
-    """The embedded prose in 27 symbols.
-
-    Example:
-        >>> load().held_out.shape
-        (64, 193)
-    """
+    """The embedded prose in 27 symbols."""
     split = datasets.embedded_prose()
     train, validation = (letters(part.text()) for part in (split.train, split.validation))
     batches = datasets.evaluation_batches(
@@ -73,12 +57,7 @@ def load() -> Text:
 
 
 def model(width: int = 96, num_layers: int = 3) -> models.DecoderLM:
-    """Four heads of 24.
-
-    Example:
-        >>> model().config.d_ff
-        384
-    """
+    """Four heads of 24."""
     return models.DecoderLM(
         models.DecoderConfig(
             VOCAB_SIZE,
@@ -100,18 +79,10 @@ def fit(
     seed: int,
     p: float | Callable[[Any], Any] | None,
 ) -> Run:
-    """Train on random windows and score the held-out ones.
+    """Train on random windows and score the held-out ones, every symbol renamed.
 
-    Args:
-        decoder: the model.
-        text: from `load`.
-        num_steps: updates.
-        seed: seed of the run.
-        p: probability that a symbol is renamed (closed), a number or a schedule of the step; None
-            trains the standard model. Held-out text is scored with every symbol renamed.
-
-    Returns:
-        The run.
+    A symbol is renamed (closed) with probability `p`, a number or a schedule of the step; None
+    trains the standard model.
     """
     method = "fixed" if p is None else "relabel"
     hiding: Any = {"method": method, "closed": True}
@@ -137,12 +108,7 @@ def fit(
 
 
 def perplexities(losses: np.ndarray) -> np.ndarray:
-    """Perplexity over each of `RANGES`, ``[len(RANGES)]``.
-
-    Example:
-        >>> perplexities(np.zeros((1, LENGTH))).tolist()[:2]
-        [1.0, 1.0]
-    """
+    """Perplexity over each of `RANGES`, ``[len(RANGES)]``."""
     return np.array([np.exp(losses[:, a:b].mean()) for a, b in RANGES])
 
 
@@ -168,18 +134,7 @@ class Deciphering(NamedTuple):
 def decipher(
     decoder: models.DecoderLM, params: Any, text: Text, num_steps: int, seed: int
 ) -> Deciphering:
-    """Train a probe on a frozen model and let it, and classical solvers, read ciphers.
-
-    Args:
-        decoder: the language model.
-        params: its parameters.
-        text: from `load`.
-        num_steps: updates of the probe.
-        seed: seed of probe and ciphers.
-
-    Returns:
-        What was read.
-    """
+    """Train a probe on a frozen model and let it, and classical solvers, read ciphers."""
     probe_key, cipher_key, names_key, climb_key = jax.random.split(jax.random.key(seed), 4)
     probe, probe_params = lexinvariant.train_probe(
         decoder,

@@ -63,16 +63,8 @@ def lookup_task(
 ) -> Task:
     """Draw a table of `key arrow value` lines and ask for the value of one of its keys.
 
-    Args:
-        key: typed key; `vmap` over keys makes a batch.
-        symbols: ids of which keys (different) and values (with replacement) are drawn uniformly.
-        arrow: ids between a key and its value.
-        separator: ids after each pair.
-        num_pairs: lines of the table.
-        num_queries: keys asked for, different ones; more than one makes richer training text.
-
-    Returns:
-        The task; its answer is one token, the value of the last key asked for.
+    Keys are different, values drawn with replacement. The answer is one token, the value of the
+    last of `num_queries` different keys asked for: more than one makes richer training text.
 
     Raises:
         ValueError: if there are fewer symbols than pairs, fewer pairs than queries, ids repeat, or
@@ -112,17 +104,7 @@ def permutation_task(
 ) -> Task:
     """Show one rule "take these positions in this order" on examples and ask for one more.
 
-    Args:
-        key: typed key; `vmap` over keys makes a batch.
-        symbols: ids from which each line draws `length` different ones.
-        arrow: ids between a line's input and its output.
-        separator: ids after each line.
-        num_demonstrations: example lines.
-        length: symbols of an input.
-        num_selected: symbols of an output.
-
-    Returns:
-        The task; its answer has `num_selected` tokens.
+    A line draws `length` different symbols, of which the rule takes `num_selected`.
 
     Raises:
         ValueError: if there are fewer symbols than `length`, `num_selected` is more than
@@ -156,17 +138,7 @@ def task_accuracy(
     *,
     method: lexinvariant.Method,
 ) -> Float[Array, ""]:
-    """Share of answer tokens that greedy generation gets right.
-
-    Args:
-        model: the language model.
-        params: its variables.
-        tasks: a batch of tasks, ``[B, T]`` (from `vmap`).
-        key: typed key; sequence ``b`` uses index ``b``.
-        method: how the identity of tokens is hidden, see `lexinvariant.anonymised`.
-
-    Returns:
-        Accuracy over all answer tokens.
+    """Share of the answer tokens of tasks ``[B, T]`` that greedy generation gets right.
 
     Example:
         >>> make = lambda k: lookup_task(k, range(2, 8), arrow=[0], separator=[1])
@@ -177,8 +149,6 @@ def task_accuracy(
         ...     lambda p: task_accuracy(model, p, tasks, jax.random.key(1), method="fixed"))
         >>> 0 <= float(measure(params)) <= 1
         True
-
-    Source: arXiv 2305.16349 §3.5.
     """
     size = tasks.answer.shape[-1]
     keys = lexinvariant.sequence_keys(key, jnp.arange(tasks.tokens.shape[0]))

@@ -24,12 +24,7 @@ METHODS: tuple[lexinvariant.Method, ...] = ("fixed", "relabel", "lexinvariant")
 def draw(
     name: str, key: jax.Array, symbols: range, count: int, **options: int
 ) -> symbol_questions.Task:
-    """Draw a batch of tasks.
-
-    Example:
-        >>> draw("LookUp", jax.random.key(0), SEEN, 3).tokens.shape
-        (3, 23)
-    """
+    """Draw a batch of tasks."""
     make: Any = TASKS[name]
     return jax.vmap(lambda k: make(k, symbols, arrow=ARROW, separator=SEPARATOR, **options))(
         jax.random.split(key, count)
@@ -37,12 +32,7 @@ def draw(
 
 
 def model(method: lexinvariant.Method) -> models.DecoderLM:
-    """Three layers of width 64.
-
-    Example:
-        >>> model("fixed").config.d_model
-        64
-    """
+    """Three layers of width 64."""
     return models.DecoderLM(
         models.DecoderConfig(
             VOCAB_SIZE,
@@ -59,15 +49,7 @@ def model(method: lexinvariant.Method) -> models.DecoderLM:
 
 
 def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
-    """Train each method on both tasks with half of the symbols, and test it on both halves.
-
-    Args:
-        steps: updates of each method, of `METHODS`.
-        seed: seed of the runs.
-
-    Returns:
-        Accuracy by method, task and `"seen"` or `"unseen"` symbols.
-    """
+    """Train each method on both tasks with half of the symbols, and test it on both halves."""
 
     def mixed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As many tasks of each kind; line ends behind the shorter ones."""

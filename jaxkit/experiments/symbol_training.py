@@ -35,16 +35,6 @@ def make_trainer(
 
     Returns:
         `run(key) -> (params, losses [num_steps])`, compiled once for all seeds.
-
-    Example:
-        >>> from jaxkit import lexinvariant
-        >>> config = models.DecoderConfig(4, d_model=8, num_layers=1, num_heads=1)
-        >>> model = models.DecoderLM(config)
-        >>> run = make_trainer(model, lexinvariant.next_token_loss(model),
-        ...     lambda key: jax.random.randint(key, (2, 5), 0, 4),
-        ...     num_steps=2, batch_size=2, learning_rate=1e-3)
-        >>> run(jax.random.key(0))[1].shape
-        (2,)
     """
     warmup = max(1, num_steps // 25)
     rates = optax.warmup_cosine_decay_schedule(
@@ -79,12 +69,7 @@ def make_trainer(
 
 
 def windows(text: Array, batch_size: int, length: int) -> Callable[[Array], Array]:
-    """Make a sampler of random windows of `length` tokens of a text.
-
-    Example:
-        >>> windows(jnp.arange(9), 2, 4)(jax.random.key(0)).shape
-        (2, 4)
-    """
+    """Make a sampler of random windows of `length` tokens of a text."""
 
     def sample(key: Array) -> Array:
         starts = jax.random.randint(key, (batch_size,), 0, text.shape[0] - length + 1)

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxkit import losscurves, schedules
+from jaxkit.experiments import character_mlp
 
 PEAK, WARMUP, CONTEXT, BATCH = 3e-3, 100, 8, 128
 #: Share of the run after which the re-warm-up begins. Chosen after a first run at 0.4, where the
@@ -46,15 +47,7 @@ def learning_rates(total_steps: int) -> dict[str, np.ndarray]:
 
 
 def train(total_steps: int, seeds: list[int]) -> list[dict[str, losscurves.LossCurve]]:
-    """Train the byte-level MLP under every schedule and seed in one compiled program.
-
-    Args:
-        total_steps: updates.
-        seeds: one run of every schedule for each.
-
-    Returns:
-        For each seed, measured validation curves by schedule name.
-    """
+    """Validation curves by schedule, for each seed, of a byte-level MLP."""
     named = learning_rates(total_steps)
     rates = jnp.asarray(np.stack(list(named.values())), jnp.float32)
     runs = []
@@ -90,19 +83,12 @@ def _initial(key: Key[Array, ""], num_symbols: int) -> dict[str, Array]:
     embed, hidden, out = jax.random.split(key, 3)
     width = 16 * CONTEXT
     return {
-        "embed": jax.random.normal(embed, (num_symbols, 16)) * 0.1,
+        "embedding": jax.random.normal(embed, (num_symbols, 16)) * 0.1,
         "hidden": jax.random.normal(hidden, (width, 128)) / np.sqrt(width),
         "hidden_bias": jnp.zeros(128),
-        "out": jax.random.normal(out, (128, num_symbols)) / np.sqrt(128),
-        "out_bias": jnp.zeros(num_symbols),
+        "output": jax.random.normal(out, (128, num_symbols)) / np.sqrt(128),
+        "output_bias": jnp.zeros(num_symbols),
     }
-
-
-def _loss(params: dict[str, Array], window: Array) -> Float[Array, ""]:
-    x = params["embed"][window[:, :-1]].reshape(len(window), -1)
-    x = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"])
-    logits = x @ params["out"] + params["out_bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, -1]).mean()
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -127,7 +113,9 @@ def _train(
         drawn = jax.random.randint(
             jax.random.fold_in(batches, step), (BATCH,), 0, training.shape[0]
         )
-        gradients = jax.vmap(jax.grad(_loss), in_axes=(0, None))(params, training[drawn])
+        gradients = jax.vmap(jax.grad(character_mlp.loss), in_axes=(0, None))(
+            params, training[drawn]
+        )
         moves, state = jax.vmap(direction.update)(gradients, state)
         # Update s uses the rate of index s; index 0 is the rate before training.
         rate = rates[:, step + 1]
@@ -138,7 +126,7 @@ def _train(
 
     def between(carry: Any, start: Array) -> tuple[Any, Array]:
         carry, _ = jax.lax.scan(update, carry, start + jnp.arange(every))
-        return carry, jax.vmap(_loss, in_axes=(0, None))(carry[0], held_out)
+        return carry, jax.vmap(character_mlp.loss, in_axes=(0, None))(carry[0], held_out)
 
     starts = jnp.arange(0, rates.shape[1] - 1, every)
     return jax.lax.scan(between, (many, state), starts)[1].T

@@ -18,7 +18,14 @@ from jaxtyping import Array, Float
 
 from jaxkit import plotting, width
 from jaxkit.experiments import character_blocks
-from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds
+from jaxkit.experiments.evidence import (
+    Claim,
+    Evidence,
+    Table,
+    interval_over_seeds,
+    number_ticks,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,15 +80,7 @@ def _noise_top_singular_value(
 def noise_singular_values(
     widths: tuple[int, ...], seeds: tuple[int, ...], settings: Noise | None = None
 ) -> dict[str, np.ndarray]:
-    """Measure the top singular value at the steady state for every rule.
-
-    Args:
-        widths: W widths, the first of them `BASE_WIDTH`.
-        seeds: S seeds.
-        settings: of the run; None for the defaults.
-
-    Returns:
-        Rule -> f64[S, W].
+    """Top singular values at the steady state by rule, f64[seeds, widths].
 
     Example:
         >>> out = noise_singular_values((64,), (0,), Noise(num_steps=2))
@@ -131,7 +130,7 @@ def _noise_evidence(
             f"sqrt(lr/decay) d^0.75, hence {predicted[rule][-1]:.2f}",
             f"ratio {mean[rule]:.3f} over {len(seeds)} seed(s), "
             f"seeds {', '.join(f'{r:.3f}' for r in ratios[rule])}",
-            "shown" if shown[rule] else "not shown",
+            verdict(shown[rule]),
             interval_over_seeds(ratios[rule]),
         )
         for rule in RULES
@@ -153,7 +152,7 @@ def _noise_evidence(
             "Noise: the fitted exponent of the top singular value is within 0.1 of 0.75",
             "0.75 (LLaMA-style models)",
             f"exponent {exponent.mean():.3f} over {len(seeds)} seed(s), feature spectrum k^-0.6",
-            "shown" if abs(exponent.mean() - 0.75) <= 0.1 else "not shown",
+            verdict(abs(exponent.mean() - 0.75) <= 0.1),
             interval_over_seeds(exponent),
         )
     )
@@ -185,8 +184,7 @@ def _noise_evidence(
         panel.plot(widths, values_predicted, "--", color=plotting.COLORS[index], lw=1, label=label)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks(widths, [str(d) for d in widths])
-    panel.minorticks_off()
+    number_ticks(panel, widths)
     ticks = [1.0, 1.5, 2.0, 3.0, 4.0]
     panel.set_yticks(ticks, [f"{t:g}" for t in ticks])
     panel.legend()
@@ -227,7 +225,7 @@ def _text_evidence(
             "mup_fixed < standard",
             "gain invariant under robust; predicted order as stated",
             f"gain relative to d = {base}: {drifts}; closest to 1 is {closest}",
-            "shown" if ordered else "not shown",
+            verdict(ordered),
         ),
         Claim(
             "Text: robust reaches a lower validation loss than mup_fixed (not expected of so short "
@@ -235,7 +233,7 @@ def _text_evidence(
             "transfer of the optimum in LLaMA-style models",
             f"robust minus mup_fixed at d = {widths[-1]}: {gap.mean():+.4f} nats a character over "
             f"{len(seeds)} seed(s): {side}",
-            "shown" if lower else "null result",
+            verdict(lower, "null result"),
             interval,
         ),
     ]
@@ -273,8 +271,7 @@ def _text_evidence(
     gains = [1, 2, 4, 8]
     panel.set_yticks(gains, [str(g) for g in gains])
     ticks = (character_blocks.BASE_WIDTH, *widths)
-    panel.set_xticks(ticks, [str(d) for d in ticks])
-    panel.minorticks_off()
+    number_ticks(panel, ticks)
     return claims, [table], figure
 
 
@@ -285,13 +282,6 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         quick: one seed, noise at widths 64 and 256, text at 32 and 128 for 600 steps; otherwise
             three seeds, widths to 512 and to 256, 1500 steps.
         seed: the first seed.
-
-    Returns:
-        Claims, tables and figures.
-
-    Example:
-        >>> run(quick=True).holds  # doctest: +SKIP
-        True
     """
     seeds = (seed,) if quick else (seed, seed + 1, seed + 2)
     noise_widths = (64, 256) if quick else (64, 128, 256, 512)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxkit import models, plotting, width
 from jaxkit.experiments import character_blocks
-from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds
+from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,12 +68,7 @@ class Trained(NamedTuple):
 
 
 def model(d: int, sizes: Sizes, vocab_size: int) -> models.DecoderLM:
-    """Build the model of one width; muP's factor 1/m on its logits.
-
-    Example:
-        >>> model(128, Sizes(), 96).config.d_ff
-        344
-    """
+    """The model of one width; muP's factor 1/m on its logits."""
     # The model itself divides logits by the root of its width.
     multiplier = width.readout_multiplier(d, sizes.base_width) * (d / sizes.base_width) ** 0.5
     config = models.DecoderConfig(
@@ -150,24 +145,9 @@ def _train(
 def train(
     learning_rate: float, weight_decay: float, *, d: int, rule: str, sizes: Sizes, seed: int
 ) -> Trained:
-    """Train one model on the embedded prose.
+    """Train one model of a width, a multiple of `HEAD_DIM`, on the embedded prose.
 
-    Args:
-        learning_rate: peak at the base width.
-        weight_decay: decay at the base width, coupled to the learning rate.
-        d: width of the model, a multiple of `HEAD_DIM`.
-        rule: a name in `width.RULES`.
-        sizes: of the experiment.
-        seed: for parameters and batches.
-
-    Returns:
-        Loss and top singular values.
-
-    Example:
-        >>> sizes = Sizes(32, 64, 1, 2)
-        >>> run = train(0.01, 0.1, d=32, rule="robust", sizes=sizes, seed=0)  # doctest: +SKIP
-        >>> run.sigma.shape  # doctest: +SKIP
-        (7,)
+    Learning rate and decay are those at the base width, the decay coupled to the rate.
     """
     text = character_blocks.prose()
     fixed = {"sizes": sizes, "vocab_size": text.vocab_size}
@@ -195,13 +175,6 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         quick: widths 64 and 128, one block, 150 steps, one seed; otherwise 128 and 512, two blocks,
             250 steps, three seeds.
         seed: the first seed.
-
-    Returns:
-        Claims, tables and a figure.
-
-    Example:
-        >>> run(quick=True).holds  # doctest: +SKIP
-        True
     """
     sizes = QUICK if quick else Sizes()
     seeds = (seed,) if quick else (seed, seed + 1, seed + 2)
@@ -262,7 +235,7 @@ def _claims(
             f"{transferred}; over the proxy's: "
             + ", ".join(f"{rule} {mean[rule]:.3f}" for rule in RULES)
             + f" over {seeds} seed(s); closest to 1 is {closest}",
-            "shown" if ordered else "not shown",
+            verdict(ordered),
             interval_over_seeds(ratio["robust"]),
         ),
         Claim(
@@ -271,7 +244,7 @@ def _claims(
             "transfer of the optimum",
             f"robust minus mup_fixed at d = {sizes.width}: {gap.mean():+.4f} nats a character "
             f"over {seeds} seed(s)",
-            "shown" if lower else "null result",
+            verdict(lower, "null result"),
             interval,
         ),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -40,16 +39,6 @@ def _inverses(vocab_size: int) -> np.ndarray:
     return np.array(list(itertools.permutations(range(vocab_size))), np.int32)
 
 
-def _check_vocabulary(vocab_size: int) -> None:
-    if vocab_size > MAX_VOCABULARY:
-        count = math.factorial(vocab_size)
-        raise ValueError(
-            f"vocabulary must have at most {MAX_VOCABULARY} symbols, got {vocab_size}: the state "
-            f"holds {vocab_size}! = {count} weights and {4 * count * vocab_size / 2**30:.3g} GiB "
-            "of permutations"
-        )
-
-
 def _check_log_distributions(name: str, log_probs: Array) -> None:
     if validation.is_traced(log_probs):
         return
@@ -77,9 +66,6 @@ def bayes_lexinvariant(
         log_transition: ``log p(next | previous)``, ``[d, d]``; -inf is allowed.
         tokens: the renamed sequence, ``[T]``, ids in ``[0, d)``.
 
-    Returns:
-        Predictions, deciphering posterior and log-probability.
-
     Raises:
         ValueError: if ``d > 9``, shapes disagree, a distribution does not sum to 1 within 1e-6, a
             concrete token is out of range, or the concrete sequence is impossible under every
@@ -95,7 +81,13 @@ def bayes_lexinvariant(
     Source: arXiv 2305.16349 §2.2 eq. 3.
     """
     vocab_size = log_initial.shape[-1]
-    _check_vocabulary(vocab_size)
+    if vocab_size > MAX_VOCABULARY:
+        count = math.factorial(vocab_size)
+        raise ValueError(
+            f"vocabulary must have at most {MAX_VOCABULARY} symbols, got {vocab_size}: the state "
+            f"holds {vocab_size}! = {count} weights and {4 * count * vocab_size / 2**30:.3g} GiB "
+            "of permutations"
+        )
     if log_initial.shape != (vocab_size,) or log_transition.shape != (vocab_size, vocab_size):
         raise ValueError(
             "log_initial and log_transition must have shapes [d] and [d, d], got "
@@ -140,37 +132,3 @@ def bayes_lexinvariant(
             f"{where}"
         )
     return BayesPrediction(log_predictive, decipher, log_prob, before > -jnp.inf)
-
-
-def associated_log_prob(
-    log_prob: Callable[[Int[Array, " T"]], Float[Array, ""]],
-    tokens: Int[Array, " T"],
-    vocab_size: int,
-) -> Float[Array, ""]:
-    r"""Log-probability under the lexinvariant model associated with any language model.
-
-    .. math:: p'(x) = \frac{1}{d!} \sum_\pi p(\pi^{-1}(x_1) \dots \pi^{-1}(x_T))
-
-    Args:
-        log_prob: log-probability of one sequence of ids ``[T]`` under the model.
-        tokens: the sequence ``[T]``.
-        vocab_size: number of symbols ``d <= 9``.
-
-    Returns:
-        ``log p'(x)``.
-
-    Raises:
-        ValueError: if ``d > 9``.
-
-    Example:
-        >>> always_zero = lambda x: jnp.where((x == 0).all(), 0.0, -jnp.inf)
-        >>> round(float(jnp.exp(associated_log_prob(always_zero, jnp.array([1, 1]), 4))), 4)
-        0.25
-
-    Source: arXiv 2305.16349 §2.1.
-    """
-    validation.integer("vocab_size", vocab_size, minimum=1)
-    _check_vocabulary(vocab_size)
-    renamed = jnp.asarray(_inverses(vocab_size), tokens.dtype)[:, tokens]
-    values = jax.lax.map(log_prob, renamed, batch_size=min(len(renamed), 5040))
-    return jax.nn.logsumexp(values) - math.lgamma(vocab_size + 1)

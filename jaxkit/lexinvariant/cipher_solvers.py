@@ -70,21 +70,6 @@ def key_score(
 
     A position whose symbol the key does not know scores 0; one whose context is partly unknown is
     scored by the shorter context.
-
-    Args:
-        key: plain id of each cipher id, -1 where not known, ``[V]``.
-        cipher: ciphertext ``[T]``.
-        table: from `backoff_table`.
-
-    Returns:
-        The score in nats.
-
-    Example:
-        >>> table = backoff_table(np.array([0, 1, 0, 1, 0]), 2, 1)
-        >>> text = jnp.array([1, 0, 1])
-        >>> right, wrong = (key_score(jnp.array(k), text, table) for k in ([1, 0], [0, 1]))
-        >>> bool(right > wrong)
-        True
     """
     vocab_size, order = table.shape[-1], table.ndim - 1
     plain = key[cipher]

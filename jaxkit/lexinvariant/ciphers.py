@@ -113,37 +113,6 @@ def key_precision(
     return jnp.sum(voted & (entries == plain)) / jnp.sum(voted)
 
 
-def cipher_key_average(
-    cipher: Int[Array, " T"],
-    log_probs: Float[Array, "T V"],
-    start: int | Int[Array, ""] = 0,
-    size: int | Int[Array, ""] | None = None,
-) -> Int[Array, " V"]:
-    """Recover a key by averaging log-probabilities over all uses of a cipher symbol.
-
-    Args:
-        cipher: cipher ids ``[T]``.
-        log_probs: over plain ids at each position, ``[T, V]`` (see `decipher_log_probs`).
-        start: first position used; may be traced.
-        size: number of positions used; None for all from `start` on; may be traced.
-
-    Returns:
-        ``[V]``: the plain id of each cipher id, -1 where the window does not have it.
-
-    Raises:
-        ValueError: if `start` is negative or `size` not positive.
-
-    Example:
-        >>> log_probs = jnp.log(jnp.array([[0.1, 0.9], [0.4, 0.6]]))
-        >>> cipher_key_average(jnp.array([0, 0]), log_probs).tolist()
-        [1, -1]
-
-    Source: arXiv 2305.16349 figure 5.
-    """
-    totals, seen = evidence(cipher, log_probs, start, size)
-    return jnp.where(seen, jnp.argmax(totals, axis=1), -1)
-
-
 def cipher_key_assignment(
     cipher: Int[Array, " T"],
     log_probs: Float[Array, "T V"],
@@ -170,8 +139,6 @@ def cipher_key_assignment(
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.4, 0.6], [0.1, 0.9]]))
-        >>> cipher_key_average(jnp.array([0, 1]), log_probs).tolist()
-        [1, 1]
         >>> cipher_key_assignment(jnp.array([0, 1]), log_probs).tolist()
         [0, 1]
     """
@@ -184,13 +151,7 @@ def evidence(
     start: int | Int[Array, ""] = 0,
     size: int | Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "V V"], Bool[Array, " V"]]:
-    """Total log-probability of each plain id for each cipher id, and which of those occur.
-
-    Example:
-        >>> totals, seen = evidence(jnp.array([1, 1]), jnp.array([[-1.0, -2.0], [-3.0, -1.0]]))
-        >>> totals.tolist(), seen.tolist()
-        ([[0.0, 0.0], [-4.0, -3.0]], [False, True])
-    """
+    """Total log-probability of each plain id for each cipher id, and which of those occur."""
     voting = _window(cipher.shape[0], start, size)
     vocab_size = log_probs.shape[1]
     used = jnp.where(voting[:, None], log_probs, 0.0)
@@ -199,12 +160,7 @@ def evidence(
 
 
 def assigned_key(totals: Float[Array, "V V"], seen: Bool[Array, " V"]) -> Int[Array, " V"]:
-    """The one-to-one key of largest total, -1 for cipher ids not `seen`.
-
-    Example:
-        >>> assigned_key(jnp.array([[-4.0, -1.0], [-2.0, -1.0]]), jnp.array([True, True])).tolist()
-        [1, 0]
-    """
+    """The one-to-one key of largest total, -1 for cipher ids not `seen`."""
     # Rows of ids not seen are zero: they take what is left and cost nothing.
     ids, plain = optax.assignment.hungarian_algorithm(-totals)
     return jnp.where(seen, jnp.zeros_like(plain).at[ids].set(plain), -1)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int, Integer, Key
 from jaxkit import datasets, models, validation
 from jaxkit.lexinvariant import ciphers, embeddings, objective
 
-HidingMethod = Literal["lexinvariant", "relabel"]
 _CONTEXTS_AT_ONCE = 64
 
 
@@ -52,32 +51,14 @@ class DecipherProbe(nn.Module):
         return nn.Dense(self.vocab_size, use_bias=False)(x)
 
 
-def hiding_method(model: models.DecoderLM) -> HidingMethod:
-    """How the names of symbols are hidden from a model: by random rows, or by renaming.
-
-    Example:
-        >>> hiding_method(models.DecoderLM(models.DecoderConfig(vocab_size=8)))
-        'relabel'
-    """
-    return "lexinvariant" if model.config.embedding == "given" else "relabel"
-
-
 def probe_loss(
     model: models.DecoderLM, probe: DecipherProbe
 ) -> Callable[[Any, Any, objective.Batch, Key[Array, ""]], Float[Array, ""]]:
     """Make the loss of a probe: cross-entropy of the current symbol under hidden names.
 
-    Args:
-        model: the frozen language model.
-        probe: the probe.
-
     Returns:
         `loss(probe_params, params, batch, key)`, in nats a token; differentiate by the first
         argument only. No cipher is needed: names are hidden anew in each sequence.
-
-    Example:
-        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8))
-        >>> loss = probe_loss(model, DecipherProbe(8, 128))
 
     Source: arXiv 2305.16349 §3.3.
     """
@@ -94,9 +75,8 @@ def probe_loss(
 
 
 def _probe_logits(model, params, probe, probe_params, tokens, keys) -> Float[Array, "B T V"]:
-    hidden_tokens, table, _ = objective.anonymised(
-        model, params, tokens, keys, hiding_method(model)
-    )
+    method = "lexinvariant" if model.config.embedding == "given" else "relabel"
+    hidden_tokens, table, _ = objective.anonymised(model, params, tokens, keys, method)
     states: Any = model.apply(params, hidden_tokens, table, method="hidden_states")
     return probe.apply(probe_params, states.astype(jnp.float32))
 
@@ -125,9 +105,6 @@ def train_probe(
         batch_size: windows an update.
         learning_rate: peak learning rate of Adam, falling to 0 as a cosine.
         features: width of the probe; None for the model's.
-
-    Returns:
-        The probe and its variables.
 
     Raises:
         ValueError: if a size is not positive or the text is shorter than a window.
@@ -214,11 +191,6 @@ class DecipheredWindow:
         key: plain character of each cipher character seen there.
         precision: share of its entries that are right; None if the true key is not known.
         accuracy: share of positions read right; None if the plain text is not known.
-
-    Example:
-        >>> window = DecipheredWindow(0, 4, {"x": "a", "y": "b"}, precision=0.5, accuracy=0.75)
-        >>> "".join(window.key[character] for character in "xyx"), window.accuracy
-        ('aba', 0.75)
     """
 
     start: int
@@ -237,12 +209,6 @@ class Decipherment:
         plaintext: the ciphertext read with the one-to-one key of all positions together.
         windows: keys by context length, shortest first.
         true_key: plain character of each cipher character, if the text was enciphered here.
-
-    Example:
-        >>> window = DecipheredWindow(0, 3, {"x": "a", "y": "b"}, precision=1.0, accuracy=1.0)
-        >>> found = Decipherment("xyx", "aba", (window,), true_key={"x": "a", "y": "b"})
-        >>> found.plaintext, found.windows[-1].key == found.true_key
-        ('aba', True)
     """
 
     ciphertext: str

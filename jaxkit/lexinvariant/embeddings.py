@@ -16,27 +16,12 @@ Kind = Literal["gaussian", "orthogonal", "rademacher"]
 
 
 def is_keys(value: Any) -> bool:
-    """Whether `value` is an array of typed keys.
-
-    Example:
-        >>> is_keys(jax.random.key(0)), is_keys(jnp.ones(2))
-        (True, False)
-    """
+    """Whether `value` is an array of typed keys."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def check_keys(keys: Any, batch_size: int | None = None) -> None:
-    """Require one typed key a sequence: one for the whole batch would break the method.
-
-    Raises:
-        TypeError: if `keys` are not typed keys.
-        ValueError: if they do not have shape ``[B]``.
-
-    Example:
-        >>> check_keys(jax.random.split(jax.random.key(0), 2), 3)
-        Traceback (most recent call last):
-        ValueError: keys must have shape (3,), one a sequence (see sequence_keys), got (2,)
-    """
+    """Require one typed key a sequence: one for the whole batch would break the method."""
     if not is_keys(keys):
         raise TypeError(
             "keys must be typed keys of shape [B], one a sequence (see sequence_keys), got "
@@ -56,9 +41,6 @@ def sequence_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " 
         key: a typed key, the same for the whole batch (usually one a step).
         index: global index of each sequence, so that a sequence draws the same table whatever the
             batch layout, the number of devices or the point of resumption.
-
-    Returns:
-        Keys of shape ``[B]``.
 
     Raises:
         TypeError: if `index` is not an integer array.
@@ -112,24 +94,14 @@ class RandomTable:
         return (*self.keys.shape, self.vocab_size, self.features)  # type: ignore[return-value]
 
     def rows(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Rows of ids ``[B, T]``, float32; the whole table is drawn only where that is less work.
-
-        Raises:
-            TypeError: if the keys are not typed keys.
-            ValueError: as `draw_embedding`, or if there is not one key a sequence of `tokens`.
-        """
+        """Rows of ids ``[B, T]``, float32; the whole table is drawn only where it is less work."""
         check_keys(self.keys, tokens.shape[0])
         if self.kind == "orthogonal" or tokens.shape[1] >= self.vocab_size:
             return jnp.take_along_axis(self.whole(), tokens[..., None], axis=1)
         return self._independent_rows(tokens)
 
     def whole(self) -> Float[Array, "B V D"]:
-        """All rows, float32.
-
-        Raises:
-            TypeError: if the keys are not typed keys.
-            ValueError: as `draw_embedding`.
-        """
+        """All rows, float32."""
         validation.integer("vocab_size", self.vocab_size, minimum=1)
         validation.integer("features", self.features, minimum=1)
         check_keys(self.keys)
@@ -171,9 +143,6 @@ def draw_embedding(
         dtype: type of the result; the draw itself is float32, so that two types differ by rounding
             alone.
 
-    Returns:
-        Tables ``[B, V, D]``.
-
     Raises:
         TypeError: if `keys` are not typed keys.
         ValueError: if they are not one a sequence, `kind` is unknown, a size is not positive, or
@@ -192,22 +161,6 @@ def random_rows(
     keys: Key[Array, " B"], vocab_size: int, p: float | Float[Array, ""] | Float[Array, " B"]
 ) -> Bool[Array, "B V"]:
     r"""Choose, for every sequence, which rows of the table are random: ``m_v ~ Bernoulli(p)``.
-
-    Args:
-        keys: one typed key a sequence, shape ``[B]``.
-        vocab_size: number of rows ``V``.
-        p: probability that a row is random, in [0, 1]; a scalar or one a sequence; may be traced.
-
-    Returns:
-        The mask ``[B, V]``.
-
-    Raises:
-        TypeError: if `keys` are not typed keys.
-        ValueError: if `p` is outside [0, 1], or the keys are not one a sequence.
-
-    Example:
-        >>> int(random_rows(jax.random.split(jax.random.key(0), 3), 5, 1.0).sum())
-        15
 
     Source: arXiv 2305.16349 §3.6 and appendix G.
     """

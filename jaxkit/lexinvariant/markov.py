@@ -34,9 +34,6 @@ def sample_markov(
         num_sequences: number of sequences ``B``.
         length: symbols of each, ``T``.
 
-    Returns:
-        Ids ``[B, T]``.
-
     Raises:
         ValueError: if a size is not positive.
 
@@ -65,9 +62,6 @@ def markov_losses(language: MarkovLanguage, tokens: Int[Array, "B T"]) -> Float[
     Args:
         language: the chain.
         tokens: ids ``[B, T]``.
-
-    Returns:
-        ``-log p(token[t + 1] | token[t])``, ``[B, T - 1]``.
 
     Example:
         >>> coin = MarkovLanguage(jnp.log(jnp.ones(2) / 2), jnp.log(jnp.ones((2, 2)) / 2))

@@ -88,16 +88,6 @@ def anonymised(
     return tokens, None, None
 
 
-def natural_method(model: models.DecoderLM) -> Literal["fixed", "lexinvariant"]:
-    """The method that a model was made for: that of its own table, or of a given one.
-
-    Example:
-        >>> natural_method(models.DecoderLM(models.DecoderConfig(8, embedding="given")))
-        'lexinvariant'
-    """
-    return "lexinvariant" if model.config.embedding == "given" else "fixed"
-
-
 def token_losses(
     model: models.DecoderLM,
     params: Any,
@@ -147,7 +137,8 @@ def token_losses(
 
     Source: arXiv 2305.16349 §2.3: one draw a training sequence, no gradient to random tables.
     """
-    method = natural_method(model) if method is None else method
+    if method is None:
+        method = "lexinvariant" if model.config.embedding == "given" else "fixed"
     keys = embeddings.sequence_keys(key, batch["index"])
     tokens, table, _ = anonymised(
         model, params, batch["tokens"], keys, method, p, per=per, closed=closed, kind=kind

@@ -40,31 +40,6 @@ def smoothed_perplexity(losses: Float[Array, "B T"], window: int) -> Float[Array
     return jnp.exp(sums / window)
 
 
-def position_perplexity(losses: Float[Array, "B T"], start: int, stop: int) -> Float[Array, ""]:
-    """Perplexity over the positions ``start <= t < stop`` of all sequences.
-
-    Args:
-        losses: cross-entropy in nats, ``[B, T]``.
-        start: first position.
-        stop: position after the last.
-
-    Returns:
-        ``exp`` of the mean loss.
-
-    Raises:
-        ValueError: if the range is empty or reaches beyond ``T``.
-
-    Example:
-        >>> float(position_perplexity(jnp.zeros((2, 8)), 2, 4))
-        1.0
-    """
-    if not 0 <= start < stop <= losses.shape[-1]:
-        raise ValueError(
-            f"start and stop must be within [0, {losses.shape[-1]}], got {start, stop}"
-        )
-    return jnp.exp(jnp.mean(losses[:, start:stop]))
-
-
 class DrawLogProb(NamedTuple):
     """Sequence log-probabilities under several draws of the random table.
 
@@ -76,16 +51,6 @@ class DrawLogProb(NamedTuple):
 
     log_prob: Float[Array, " B"]
     draws: Float[Array, "K B"]
-
-
-def log_mean_exp(values: Float[Array, "K ..."]) -> Float[Array, " ..."]:
-    """Logarithm of the mean of exponentials over the first axis.
-
-    Example:
-        >>> round(float(log_mean_exp(jnp.log(jnp.array([1.0, 3.0])))), 4)
-        0.6931
-    """
-    return jax.nn.logsumexp(values, axis=0) - jnp.log(values.shape[0])
 
 
 def lexinvariant_log_prob(
@@ -111,9 +76,6 @@ def lexinvariant_log_prob(
         num_draws: number of draws ``K``, one after the other.
         **hiding: `method`, `p`, `per`, `closed`, `chunk_size` of `token_losses`.
 
-    Returns:
-        The combined estimate and the draws.
-
     Raises:
         ValueError: if `num_draws` is not positive, or as `token_losses`.
 
@@ -137,4 +99,4 @@ def lexinvariant_log_prob(
         return -jnp.sum(losses, axis=-1)
 
     draws = jax.lax.map(one, jnp.arange(num_draws))
-    return DrawLogProb(log_mean_exp(draws), draws)
+    return DrawLogProb(jax.nn.logsumexp(draws, axis=0) - jnp.log(num_draws), draws)

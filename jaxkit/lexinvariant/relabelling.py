@@ -97,9 +97,6 @@ def relabelling_schedule(total_steps: int, fraction: float = 0.6) -> optax.Sched
         total_steps: T, steps of the run.
         fraction: part of the run after which every type is renamed, in (0, 1].
 
-    Returns:
-        `p(step)`, for `next_token_loss`.
-
     Raises:
         ValueError: if `total_steps` is not positive or `fraction` outside (0, 1].
 

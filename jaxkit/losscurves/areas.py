@@ -96,24 +96,6 @@ def final_areas(
     r"""Compute both areas after the last step only, as two weighted sums.
 
     $$S_1 = \sum_i \eta_i, \qquad S_2 = \sum_i \lambda^{T-i} (\eta_0 - \eta_i).$$
-
-    Args:
-        learning_rates: as for `annealing_areas`, `[*batch, steps]`.
-        decay: as for `annealing_areas`.
-        initial_rate: as for `annealing_areas`.
-
-    Returns:
-        `AnnealingAreas` of two arrays, `[*batch]`.
-
-    Raises:
-        ValueError: as for `annealing_areas`.
-        TypeError: as for `annealing_areas`.
-
-    Source: arXiv 2408.11029 §3.
-
-    Example:
-        >>> float(final_areas(jnp.array([4.0, 4.0, 2.0, 2.0]), 0.5).annealing)
-        3.0
     """
     rates = _check_rates("learning_rates", learning_rates)
     first = rates[..., :1] if initial_rate is None else _initial(initial_rate, rates)
@@ -130,25 +112,10 @@ def warmup_at_peak(
 ) -> Float[Any, "*batch steps"]:
     """Replace the warm-up by the peak rate: the paper's convention for both areas.
 
-    Otherwise the rise from 0 would enter S2 as a huge negative anneal.
-
-    Args:
-        learning_rates: rate at each step, `[*batch, steps]`.
-        warmup_steps: indices 0 to `warmup_steps`, that one included, are set to the largest rate;
-            need not be whole.
-
-    Returns:
-        The rates, `[*batch, steps]`: NumPy (at its own precision) if NumPy was given, else JAX.
-
-    Raises:
-        ValueError: if `warmup_steps` is negative or not inside the schedule.
-        TypeError: if it is not a real number.
+    Otherwise the rise from 0 would enter S2 as a huge negative anneal. Indices 0 to `warmup_steps`,
+    that one included, are set; it need not be whole.
 
     Source: arXiv 2408.11029 §3.4.
-
-    Example:
-        >>> warmup_at_peak(np.array([0.0, 0.5, 1.0, 0.8]), 2)
-        array([1. , 1. , 1. , 0.8])
     """
     xp: Any = np if isinstance(learning_rates, np.ndarray) else jnp
     rates = xp.asarray(learning_rates)
@@ -173,24 +140,11 @@ def warmed_up_rates(
     | `s2_peak` | true rates | warm-up at peak | better when the warm-up is long |
     | `linear` | true rates | true rates | the Multi-Power Law code; the floor absorbs an offset |
 
-    Args:
-        learning_rates: true rate at each step, `[*batch, steps]`, warm-up included.
-        warmup: `"peak"`, `"s2_peak"` or `"linear"`.
-        warmup_steps: last index of the warm-up; 0 where there is none.
-
-    Returns:
-        The rates for S1 and those for S2, each `[*batch, steps]`.
-
     Raises:
         ValueError: if `warmup` is unknown, or if a schedule starts at rate 0, which only a warm-up
             does, while the mode needs to know where the warm-up ends.
 
     Source: arXiv 2408.11029 §3.4; arXiv 2503.12811 (`linear`).
-
-    Example:
-        >>> for_s1, for_s2 = warmed_up_rates(np.array([0.0, 0.5, 1.0]), "s2_peak", 2)
-        >>> for_s1, for_s2
-        (array([0. , 0.5, 1. ]), array([1., 1., 1.]))
     """
     validation.choice("warmup", warmup, WARMUPS)
     if warmup == "linear":
@@ -209,13 +163,7 @@ def warmed_up_rates(
 
 
 def check_schedule(name: str, learning_rates: Any) -> Any:
-    """Return learning rates unchanged if they are one a law can read, or raise.
-
-    Example:
-        >>> check_schedule("learning_rates", np.zeros(3))
-        Traceback (most recent call last):
-        ValueError: learning_rates must have a positive rate somewhere, all 3 are 0
-    """
+    """Return learning rates unchanged if they are one a law can read, or raise."""
     if validation.is_traced(learning_rates):
         return learning_rates
     rates = np.asarray(learning_rates)

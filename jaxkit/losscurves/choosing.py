@@ -48,9 +48,6 @@ def optimal_zero_tail(
         peak_value: the peak rate; that of the fitted curves if None.
         prior_sum: sum of the rates before these steps, such as a warm-up's.
 
-    Returns:
-        The optimum.
-
     Raises:
         TypeError: if the law has another form.
         ValueError: if a number is out of range, or the peak is not known.
@@ -153,9 +150,6 @@ def optimal_decay_length(
         end_value: rate at the last step; > 0 for `MultiPower` and for the exponential shape.
         prior_sum: sum of the rates before these steps, such as a warm-up's.
 
-    Returns:
-        The best length and the grid around it.
-
     Raises:
         TypeError: if the law knows no annealing.
         ValueError: if a number is out of range, the shape unknown, or the peak not known.
@@ -225,9 +219,6 @@ def chosen_schedule(
         peak_value: the peak rate; that of the fitted curves if None.
         warmup_steps: updates of a linear warm-up from 0.
 
-    Returns:
-        The schedule, an optax one.
-
     Raises:
         TypeError: if the law has another form.
         ValueError: as `optimal_decay_length`.
@@ -282,9 +273,6 @@ def rank_schedules(
         warmup_steps: as for `predict`.
         model_size: as for `predict`.
         prior_sum: as for `predict`.
-
-    Returns:
-        The candidates, best first.
 
     Raises:
         ValueError: if there is no candidate, or as `predict`.

@@ -69,9 +69,6 @@ def loss_curve(
         warmup_steps: last index of the warm-up; need not be whole.
         name: what to call the curve in an error.
 
-    Returns:
-        The curve, all arrays NumPy.
-
     Raises:
         ValueError: if a rate, loss or weight is out of range or not finite, if lengths disagree,
             or if steps do not increase inside the schedule.

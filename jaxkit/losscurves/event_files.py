@@ -12,12 +12,6 @@ import numpy as np
 def rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the scalars of an event file, or of all in a folder in order of their names.
 
-    Args:
-        path: the file or folder.
-
-    Yields:
-        The number of an event and its step and scalars, each under its tag.
-
     Raises:
         ValueError: if there is no event file or one is damaged.
         ImportError: if tensorboard is not installed, naming the extra that brings it.

@@ -34,9 +34,6 @@ def prediction_figure(
         warmup_steps: as for `predict`.
         title: title of the figure.
 
-    Returns:
-        A figure of two or three panels.
-
     Raises:
         ValueError: as `predict`, or if there is no curve.
 
@@ -121,9 +118,6 @@ def areas_figure(
         warmup_steps: last step of a warm-up, whose rates are drawn as the areas count them: at the
             peak.
 
-    Returns:
-        A figure of three panels.
-
     Raises:
         ValueError: as `annealing_areas`.
 
@@ -164,9 +158,6 @@ def decay_fraction_figure(
         predicted: (fractions, losses) by name, drawn as lines.
         measured: (fractions, losses) by the same names, drawn as points.
         title: title of the figure.
-
-    Returns:
-        A figure of one panel.
 
     Example:
         >>> len(decay_fraction_figure({"linear": ([0.1, 0.2], [2.8, 2.7])}).axes)

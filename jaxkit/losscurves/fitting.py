@@ -111,9 +111,6 @@ def law(
         warmup: warm-up mode they were fitted in; None takes that of the law's authors.
         **constants: every constant of the form, by name, >= 0; may be traced.
 
-    Returns:
-        The law, for every function that takes a fit.
-
     Raises:
         TypeError: if a constant is missing or unknown, or no number.
         ValueError: if one is negative or not finite, or the mode is unknown.
@@ -177,9 +174,6 @@ def fit(
         prior: for a law that the curves barely identify, as `MultiPower` on three curves: by the
             name of a constant, its middle and the standard deviation of its logarithm, which add
             `(log(value / middle) / sd)^2 / 2` in units of `huber_delta^2`.
-
-    Returns:
-        The fit.
 
     Raises:
         ValueError: if a curve is faulty, too few points are left, a point lies in the warm-up, no

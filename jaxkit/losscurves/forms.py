@@ -329,10 +329,5 @@ class ModelSize:
 
 
 def bucket(count: int) -> int:
-    """Round a length up to a power of two >= 512, so that most fits share one compilation.
-
-    Example:
-        >>> bucket(40), bucket(513)
-        (512, 1024)
-    """
+    """Round a length up to a power of two >= 512, so that most fits share one compilation."""
     return max(512, 1 << (count - 1).bit_length())

@@ -41,13 +41,6 @@ class LawRecord:
 def write_law(path: str | os.PathLike[str], law: fitting.Law) -> pathlib.Path:
     """Write a law as JSON: its constants, and how far to trust them.
 
-    Args:
-        path: the file.
-        law: fitted or published.
-
-    Returns:
-        The path.
-
     Example:
         >>> import tempfile
         >>> law = fitting.law(forms.StepPower(), floor=2.0, scale=1.0, exponent=0.5)

@@ -51,23 +51,7 @@ def delayed_drops(
 
     $$\sum_k (\eta_{k-1} - \eta_k)\, \bigl(1 - (1 + C \eta_k^{-\gamma} S_k)^{-\beta}\bigr)$$
 
-    Args:
-        law: of which `speed`, `saturation` and `rate_exponent` are read.
-        drops: fall of the rate at each drop, `[drops]`.
-        rates: rate after it, `[drops]`, > 0.
-        sums: sum of rates from the drop to now, `[drops]`; any value where not `happened`.
-        happened: whether the drop lies in the past, `[drops]`.
-
-    Returns:
-        The effective drop of the rate, a scalar.
-
     Source: arXiv 2503.12811.
-
-    Example:
-        >>> law = MultiPowerLaw(0.0, 0.0, 1.0, 0.5, 1.0, 1.0, 0.0)
-        >>> one = jnp.ones(1)
-        >>> float(delayed_drops(law, one, one, 3 * one, one > 0))
-        0.75
     """
     # Selected before the power: a negative base would make the gradient of the unused branch NaN.
     since = jnp.where(happened, sums, 0.0)
@@ -93,23 +77,7 @@ def multi_power_loss(
     as negative drops (the published code that fits and evaluates), `"s2_peak"` does not (the one
     that optimises schedules). A law must be read in the mode it was fitted in.
 
-    Args:
-        law: its constants.
-        for_s1: rates that the forward area sees, `[steps]`.
-        for_s2: rates whose drops count, `[steps]`, > 0 from index 1 on.
-        steps: where to predict, `[n]`.
-        batch_size: how many points to evaluate at once (memory: `batch_size x steps`).
-
-    Returns:
-        The loss, `[n]`, nats.
-
     Source: arXiv 2503.12811.
-
-    Example:
-        >>> law = MultiPowerLaw(2.5, 0.5, 400.0, 0.5, 2.0, 0.6, 0.6)
-        >>> rates = jnp.full(1001, 3e-4)
-        >>> multi_power_loss(law, rates, rates, jnp.array([1000]))
-        Array([3.4124148], dtype=float32)
     """
     return _multi_power_loss(law, for_s1, for_s2, jnp.asarray(steps), batch_size)
 
@@ -130,11 +98,7 @@ def _multi_power_loss(
 
 
 def check_positive(name: str, learning_rates: ArrayLike) -> None:
-    """Raise unless every rate after index 0 is positive, as the Multi-Power Law needs.
-
-    Example:
-        >>> check_positive("learning_rates", np.array([0.0, 1.0]))
-    """
+    """Raise unless every rate after index 0 is positive, as the Multi-Power Law needs."""
     areas.check_schedule(name, learning_rates)
     if validation.is_traced(learning_rates):
         return

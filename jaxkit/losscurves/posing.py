@@ -47,26 +47,7 @@ def pose(
     allow_different_peaks: bool = False,
     prior: Mapping[str, tuple[float, float]] | None = None,
 ) -> Posed:
-    """Check the input of `jaxkit.losscurves.fit` and gather the arrays of its problem.
-
-    Args:
-        form: as for `fit`.
-        fitted: as for `fit`.
-        huber_delta: as for `fit`.
-        warmup: as for `fit`.
-        warmup_steps: as for `fit`.
-        first_step: as for `fit`.
-        last_step: as for `fit`.
-        allow_different_peaks: as for `fit`.
-        prior: as for `fit`.
-
-    Returns:
-        The posed fit.
-
-    Raises:
-        ValueError: as `fit`.
-        TypeError: as `fit`.
-    """
+    """Check the input of `jaxkit.losscurves.fit` and gather the arrays of its problem."""
     validation.number("huber_delta", huber_delta, minimum=0, open_minimum=True)
     warmup = form.warmup if warmup is None else warmup
     validation.choice("warmup", warmup, areas.WARMUPS)
@@ -162,17 +143,7 @@ def check_identified(
     seen: Sequence[forms.Seen],
     allow_different_peaks: bool,
 ) -> None:
-    """Raise unless the curves can tell the constants of the form apart; warn if they barely can.
-
-    Args:
-        form: the form.
-        kept: the curves, with the points that count.
-        seen: the same as the form sees them.
-        allow_different_peaks: whether curves of different peak rates may be fitted together.
-
-    Raises:
-        ValueError: if they cannot.
-    """
+    """Raise unless the curves can tell the constants of the form apart; warn if they barely can."""
     needed = form.model.num_linear + form.starts().shape[-1] + 1
     usable = sum(int((curve.weights > 0).sum()) for curve in kept)
     if usable < needed:

@@ -62,15 +62,6 @@ def solve(
     """Fit from a grid of shape constants: variable projection, then Levenberg-Marquardt.
 
     Pure; `vmap` over any axis of `problem` (decays, bootstrap samples, folds).
-
-    Args:
-        model: the form's pure functions.
-        problem: the arrays.
-        starts: shape constants to start from, `[starts, q]`.
-        huber_delta: corner of the Huber loss.
-
-    Returns:
-        The best solution.
     """
 
     def project(shape: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -93,17 +84,7 @@ def polish(
     theta: Float[Array, " c"],
     huber_delta: laws.Scalar,
 ) -> Solution:
-    """Minimise the Huber objective in log constants from one start.
-
-    Args:
-        model: the form's pure functions.
-        problem: the arrays.
-        theta: log constants to start from, `[p + q]`.
-        huber_delta: corner of the Huber loss.
-
-    Returns:
-        The solution.
-    """
+    """Minimise the Huber objective in log constants from one start."""
     optimistix = _optimistix()
     # The exact Huber loss as a sum of squares: |r| beyond the corner becomes sqrt(2|r| - 1).
     residuals = functools.partial(_residuals, model, problem, huber_delta)
@@ -132,16 +113,7 @@ def polish(
 
 @functools.partial(jax.jit, static_argnums=0)
 def law_of(model: forms.Separable, problem: Problem, found: Solution) -> Any:
-    """Return the law of a solution, in the units of the curves.
-
-    Args:
-        model: the form's pure functions.
-        problem: the problem solved.
-        found: its solution.
-
-    Returns:
-        The form's law.
-    """
+    """Return the law of a solution, in the units of the curves."""
     linear, shape = jnp.split(jnp.exp(found.log_constants), [model.num_linear])
     return model.law(linear, shape, problem.features.shared)
 

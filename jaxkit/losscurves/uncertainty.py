@@ -127,9 +127,6 @@ def bootstrap_fit(
         block_length: points in a block; blocks are never longer than the shortest curve.
         **options: those of `fit`.
 
-    Returns:
-        The law, ready for `prediction_interval`.
-
     Raises:
         ValueError: if a count is out of range, or as `fit`.
 
@@ -198,14 +195,8 @@ def prediction_interval(
         level: nominal coverage, in (0, 1).
         **options: those of `predict`.
 
-    Returns:
-        The prediction and its interval.
-
     Raises:
         ValueError: if the law has no samples, or as `predict`.
-
-    Warns:
-        UserWarning: as `predict`.
 
     Example:
         >>> from jaxkit.losscurves import curves
@@ -245,20 +236,7 @@ def prediction_interval(
 def moving_blocks(
     key: Key[Array, ""], lengths: tuple[int, ...], block_length: int
 ) -> Int[Array, " n"]:
-    """Draw indices of whole blocks of neighbouring points, within each curve.
-
-    Args:
-        key: random key.
-        lengths: number of points of each curve, which lie one after the other; static.
-        block_length: points in a block.
-
-    Returns:
-        Indices, `[sum(lengths)]`.
-
-    Example:
-        >>> moving_blocks(jax.random.key(0), (4,), 4)
-        Array([0, 1, 2, 3], dtype=int32)
-    """
+    """Draw indices of whole blocks of neighbouring points, within each curve."""
     drawn, offset = [], 0
     for one, length in zip(jax.random.split(key, len(lengths)), lengths, strict=True):
         blocks = -(-length // block_length)
@@ -279,9 +257,6 @@ def leave_one_out(
         form: as for `fit`.
         fitted: at least three curves.
         **options: those of `fit`.
-
-    Returns:
-        The score of each curve when it was left out.
 
     Raises:
         ValueError: if there are fewer than three curves, if the others do not identify the law

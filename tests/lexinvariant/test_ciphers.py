@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
-from jaxkit.lexinvariant import ciphers
 
 
 @pytest.mark.parametrize("window", range(3))
@@ -36,15 +35,6 @@ def test_a_random_cipher_is_one_to_one_on_its_symbols_and_leaves_the_others():
         assert np.array_equal(cipher[rest], rest)
         seen |= set(cipher[plain])
     assert seen == set(images)
-
-
-def test_averaging_log_probs_weighs_confidence_where_voting_does_not():
-    log_probs = jnp.log(jnp.array([[0.99, 0.01], [0.45, 0.55], [0.45, 0.55]]))
-    cipher = jnp.zeros(3, int)
-    guesses = jnp.argmax(log_probs, axis=1)
-    assert lx.cipher_key_vote(cipher, guesses, 2).tolist() == [1, -1]
-    assert ciphers.cipher_key_average(cipher, log_probs).tolist() == [0, -1]
-    assert ciphers.cipher_key_average(cipher, log_probs, 1).tolist() == [1, -1]
 
 
 def test_the_assigned_key_is_the_best_of_all_one_to_one_keys():

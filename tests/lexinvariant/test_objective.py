@@ -212,6 +212,8 @@ def test_draws_are_independent_evaluations_of_the_loss():
         key = jax.random.fold_in(KEY, draw)
         alone = -evaluate(LEXINVARIANT, key=key, method="lexinvariant").sum(axis=1)
         np.testing.assert_allclose(estimate.draws[draw], alone, atol=1e-4)
+    mean = np.exp(np.asarray(estimate.draws, np.float64)).mean(axis=0)
+    np.testing.assert_allclose(estimate.log_prob, np.log(mean), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from jaxkit import lexinvariant as lx
-from jaxkit.lexinvariant import perplexity
 
 
 def test_smoothed_perplexity_is_that_of_the_reference(vectors):
@@ -13,20 +12,7 @@ def test_smoothed_perplexity_is_that_of_the_reference(vectors):
     np.testing.assert_allclose(found.mean(axis=0), case["mean"], rtol=1e-5)
 
 
-def test_several_draws_combine_by_log_mean_exp(vectors):
-    case = vectors["multi_draw"]
-    draws = jnp.asarray(case["log_probs"])
-    assert float(perplexity.log_mean_exp(draws)) == pytest.approx(case["log_mean_exp"], abs=1e-5)
-    assert float(draws.mean()) == pytest.approx(case["mean"], abs=1e-5)
-
-
 @pytest.mark.parametrize("window", [0, 21])
 def test_windows_outside_the_sequence_are_refused(window, bad_input):
     with pytest.raises(ValueError, match="window must be"):
         lx.smoothed_perplexity(jnp.zeros((2, 20)), window)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 3), (0, 21)])
-def test_ranges_outside_the_sequence_are_refused(start, stop, bad_input):
-    with pytest.raises(ValueError, match=r"within \[0, 20\]"):
-        perplexity.position_perplexity(jnp.zeros((2, 20)), start, stop)

@@ -156,10 +156,11 @@ class SubmodularEnvironment:
         f, memory = params.set_function, seeing.FEATURES[self.features]
         position = self.dynamics.start(key, params.dynamics)
         element = self.dynamics.element(position, params.dynamics)
-        kept = memory.remember(memory.start(f.num_items, self.horizon), element, 0)
-        return State(
-            position, f.add(f.init(), element), kept, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        )
+        empty, nothing = f.init(), memory.start(f.num_items, self.horizon)
+        covered, kept = f.add(empty, element), memory.remember(nothing, element, 0)
+        if self.dynamics.terminates:
+            covered, kept = _where(element >= 0, (covered, kept), (empty, nothing))
+        return State(position, covered, kept, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def reset(self, key: Key[Array, ""], params: Params | None = None) -> tuple[Observation, State]:
         """Draw the first state and what is seen of it."""
@@ -171,7 +172,8 @@ class SubmodularEnvironment:
     ) -> Step:
         """Take an action, a number below `num_actions` or a vector; no reset.
 
-        After the end, nothing changes and rewards are 0.
+        After the end, nothing changes and rewards are 0. The reward is NaN where the dynamics name
+        an item that F lacks, or end or leave the items though they do not `terminates`.
 
         Raises:
             ValueError: if a concrete action is out of range.
@@ -196,6 +198,11 @@ class SubmodularEnvironment:
                 memory=_where(counts, after.memory, state.memory),
                 done=state.done | move.terminated,
             )
+        # No item of F, or an end where the dynamics say that there is none.
+        wrong = element >= f.num_items
+        if not self.dynamics.terminates:
+            wrong |= (element < 0) | move.terminated
+        reward = jnp.where(wrong, jnp.nan, reward)
         truncated = time >= params.max_steps_in_episode
         return Step(
             self.observe(after, params), after, reward, after.done, truncated, {"element": element}
@@ -290,6 +297,10 @@ def make_environment(
             "dynamics must have either num_actions or action_size, got "
             f"{dynamics.num_actions} and {dynamics.action_size}"
         )
+    sizes = {"num_actions": dynamics.num_actions, "action_size": dynamics.action_size}
+    for name, size in sizes.items():
+        if size is not None:
+            validation.integer(f"{name} of the dynamics", size, minimum=1)
     if not isinstance(set_function, submodular.SetFunction):
         raise TypeError(
             "set_function must have the methods of submodular.SetFunction, got "
@@ -327,15 +338,19 @@ def _try(environment: SubmodularEnvironment) -> None:
     def one(key):
         observation, state = environment.reset(key)
         taken = environment.step_env(key, state, action)
-        return (observation, state), (taken.observation, taken.state)
+        return (observation, state), (taken.observation, taken.state), taken.info["element"]
 
     try:
-        before, after = jax.eval_shape(one, jax.random.key(0))
+        before, after, element = jax.eval_shape(one, jax.random.key(0))
     except Exception as error:
         raise TypeError(
             f"dynamics must draw a start and a Move from it: one step of "
             f"{type(environment.dynamics).__name__} fails: {error}"
         ) from error
+    if element.shape or not jnp.issubdtype(element.dtype, jnp.integer):
+        raise TypeError(
+            f"dynamics.element must be one integer, got {element.dtype} of shape {element.shape}"
+        )
     if jax.tree.structure(before) != jax.tree.structure(after) or before != after:
         raise TypeError(
             "dynamics must move to a position of the shapes and types of the start, got "

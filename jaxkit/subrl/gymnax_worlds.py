@@ -44,7 +44,7 @@ class GymnaxDynamics:
 
     def element(self, position: Any, params: Any) -> Any:
         """The item of the set function in a state."""
-        return jnp.asarray(self.item(position.state), jnp.int32)
+        return jnp.asarray(self.item(position.state))
 
     def features(self, position: Any, params: Any) -> Float[Array, " o"]:
         """What the environment shows."""
@@ -89,6 +89,9 @@ def gymnax_world(
         >>> world.num_actions, world.num_items
         (2, 9)
     """
-    dynamics = GymnaxDynamics(environment, item, int(environment.num_actions))
+    parts = ("reset_env", "step_env", "num_actions")
+    if missing := [name for name in parts if not hasattr(environment, name)]:
+        raise TypeError(f"environment must have {', '.join(parts)}, got no {', '.join(missing)}")
+    dynamics = GymnaxDynamics(environment, item, environment.num_actions)
     numbers = environment.default_params if env_params is None else env_params
     return make_environment(dynamics, numbers, set_function, horizon=horizon, **options)

@@ -192,18 +192,23 @@ def modular_plan(environment: SubmodularEnvironment, params: Params | None = Non
         >>> float(modular_plan(env).value)
         16.0
     """
-    missing = [n for n in ("num_states", "expect") if not hasattr(environment.dynamics, n)]
+    params = environment.default_params if params is None else params
+    dynamics, f = environment.dynamics, params.set_function
+    missing = [n for n in ("num_states", "expect") if not hasattr(dynamics, n)]
+    missing += ["start"] * (not hasattr(params.dynamics, "start"))
     if missing:
         raise ValueError(
-            "environment must have finite states, with dynamics.num_states and "
-            f"dynamics.expect(values, params) -> [n, A], got no {' and no '.join(missing)}"
+            "environment must have finite states, with dynamics.num_states, "
+            "dynamics.expect(values, params) -> [n, A] and a first state params.dynamics.start, "
+            f"got no {' and no '.join(missing)}"
         )
-    params = environment.default_params if params is None else params
-    f = params.set_function
+    found = jax.eval_shape(dynamics.expect, jnp.zeros(f.num_items), params.dynamics).shape
+    if found != (shape := (f.num_items, dynamics.num_actions)):
+        raise ValueError(f"dynamics.expect must give shape {shape}, got {found}")
     alone = f.gains(f.init())
 
     def step(later, _):
-        q = environment.dynamics.expect(alone + later, params.dynamics)
+        q = dynamics.expect(alone + later, params.dynamics)
         return q.max(1), (jnp.argmax(q, 1), q.max(1))
 
     zero = jnp.zeros_like(alone)

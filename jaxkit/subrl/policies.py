@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from jaxkit import validation
+
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -118,15 +120,20 @@ class CategoricalPolicy(nn.Module):
                 `"logits"`; transpose those of PyTorch.
 
         Raises:
-            ValueError: if a layer is missing or unknown, or a shape does not fit.
+            ValueError: if a layer is missing or unknown, a shape does not fit, or a number is not
+                finite.
         """
         sizes = {f"hidden_{i}": size for i, size in enumerate(self.hidden)}
         sizes["logits"] = self.num_actions
         if set(weights) != set(sizes):
             raise ValueError(f"weights must be of the layers {list(sizes)}, got {list(weights)}")
+        if alone := [name for name, pair in weights.items() if len(pair) != 2]:
+            raise ValueError(f"weights of {alone[0]} must be a kernel and a bias, got one array")
         params, inputs = {}, np.shape(weights[next(iter(sizes))][0])[:1]
         for name, size in sizes.items():
             kernel, bias = (jnp.asarray(array, jnp.float32) for array in weights[name])
+            for array in (kernel, bias):
+                validation.number(f"weights of {name}", array)
             if kernel.shape != (*inputs, size) or bias.shape != (size,):
                 raise ValueError(
                     f"weights of {name} must have shapes {(*inputs, size)} and {(size,)}, got "
@@ -256,6 +263,14 @@ def check_policy(policy: Any, observation: Any, environment: Any) -> None:
     """Raise unless a policy's outputs fit an environment's actions."""
     if not isinstance(policy, Policy):
         raise TypeError(f"policy must have the methods of Policy, got {type(policy).__name__}")
+
+    if isinstance(policy, TabularPolicy):
+        has = (environment.features, environment.num_items, environment.horizon)
+        if has != (needs := ("official_position", policy.num_states, policy.horizon)):
+            raise ValueError(
+                "policy of a table must have the features, states and horizon of the environment, "
+                f"{has}, got {needs}"
+            )
 
     def act(key):
         outputs = policy.apply(policy.init(key, observation), observation)

@@ -178,15 +178,9 @@ def _episodes(key, environment, choose, batch_size, params=None, constrain=lambd
         gained = jax.vmap(_set_gains, (None, 0, 0))(f, first_element, jnp.where(inside, later, -1))
         singles = singles + gains - gained
     elements = jnp.concatenate([first_element[:, None], later], axis=1)
-    return Rollout(
-        seen,
-        actions,
-        gains,
-        singles,
-        alone[first_element],
-        elements,
-        active,
-    )
+    none = 0 if dynamics.terminates else jnp.nan
+    first = jnp.where(first_element < 0, none, alone.at[first_element].get(mode="fill"))
+    return Rollout(seen, actions, gains, singles, first, elements, active)
 
 
 def _set_gains(f: Any, first: Any, later: Any) -> Any:
@@ -197,7 +191,7 @@ def _set_gains(f: Any, first: Any, later: Any) -> Any:
         added = f.add(state, element)
         return jax.tree.map(lambda a, b: jnp.where(element >= 0, a, b), added, state), gain
 
-    return jax.lax.scan(step, f.add(f.init(), first), later)[1]
+    return jax.lax.scan(step, f.init(), jnp.append(first, later))[1][1:]
 
 
 def policy_act(policy: Any, params: Any) -> Callable[[Key[Array, ""], Any], Any]:

@@ -181,8 +181,17 @@ def test_dynamics_of_a_user_are_checked_when_a_world_is_made():
         return subrl.make_environment(changed(), (), submodular.modular(jnp.ones(9)), horizon=4)
 
     assert subrl.replay(world(), [[1, 1, 0]]).values.tolist() == [3.0]
-    with pytest.raises(ValueError, match=r"dynamics.num_states and dynamics.expect"):
+    with pytest.raises(ValueError, match=r"no num_states and no expect and no start"):
         subrl.modular_plan(world())
+    narrow = {"num_states": 9, "expect": lambda self, values, params: jnp.zeros((3, 2))}
+    with pytest.raises(ValueError, match=r"got no start"):
+        subrl.modular_plan(world(**narrow))
+    _, numbers = subrl.table_dynamics(np.zeros((9, 2), int))
+    f = submodular.modular(jnp.ones(9))
+    with pytest.raises(ValueError, match=r"expect must give shape \(9, 2\), got \(3, 2\)"):
+        subrl.modular_plan(
+            subrl.make_environment(type("Narrow", (_Line,), narrow)(), numbers, f, horizon=4)
+        )
     half = type("Half", (), {"num_actions": 2, "start": _Line.start, "move": _Line.move})
     with pytest.raises(TypeError, match="Half has no action_size, terminates, element, features"):
         subrl.make_environment(half(), (), submodular.modular(jnp.ones(9)), horizon=4)
@@ -192,6 +201,57 @@ def test_dynamics_of_a_user_are_checked_when_a_world_is_made():
         world(move=lambda self, key, position, action, params: position)
     with pytest.raises(TypeError, match="shapes and types of the start"):
         world(start=lambda self, key, params: jnp.zeros((), jnp.int8))
+    with pytest.raises(TypeError, match="element must be one integer, got int32 of shape"):
+        world(element=lambda self, position, params: position[None])
+    with pytest.raises(ValueError, match="num_actions of the dynamics must be an integer >= 1"):
+        world(num_actions=0)
+
+
+def test_dynamics_that_break_their_word_give_nan_and_never_another_items_gain():
+    def value(**changes):
+        changed = type("Changed", (_Line,), changes)
+        f = submodular.modular(jnp.ones(3))
+        world = subrl.make_environment(changed(), (), f, horizon=4)
+        return float(subrl.replay(world, [[1, 1, 0]]).values[0])
+
+    ended = tables.Move(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.ones((), bool))
+    assert value() == 3.0
+    assert np.isnan(value(element=lambda self, position, params: position + 1))
+    assert np.isnan(value(element=lambda self, position, params: position + 9))
+    assert np.isnan(value(element=lambda self, position, params: position - 1))
+    assert np.isnan(value(move=lambda self, *_: ended))
+    assert value(terminates=True, element=lambda self, position, params: position - 1) == 2.0
+
+
+def test_an_episode_that_starts_outside_the_items_has_earned_nothing():
+    class Outside(_Line):
+        terminates = True
+
+        def element(self, position, params):
+            return position - 1
+
+    f = submodular.modular(jnp.ones(5))
+    world = subrl.make_environment(Outside(), (), f, horizon=4, features="visited")
+    played = subrl.replay(world, [[0, 0, 0], [1, 1, 0]])
+    assert played.first.tolist() == [0.0, 0.0]
+    assert played.values.tolist() == [0.0, 2.0]
+    assert played.modular_values.tolist() == [0.0, 3.0]
+    assert not played.observations[0, :, 2:].any()
+
+
+def test_a_neighbours_environment_without_a_part_is_refused():
+    with pytest.raises(TypeError, match="got no reset_env, step_env, num_actions"):
+        subrl.gymnax_world(object(), submodular.modular(jnp.ones(3)), lambda state: state)
+
+
+@pytest.mark.parametrize(
+    ("features", "num_states", "horizon"),
+    [("position", 9, 4), ("official_position", 4, 4), ("official_position", 9, 3)],
+)
+def test_a_table_of_another_world_is_refused(features, num_states, horizon):
+    policy = subrl.TabularPolicy(5, num_states, horizon)
+    with pytest.raises(ValueError, match="must have the features, states and horizon"):
+        subrl.make_training(_world(features=features), policy, optax.sgd(0.1))
 
 
 def test_given_actions_and_weights_that_do_not_fit_are_named():
@@ -212,6 +272,12 @@ def test_given_actions_and_weights_that_do_not_fit_are_named():
                 "logits": (jnp.ones((4, 5)), jnp.ones(5)),
             }
         )
+    for logits, message in (
+        (jnp.ones((3, 5)), "weights of logits must be a kernel and a bias"),
+        ((jnp.full((3, 5), jnp.nan), jnp.ones(5)), "weights of logits must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.from_weights({"hidden_0": (jnp.ones((2, 3)), jnp.ones(3)), "logits": logits})
 
 
 def test_shared_items_are_allowed_if_said_so():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -277,7 +278,7 @@ def picture_recipe(
 
 def read_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of a normalization by name, or written as `m/s` or `m,m,m/s,s,s`."""
-    if "/" not in text:
+    if "/" not in text and not re.match("[-+.0-9]", text):
         return _NORMALIZATIONS[validation.choice("normalization", text, _NORMALIZATIONS)]
     try:
         mean, std = (tuple(float(x) for x in half.split(",")) for half in text.split("/"))
@@ -285,6 +286,11 @@ def read_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]
         raise ValueError(
             f"normalization must be a name or numbers like 0.5/0.5 or m,m,m/s,s,s, got {text!r}"
         ) from None
+    if max(mean) > 1:
+        raise ValueError(
+            "normalization must be of pictures in [0, 1], with a mean in it, got "
+            f"{text!r}: divide numbers for bytes by 255"
+        )
     return mean, std
 
 

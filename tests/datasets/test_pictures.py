@@ -643,6 +643,8 @@ def test_normalization_is_a_name_or_numbers(text, mean, std):
         ("0.5,0.5/1", "mean must be one number or three"),
         ("0.5/0", "std must be one number or three above 0"),
         ("nan/1", "mean must be finite"),
+        (".5", "must be a name or numbers like 0.5/0.5"),
+        ("123.7/58.4", "divide numbers for bytes by 255"),
     ],
 )
 def test_a_normalization_that_is_none_is_refused(text, message):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxkit import models, validation
-from jaxkit.continual.prompts import check_blocks, cosines, prefixed_features, query
+from jaxkit.continual.prompts import check_blocks, cosines, drawn, prefixed_features, query
 
 
 class DualPrompts(NamedTuple):
@@ -43,6 +42,7 @@ class DualPrompt:
         ValueError: if a number is out of range, or a block has two prefixes.
 
     Example:
+        >>> import jax
         >>> prompts = DualPrompt(10).init(jax.random.key(0), models.VisionTransformer())
         >>> prompts.general.shape, prompts.expert.shape
         ((2, 2, 5, 768), (10, 3, 2, 20, 768))
@@ -64,16 +64,9 @@ class DualPrompt:
         r"""Draw prompts and keys, $U(\pm 1)$."""
         check_blocks(model, (*self.general_blocks, *self.expert_blocks))
         d, tasks = model.width, self.num_tasks
-        shapes = (
-            (len(self.general_blocks), 2, self.general_length, d),
-            (tasks, len(self.expert_blocks), 2, self.expert_length, d),
-            (tasks, d),
-        )
-        keys = jax.random.split(key, 3)
-        draws = (
-            jax.random.uniform(k, s, minval=-1, maxval=1) for k, s in zip(keys, shapes, strict=True)
-        )
-        return DualPrompts(*draws)
+        general = (len(self.general_blocks), 2, self.general_length, d)
+        expert = (tasks, len(self.expert_blocks), 2, self.expert_length, d)
+        return DualPrompts(*drawn(key, general, expert, (tasks, d)))
 
     def begin(self, prompts: DualPrompts, task_index: int) -> DualPrompts:
         """The prompts at the start of a task."""

@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 def accuracy_matrix_figure(
     accuracy: Float[np.ndarray, "T T"], names: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """Accuracy on each task (rows) after each task (columns), in percent.
-
-    Args:
-        accuracy: `accuracy[i, j]` on task i after training task j; NaN is left white.
-        names: of the tasks.
-        title: of the picture.
-
-    Returns:
-        The figure.
+    """Accuracy `[i, j]` on task i (rows) after task j (columns), in percent; NaN is left white.
 
     Example:
         >>> figure = accuracy_matrix_figure(np.array([[1.0, 0.5], [np.nan, 0.7]]), ["a", "b"])
@@ -55,15 +47,7 @@ def accuracy_matrix_figure(
 
 
 def expansion_figure(result: StreamResult, config: SEMAConfig, names: Sequence[str]) -> Figure:
-    """Scores of all scanned batches by task and block, the threshold, and where a block grew.
-
-    Args:
-        result: of a `SEMALearner`.
-        config: its settings.
-        names: of the tasks.
-
-    Returns:
-        The figure.
+    """Scores of all batches that a `SEMALearner` scanned, the threshold, and where a block grew.
 
     Example:
         >>> from jaxkit import models
@@ -105,14 +89,7 @@ def expansion_figure(result: StreamResult, config: SEMAConfig, names: Sequence[s
 
 
 def growth_pictures_figure(result: StreamResult, stream: Stream) -> Figure:
-    """What each adapter was opened for: the strangest images of the batch that opened it.
-
-    Args:
-        result: of a `SEMALearner` that grew on shifts.
-        stream: the tasks.
-
-    Returns:
-        The figure, a row an adapter.
+    """What each adapter was opened for: the strangest images of the batch, a row an adapter.
 
     Raises:
         ValueError: if no block grew on a shift.
@@ -146,14 +123,6 @@ def growth_pictures_figure(result: StreamResult, stream: Stream) -> Figure:
 
 def router_weights_figure(learner: SEMALearner, state: Learning, stream: Stream) -> Figure:
     """Which adapters each task uses: mean weights on its test images, a panel a block.
-
-    Args:
-        learner: SEMA.
-        state: what it has learnt.
-        stream: the tasks.
-
-    Returns:
-        The figure.
 
     Example:
         >>> import jax

@@ -68,9 +68,6 @@ def adapted_forward(
             (`frozen_prefix`).
         key: for the random routings.
 
-    Returns:
-        Features, pooled features and weights.
-
     Source: the official program, `vit_sema.py`; "the input of the MLP" in arXiv 2403.18886
     section 3.3 is the stream before LayerNorm there.
 
@@ -134,9 +131,6 @@ def expansion_scores(
         state: descriptors and their records.
         pooled: from `adapted_forward`.
         num_valid: how many samples count; the rest is padding.
-
-    Returns:
-        Scores, `[E]`.
 
     Source: arXiv 2403.18886 section 3.6; `shift_score` has both readings.
 

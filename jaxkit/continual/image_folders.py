@@ -68,9 +68,6 @@ def folder_stream(
         test_fraction: share of each class to test on, where the data give no split.
         seed: of that split.
 
-    Returns:
-        The stream.
-
     Raises:
         ImportError: without Pillow (`datasets` extra).
         ValueError: if there are no pictures, two layouts fit, the benchmark has another number of

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxkit import models, validation
-from jaxkit.continual.prompts import cosines, query
+from jaxkit.continual.prompts import cosines, drawn, query
 
 
 class PromptPool(NamedTuple):
@@ -39,6 +38,7 @@ class L2P:
         ValueError: if a number is out of range.
 
     Example:
+        >>> import jax
         >>> L2P().init(jax.random.key(0), models.VisionTransformer()).prompts.shape
         (10, 5, 768)
     """
@@ -59,12 +59,8 @@ class L2P:
 
     def init(self, key: Key[Array, ""], model: models.VisionTransformer) -> PromptPool:
         r"""Draw prompts and keys, $U(\pm 1)$."""
-        shapes = (self.pool_size, self.prompt_length, model.width), (self.pool_size, model.width)
-        keys = jax.random.split(key, 3)[:2]
-        draws = (
-            jax.random.uniform(k, s, minval=-1, maxval=1) for k, s in zip(keys, shapes, strict=True)
-        )
-        return PromptPool(*draws)
+        m, d = self.pool_size, model.width
+        return PromptPool(*drawn(key, (m, self.prompt_length, d), (m, d)))
 
     def begin(self, pool: PromptPool, task_index: int) -> PromptPool:
         """The pool at the start of a task."""

@@ -33,9 +33,6 @@ def parameter_counts(config: SEMAConfig, num_added: int) -> ParameterCounts:
         config: shapes.
         num_added: adapters added after the first task, over all blocks.
 
-    Returns:
-        The counts.
-
     Source: arXiv 2403.18886 table 5.
 
     Example:

@@ -203,6 +203,13 @@ def _predict(
 # What methods share.
 
 
+def drawn(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[Array]:
+    r"""Prompts and keys of up to three shapes, $U(\pm 1)$."""
+    keys = jax.random.split(key, 3)[: len(shapes)]
+    of_shapes = zip(keys, shapes, strict=True)
+    return [jax.random.uniform(k, shape, minval=-1, maxval=1) for k, shape in of_shapes]
+
+
 def query(
     model: models.VisionTransformer, backbone: PyTree, images: Float[Array, "B H W C"]
 ) -> tuple[Any, Float[Array, "B d"]]:

@@ -104,9 +104,6 @@ def pooled_accuracies(
         accuracy: `accuracy[i, j]` on task i after training task j, as a fraction.
         num_tests: test samples of each task.
 
-    Returns:
-        One accuracy after each task.
-
     Raises:
         ValueError: if lengths differ, or a task has no test sample.
 

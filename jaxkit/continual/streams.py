@@ -258,9 +258,6 @@ def domain_incremental_stream(
             classes of its own, numbered after those of the domains before it.
         name: shown in reports.
 
-    Returns:
-        The stream.
-
     Raises:
         ValueError: if there are no parts, or a label has no name.
 

@@ -130,9 +130,6 @@ def evaluate(function: SetFunction, elements: ItemList) -> Float[Array, ""]:
         function: the set function.
         elements: items `[s]`, each below `num_items`; -1 (as in `Selection.indices`) is skipped.
 
-    Returns:
-        `F(S)`, a float32 scalar.
-
     Raises:
         ValueError: if a concrete item is `num_items` or more.
 
@@ -217,11 +214,6 @@ def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8
 
 def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int = 8) -> Violation:
     """Look for gains that grow along random chains of growing sets; proves as `check_monotone`.
-
-    Args:
-        function: the set function; `n^2` gains are computed for each chain.
-        key: typed PRNG key.
-        num_chains: number of random orders of all items.
 
     Returns:
         The worst violation `max(0, F(e | B) - F(e | A))` over consecutive sets `A < B` of a chain

@@ -236,15 +236,7 @@ def sieve_streaming_pp(k: int, *, eps: float = 0.2) -> Sieve:
     Thresholds are $(1 + \epsilon)^j \in [\max(LB, D) / (2k(1 + \epsilon)), D]$ with LB the best
     value and D the best single item so far; an item is kept if its gain reaches the threshold.
 
-    Args:
-        k: as `sieve_streaming`.
-        eps: as `sieve_streaming`.
-
-    Returns:
-        A `Sieve`, with the guarantee of `sieve_streaming` and less memory as the value grows.
-
-    Raises:
-        TypeError, ValueError: as `sieve_streaming`.
+    Arguments, errors and guarantee are those of `sieve_streaming`; memory falls as the value grows.
 
     Source: Kazemi et al., ICML 2019, Algorithm 1.
 

@@ -70,9 +70,6 @@ def random_posterior(
         shape: rows and columns.
         num_measured: measurements in the square [0, 10]^2, with noise variance 1e-3.
 
-    Returns:
-        Posterior covariance of the n cells, float32.
-
     Raises:
         ValueError: if a number is out of range.
 

@@ -90,7 +90,8 @@ def poisson_batch(
     overflow = jnp.sum(chosen) > size
 
     def in_order():
-        return jnp.nonzero(chosen, size=size, fill_value=n)[0].astype(jnp.int32)
+        # Compiles in a sixth of the time of `nonzero`.
+        return jnp.sort(jnp.where(chosen, jnp.arange(n, dtype=jnp.int32), n))[:size]
 
     def at_random():
         # The bits of the chosen are exchangeable, so the smallest of them are a random part.

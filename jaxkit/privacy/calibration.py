@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -25,26 +26,40 @@ def calibrate(
     validation.number("epsilon", epsilon, minimum=1e-8, maximum=accounting.LARGEST_EPSILON)
     accounting.check_delta(delta)
 
-    def excess(log_level: float, which: Accountant | None = accountant) -> float:
-        spent, _ = accounting.analysis(make_mechanism(math.exp(log_level)), delta, which)
+    def excess(log_level: float, which: Accountant | None = accountant, coarse=False):
+        mechanism = make_mechanism(math.exp(log_level))
+        spent, _ = accounting.analysis(mechanism, delta, which, coarse=coarse)
         return math.log(max(spent, 1e-300) / epsilon) if math.isfinite(spent) else 700.0
 
     exact = make_mechanism(1.0).gaussian is not None
     # RDP is quick, and never far below; the answer of the others is near its own.
     quick = accountant if exact or accountant == "pld" else "rdp"
-    low, high = _bracket(lambda level: excess(level, quick), epsilon, delta)
-    if quick != accountant:
-        high = _root(lambda level: excess(level, quick), low, high, 1e-2)
-        # Epsilon falls at least as fast as the noise rises.
-        low = high + min(max(excess(high), -0.35), -1e-4)
-        while excess(low) <= 0:
-            low, high = low - 0.35, low
-    level = _root(excess, low, high, 1e-11 if exact else 1e-4)
+    low, level = _bracket(lambda level: excess(level, quick), epsilon, delta)
+    if exact or quick == accountant:
+        level = _root(excess, low, level, 1e-11 if exact else 1e-4)
+    else:  # what is coarse is at most RDP's epsilon, so that there is always enough noise
+        level = _root(lambda level: excess(level, quick), low, level, 5e-2)
+        level = _refined(lambda level: excess(level, coarse=True), level, 3e-5)
+        level = _refined(excess, level, 1e-4)
     found = math.exp(level)
     spent = accounting.epsilon_spent(make_mechanism(found), delta, accountant=accountant)
     if not spent <= epsilon:
         raise ValueError(f"no noise was found that keeps epsilon = {epsilon}, delta = {delta}")
     return found
+
+
+def _refined(excess: Callable[[float], float], high: float, width: float) -> float:
+    """As `_root`, near a level that is found to be enough noise, or too little."""
+    spare = excess(high)
+    if -2 * width <= spare <= 0:
+        return high
+    # Epsilon falls at least as fast as the noise rises.
+    low = high + min(max(spare, -0.35), -1e-4)
+    while excess(low) <= 0:
+        low, high = low - 0.35, low
+    while excess(high) > 0:
+        low, high = high, high + 0.35
+    return _root(excess, low, high, width)
 
 
 def _bracket(excess: Callable[[float], float], epsilon: float, delta: float) -> tuple[float, float]:
@@ -71,21 +86,22 @@ def _bracket(excess: Callable[[float], float], epsilon: float, delta: float) -> 
 
 
 def _root(excess: Callable[[float], float], low: float, high: float, width: float) -> float:
-    """The upper end of an interval of this width in which the excess changes its sign."""
-    at_low, at_high = excess(low), excess(high)
-    aim = 0.0  # what is aimed beyond the root, in widths, so that both ends come near it
-    while high - low > (width if at_high > -1e-3 else width / 100):  # where it is steep
-        # Regula falsi: most laws are nearly straight in logarithms.
-        straight = 0 < at_low < 100 and at_high < 0
-        share = at_low / (at_low - at_high) if straight else 0.5
-        level = low + min(max(share, 0.02), 0.98) * (high - low) + aim * width
-        level = level if low < level < high else (low + high) / 2
+    """A level whose excess is in [-width, 0], or at the end of a jump, between these two."""
+    last, level = (low, excess(low)), high
+    for step in itertools.count():
         value = excess(level)
-        if value <= 0:
-            high, at_high, aim = level, value, -0.4
-        else:
-            low, at_low, aim = level, value, 0.4
-    return high
+        if -width <= value <= 0:
+            return level
+        low, high = (low, level) if value <= 0 else (level, high)
+        if high - low <= width / 100:
+            return high
+        # Secants, as most laws are nearly straight in logarithms; of others each fifth halves.
+        run, rise = level - last[0], value - last[1]
+        straight = rise and max(value, last[1]) < 100 and step % 5 < 4
+        last = level, value
+        level -= (value + width / 2) * run / rise if straight else 0
+        level = level if low < level < high else (low + high) / 2
+    raise AssertionError
 
 
 def spiderboost_noise(

@@ -78,7 +78,9 @@ class BoundedSum:
     def sealed(self) -> BoundedSum:
         """The same, of which whoever calls this has proved the bound."""
         same = dataclasses.replace(self, total=jax.lax.optimization_barrier(self.total))
-        return dataclasses.replace(same, seal=same._hash())
+        same = dataclasses.replace(same, seal=same._hash())
+        object.__setattr__(same, "_sealed_numbers", jax.tree.leaves(same))
+        return same
 
     def verified(self) -> BoundedSum:
         """The same if no number was changed since it was sealed; NaN in a program otherwise.
@@ -86,6 +88,13 @@ class BoundedSum:
         Raises:
             ValueError: if one was, or it was never sealed.
         """
+        # In the program that sealed it no number needs to be compared: it is this very object. The
+        # compiler then leaves the hash out.
+        numbers = getattr(self, "_sealed_numbers", ())
+        if validation.is_traced(self.seal) and [*map(id, numbers)] == [
+            *map(id, jax.tree.leaves(self))
+        ]:
+            return self
         intact = False if self.seal is None else self.seal == self._hash()
         if not validation.is_traced(intact):
             if not intact:
@@ -272,16 +281,10 @@ def clipped_grad_sum(
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     limit = _CPU_BYTES if platform == "cpu" else _ACCELERATOR_BYTES
 
-    def row_loss(params, row, key):
-        one = row if unit == "user" else jax.tree.map(lambda x: x[None], row)
-        return loss_fn(params, one, key)
-
     def program(params, batch, key) -> RowProgram:
-        row = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batch)
-        key = None if key is None else jax.eval_shape(lambda k: jax.random.fold_in(k, 0), key)
         kept = limit if platform == "cpu" else 0
-        return RowProgram(
-            row_loss, params, row, key, has_aux=has_aux, method=method, kept_bytes=kept
+        return row_program(
+            loss_fn, params, batch, key, unit, has_aux=has_aux, method=method, kept_bytes=kept
         )
 
     def bounded(found, params, bound, mode, direct, count, losses, aux, gradients):
@@ -334,6 +337,20 @@ def clipped_grad_sum(
         return over_rows(summed, (params, prev_params), batch, key, count, bound)
 
     return ClippedGradient(clip_norm, mode, sum_fn, difference_fn, unit)
+
+
+def row_program(
+    loss_fn: LossFunction, params: PyTree, batch: PyTree, key: Any, unit: str, **options: Any
+) -> RowProgram:
+    """The program of one row of a batch; `options` as of `RowProgram`."""
+
+    def row_loss(params, row, key):
+        one = row if unit == "user" else jax.tree.map(lambda x: x[None], row)
+        return loss_fn(params, one, key)
+
+    row = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batch)
+    key = None if key is None else jax.eval_shape(lambda k: jax.random.fold_in(k, 0), key)
+    return RowProgram(row_loss, params, row, key, **options)
 
 
 def widened(gradient: ClippedGradient, params: PyTree) -> tuple[ClippedGradient, PyTree, Any]:

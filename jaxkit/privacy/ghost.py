@@ -52,8 +52,8 @@ class RowProgram:
         key: Any,
         *,
         has_aux: bool,
-        method: str,
-        kept_bytes: float,
+        method: str = "auto",
+        kept_bytes: float = 0,
     ):
         self.leaves, self._structure = jax.tree.flatten(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
@@ -36,13 +37,16 @@ def gaussian_draw(
     """
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(jax.random.fold_in(key, index), len(leaves))
-
-    def normal(key, leaf):
-        # The same numbers as in one draw of that shape, compiled in less than half the time.
-        flat = jax.random.normal(key, (leaf.size,), jnp.promote_types(leaf.dtype, jnp.float32))
-        return flat.reshape(leaf.shape)
-
-    draws = list(map(normal, keys, leaves))
+    draws: list[Any] = [None] * len(leaves)
+    alike: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        kind = leaf.size, jnp.promote_types(leaf.dtype, jnp.float32)
+        alike.setdefault(kind, []).append(place)
+    for (size, dtype), places in alike.items():
+        # The same numbers as in a draw for each, of its shape, compiled in a fraction of the time.
+        flat = jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys[np.array(places)])  # noqa: B023
+        for row, place in zip(flat, places, strict=True):
+            draws[place] = row.reshape(leaves[place].shape)
     return jax.tree.unflatten(structure, draws)
 
 

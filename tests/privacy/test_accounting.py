@@ -297,3 +297,17 @@ def test_epsilons_are_those_of_the_library_called_directly(z):
         assert found >= direct * (1 - 1e-3) - 1e-4
         # Above some twenty, which protects nobody, a looser bound may be taken.
         assert direct > 20 or found == pytest.approx(direct, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("z", "steps", "rate"), [(0.47, 2, 0.005), (0.9, 1, 0.9), (1.0, 2000, 0.01), (20.0, 500, 0.02)]
+)
+def test_a_coarse_analysis_claims_no_less_and_the_fine_one_what_the_finest_grid_does(
+    z, steps, rate
+):
+    sampling = privacy.poisson_sampling(1000, rate, num_steps=steps, delta=1e-5)
+    run = privacy.dp_sgd_mechanism(sampling, z, steps)
+    coarse, fine = (accounting.analysis(run, 1e-5, coarse=c)[0] for c in (True, False))
+    assert fine <= coarse * (1 + 1e-9)
+    library = mechanisms.dp_accounting().pld.PLDAccountant().compose(run.event)
+    assert fine == pytest.approx(library.get_epsilon(0.99e-5), rel=2e-5)

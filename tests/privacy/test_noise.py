@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from jaxkit import privacy
-from jaxkit.privacy.noise import privatize_tree_sum
+from jaxkit.privacy.noise import gaussian_draw, privatize_tree_sum
 
 
 def of_size(shape, clip_norm=1.0, dtype=jnp.float32):
@@ -121,10 +121,13 @@ CHANGES = {
 }
 
 
+GRADIENT = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(jnp.sin(x @ w)), jnp.float32(0.7))
+POINT = jnp.arange(4.0), jnp.arange(12.0).reshape(3, 4)
+
+
 @pytest.fixture(scope="module")
 def bounded_sum():
-    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(jnp.sin(x @ w)), 0.7)
-    return jax.jit(gradient)(jnp.arange(4.0), jnp.arange(12.0).reshape(3, 4))
+    return jax.jit(GRADIENT)(*POINT)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -140,6 +143,18 @@ def test_a_sum_whose_numbers_were_changed_gets_no_noise(bounded_sum, change):
     if change != "unsealed":
         within = jax.jit(lambda s: release.update(CHANGES[change](s).scale(3.0), state)[0])
         assert bool(jnp.all(jnp.isnan(within(bounded_sum))))
+        here = jax.jit(lambda w, x: release.update(CHANGES[change](GRADIENT(w, x)), state)[0])
+        assert bool(jnp.all(jnp.isnan(here(*POINT))))
+
+
+def test_a_program_that_sums_and_adds_noise_at_once_hashes_nothing(bounded_sum):
+    release = privacy.privatize_sum(1.0, 3, jax.random.key(0))
+    state = release.init(None)
+    both = jax.jit(lambda w, x: release.update(GRADIENT(w, x), state)[0])
+    np.testing.assert_allclose(both(*POINT), release.update(bounded_sum, state)[0], rtol=1e-6)
+    constant = str(0x85EBCA6B)  # of the hash
+    programs = both.lower(*POINT), jax.jit(lambda s: release.update(s, state)[0]).lower(bounded_sum)
+    assert [constant in program.compile().as_text() for program in programs] == [False, True]
 
 
 def test_a_sum_keeps_its_bound_through_programs_loops_and_a_file(bounded_sum, tmp_path):
@@ -324,3 +339,11 @@ def test_clip_norms_that_adapt_reach_their_quantile_and_pay_for_the_counts():
     plain = privacy.dp_sgd(gradient, privacy.full_batches(4), 1, delta=1e-3, noise_multiplier=1.0)
     with pytest.raises(ValueError, match="needs a plan made with count_noise_multiplier"):
         plain.next_clip_norm(gradient(jnp.zeros(()), norms), keys[0])
+
+
+def test_arrays_of_one_size_get_the_draws_that_each_would_get_alone():
+    like = {"a": jnp.zeros((4, 6)), "b": jnp.zeros(24), "c": jnp.zeros(5), "d": jnp.zeros((2, 12))}
+    drawn = gaussian_draw(jax.random.key(3), 7, like)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(3), 7), 4)
+    for key, (name, leaf) in zip(keys, like.items(), strict=True):
+        np.testing.assert_array_equal(drawn[name], jax.random.normal(key, leaf.shape))

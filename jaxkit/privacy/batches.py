@@ -140,6 +140,8 @@ def poisson_sampling(
         >>> poisson_sampling(10_000, 0.01, num_steps=1000, delta=1e-5).padded_size
         186
     """
+    from scipy import stats
+
     size = padded_batch_size(
         num_examples, sampling_rate, num_steps=num_steps, delta=delta, epsilon=epsilon
     )
@@ -147,7 +149,7 @@ def poisson_sampling(
     size = min(num_examples, -(-size // multiple) * multiple)
     if sampling_rate == 1:
         return full_batches(num_examples)
-    overflow = _overflow(num_examples, sampling_rate, size)
+    overflow = float(stats.binom.sf(size, num_examples, sampling_rate))  # 0 where all fit
     return Sampling("poisson", num_examples, num_examples * sampling_rate, size, overflow)
 
 
@@ -211,12 +213,6 @@ def padded_batch_size(
         middle = (low + high) // 2
         low, high = (low, middle) if stats.binom.sf(middle, n, p) <= allowed else (middle + 1, high)
     return max(1, low)
-
-
-def _overflow(n: int, p: float, size: int) -> float:
-    from scipy import stats
-
-    return float(stats.binom.sf(size, n, p)) if size < n else 0.0
 
 
 def _batch_size(name: str, value: int, n: int) -> int:

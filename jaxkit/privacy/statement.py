@@ -13,35 +13,15 @@ _RELATIONS = {
 }
 
 
-def of_run(mechanism: Mechanism, delta: float, unit: str, source: NoiseSource | None) -> str:
-    """The statement of a run with noise from a source; from a public one there is no guarantee."""
-    public = source is not None and not source.is_secret
-    return privacy_statement(mechanism, delta, unit=unit, public_noise=public)
+def of_run(mechanism: Mechanism, delta: float, unit: str, source: NoiseSource | None = None) -> str:
+    """The guarantee of a run: its numbers, its unit, what it covers and what not.
 
-
-def privacy_statement(
-    mechanism: Mechanism,
-    delta: float,
-    *,
-    unit: str = "example",
-    accountant: accounting.Accountant | None = None,
-    released: str = "all iterates and private gradients, hence the parameters",
-    public_noise: bool = False,
-) -> str:
-    """Write the guarantee of a run: its numbers, its unit, what it covers and what not.
-
-    Args:
-        mechanism: what the run released.
-        delta: in (0, 1).
-        unit: what one row of the data set is: an example, a window of text, a document.
-        accountant: as in `epsilon_spent`.
-        released: what the guarantee covers.
-        public_noise: whether anyone can recompute the noise: then there is no guarantee.
+    Noise from a public source gives no guarantee, and the text says so.
     """
-    epsilon, words = accounting.analysis(mechanism, delta, accountant)
+    epsilon, words = accounting.analysis(mechanism, delta)
     accounting.check_lost(mechanism, epsilon, delta)
     claim = f"(epsilon, delta)-differential privacy with epsilon = {epsilon:.4f}, delta = {delta:g}"
-    if public_noise:
+    if source is not None and not source.is_secret:
         claim = (
             "NOT PRIVATE: epsilon = none, since the noise can be recomputed from a public seed. "
             f"With secret noise it would be: {claim}"
@@ -58,7 +38,7 @@ def privacy_statement(
             f"{mechanism.lost:.1e} in the run, within 1 % of delta)."
         )
     lines += [
-        f"Covered: {released} of this one run.",
+        "Covered: all iterates and private gradients, hence the parameters of this one run.",
         "Not covered: losses, norms and counts that were looked at or logged without noise; other "
         "runs on the same data, such as a search for hyper-parameters; constants measured on the "
         f"data; several rows that belong to one person where the unit is one {unit}; the rounding "

@@ -222,17 +222,17 @@ def test_paper_constants_equal_recorded_ones(vectors):
 def test_statement_names_unit_relation_delta_and_what_is_not_covered():
     sampling = privacy.poisson_sampling(10_000, 0.01, num_steps=100, delta=1e-5)
     mechanism = mechanisms.dp_sgd_mechanism(sampling, 1.0, 100)
-    text = statement.privacy_statement(mechanism, 1e-5, unit="window of text", accountant="rdp")
+    text = statement.of_run(mechanism, 1e-5, "window of text")
     for part in (
         "delta = 1e-05",
         "adding or removing one window of text",
         "Poisson batches, rate 0.01 of 10,000",
-        "RDP",
+        "PLD",
         "truncated at random",
         "Not covered:",
     ):
         assert part in text
-    spent = privacy.epsilon_spent(mechanism, 1e-5, accountant="rdp")
+    spent = privacy.epsilon_spent(mechanism, 1e-5)
     assert f"epsilon = {spent:.4f}" in text
 
 

@@ -34,15 +34,15 @@ hypothesis.settings.register_profile("jaxkit", deadline=None, max_examples=25, d
 hypothesis.settings.load_profile("jaxkit")
 
 
-#: Above this a worker forgets its compiled programs, some 3 MB each, before the next file of tests.
-_MOST_RESIDENT_BYTES = 1.1e9
+#: Above this a worker forgets its compiled programs, some 3 MB each: before the next file of tests,
+#: and before the next test, which may have to compile again what it shares with the last.
+_MOST_RESIDENT_BYTES = {"file": 1.1e9, "test": 1.5e9}
 
 
 def pytest_runtest_teardown(item, nextitem):
-    if nextitem is not None and nextitem.path == item.path:
-        return
-    statm = pathlib.Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) * 4096 > _MOST_RESIDENT_BYTES:
+    same = nextitem is not None and nextitem.path == item.path
+    most, statm = _MOST_RESIDENT_BYTES["test" if same else "file"], pathlib.Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * 4096 > most:
         jax.clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxkit import lexinvariant as lx
 
 permute = jax.jit(lx.permute_tokens, static_argnums=2, static_argnames=("per", "closed"))
-TOKENS = np.random.default_rng(1).integers(0, 7, (300, 40), np.int32)
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 7, (300, 40), np.int32))
 
 
 @functools.cache

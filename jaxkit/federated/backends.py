@@ -1,7 +1,8 @@
 """Running one function for every client of a cohort: three backends, one result.
 
-A backend maps `fn(shared, row) -> (row_out, message, Spread)` over the leading axis of `rows`,
-stacks the first output, sums the second and merges the third. They agree to rounding.
+A backend maps `fn(shared, held, row) -> ((held, local), message, Spread)` over the leading axis of
+`held`, which it writes in place, and of `rows`; it stacks `local`, sums the messages and merges the
+spreads. They agree to rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxkit import validation
 #: Name of the mesh axis that clients are split over.
 AXIS = "clients"
 
-ClientFunction = Callable[[Any, Any], tuple[Any, Any, "Spread"]]
+ClientFunction = Callable[[Any, Any, Any], tuple[tuple[Any, Any], Any, "Spread"]]
 
 
 class Spread(NamedTuple):
@@ -54,14 +55,15 @@ class ClientMap(NamedTuple):
         name: `"vmap"`, `"shard_map"` or `"pmap"`.
         multiple: number that must divide the places of a cohort.
         pad: whether a cohort is padded to it; otherwise another size is refused.
-        run: `(fn, shared, rows) -> (stacked row outputs, summed messages, spread of each device)`.
+        run: `(fn, shared, held, rows) -> ((held, stacked local), summed messages, spread of each
+            device)`.
         mesh: mesh with an axis `"clients"` that client state lives on, or None.
     """
 
     name: str
     multiple: int
     pad: bool
-    run: Callable[[ClientFunction, Any, Any], tuple[Any, Any, Spread]]
+    run: Callable[[ClientFunction, Any, Any, Any], tuple[tuple[Any, Any], Any, Spread]]
     mesh: Mesh | None = None
 
 
@@ -119,15 +121,15 @@ def shard_clients(
         raise ValueError(f"mesh axes must be of type Auto, got {mesh.axis_types}")
     part_of_device = _part_of_device(chunk_size)
 
-    def run(fn, shared, rows):
+    def run(fn, shared, held, rows):
         # Replication of user code (losses with their own scans) is not ours to type-check.
         return jax.shard_map(
             functools.partial(part_of_device, fn),
             mesh=mesh,
-            in_specs=(P(), P(AXIS)),
+            in_specs=(P(), P(AXIS), P(AXIS)),
             out_specs=(P(AXIS), P(), P(AXIS)),
             check_vma=False,
-        )(shared, rows)
+        )(shared, held, rows)
 
     return ClientMap("shard_map", mesh.shape[AXIS] * (chunk_size or 1), pad, run, mesh)
 
@@ -136,20 +138,6 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
     """A block of clients on each local device, by `jax.pmap`: the compatibility backend.
 
     For one host only; prefer `shard_clients`, which keeps client state where it is used.
-
-    Args:
-        chunk_size: clients at a time on a device, or None for all of them.
-        pad: whether to pad a cohort that the devices do not divide.
-
-    Returns:
-        The backend.
-
-    Raises:
-        ValueError: if `chunk_size` is not positive, or there are several processes.
-
-    Example:
-        >>> pmap_clients().multiple == jax.local_device_count()
-        True
     """
     if jax.process_count() > 1:
         raise ValueError(
@@ -157,11 +145,11 @@ def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMa
         )
     part_of_device, num_devices = _part_of_device(chunk_size), jax.local_device_count()
 
-    def run(fn, shared, rows):
+    def run(fn, shared, *rows):
         blocks = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
         stacked, total, spread = jax.pmap(
-            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0), out_axes=(0, None, 0)
-        )(shared, blocks)
+            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0, 0), out_axes=(0, None, 0)
+        )(shared, *blocks)
         rows, spread = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (stacked, spread))
         return rows, total, spread
 
@@ -214,10 +202,6 @@ def gather_rows(tree: PyTree, clients: jax.Array, mesh: Mesh | None = None) -> P
 
     With a mesh each device reads only its own rows, and the places of the cohort must name clients
     of the device that they fall to (a stratified cohort): nothing is moved.
-
-    Example:
-        >>> gather_rows(jnp.array([5.0, 6.0, 7.0]), jnp.array([2, 0])).tolist()
-        [7.0, 5.0]
     """
     if mesh is None:
         return jax.tree.map(lambda leaf: leaf.at[clients].get(mode="clip"), tree)
@@ -231,12 +215,7 @@ def gather_rows(tree: PyTree, clients: jax.Array, mesh: Mesh | None = None) -> P
 def scatter_rows(
     tree: PyTree, clients: jax.Array, rows: PyTree, mesh: Mesh | None = None
 ) -> PyTree:
-    """Write the rows of the cohort's clients back; places of `PADDING` are dropped.
-
-    Example:
-        >>> scatter_rows(jnp.zeros(3), jnp.array([2, 9]), jnp.ones(2)).tolist()
-        [0.0, 0.0, 1.0]
-    """
+    """Write the rows of the cohort's clients back; places of `PADDING` are dropped."""
     if mesh is None:
         return jax.tree.map(
             lambda leaf, row: leaf.at[clients].set(row, mode="drop", unique_indices=False),
@@ -267,11 +246,11 @@ def _on_one_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spre
     if chunk_size is not None:
         validation.integer("chunk_size", chunk_size, minimum=1)
 
-    def run(fn, shared, rows):
+    def run(fn, shared, held, rows):
         if chunk_size is None:
-            stacked, total, spread = _all_at_once(fn, shared, rows)
+            stacked, total, spread = _all_at_once(fn, shared, held, rows)
         else:
-            stacked, total, spread = _in_chunks(fn, shared, rows, chunk_size=chunk_size)
+            stacked, total, spread = _in_chunks(fn, shared, held, rows, chunk_size=chunk_size)
         return stacked, total, jax.tree.map(lambda x: x[None], spread)
 
     return run
@@ -281,15 +260,17 @@ def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spr
     """What a device does under `AXIS`: its own clients, and the sum over those of all devices."""
     inner = _on_one_device(chunk_size)
 
-    def run(fn, shared, rows):
-        stacked, total, spread = inner(fn, shared, rows)
+    def run(fn, shared, held, rows):
+        stacked, total, spread = inner(fn, shared, held, rows)
         return stacked, lax.psum(total, AXIS), spread
 
     return run
 
 
-def _all_at_once(fn: ClientFunction, shared: Any, rows: Any) -> tuple[Any, Any, Spread]:
-    stacked, messages, each = jax.vmap(fn, in_axes=(None, 0))(shared, rows)
+def _all_at_once(
+    fn: ClientFunction, shared: Any, held: Any, rows: Any
+) -> tuple[tuple[Any, Any], Any, Spread]:
+    stacked, messages, each = jax.vmap(fn, in_axes=(None, 0, 0))(shared, held, rows)
     count = each.count.sum()
     share = each.count / jnp.maximum(count, 1)
     mean = jax.tree.map(lambda x: jnp.tensordot(share, x, 1), each.mean)
@@ -299,29 +280,35 @@ def _all_at_once(fn: ClientFunction, shared: Any, rows: Any) -> tuple[Any, Any, 
 
 
 def _in_chunks(
-    fn: ClientFunction, shared: Any, rows: Any, *, chunk_size: int
-) -> tuple[Any, Any, Spread]:
-    def run_chunk(rows):
+    fn: ClientFunction, shared: Any, held: Any, rows: Any, *, chunk_size: int
+) -> tuple[tuple[Any, Any], Any, Spread]:
+    def run_chunk(held, rows):
         if chunk_size > 1:
-            return _all_at_once(fn, shared, rows)
-        stacked, *merged = fn(shared, jax.tree.map(lambda x: x[0], rows))
+            return _all_at_once(fn, shared, held, rows)
+        stacked, *merged = fn(shared, *jax.tree.map(lambda x: x[0], (held, rows)))
         return jax.tree.map(lambda x: x[None], stacked), *merged
 
-    def body(carry, rows):
-        total, spread = carry
-        stacked, part, more = run_chunk(rows)
+    def body(carry, chunk):
+        # Carried, so that the rows are written where they are read and lie in memory once.
+        held, total, spread = carry
+        number, rows = chunk
+        (own, local), part, more = run_chunk(jax.tree.map(lambda x: x[number], held), rows)
+        held = jax.tree.map(lambda x, row: x.at[number].set(row), held, own)
         count = spread.count + more.count
         share = more.count / jnp.maximum(count, 1)
         mean = jax.tree.map(lambda a, b: a + share * (b - a), spread.mean, more.mean)
         between = spread.count * share * _distance(spread.mean, more.mean)
         merged = Spread(count, mean, spread.square + more.square + between)
-        return (jax.tree.map(jnp.add, total, part), merged), stacked
+        return (held, jax.tree.map(jnp.add, total, part), merged), local
 
-    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), rows)
-    like = jax.eval_shape(run_chunk, jax.tree.map(lambda x: x[0], chunks))[1:]
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), (held, rows))
+    like = jax.eval_shape(run_chunk, *jax.tree.map(lambda x: x[0], chunks))[1:]
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    (total, spread), stacked = lax.scan(body, zero, chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked), total, spread
+    held, rows = chunks
+    numbers = jnp.arange(jax.tree.leaves(rows)[0].shape[0])
+    (held, total, spread), local = lax.scan(body, (held, *zero), (numbers, rows))
+    stacked = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (held, local))
+    return stacked, total, spread
 
 
 def _distance(a: PyTree, b: PyTree) -> Float[Array, ""]:

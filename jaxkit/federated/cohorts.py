@@ -57,18 +57,6 @@ class Sampler(NamedTuple):
     allow_empty: bool = False
 
 
-def make_cohort(clients: Sequence[int], num_clients: int) -> Cohort:
-    """A cohort of distinct clients in [0, num_clients), by their numbers.
-
-    Raises:
-        ValueError: if it is empty, a number is out of range or twice there (its update would count
-            double).
-    """
-    validation.integer("num_clients", num_clients, minimum=1)
-    chosen = _checked(clients, num_clients)
-    return Cohort(jnp.asarray(chosen, jnp.int32), jnp.ones(len(chosen), bool))
-
-
 def uniform_sampler(num_clients: int, cohort_size: int) -> Sampler:
     """Draw a fixed number of clients without replacement, all subsets alike.
 
@@ -233,7 +221,8 @@ def fixed_sampler(cohorts: Sequence[Sequence[int]], num_clients: int) -> Sampler
         The sampler, padded to the largest cohort.
 
     Raises:
-        ValueError: as `make_cohort`.
+        ValueError: if there is none, or a number in one is out of range or twice there (its update
+            would count double).
 
     Example:
         >>> fixed_sampler([[0, 2], [1]], 3).sample(jax.random.key(0), 1).active.tolist()

@@ -69,7 +69,6 @@ class Client(NamedTuple):
     Attributes:
         identity: its number.
         active: whether it takes part (False on a padded place).
-        held: its row of `FederatedState.clients`.
         examples: its examples [n, ...], or () where they lie in a pool.
         index: int32[n], their places in the pool, or None.
         num_examples: how many of them are real.
@@ -77,7 +76,6 @@ class Client(NamedTuple):
 
     identity: Int[Array, ""]
     active: Any
-    held: PyTree
     examples: PyTree
     index: Any
     num_examples: Int[Array, ""]
@@ -148,32 +146,6 @@ def federated_round(
     )  # fmt: skip
 
 
-def cohort_round(
-    algorithm: algorithms.FederatedAlgorithm,
-    training: local_steps.LocalTraining,
-    state: states.FederatedState,
-    data: clients.ClientData,
-    cohort: cohorts.Cohort,
-    client_map: backends.ClientMap,
-    *,
-    keep_local: bool = False,
-) -> tuple[states.FederatedState, RoundMetrics]:
-    """A round of a given cohort, which no client-level privacy accounts for.
-
-    As `federated_round`; the cohort has as many places as `client_map` divides.
-
-    Raises:
-        ValueError: if the algorithm is private: its promise holds for cohorts that its sampler
-            draws, in `federated_round`.
-    """
-    if algorithm.privacy is not None:
-        raise ValueError(
-            f"algorithm must not be private, got {algorithm.name}: its promise holds for cohorts "
-            "that its sampler draws, use federated_round"
-        )
-    return _round(algorithm, training, state, data, cohort, client_map, keep_local=keep_local)
-
-
 def _round(
     algorithm, training, state, data, cohort, client_map, *,
     rows_are_local=False, keep_local=False, gathered=False,
@@ -192,7 +164,6 @@ def _round(
     places = Client(
         identity=cohort.clients,
         active=cohort.active,
-        held=gather(state.clients),
         examples=gather(data.examples) if data.index is None else (),
         index=gather(data.index),
         num_examples=gather(data.num_examples),
@@ -200,7 +171,9 @@ def _round(
     full = training.always_full(data)
     run = _Round(algorithm, training, full, full and data.equal, keep_local)
     broadcast = (state.params, state.shared, state.round, clients_key, pool)
-    (held, local), total, spread = client_map.run(run.client_round, broadcast, places)
+    (held, local), total, spread = client_map.run(
+        run.client_round, broadcast, gather(state.clients), places
+    )
     if not gathered:
         held = backends.scatter_rows(state.clients, cohort.clients, held, mesh)
 
@@ -327,10 +300,12 @@ class _Round(NamedTuple):
     equal: bool
     keep_local: bool
 
-    def client_round(self, broadcast: tuple[Any, ...], client: Client) -> tuple[Any, Any, Any]:
-        """Local steps, report and bookkeeping of one client."""
+    def client_round(
+        self, broadcast: tuple[Any, ...], held: PyTree, client: Client
+    ) -> tuple[Any, Any, Any]:
+        """Local steps, report and bookkeeping of one client, `held` its row of the state."""
         algorithm, (params, shared, round, key, pool) = self.algorithm, broadcast
-        anchor = _relaxed_start(algorithm, params, client.held)
+        anchor = _relaxed_start(algorithm, params, held)
         own = client.examples if client.index is None else pool
         rows = client.index if client.index is not None else jax.tree.leaves(own)[0]
 
@@ -342,9 +317,9 @@ class _Round(NamedTuple):
             self.training, rows.shape[0], client.num_examples,
             jax.random.fold_in(key, client.identity),
         )  # fmt: skip
-        memory = client.held["memory"]
+        memory = held["memory"]
         place = {"shared": shared, "local": memory}.get(algorithm.model_state or "", {})
-        kept = client.held.get("optimizer_state")
+        kept = held.get("optimizer_state")
         start = local_steps.Trained(
             anchor,
             algorithm.descent.init(anchor) if kept is None else kept,

@@ -79,8 +79,7 @@ def init_state(
 
     state = FederatedState(
         round=jnp.zeros((), jnp.int32),
-        # A copy: the state is donated round by round, the caller's parameters are not.
-        params=jax.tree.map(jnp.array, params),
+        params=params,
         shared=method.init_shared(params),
         server_optimizer_state=method.server_optimizer.init(
             jax.tree.map(perturbation.widen, params)
@@ -89,12 +88,13 @@ def init_state(
         num_clients=jnp.asarray(num_clients, jnp.int32),
         key=key,
     )
-    if mesh is None:
-        return jax.tree.map(jnp.array, state._replace(clients=spread(params)))
-    state = backends.place(state, mesh, by_client=False)
-    by_client = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(backends.AXIS))
-    clients = jax.jit(spread, out_shardings=by_client)(state.params)
-    return state._replace(clients=clients)
+    # Copies: the state is donated round by round, the caller's parameters are not.
+    state, by_client = jax.tree.map(jnp.array, state), None
+    if mesh is not None:
+        state = backends.place(state, mesh, by_client=False)
+        by_client = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(backends.AXIS))
+    # Made where they stay: the rows of all clients may be most of what a device holds.
+    return state._replace(clients=jax.jit(spread, out_shardings=by_client)(state.params))
 
 
 def client_row(method: algorithm.FederatedAlgorithm, params: PyTree) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxkit import federated as fl
-from jaxkit.federated import backends, cohorts, rounds
+from jaxkit.federated import backends, cohorts
 
 ROUNDS = 2
 
@@ -133,36 +133,38 @@ def test_client_state_stays_sharded_and_the_model_on_every_device(problem, devic
 def test_the_order_of_a_cohort_does_not_matter(problem, quick_jit):
     fedspeed = fl.fedspeed()
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
-    step = quick_jit(
-        lambda state, cohort: rounds.cohort_round(
-            fedspeed, problem.training, state, problem.data, cohort, fl.vmap_clients()
-        )
-    )
-    one = step(state, cohorts.make_cohort([1, 4, 7, 9], 10))
-    other = step(state, cohorts.make_cohort([9, 1, 7, 4], 10))
-    assert_same(one, other, 10)
+
+    def step(cohort):
+        sampler = cohorts.fixed_sampler([cohort], 10)
+        return quick_jit(
+            lambda state: fl.federated_round(
+                fedspeed, problem.training, state, problem.data, sampler
+            )
+        )(state)
+
+    assert_same(step([1, 4, 7, 9]), step([9, 1, 7, 4]), 10)
 
 
 @pytest.mark.slow
 def test_padding_a_cohort_or_the_examples_changes_no_client(problem, quick_jit):
     fedspeed = fl.fedspeed()
-    cohort = cohorts.make_cohort([1, 4, 7, 9], 10)
+    cohort = [1, 4, 7, 9]
+    sampler = cohorts.fixed_sampler([cohort], 10)
+    wide = cohorts.fixed_sampler([cohort, range(7)], 10)  # padded to the larger round
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
 
-    def step(cohort, data):
+    def step(sampler, data):
         return quick_jit(
-            lambda state: rounds.cohort_round(
-                fedspeed, problem.training, state, data, cohort, fl.vmap_clients()
-            )
+            lambda state: fl.federated_round(fedspeed, problem.training, state, data, sampler)
         )(state)
 
-    plain = step(cohort, problem.data)
-    assert_same(step(cohorts.pad_cohort(cohort, 7), problem.data), plain, 10)
+    plain = step(sampler, problem.data)
+    assert_same(step(wide, problem.data), plain, 10)
     wider = jax.tree.map(
         lambda x: jnp.concatenate([x, jnp.full_like(x[:, :3], 77)], axis=1), problem.data.examples
     )
     padded = fl.stack_clients(wider, np.full(10, 8))
-    assert_same(step(cohort, padded), plain, 10)
+    assert_same(step(sampler, padded), plain, 10)
 
 
 @pytest.mark.slow
@@ -174,13 +176,15 @@ def test_renaming_clients_with_their_data_permutes_state_and_nothing_else(proble
     state = fl.init_state(fedspeed, problem.params, 10, jax.random.key(1))
     renamed = fl.stack_clients({k: v[order] for k, v in problem.examples.items()})
     names = np.argsort(order)[cohort]
-    step = quick_jit(
-        lambda data, cohort: rounds.cohort_round(
-            fedspeed, training, state, data, cohort, fl.vmap_clients()
+
+    def step(data, cohort):
+        sampler = cohorts.fixed_sampler([cohort.tolist()], 10)
+        return quick_jit(lambda data: fl.federated_round(fedspeed, training, state, data, sampler))(
+            data
         )
-    )
-    a, _ = step(problem.data, cohorts.make_cohort(cohort.tolist(), 10))
-    b, _ = step(renamed, cohorts.make_cohort(names.tolist(), 10))
+
+    a, _ = step(problem.data, cohort)
+    b, _ = step(renamed, names)
     np.testing.assert_allclose(a.params["w"], b.params["w"], atol=1e-7)
     np.testing.assert_allclose(
         a.clients["memory"]["dual"]["w"][order], b.clients["memory"]["dual"]["w"], atol=1e-7

@@ -10,7 +10,7 @@ import pytest
 
 from jaxkit import federated as fl
 from jaxkit import privacy
-from jaxkit.federated import algorithm, cohorts, rounds
+from jaxkit.federated import algorithm, cohorts
 
 
 def everyone(num_clients=10):
@@ -136,8 +136,8 @@ def test_a_round_beyond_the_promise_is_refused_or_releases_nothing(problem):
     other = fl.uniform_sampler(10, 10)
     with pytest.raises(ValueError, match=r"promised for, .*'cohort_size': 1.* got .*: 10"):
         fl.federated_round(*parts, other)
-    with pytest.raises(ValueError, match="algorithm must not be private, got FedAvg"):
-        rounds.cohort_round(*parts, cohorts.make_cohort([0], 10), fl.vmap_clients())
+    with pytest.raises(ValueError, match=r"promised for, .*'kind': 'uniform'.* got .*'fixed'"):
+        fl.federated_round(*parts, cohorts.fixed_sampler([[0]], 10))
     with pytest.raises(ValueError, match=r"within the 1 rounds .* got rounds up to 2"):
         fl.run_rounds(*parts, sampler, num_rounds=2)
     step = jax.jit(

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxkit import federated as fl
-from jaxkit.federated import cohorts, local_training, perturbation, rounds
+from jaxkit.federated import cohorts, local_training, perturbation
 
 
 def test_each_epoch_takes_every_example_of_a_ragged_client_once():
@@ -45,15 +45,11 @@ def test_ragged_clients_train_as_if_each_were_alone(problem, quick_jit):
     ragged = fl.stack_clients({k: v[:3] for k, v in problem.examples.items()}, counts)
     method = fl.scaffold()
     training = fl.LocalTraining(problem.loss, batch_size=4, num_epochs=2)
-    cohort = lambda c, m: cohorts.make_cohort(c, m)  # noqa: E731
 
     def step(data, clients, num_clients):
         state = fl.init_state(method, problem.params, num_clients, jax.random.key(5))
-        return quick_jit(
-            lambda state: rounds.cohort_round(
-                method, training, state, data, cohort(clients, num_clients), fl.vmap_clients()
-            )
-        )(state)[0]
+        sampler = cohorts.fixed_sampler([clients], num_clients)
+        return quick_jit(lambda s: fl.federated_round(method, training, s, data, sampler))(state)[0]
 
     together = step(ragged, [0, 1, 2], 3)
     for client in (1, 2):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
+import tyro
 from jax.sharding import Mesh
 from rich import console
 from rich import table as tables
@@ -78,22 +79,7 @@ def compile_program(
     vocab_size: int | None = None,
     effort: Effort = "default",
 ) -> Compilation:
-    """Compile the step that `train` would run on a topology.
-
-    Args:
-        config: what to train, `config.mesh` over the devices of the topology.
-        topology: see `training.topology_devices`.
-        vocab_size: size of the vocabulary; that of the text and tokenizer of `config` if None.
-        effort: of the compiler, `"default"` or `"low"`: a tenth of the time.
-
-    Returns:
-        What it costs there, also if that is more memory than there is.
-
-    Raises:
-        ValueError: if there is no such topology, or the mesh does not fit it, the batch or the
-            model.
-        ImportError: for a TPU without the `tpu` extra.
-    """
+    """Compile the step that `train` would run on a topology."""
     validation.choice("effort", effort, EFFORTS)
     mesh = training.make_mesh(config.mesh, training.topology_devices(topology))
     if vocab_size is not None:
@@ -149,29 +135,23 @@ def _compiler_effort(effort: Effort) -> Iterator[None]:
 def compile_run(
     config: TrainConfig,
     topology: str,
-    *,
     vocab_size: int | None = None,
     effort: Effort = "default",
-    out: str | os.PathLike[str] = "compiled",
-    save: bool = False,
+    out: str = "compiled",
+    save: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> Compilation:
-    """Compile as `compile_program`; print a report, and write it.
+    """Compile what train would run for devices that need not be here; say what it costs there.
 
     Args:
-        config: what to train.
-        topology: the devices.
-        vocab_size: size of the vocabulary.
-        effort: of the compiler.
-        out: folder for `report.json`, `report.txt` and, if asked for, `step.bin`.
-        save: keep the executable, for `load_program` on such devices.
-
-    Returns:
-        The compilation.
-
-    Raises:
-        ValueError: as `compile_program`.
-        OSError: if a file cannot be written.
+        config: what to train; its mesh divides the devices of the topology.
+        topology: v5e:16x16, v5p:4x4x4, v6e:4x4, ...; cpu:8 for simulated devices; local.
+        vocab_size: size of the vocabulary; by default that of the text.
+        effort: of the compiler: low takes a tenth of the time, and more memory in the program.
+        out: folder for the report, as JSON and text.
+        save: write the compiled step there too.
     """
+    if topology != "local" and not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
     found = compile_program(config, topology, vocab_size=vocab_size, effort=effort)
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,15 +167,7 @@ def compile_run(
 
 
 def save_program(executable: Any, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Write a compiled step to a file.
-
-    Args:
-        executable: from `compile_program` or `step.lower(...).compile()`.
-        path: the file.
-
-    Returns:
-        The file.
-    """
+    """Write a compiled step to a file."""
     from jax.experimental import serialize_executable
 
     payload, *_ = serialize_executable.serialize(executable)
@@ -203,19 +175,7 @@ def save_program(executable: Any, path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def load_program(path: str | os.PathLike[str], job: program.Program) -> Any:
-    """Read a compiled step back, on devices like those that it was compiled for.
-
-    Args:
-        path: from `save_program`; trusted, for it is code.
-        job: the program that was compiled.
-
-    Returns:
-        A function `step(state, batch)` like `job.step` that need not be compiled.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it holds no program for these devices.
-    """
+    """Read a compiled step back, on devices like those that it was compiled for."""
     from jax.experimental import serialize_executable
 
     arguments = jax.tree.structure(((job.state, job.batch), {}))
@@ -274,15 +234,7 @@ def _axes(cost: training.ProgramCost) -> list[tuple[str, ...]]:
 
 
 def compilation_tables(found: Compilation, largest: int = 8) -> list[tables.Table]:
-    """A compilation to print: what a device needs, what crosses devices, how long it takes.
-
-    Args:
-        found: the compilation.
-        largest: how many operations between devices to name.
-
-    Returns:
-        The tables.
-    """
+    """A compilation to print: what a device needs, what crosses devices, how long it takes."""
     cost, closed = found.cost, found.closed_form
     axes = " x ".join(f"{axis}={size}" for axis, size in found.mesh.shape.items())
     title = f"{found.topology}, {found.mesh.devices.flat[0].device_kind}, {axes}"

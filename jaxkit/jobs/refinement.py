@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import tyro
 
 from jaxkit import files, plotting, schedules
 from jaxkit.schedules import gradient_logs
@@ -26,6 +27,10 @@ class RefinedSchedule(NamedTuple):
     table: pathlib.Path
     figure: pathlib.Path
 
+    def show(self) -> None:
+        """Print where they are."""
+        print(*self, sep="\n")
+
 
 def write_gradient_norms(path: pathlib.Path, norms: np.ndarray, total_steps: int) -> None:
     """Write the recorder's bins as `step,gradient_norm`, each at its middle update."""
@@ -35,18 +40,7 @@ def write_gradient_norms(path: pathlib.Path, norms: np.ndarray, total_steps: int
 
 
 def read_pilot(pilot: str | os.PathLike[str]) -> gradient_logs.GradientLog:
-    """Read the norms of a finished run, or of a CSV or JSONL file.
-
-    Args:
-        pilot: the run's folder, or a file `step,gradient_norm`.
-
-    Returns:
-        The log.
-
-    Raises:
-        ValueError: if the run is not finished, or the file is faulty.
-        OSError: if the file cannot be read.
-    """
+    """Read the norms of a finished run, or of a CSV or JSONL file."""
     path = pathlib.Path(pilot)
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -60,26 +54,20 @@ def read_pilot(pilot: str | os.PathLike[str]) -> gradient_logs.GradientLog:
 
 
 def refine_run(
-    pilot: str | os.PathLike[str],
-    *,
-    norm: str | None = None,
+    pilot: tyro.conf.Positional[str],
+    norm: Literal["l1", "l2"] | None = None,
     smoothing: float = 0.1,
-    out: str | os.PathLike[str] | None = None,
+    out: str | None = None,
 ) -> RefinedSchedule:
-    """Refine a schedule from recorded norms; write it as a table and a figure.
+    """Refine a learning-rate schedule from the gradient norms of a finished run.
+
+    Train with the result by `jaxkit train --schedule refined:PILOT`, and tune the peak again.
 
     Args:
-        pilot: as for `read_pilot`.
-        norm: the norm that was recorded: `"l1"` (Adam family) or `"l2"` (SGD); None for that of a
-            run of this toolkit, which is l1.
+        pilot: folder of the run, or a CSV or JSONL file with step and gradient_norm.
+        norm: the norm in a file: l1 (Adam family) or l2 (SGD); a run says it itself.
         smoothing: width of the median filter as a fraction of the run.
-        out: folder to write to; by default the run's, or that of the file.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ValueError: as `read_pilot`, or if `norm` is not given for a file.
+        out: folder to write to; by default that of the run or file.
     """
     path = pathlib.Path(pilot)
     if norm is None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import tyro
 from rich import console, progress, table, text
 
 from jaxkit import experiments, files, plotting, training, validation
@@ -40,12 +41,7 @@ class Result(NamedTuple):
 
 
 def experiment_names() -> list[str]:
-    """The experiments there are: modules of `jaxkit.experiments` with a `run`.
-
-    Example:
-        >>> "width" in experiment_names()
-        True
-    """
+    """The experiments there are: modules of `jaxkit.experiments` with a `run`."""
     return [
         module.name
         for module in pkgutil.iter_modules(experiments.__path__)
@@ -54,33 +50,24 @@ def experiment_names() -> list[str]:
 
 
 def reproduce(
-    names: list[str],
-    *,
-    quick: bool = False,
+    papers: tyro.conf.Positional[tuple[str, ...]] = ("all",),
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False,
     seed: int = 0,
-    out: str | os.PathLike[str] = "evidence",
+    out: str = "evidence",
     parallel: int | None = None,
 ) -> bool:
-    """Run experiments; print their claims and tables, save their figures, write one page.
+    """Show each paper's claim in miniature; the exit code says whether all still show.
 
     Args:
-        names: experiments, or `["all"]`.
+        papers: experiments by name, or all.
         quick: a smaller version of each, about half a minute.
         seed: first seed.
-        out: folder for `report.html`, written anew after each experiment, and for the figures, one
-            sub-folder an experiment.
-        parallel: experiments at a time, each in a process of its own if more than one; by default
-            one a core, up to 4, on CPU, and one on an accelerator.
-
-    Returns:
-        Whether every claim that used to show still does.
-
-    Raises:
-        ValueError: if there is no such experiment or `parallel` is not positive.
+        out: folder for the page `report.html` and the figures.
+        parallel: experiments at a time; by default one a core, up to 4, or one on an accelerator.
     """
     validation.seed("seed", seed)
     known = experiment_names()
-    chosen = known if names == ["all"] else names
+    chosen = known if tuple(papers) == ("all",) else list(papers)
     for name in chosen:
         validation.choice("experiment", name, [*known, "all"])
     if parallel is None:
@@ -127,20 +114,7 @@ def _run(name: str, quick: bool, seed: int) -> Result:
 
 
 def evidence_page(results: list[Result], *, quick: bool) -> str:
-    """One self-contained HTML page of everything found.
-
-    Args:
-        results: what was run, in order.
-        quick: whether these were the smaller versions.
-
-    Returns:
-        The page.
-
-    Example:
-        >>> found = Evidence("A title", [Claim("a > b", "1.0", "a - b = 0.9", "shown")])
-        >>> "a &gt; b" in evidence_page([Result("width", found, 1.0)], quick=True)
-        True
-    """
+    """One self-contained HTML page of everything found."""
     size = "The quick versions." if quick else "The full versions."
     parts = [
         f"<p>{size} A null result is an effect that is absent at this size, as it was expected to "

@@ -6,9 +6,10 @@ import csv
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import tyro
 
 from jaxkit import files, plotting, submodular, validation
 from jaxkit.datasets.extras import require
@@ -31,6 +32,11 @@ class SelectionFiles(NamedTuple):
     queries: int
     guarantee: str
 
+    def show(self) -> None:
+        """Print what was reached and where the files are."""
+        print(f"value {self.value:.6g} after {self.queries:,} queries, {self.guarantee}")
+        print(self.indices, self.figure, sep="\n")
+
 
 class Table(NamedTuple):
     """Features as they stand in a file.
@@ -51,23 +57,7 @@ def read_features(
     ids: str | None = None,
     header: bool | None = None,
 ) -> Table:
-    """Read features from `.npy`, `.npz` (sparse, of SciPy), CSV, `.tsv`, Parquet or Arrow files.
-
-    Args:
-        path: the file.
-        columns: names (or numbers, from 0) of the columns to read; all by default.
-        ids: name (or number) of the column that names the rows; it is no feature.
-        header: whether the first line of a CSV names the columns; by default, whether it holds
-            anything but numbers.
-
-    Returns:
-        The features as they are in the file, and the ids.
-
-    Raises:
-        ImportError: if a Parquet or Arrow file is read without pyarrow.
-        ValueError: if the file is missing or faulty, a column is not there or holds text, or an
-            option does not go with the kind of file.
-    """
+    """Read features from `.npy`, `.npz` (sparse, of SciPy), CSV, `.tsv`, Parquet or Arrow files."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
@@ -163,41 +153,36 @@ def _numbers(cells: Any) -> np.ndarray | None:
 
 
 def select_rows(
-    path: str | os.PathLike[str],
+    features: tyro.conf.Positional[str],
     k: int,
-    *,
-    objective: str = "facility_location",
-    maximiser: str = "lazy",
-    kernel: str = "cosine",
-    columns: Sequence[str] | None = None,
+    objective: Literal[
+        "facility_location", "saturated_coverage", "graph_cut", "log_det", "feature_based"
+    ] = "facility_location",
+    maximiser: Literal["lazy", "greedy", "stochastic", "threshold"] = "lazy",
+    kernel: Literal["cosine", "shifted_cosine", "rbf"] = "cosine",
+    columns: tuple[str, ...] = (),
     ids: str | None = None,
     header: bool | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: str | None = None,
 ) -> SelectionFiles:
-    """Select k rows of a file; write their numbers and a picture beside it.
+    """Pick exemplars or a coreset from a table of features.
 
     Args:
-        path: features, one row an item (`read_features`).
-        k: rows to select; all of them where there are fewer.
-        objective: what makes a set good (`jaxkit.submodular.select`).
+        features: .npy, .npz (sparse), .csv, .tsv, .parquet or .arrow file, one row an item.
+        k: rows to pick.
+        objective: what makes a set of rows good.
         maximiser: how it is found.
         kernel: similarity of two rows.
-        columns: as `read_features`.
-        ids: as `read_features`; the rows are then written by name.
-        header: as `read_features`.
+        columns: columns to use, by name or number; all by default.
+        ids: column that names the rows; it is written instead of row numbers.
+        header: whether the first line names the columns; by default, unless it is all numbers.
         out: folder to write to; by default that of the file.
-
-    Returns:
-        The files and what was reached.
-
-    Raises:
-        ValueError: if the file or an option is faulty.
     """
-    path = pathlib.Path(path)
-    features, names = read_features(path, columns=columns, ids=ids, header=header)
+    path = pathlib.Path(features)
+    table, names = read_features(path, columns=columns, ids=ids, header=header)
     try:
         chosen = submodular.select(
-            features, k, objective=objective, maximiser=maximiser, kernel=kernel
+            table, k, objective=objective, maximiser=maximiser, kernel=kernel
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -208,7 +193,7 @@ def select_rows(
         folder / f"{path.stem}_selected.txt", "".join(f"{line}\n" for line in lines)
     )
     figure = plotting.save(
-        submodular.selection_figure(features, chosen), folder / f"{path.stem}_selected.png"
+        submodular.selection_figure(table, chosen), folder / f"{path.stem}_selected.png"
     )
     return SelectionFiles(
         indices, figure, float(chosen.value), int(chosen.num_queries), str(chosen.guarantee)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+import tyro
 from rich import table as tables
 
 from jaxkit import intervals, plotting, subrl, training, validation
@@ -33,17 +33,14 @@ class SubrlFiles(NamedTuple):
     values: Mapping[str, float]
     table: tables.Table
 
+    def show(self) -> None:
+        """Print the table and where the files are."""
+        training.terminal().print(self.table)
+        print(*filter(None, (self.curves, self.paths, self.metrics)), sep="\n")
+
 
 def known_values(world: subrl.SubmodularEnvironment, *, beam_width: int = 1000) -> dict[str, float]:
-    """Compute what planners reach that know the world, and the optimum where it can be enumerated.
-
-    Args:
-        world: a world; planners need moves without slip.
-        beam_width: of the beam search.
-
-    Returns:
-        F by name, best known last; empty where moves are not by a table.
-    """
+    """What planners reach that know the world; without slip, and with the optimum where short."""
     if getattr(world.dynamics, "num_states", None) is None or world.dynamics.slips:
         return {}
     modular = subrl.modular_plan(world)
@@ -60,51 +57,44 @@ def known_values(world: subrl.SubmodularEnvironment, *, beam_width: int = 1000) 
 
 
 def train_world(
-    env: str = "two-rooms",
-    *,
+    env: Literal[
+        "two-rooms", "coverage", "bimodal", "gp", "density", "items", "design"
+    ] = "two-rooms",
     memory: bool = True,
-    objective: str = "submodular",
-    signal: str = "to_go",
-    baseline: str = "batch_mean",
+    objective: Literal["submodular", "modular"] = "submodular",
+    signal: Literal["to_go", "one_step", "prefix"] = "to_go",
     horizon: int = 40,
     slip: float = 0.0,
-    seeds: int = 3,
     num_steps: int = 140,
     batch_size: int = 500,
     learning_rate: float = 0.005,
     entropy_coefficient: float = 0.0,
+    seeds: int = 3,
     seed: int = 0,
-    chunk: int = 10,
-    out: str | os.PathLike[str] = "subrl",
-    progress: training.Progress | None = None,
+    out: str = "subrl",
+    progress: tyro.conf.Suppress[training.Progress | None] = None,
 ) -> SubrlFiles | None:
-    """Train SubPO (or ModPO) on a world of `subrl.WORLDS`; run it again to resume.
+    """Train a policy whose reward has diminishing returns; run it again to resume.
 
     Args:
-        env: name of the world.
-        memory: whether the policy sees what has been visited.
-        objective: `"submodular"`, or `"modular"` for ModPO.
-        signal: what an action is credited with (`subrl.make_training`).
-        baseline: what is subtracted from it.
+        env: the world.
+        memory: the policy sees what it has visited.
+        objective: submodular is SubPO; modular is ModPO, which adds rewards up.
+        signal: what an action is credited with.
         horizon: states of an episode.
         slip: chance that an action is replaced by a random one.
-        seeds: independent trainings, run together.
         num_steps: updates.
         batch_size: episodes an update.
         learning_rate: of Adam.
-        entropy_coefficient: c of the bonus c / (t + 1).
+        entropy_coefficient: weight of the entropy bonus at the first update.
+        seeds: independent trainings, run together.
         seed: of everything random, the world too.
-        chunk: steps between lines of progress and checkpoints.
-        out: folder to write to, one sub-folder a world and method.
+        out: folder to write to.
         progress: where to show it; a bar on the terminal by default.
 
     Returns:
         The files, and what was reached beside planners that know the world; None if the run was
         told to stop.
-
-    Raises:
-        ValueError: if a name is unknown or a number out of range, or the folder holds a run with
-            other options.
     """
     validation.choice("env", env, subrl.WORLDS)
     validation.number("learning_rate", learning_rate, minimum=0, open_minimum=True)
@@ -116,19 +106,19 @@ def train_world(
         world,
         subrl.CategoricalPolicy(5),
         optax.adam(learning_rate),
-        subrl.Estimator(objective, signal, baseline, entropy_coefficient=entropy_coefficient),
+        subrl.Estimator(objective, signal, "batch_mean", entropy_coefficient=entropy_coefficient),
         batch_size=batch_size,
         num_steps=num_steps,
     )
     # Everything that shapes a run is in its folder's name, so that options never mix.
-    options = f"{env}-{features}-{objective}-{signal}-{baseline}-h{horizon}-p{slip:g}-s{seeds}"
+    options = f"{env}-{features}-{objective}-{signal}-batch_mean-h{horizon}-p{slip:g}-s{seeds}"
     numbers = f"b{batch_size}-lr{learning_rate:g}-c{entropy_coefficient:g}-{seed}"
     folder = pathlib.Path(out) / f"{options}-{numbers}"
     fitted = subrl.fit(
         run,
         train_key,
         num_seeds=seeds,
-        chunk=chunk,
+        chunk=10,
         progress=progress or training.Console(num_steps, extra=("mean", "best")),
         folder=folder,
     )

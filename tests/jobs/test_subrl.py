@@ -10,7 +10,7 @@ from jaxkit.jobs import subrl as job
 def test_a_run_writes_its_metrics_and_figures_and_beats_nothing_impossible(tmp_path):
     options = {
         "env": "two-rooms", "horizon": 6, "seeds": 2, "batch_size": 32, "out": tmp_path,
-        "progress": training.Silent(), "chunk": 5, "learning_rate": 0.02,
+        "progress": training.Silent(), "learning_rate": 0.02,
     }  # fmt: skip
     first = job.train_world(num_steps=10, **options)
     rows = [json.loads(line) for line in first.metrics.read_text().splitlines()]

@@ -18,25 +18,7 @@ _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0
 
 
 def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
-    """Read an IDX file, the format of MNIST, compressed by gzip or not.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The array, of the file's shape and type in native byte order.
-
-    Raises:
-        ValueError: if the file is missing, no IDX file, truncated or too long.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = pathlib.Path(folder) / "labels"
-        ...     _ = file.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))
-        ...     read_idx(file).tolist()
-        [7, 9]
-    """
+    """Read an IDX file, the format of MNIST, compressed by gzip or not."""
     content = _existing(path).read_bytes()
     if content[:2] == b"\x1f\x8b":
         try:
@@ -66,24 +48,7 @@ def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read every array of an NPZ file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The arrays by name.
-
-    Raises:
-        ValueError: if the file is missing, damaged, or holds Python objects.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.savez(f"{folder}/a.npz", x=np.arange(2))
-        ...     read_npz(f"{folder}/a.npz")["x"].tolist()
-        [0, 1]
-    """
+    """Read every array of an NPZ file."""
     if not zipfile.is_zipfile(_existing(path)):
         raise ValueError(f"{path} is truncated or not an NPZ file")
     arrays = {}
@@ -99,28 +64,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_csv(
     path: str | os.PathLike[str],
 ) -> tuple[Float32[np.ndarray, "examples features"], list[str] | None]:
-    r"""Read numeric features, and labels from a column called `label` if there is one.
-
-    Args:
-        path: a UTF-8 file of comma-separated values whose first line names the columns.
-
-    Returns:
-        The features float32 `[examples, features]` in the order of the columns, and the labels
-        as they are written, or None.
-
-    Raises:
-        ValueError: if the file is missing, empty or not UTF-8, or a line has the wrong number of
-            columns, a cell that is no finite float32 number, or an empty label; the message names
-            the line.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = pathlib.Path(folder) / "a.csv"
-        ...     _ = file.write_text("x,label,y\n1,cat,2\n")
-        ...     read_csv(file)
-        (array([[1., 2.]], dtype=float32), ['cat'])
-    """
+    """Read numeric features, and labels from a column called `label` if there is one."""
     features, labels = [], []
     with open(_existing(path), encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream)

@@ -66,14 +66,7 @@ class BatchIterator(Iterator[Batch]):
         return {"step": self._step, "stream": self.stream}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a position, at once and without replay.
-
-        Args:
-            state: what `get_state` returned, on any process of the same stream.
-
-        Raises:
-            ValueError: if the state belongs to another stream or is damaged.
-        """
+        """Continue from a position, at once and without replay."""
         try:
             step, stream = integer("step", state["step"], minimum=0), dict(state["stream"])
         except (KeyError, TypeError, ValueError) as error:

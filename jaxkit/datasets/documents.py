@@ -58,19 +58,7 @@ def is_plain(file: pathlib.Path) -> bool:
 def documents(
     files: Sequence[pathlib.Path], options: DocumentOptions, start: Position = (0, 0, True)
 ) -> Iterator[tuple[np.ndarray, Position]]:
-    """Join the documents of files, from a position on.
-
-    Args:
-        files: the files.
-        options: how they are read.
-        start: where an earlier stream of the same files stopped.
-
-    Yields:
-        Bytes of the text, and the position behind them.
-
-    Raises:
-        ValueError: naming file and line, if something cannot be read and `broken` is `"error"`.
-    """
+    """Join the documents of files, from a position on."""
     first, skipped, ended = start
     left_out = 0
     begun = first + skipped > 0

@@ -7,22 +7,7 @@ from types import ModuleType
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional module, or say which extra of jaxkit brings it.
-
-    Args:
-        module: dotted name of the module.
-        extra: the extra of `pyproject.toml` that installs it.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: if it is not installed.
-
-    Example:
-        >>> require("json", "datasets").dumps([1])
-        '[1]'
-    """
+    """Import an optional module, or say which extra of jaxkit brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

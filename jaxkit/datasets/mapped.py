@@ -25,26 +25,7 @@ def write_mapped(
     *,
     empty: bool = False,
 ) -> Shaped[np.ndarray, " n"]:
-    """Stream chunks into one flat array on disk and map it read-only.
-
-    Args:
-        chunks: flat arrays, concatenated in order; one at a time is held in memory.
-        dtype: type of the elements.
-        path: the `.npy` file to write atomically; None writes an unnamed temporary file (under
-            `TMPDIR`) that disappears with the array.
-        empty: whether there may be nothing to write.
-
-    Returns:
-        The mapped array, `[n]`.
-
-    Raises:
-        ValueError: if there is nothing to write.
-        OSError: if the disk refuses, for example for lack of space; no part is left behind.
-
-    Example:
-        >>> write_mapped([np.arange(2), np.arange(3)], np.uint16).tolist()
-        [0, 1, 0, 1, 2]
-    """
+    """Stream chunks into one flat array on disk and map it read-only."""
     dtype = np.dtype(dtype)
     if path is None:
         with tempfile.TemporaryFile() as stream:
@@ -87,26 +68,6 @@ def grow_mapped(
     """Find an array on disk or write it, going on where an earlier process was interrupted.
 
     Processes that want the same array wait for the one that writes it.
-
-    Args:
-        path: the `.npy` file; beside it, while it grows, lie `.partial` and `.position`.
-        dtype: type of the elements.
-        chunks: `chunks(position)` gives flat arrays from a position on, each with the position
-            behind it, of JSON types; from the start where the position is None.
-        save_every: bytes after which the position is saved.
-
-    Returns:
-        The mapped array, `[n]`: the same however often the writing was interrupted.
-
-    Raises:
-        OSError: if the disk refuses.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder) / "a.npy"
-        ...     letters = lambda at: ((np.array([i]), i + 1) for i in range(at or 0, 3))
-        ...     grow_mapped(path, np.uint8, letters).tolist()
-        [0, 1, 2]
     """
     dtype = np.dtype(dtype)
     partial, saved = path.with_suffix(".partial"), path.with_suffix(".position")
@@ -176,25 +137,7 @@ def _sync(stream: BinaryIO) -> None:
 
 
 def read_mapped(path: pathlib.Path, dtype: np.typing.DTypeLike) -> Shaped[np.ndarray, " n"]:
-    """Map a flat `.npy` array read-only.
-
-    Args:
-        path: the file.
-        dtype: the type of element it must hold.
-
-    Returns:
-        The mapped array, `[n]`.
-
-    Raises:
-        ValueError: if the file holds something else, or less than its header says.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder) / "a.npy"
-        ...     _ = write_mapped([np.arange(3)], np.uint8, path)
-        ...     read_mapped(path, np.uint8).tolist()
-        [0, 1, 2]
-    """
+    """Map a flat `.npy` array read-only."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.dtype != dtype or array.ndim != 1:
         raise ValueError(

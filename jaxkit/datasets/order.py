@@ -16,17 +16,6 @@ class ExampleOrder:
     Example `i` of the stream is example `permutation[i % num_examples]` of epoch
     `i // num_examples`. Any position is found without walking to it. A permutation costs 4 bytes
     an example (8 beyond 2**32 examples); the two latest are kept.
-
-    Args:
-        num_examples: examples in an epoch.
-        seed: seed of the permutations, >= 0.
-        shuffle: whether to permute at all.
-
-    Example:
-        >>> order = ExampleOrder(3, seed=0)
-        >>> epoch, example = order.locate(np.arange(6))
-        >>> epoch.tolist(), sorted(example[:3].tolist()), sorted(example[3:].tolist())
-        ([0, 0, 0, 1, 1, 1], [0, 1, 2], [0, 1, 2])
     """
 
     def __init__(self, num_examples: int, *, seed: int, shuffle: bool = True):
@@ -38,14 +27,7 @@ class ExampleOrder:
     def locate(
         self, index: Int64[np.ndarray, " rows"]
     ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
-        """Find examples of the stream.
-
-        Args:
-            index: consecutive positions in the stream, `[rows]`.
-
-        Returns:
-            The epoch of each, `[rows]`, and its number within the data set, `[rows]`.
-        """
+        """Find examples of the stream."""
         epoch, position = np.divmod(index, self.num_examples)
         if self.shuffle:
             for e in range(epoch[0], epoch[-1] + 1):
@@ -71,18 +53,6 @@ class BatchRows:
 
     A global batch is `batch_size` consecutive examples of the stream: first the rows of process
     0, then those of process 1, and so on, whatever the number of processes.
-
-    Args:
-        batch_size: rows of the global batch.
-        process_index: this process.
-        process_count: number of processes; divides `batch_size`.
-
-    Raises:
-        ValueError: if they do not fit together.
-
-    Example:
-        >>> BatchRows(4, process_index=1, process_count=2).rows(10).tolist()
-        [42, 43]
     """
 
     def __init__(self, batch_size: int, *, process_index: int = 0, process_count: int = 1):

@@ -131,11 +131,7 @@ def _read_pickled(files: Iterable[pathlib.Path], label_key: bytes, classes: int)
 
 
 def read_plain_pickle(path: pathlib.Path) -> Any:
-    """Read a pickle of plain values and NumPy arrays; anything else in it is refused.
-
-    Raises:
-        ValueError: if it names a function or class beyond NumPy's own, or is damaged.
-    """
+    """Read a pickle of plain values and NumPy arrays; anything else in it is refused."""
     try:
         with open(path, "rb") as stream:
             return _PlainUnpickler(stream, encoding="bytes").load()

@@ -58,27 +58,7 @@ def split_arrays(
     seed: int = 0,
     label_names: tuple[str, ...] = (),
 ) -> ArraySplit:
-    """Split arrays by a permutation drawn from the seed.
-
-    Args:
-        inputs: the inputs, `[examples, ...]`.
-        labels: their labels, `[examples]`, or None.
-        test_fraction: share of the examples to test on, in (0, 1); at least one example lands on
-            either side.
-        seed: seed of the permutation, >= 0.
-        label_names: names of the classes.
-
-    Returns:
-        The split.
-
-    Raises:
-        ValueError: if there are fewer than two examples or the lengths differ.
-
-    Example:
-        >>> split = split_arrays(np.eye(10), np.arange(10), test_fraction=0.3)
-        >>> len(split.train_inputs), len(split.test_inputs)
-        (7, 3)
-    """
+    """Split arrays by a permutation drawn from the seed."""
     number(
         "test_fraction", test_fraction, minimum=0, maximum=1, open_minimum=True, open_maximum=True
     )
@@ -107,25 +87,7 @@ def stratified_rows(
     name: Callable[[int], str],
     lone: Literal["error", "train"] = "error",
 ) -> Bool[np.ndarray, " examples"]:
-    """Draw test examples group by group, so that every group is on both sides.
-
-    Args:
-        groups: the group of each example, `[examples]`.
-        test_fraction: share of each group to test on, in (0, 1).
-        seed: seed of the draw, >= 0.
-        name: what to call a group in an error.
-        lone: what becomes of a group of one example.
-
-    Returns:
-        Which examples are tested on, `[examples]`.
-
-    Raises:
-        ValueError: if a group has one example only.
-
-    Example:
-        >>> stratified_rows(np.array([0, 0, 1, 1, 1]), 0.1, 0, str).tolist()
-        [True, False, True, False, False]
-    """
+    """Draw test examples group by group, so that every group is on both sides."""
     number(
         "test_fraction", test_fraction, minimum=0, maximum=1, open_minimum=True, open_maximum=True
     )
@@ -147,17 +109,6 @@ def standardise(split: ArraySplit) -> ArraySplit:
     """Shift and scale each feature to mean 0 and standard deviation 1 on the training part.
 
     A feature that is constant in training is only shifted.
-
-    Args:
-        split: the split, inputs `[examples, ...]`.
-
-    Returns:
-        The split with both parts transformed by the training statistics, float32.
-
-    Example:
-        >>> split = standardise(split_arrays(np.arange(20.0).reshape(10, 2), None))
-        >>> abs(float(split.train_inputs.mean())) < 1e-6
-        True
     """
     inputs = split.train_inputs.astype(np.float64)
     mean, deviation = inputs.mean(0), inputs.std(0)

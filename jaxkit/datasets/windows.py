@@ -16,11 +16,6 @@ class EvaluationBatches(Sequence[dict[str, np.ndarray]]):
 
     Attributes:
         num_windows: windows in all, over all processes.
-
-    Example:
-        >>> batches = evaluation_batches(np.arange(8), sequence_length=3, batch_size=2)
-        >>> len(batches), batches.num_windows, batches[0]["tokens"].tolist()
-        (2, 3, [[0, 1, 2, 3], [3, 4, 5, 6]])
     """
 
     def __init__(
@@ -99,23 +94,7 @@ def evaluation_batches(
 def check_tokens(
     tokens: Integer[np.ndarray, " tokens"], sequence_length: int
 ) -> Integer[np.ndarray, " tokens"]:
-    """Return tokens that hold at least one window, or raise.
-
-    Args:
-        tokens: the tokens, `[tokens]`.
-        sequence_length: targets in a window, S; a window has one token more.
-
-    Returns:
-        The same tokens as a plain array; mapped ones stay mapped.
-
-    Raises:
-        TypeError: if `tokens` is not a flat integer array.
-        ValueError: if there are fewer than S + 1.
-
-    Example:
-        >>> check_tokens(np.arange(4), 3).shape
-        (4,)
-    """
+    """Return tokens that hold at least one window, or raise."""
     sequence_length = integer("sequence_length", sequence_length, minimum=1)
     # A plain view of a mapped array reads the same pages; indexing np.memmap itself is slower.
     tokens = np.asarray(tokens).view(np.ndarray)

@@ -26,14 +26,7 @@ def check_run(
     *,
     num_rounds: int = 1,
 ) -> None:
-    """Refuse parts of a run that do not fit each other; of traced numbers, only by their shapes.
-
-    Raises:
-        TypeError: if the loss is not a scalar or a parameter not floating point.
-        ValueError: if state, data, sampler and backend disagree on the clients, the state belongs
-            to another model, a client would take no step, the loss couples examples where
-            mini-batches are not full, or the algorithm cannot work with the sampler.
-    """
+    """Refuse parts of a run that do not fit each other; of traced numbers, only by their shapes."""
     found = (algorithm.report, algorithm.aggregate)
     if algorithm.privacy is not None and (
         found != algorithm.privacy.functions or algorithm.weighting != "equal"

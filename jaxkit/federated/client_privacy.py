@@ -57,18 +57,6 @@ class ClientPrivacy(NamedTuple):
         replacement, neighbours by replacing a client (sensitivity 2 C); exact where everyone takes
         part. Of strata that differ in size, for the clients of the smallest, who take part most.
 
-        Args:
-            delta: in (0, 1).
-            state: of the run, for what its rounds so far have spent; by default that of all rounds.
-
-        Returns:
-            epsilon; infinity without noise, or where anyone can recompute it.
-
-        Raises:
-            ImportError: without the `privacy` extra.
-            ValueError: if a number is not allowed, or the padded size of a Bernoulli cohort is so
-                small that redrawing would show.
-
         Source: the `dp-accounting` library.
         """
         num_rounds = self.num_rounds if state is None else int(state.round)

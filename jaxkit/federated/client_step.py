@@ -150,11 +150,7 @@ def local_optimizer(
 
 
 def known_rate(name: str, client: ClientStep) -> Callable[[Any], Any]:
-    """The learning rate of a client step, for an algorithm that divides by it.
-
-    Raises:
-        ValueError: if there is none, naming the algorithm.
-    """
+    """The learning rate of a client step, for an algorithm that divides by it."""
     if client.learning_rate is None:
         raise ValueError(
             f"{name} divides displacements by the learning rate: client must be made by local_sgd, "

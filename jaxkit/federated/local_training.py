@@ -125,15 +125,7 @@ class Trained(NamedTuple):
 
 
 def weighted_gradient(loss_fn: Callable[..., Any]) -> GradientFunction:
-    """Loss and gradient of a mean loss over a batch, some of whose places may be empty.
-
-    Example:
-        >>> gradient = weighted_gradient(lambda w, batch, key: jnp.mean(w * batch))
-        >>> weights = jnp.array([1.0, 1.0, 0.0])
-        >>> loss, slope = gradient(2.0, jnp.array([1.0, 3.0, 9.0]), weights, jax.random.key(0))
-        >>> float(slope)
-        2.0
-    """
+    """Loss and gradient of a mean loss over a batch, some of whose places may be empty."""
 
     def weighted_loss(params, batch, weights, key):
         if weights is None:
@@ -152,11 +144,6 @@ def plan_batches(
     """Lay out all mini-batches of one client in one round, E x ceil(n/B) of them.
 
     The order of a client with `num_examples` examples does not depend on the largest client's n.
-
-    Example:
-        >>> training = LocalTraining(lambda w, b, k: w, batch_size=2, num_epochs=1, shuffle=False)
-        >>> plan_batches(training, 4, jnp.array(3), jax.random.key(0)).real.tolist()
-        [[True, True], [True, False]]
     """
     batch_size = training.batch_size or examples_per_client
     slots = training.steps_per_epoch(examples_per_client)
@@ -207,19 +194,7 @@ def train_locally(
     full: bool,
     equal: bool,
 ) -> Trained:
-    """Take all local steps of one client.
-
-    Args:
-        training: the description.
-        algorithm: its local step and its descent.
-        start: where the client begins.
-        shared: what the server sent beside the model.
-        round: index of the round.
-        take: what makes a batch of the examples' numbers.
-        batches: from `plan_batches`.
-        full: whether every mini-batch that has an example is full (static): none is weighted.
-        equal: whether every client makes every step (static): none is undone.
-    """
+    """Take all local steps of one client."""
     descent, anchor = optax.with_extra_args_support(algorithm.descent), start.params
     gradient_fn = training.gradient_fn or weighted_gradient(training.loss_fn)
 

@@ -25,22 +25,7 @@ def ascent_step(gradient: Gradient, rho: Any, *, normalize: bool = True) -> Grad
     e = rho g / (||g|| + 1e-7), or e = rho g without `normalize`; the norm runs over all leaves, in
     float32 or wider.
 
-    Args:
-        gradient: pytree g.
-        rho: length of the step (units of the parameters), or its factor without `normalize`; >= 0.
-        normalize: whether to divide by the global norm.
-
-    Returns:
-        e, a pytree like `gradient`; zero where the gradient is zero.
-
-    Raises:
-        ValueError: if `rho` is negative or not finite.
-
     Source: arXiv 2302.10429 Algorithm 1; normalised as in the official simulator.
-
-    Example:
-        >>> ascent_step({"w": jnp.array([3.0, 4.0])}, 2.5)["w"].round(2).tolist()
-        [1.5, 2.0]
     """
     validation.number("rho", rho, minimum=0)
     if not normalize:

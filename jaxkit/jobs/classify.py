@@ -48,10 +48,6 @@ class ClassifyConfig(picture_problem.PictureConfig):
         mesh: devices as axis=size pairs; default: all on data.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.
-
-    Example:
-        >>> ClassifyConfig(budgets=(0.1, 1.0)).num_steps(1000)
-        [78, 781]
     """
 
     epochs: float = 50.0
@@ -75,19 +71,17 @@ class ClassifyConfig(picture_problem.PictureConfig):
     def __post_init__(self):
         super().__post_init__()
         validation.choice("optimizer", self.optimizer, ["sgdm", "adamw"])
-        for field in ("batch_size", "augmentations", "checkpoint_every", "log_every"):
-            validation.integer(field, getattr(self, field), minimum=1)
+        configs.at_least_one(self, "batch_size", "augmentations", "checkpoint_every", "log_every")
         validation.integer("num_workers", self.num_workers, minimum=0)
-        validation.number("epochs", self.epochs, minimum=0, open_minimum=True)
-        validation.number("warmup", self.warmup, minimum=0, maximum=1, open_maximum=True)
-        validation.number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
-        validation.number("weight_decay", self.weight_decay, minimum=0)
+        configs.within(self, configs.POSITIVE, "epochs")
+        configs.within(self, configs.DECAY, "warmup", "momentum")
+        configs.within(self, {"minimum": 0}, "weight_decay")
         for field in ("budgets", "schedules", "learning_rates"):
             values = getattr(self, field)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{field} must be different values, at least one, got {values}")
         for budget in self.budgets:
-            validation.number("budgets", budget, minimum=0, maximum=1, open_minimum=True)
+            validation.number("budgets", budget, **configs.SHARE)
         for rate in self.learning_rates:
             validation.number("learning_rates", rate, minimum=0)
         for name in self.schedules:
@@ -158,23 +152,7 @@ class ClassifyConfig(picture_problem.PictureConfig):
 
 
 def classify(config: ClassifyConfig) -> picture_problem.Compared:
-    """Train the classifiers of a configuration, or resume where the last checkpoint stands.
-
-    Args:
-        config: what to train.
-
-    Returns:
-        The files, and test accuracy by budget, `[seeds, schedules, learning_rates]` each.
-
-    Raises:
-        ValueError: if an option or the pictures are faulty, or the folder holds another run.
-        OSError: if the disk refuses, or another process writes this run.
-
-    Example:
-        >>> classify(ClassifyConfig(data="no/such/folder"))
-        Traceback (most recent call last):
-        ValueError: no/such/folder does not exist
-    """
+    """Train the classifiers of a configuration, or resume where the last checkpoint stands."""
     split = config.pictures(config.seed)
     mesh = training.make_mesh(config.mesh)
     steps = config.num_steps(len(split.train))
@@ -253,17 +231,7 @@ def classify(config: ClassifyConfig) -> picture_problem.Compared:
 def mean_ranks(accuracies: Mapping[Any, np.ndarray]) -> np.ndarray:
     """Rank the schedules at each budget by their best learning rate, and average the ranks.
 
-    Args:
-        accuracies: by budget, `[seeds, schedules, learning_rates]`.
-
-    Returns:
-        The mean rank of each schedule, `[schedules]`; 1 is the best, equals share their ranks.
-
     Source: arXiv 2107.04197 §5 ranks schedules so.
-
-    Example:
-        >>> mean_ranks({1.0: np.array([[[0.9], [0.8], [0.8]]])}).tolist()
-        [1.0, 2.5, 2.5]
     """
     ranks = []
     for found in accuracies.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -21,11 +21,14 @@ FREE_FIELDS = frozenset(
 )  # fmt: skip
 
 
-_REFINED = "refined:"
+#: Bounds of options: above 0, a share above 0, a share below 1, and strictly between 0 and 1.
+POSITIVE: dict[str, Any] = {"minimum": 0, "open_minimum": True}
+SHARE: dict[str, Any] = {**POSITIVE, "maximum": 1}
+DECAY: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}
+INSIDE: dict[str, Any] = {**POSITIVE, **DECAY}
 
 #: Steps end where int32 does, sizes and parameters where no machine holds them.
 LARGEST_STEPS, LARGEST_SIZE, LARGEST_MODEL = 2**31 - 1, 2**24, 10**13
-_LAW = "law:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,6 @@ class PrivacyConfig:
         public_noise_seed: draw noise and batches from this seed, so that the run can be repeated
             elsewhere: whoever knows the seed can subtract the noise, and there is no guarantee.
             Without it they come from a secret in RUNS/NAME/private, which may go at the end.
-
-    Example:
-        >>> PrivacyConfig(epsilon=3.0).delta
-        1e-05
     """
 
     epsilon: float | None = None
@@ -52,11 +51,10 @@ class PrivacyConfig:
 
     def validate(self) -> None:
         """Refuse what is out of range: called by what holds it, which names the option."""
-        bounds: dict[str, Any] = {"minimum": 0, "open_minimum": True}
         if self.epsilon is not None:
-            validation.number("privacy.epsilon", self.epsilon, **bounds)
-        validation.number("privacy.delta", self.delta, maximum=1, open_maximum=True, **bounds)
-        validation.number("privacy.clip_norm", self.clip_norm, **bounds)
+            validation.number("privacy.epsilon", self.epsilon, **POSITIVE)
+        validation.number("privacy.delta", self.delta, **INSIDE)
+        validation.number("privacy.clip_norm", self.clip_norm, **POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +73,6 @@ class CorpusConfig:
         newlines: "lf" reads the line ends of Windows as newlines, "keep" as they are.
         broken: "error" stops at a file or row that cannot be read, "skip" leaves it out.
         token_dtype: of the numbers in a .bin file of packed tokens.
-
-    Example:
-        >>> CorpusConfig(where=("meta.pile_set_name=Github",)).field
-        'text'
     """
 
     also: tuple[str, ...] = ()
@@ -233,38 +227,32 @@ class TrainConfig:
 
     def __post_init__(self):
         folder_name("name", self.name)
-        for field in ("keep_checkpoints", "evaluation_windows"):
-            validation.integer(field, getattr(self, field), minimum=1)
+        at_least_one(self, "keep_checkpoints", "evaluation_windows")
         self._check_sizes()
         validation.choice("unknown", self.unknown, ("error", "skip", "replace"))
         if self.unknown != "error" and self.tokenizer != "char":
             raise ValueError(
                 f"unknown needs tokenizer='char', got {self.unknown!r} with {self.tokenizer!r}"
             )
-        for field in ("runs", "text", "tokenizer", "init_from"):
-            if getattr(self, field) == "":
-                raise ValueError(f"{field} must not be empty, got ''")
+        not_empty(self, "runs", "text", "tokenizer", "init_from")
         validation.seed("seed", self.seed)
         if self.tokens_per_step is not None:
             self._accumulate()
-        validation.integer("accumulation_steps", self.accumulation_steps, minimum=1)
+        at_least_one(self, "accumulation_steps")
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps must divide batch_size={self.batch_size}, got "
                 f"{self.accumulation_steps}"
             )
-        validation.number("clip_norm", self.clip_norm, minimum=0, open_minimum=True)
-        validation.number("weight_decay", self.weight_decay, minimum=0)
-        validation.number("learning_rate", self.learning_rate, minimum=0)
+        within(self, POSITIVE, "clip_norm")
+        within(self, {"minimum": 0}, "weight_decay", "learning_rate")
         validation.number("end_value", self.end_value, minimum=0, maximum=self.learning_rate)
         if self.end_value and self.schedule_source is not None:
             raise ValueError(f"end_value must be 0 with {self.schedule}, got {self.end_value}")
         validation.choice("algorithm", self.algorithm, ("adamw", "adafactor"))
         if self.algorithm != "adamw" and self.base_width is not None:
             raise ValueError(f"base_width is for adamw, got {self.base_width} with adafactor")
-        validation.number("dropout", self.dropout, minimum=0, maximum=1, open_maximum=True)
-        for field in ("b1", "b2"):
-            validation.number(field, getattr(self, field), minimum=0, maximum=1, open_maximum=True)
+        within(self, DECAY, "dropout", "b1", "b2")
         validation.choice("embedding", self.embedding, get_args(lexinvariant.Method))
         for field in ("p", "anneal_p"):
             value = getattr(self, field)
@@ -290,10 +278,7 @@ class TrainConfig:
                     raise ValueError(
                         f"{field} must be left out of a private run, got {getattr(self, field)}"
                     )
-        if self.keep_every is not None:
-            validation.integer("keep_every", self.keep_every, minimum=1)
-        for field in ("checkpoint_every", "evaluate_every", "log_every"):
-            validation.integer(field, getattr(self, field), minimum=1)
+        at_least_one(self, "keep_every", "checkpoint_every", "evaluate_every", "log_every")
         if self.keep_best and self.checkpoint_every % self.evaluate_every:
             raise ValueError(
                 "keep_best needs an evaluation at each checkpoint: evaluate_every must divide "
@@ -328,12 +313,15 @@ class TrainConfig:
     @property
     def pilot(self) -> str | None:
         """The run or file of gradient norms that the schedule is refined from, if it is."""
-        return self.schedule[len(_REFINED) :] if self.schedule.startswith(_REFINED) else None
+        return self._after("refined:")
 
     @property
     def law(self) -> str | None:
         """The fit that chooses the schedule, if one does."""
-        return self.schedule[len(_LAW) :] if self.schedule.startswith(_LAW) else None
+        return self._after("law:")
+
+    def _after(self, kind: str) -> str | None:
+        return self.schedule.removeprefix(kind) if self.schedule.startswith(kind) else None
 
     @property
     def schedule_source(self) -> str | None:
@@ -427,33 +415,17 @@ class TrainConfig:
             multiplier = width_room.readout_multiplier(self.d_model, self.base_width)
             multiplier *= (self.d_model / self.base_width) ** 0.5
         on_cpu = (platform or jax.default_backend()) == "cpu"
-        return models.DecoderLM(
-            models.DecoderConfig(
-                vocab_size,
-                d_model=self.d_model,
-                num_layers=self.num_layers,
-                num_heads=self.num_heads,
-                head_dim=self.head_dim,
-                d_ff=self.d_ff,
-                embedding="given" if self.embedding == "lexinvariant" else "fixed",
-                position=self.position,
-                # Random rows or names give attention nothing constant to find the previous token
-                # by.
-                recency_heads=self.embedding != "fixed" and self.position == "t5",
-                num_kv_heads=self.num_kv_heads,
-                activation=self.activation,
-                gated_mlp=self.gated_mlp,
-                rotary_base=self.rotary_base,
-                norm_epsilon=self.norm_epsilon,
-                embedding_affine=self.embedding_affine,
-                tied_readout=self.tied_readout,
-                dtype=self.dtype,
-                dropout=self.dropout,
-                remat=self.remat,
-                unroll_layers=on_cpu and self.num_layers <= 8,
-                readout_multiplier=multiplier,
-            )
-        )
+        fields = (field.name for field in dataclasses.fields(models.DecoderConfig))
+        same = {name: getattr(self, name) for name in fields if hasattr(self, name)}
+        own: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "embedding": "given" if self.embedding == "lexinvariant" else "fixed",
+            # Random rows or names give attention nothing constant to find the previous token by.
+            "recency_heads": self.embedding != "fixed" and self.position == "t5",
+            "unroll_layers": on_cpu and self.num_layers <= 8,
+            "readout_multiplier": multiplier,
+        }
+        return models.DecoderLM(models.DecoderConfig(**same | own))
 
     def loss(self, model: models.DecoderLM) -> Callable[..., jax.Array]:
         """The training loss `loss(params, batch, key)` of the model."""
@@ -494,26 +466,35 @@ class TrainConfig:
         return nn.meta.unbox(jax.eval_shape(models.initializer(model), jax.random.key(0)))
 
 
-def folder_name(name: str, value: str) -> str:
-    """Return `value` if it names a folder in another, or raise.
+def at_least_one(config: Any, *fields: str) -> None:
+    """Refuse fields that are given and no integers of at least 1."""
+    for field in fields:
+        if getattr(config, field) is not None:
+            validation.integer(field, getattr(config, field), minimum=1)
 
-    Example:
-        >>> folder_name("name", "../x")
-        Traceback (most recent call last):
-        ValueError: name must be a plain folder name, got '../x'
-    """
+
+def within(config: Any, bounds: Mapping[str, Any], *fields: str) -> None:
+    """Refuse fields that are given and out of bounds."""
+    for field in fields:
+        if getattr(config, field) is not None:
+            validation.number(field, getattr(config, field), **bounds)
+
+
+def not_empty(config: Any, *fields: str) -> None:
+    """Refuse empty fields: an empty path would be the present folder."""
+    for field in fields:
+        if getattr(config, field) == "":
+            raise ValueError(f"{field} must not be empty, got ''")
+
+
+def folder_name(name: str, value: str) -> str:
+    """Return `value` if it names a folder in another, or raise."""
     if not value or value != value.strip() or "/" in value or value[0] == "." or "\0" in value:
         raise ValueError(f"{name} must be a plain folder name, got {value!r}")
     return value
 
 
 def decay_mask(params: Any) -> Any:
-    """Which parameters weight decay applies to: matrices, not norms, biases or token tables.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> decay_mask({"params": {"up": jnp.ones((2, 2)), "embedding_scale": jnp.ones(2)}})
-        {'params': {'embedding_scale': False, 'up': True}}
-    """
+    """Which parameters weight decay applies to: matrices, not norms, biases or token tables."""
     matrices = {"query", "key", "value", "out", "up", "gate", "down"}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)

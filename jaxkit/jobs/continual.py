@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich import table
 
-from jaxkit import continual, files, models, plotting, training, validation
+from jaxkit import continual, files, models, training, validation
 from jaxkit.jobs import config as configs
 from jaxkit.jobs import pages
 
@@ -66,17 +66,9 @@ class ContinualConfig:
     num_heads: int | None = None
     normalization: str | None = None
     method: Literal[
-        "sema",
-        "no-expansion",
-        "every-task",
-        "finetune",
-        "l2p",
-        "dual-prompt",
-        "coda-prompt",
-        "simple-cil",
-        "adapter-prototypes",
-        "ranpac",
-    ] = "sema"
+        "sema", "no-expansion", "every-task", "finetune", "l2p", "dual-prompt", "coda-prompt",
+        "simple-cil", "adapter-prototypes", "ranpac",
+    ] = "sema"  # fmt: skip
     threshold: float = 2.0
     layout: str | None = None
     benchmark: Literal["cifar100", "imagenet-r", "imagenet-a", "vtab"] | None = None
@@ -99,8 +91,7 @@ class ContinualConfig:
     def __post_init__(self):
         configs.folder_name("name", self.name)
         validation.seed("seed", self.seed)
-        if self.image_size is not None:
-            validation.integer("image_size", self.image_size, minimum=1)
+        configs.at_least_one(self, "image_size")
         for field in ("image_size", "layout", "benchmark", "classes_per_task", "class_order"):
             if self.stream == "digits" and getattr(self, field) is not None:
                 raise ValueError(
@@ -112,8 +103,7 @@ class ContinualConfig:
         for field in ("num_heads", "normalization"):
             if getattr(self, field) is not None and self.weights is None:
                 raise ValueError(f"{field} is for weights, got {getattr(self, field)!r} without")
-        if self.classes_per_task is not None:
-            validation.integer("classes_per_task", self.classes_per_task, minimum=1)
+        configs.at_least_one(self, "classes_per_task")
         validation.seed("class_seed", self.class_seed)
         for field in (
             "train_epochs", "describe_epochs", "batch_size", "scan_batch_size", "checkpoint_every",
@@ -123,12 +113,8 @@ class ContinualConfig:
         validation.choice("method", self.method, [*_PHASES, *_PROMPTS, "simple-cil", "ranpac"])
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be >= 0 (infinity is allowed), got {self.threshold}")
-        for field in ("train_learning_rate", "describe_learning_rate"):
-            if getattr(self, field) is not None:
-                validation.number(field, getattr(self, field), minimum=0)
-        for field in ("stream", "weights", "runs"):
-            if getattr(self, field) == "":
-                raise ValueError(f"{field} must not be empty, got ''")
+        configs.within(self, {"minimum": 0}, "train_learning_rate", "describe_learning_rate")
+        configs.not_empty(self, "stream", "weights", "runs")
 
 
 class ContinualFiles(NamedTuple):
@@ -157,18 +143,6 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
     """Run a method through a stream, or resume the run where its last checkpoint stands.
 
     SIGINT and SIGTERM save the run and end it.
-
-    Args:
-        config: what to do.
-
-    Returns:
-        The files and the result.
-
-    Raises:
-        ValueError: if an option, the stream or the weights are faulty, or the run's folder holds a
-            run with other settings.
-        OSError: if the disk refuses, or another process writes this run.
-        FloatingPointError: if training diverges.
     """
     folder = pathlib.Path(config.runs) / config.name
     with training.Run(folder) as run:
@@ -408,12 +382,8 @@ def _report(
         if any(event["kind"] == "expand" and event["rows"] for event in result.events):
             figures["growth"] = continual.growth_pictures_figure(result, stream)
         figures["router"] = continual.router_weights_figure(learner, result.state, stream)
-    for name, figure in figures.items():
-        plotting.save(figure, folder / f"{name}.png")
-    parts = [pages.facts({**summary, **_settings(config, learner)})]
-    parts += [plotting.html_image(figure, name) for name, figure in figures.items()]
-    page = pages.page(folder.name, parts)
-    path = files.write_atomically(folder / "report.html", page)
+    about = {**summary, **_settings(config, learner)}
+    path = pages.write_run(folder / "report.html", about, figures)
     _print(stream, result, summary, path)
     return path
 
@@ -433,15 +403,7 @@ def _settings(config: ContinualConfig, learner: continual.Learner) -> dict[str, 
 
 
 def summarise(learner: continual.Learner, result: continual.StreamResult) -> dict[str, str]:
-    """The numbers of a finished run, as text.
-
-    Args:
-        learner: the method.
-        result: what it did.
-
-    Returns:
-        Text by name: accuracies, forgetting, growth, parameters.
-    """
+    """The numbers of a finished run, as text."""
     accuracy = result.accuracy
     pooled = continual.pooled_accuracies(accuracy, result.num_tests)
     summary = {

@@ -100,26 +100,7 @@ def decipher_run(
 
 
 def decipherment_text(found: lexinvariant.Decipherment) -> str:
-    """What was read, to print: the key by context length, then the beginning of the text.
-
-    Args:
-        found: from `decipher_run`.
-
-    Returns:
-        Lines of text.
-
-    Example:
-        >>> from jaxkit.lexinvariant import deciphering
-        >>> window = deciphering.DecipheredWindow(0, 9, {"b": "a", "a": "c"}, 0.5, 0.25)
-        >>> print(decipherment_text(
-        ...     lexinvariant.Decipherment("ba", "ac", (window,), {"b": "a", "a": "b"})))
-        positions          cipher  ab
-                           truth   ba
-            1 to     9     key     ca  50.0 % of the key, 25.0 % of the symbols
-        <BLANKLINE>
-        ciphertext  ba
-        read as     ac
-    """
+    """What was read, to print: the key by context length, then the beginning of the text."""
     # Without the truth every symbol may be enciphered.
     symbols = sorted(found.true_key or set().union(*(w.key for w in found.windows)))
     lines = [f"{'positions':19s}cipher  {_printable(symbols)}"]

@@ -35,14 +35,7 @@ class Evaluation(NamedTuple):
 def make_evaluator(
     model: models.DecoderLM, mesh: Mesh, key: Key[Array, ""], method: lexinvariant.Method
 ) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], Evaluation]:
-    """Compile the evaluation once: `evaluate(params, evaluation_batches) -> Evaluation`.
-
-    Args:
-        model: the language model.
-        mesh: where to run.
-        key: typed key of the names or tables that are drawn, the same in every evaluation.
-        method: how the identity of tokens is hidden, entirely; see `lexinvariant.anonymised`.
-    """
+    """Compile the evaluation once: `evaluate(params, evaluation_batches) -> Evaluation`."""
     everywhere = training.replicated(mesh)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
@@ -73,19 +66,6 @@ def bigram_loss(
 
     with :math:`u(c)` the number of different successors of `c` (Witten-Bell smoothing), down to
     the uniform distribution.
-
-    Args:
-        train: token ids.
-        validation: token ids.
-        vocab_size: number of ids ``V``; the table takes ``V^2`` counts.
-
-    Returns:
-        Mean ``-log q``.
-
-    Example:
-        >>> alternating = np.tile([0, 1], 500)
-        >>> bigram_loss(alternating, alternating, 2) < 0.01
-        True
     """
     single = _counts(train, vocab_size, 1)[0].astype(np.float64)
     unigram = (single + np.count_nonzero(single) / vocab_size) / (

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from jaxkit import federated, files, plotting, training, validation
+from jaxkit.jobs import config as configs
 from jaxkit.jobs import pages, picture_clients, picture_problem
 
 #: How pictures may be divided, and whether the rule takes a number.
@@ -29,21 +30,10 @@ PARTITIONS = {
 
 #: Options of methods by their name there; an option that a method does not have is not given to it.
 _OPTIONS = {
-    "prox_coef": "prox_coef",
-    "rho": "rho",
-    "clip_mode": "clip_mode",
-    "weighting": "weighting",
-    "server_learning_rate": "server_learning_rate",
+    **{name: name for name in ("prox_coef", "rho", "clip_mode", "weighting")},
+    **{name: name for name in ("server_learning_rate", "b1", "b2", "eps")},
     "server_momentum": "momentum",
-    "b1": "b1",
-    "b2": "b2",
-    "eps": "eps",
 }
-
-_COUNTS = (
-    "clients", "samples_per_client", "cohort_size", "rounds", "local_epochs", "batch_size",
-    "chunk_size", "evaluate_every", "checkpoint_every",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +84,6 @@ class FederatedConfig(picture_problem.PictureConfig):
         mesh: clients=N divides the clients over N devices; by default one device.
         evaluate_every: rounds between evaluations on the test pictures.
         checkpoint_every: rounds between checkpoints.
-
-    Example:
-        >>> FederatedConfig(method=("fedavg", "fedspeed"), rho=0.05).options("fedavg")
-        {}
     """
 
     partition: str = "dirichlet:0.6"
@@ -153,19 +139,15 @@ class FederatedConfig(picture_problem.PictureConfig):
                 raise ValueError(
                     f"partition must be pathological:C, C whole, got {self.partition!r}"
                 )
-        for field in _COUNTS:
-            if getattr(self, field) is not None:
-                validation.integer(field, getattr(self, field), minimum=1)
+        configs.at_least_one(
+            self, "clients", "samples_per_client", "cohort_size", "rounds", "local_epochs",
+            "batch_size", "chunk_size", "evaluate_every", "checkpoint_every",
+        )  # fmt: skip
         if self.cohort_size is not None and self.cohort_size > self.clients and kind != "natural":
             raise ValueError(f"cohort_size must be at most {self.clients}, got {self.cohort_size}")
-        for field in ("clip_norm", "relaxed_init", "weight_decay"):
-            validation.number(field, getattr(self, field), minimum=0)
-        for field in ("participation", "round_decay"):
-            share = getattr(self, field)
-            validation.number(field, share, minimum=0, maximum=1, open_minimum=True)
-        for field in ("learning_rate", "server_learning_rate"):
-            if getattr(self, field) is not None:
-                validation.number(field, getattr(self, field), minimum=0, open_minimum=True)
+        configs.within(self, {"minimum": 0}, "clip_norm", "relaxed_init", "weight_decay")
+        configs.within(self, configs.SHARE, "participation", "round_decay")
+        configs.within(self, configs.POSITIVE, "learning_rate", "server_learning_rate")
         if self.mesh and not re.fullmatch(r"clients=[1-9]\d*", self.mesh):
             raise ValueError(f"mesh must be clients=N, got {self.mesh!r}")
         known = {key for name in self.methods for key in self.options(name)}
@@ -229,21 +211,6 @@ def federate(config: FederatedConfig) -> picture_problem.Compared:
     """Run the methods of a configuration, or go on where their last checkpoints stand.
 
     Each method and seed has a folder of its own in that of the run, and resumes there.
-
-    Args:
-        config: clients, methods and rounds.
-
-    Returns:
-        The files, and what each seed reached, by method.
-
-    Raises:
-        OSError: if the disk refuses, or another process writes this run.
-        ValueError: if an option or the pictures are faulty, or a folder holds another run.
-
-    Example:
-        >>> federate(FederatedConfig(data="no/such/folder"))
-        Traceback (most recent call last):
-        ValueError: no/such/folder does not exist
     """
     folder = pathlib.Path(config.runs) / config.name
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in config.methods}
@@ -328,12 +295,7 @@ def _run(
 
 
 def traffic(method: federated.FederatedAlgorithm, params: Any) -> tuple[int, int]:
-    """Bytes that one client receives and sends in a round.
-
-    Example:
-        >>> traffic(federated.scaffold(), {"w": jnp.zeros(10)})
-        (80, 80)
-    """
+    """Bytes that one client receives and sends in a round."""
     from jaxkit.federated import algorithm
 
     def message(params):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxkit import files, training
+from jaxkit import files, plotting, training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -27,23 +30,13 @@ pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap; }}
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """Put parts, which are HTML already, on a page under its title.
-
-    Example:
-        >>> "<h1>a &lt; b</h1>" in page("a < b", [])
-        True
-    """
+    """Put parts, which are HTML already, on a page under its title."""
     title = html.escape(title)
     return _PAGE.format(title=title, body="\n".join([f"<h1>{title}</h1>", *parts]))
 
 
 def facts(cells: Mapping[str, Any]) -> str:
-    """A table of names and values.
-
-    Example:
-        >>> facts({"loss": 1.5})
-        '<table><tr><th>loss</th><td>1.5</td></tr></table>'
-    """
+    """A table of names and values."""
     rows = "".join(f"<tr><th>{text(name)}</th>{_cell(value)}</tr>" for name, value in cells.items())
     return f"<table>{rows}</table>"
 
@@ -55,12 +48,7 @@ def table(
     caption: str = "",
     classes: Mapping[Any, str] | None = None,
 ) -> str:
-    """A table with a heading; cells equal to a key of `classes` get that class.
-
-    Example:
-        >>> table(["n"], [[1]])
-        '<table class="ruled"><tr><th>n</th></tr><tr><td>1</td></tr></table>'
-    """
+    """A table with a heading; cells equal to a key of `classes` get that class."""
     head = "".join(f"<th>{text(column)}</th>" for column in columns)
     body = "".join(
         "<tr>" + "".join(_cell(cell, (classes or {}).get(cell, "")) for cell in row) + "</tr>"
@@ -97,16 +85,24 @@ def write_comparison(
     return path
 
 
+def write_run(
+    path: pathlib.Path,
+    about: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+    parts: Iterable[str] = (),
+) -> pathlib.Path:
+    """Save the figures of a run beside its page, and write that: facts, figures, further parts."""
+    for name, figure in figures.items():
+        plotting.save(figure, path.parent / f"{name}.png")
+    drawn = [plotting.html_image(figure, name) for name, figure in figures.items()]
+    return files.write_atomically(path, page(path.parent.name, [facts(about), *drawn, *parts]))
+
+
 def _cell(value: Any, name: str = "") -> str:
     opening = f'<td class="{name}">' if name else "<td>"
     return f"{opening}{text(value)}</td>"
 
 
 def text(value: Any) -> str:
-    """A value as HTML text.
-
-    Example:
-        >>> text("a < b")
-        'a &lt; b'
-    """
+    """A value as HTML text."""
     return html.escape(str(value))

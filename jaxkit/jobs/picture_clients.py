@@ -105,11 +105,7 @@ class Natural(NamedTuple):
 
 
 def read_problem(config: FederatedConfig, seed: int) -> Problem:
-    """Read the pictures of a configuration and divide them as its partition says.
-
-    Raises:
-        ValueError: if there are none, or they name no clients for a natural partition.
-    """
+    """Read the pictures of a configuration and divide them as its partition says."""
     found = _natural(config, seed)
     split, labels = found.split, found.split.train.labels
     recipe = config.transform(split.train)

@@ -94,25 +94,17 @@ class PictureConfig:
         datasets.picture_recipe(
             self.recipe, image_size=self.image_size, normalization=self.normalization
         )
-        validation.integer("seeds", self.seeds, minimum=1)
+        configs.at_least_one(self, "seeds")
         validation.seed("seed", self.seed)
         validation.seed("seed + seeds - 1", self.seed + self.seeds - 1)
-        validation.number(
-            "test_fraction", self.test_fraction, minimum=0, maximum=1, open_minimum=True,
-            open_maximum=True,
-        )  # fmt: skip
-        for field in ("data", "runs"):
-            if not getattr(self, field):
-                raise ValueError(f"{field} must not be empty, got ''")
+        configs.within(self, configs.INSIDE, "test_fraction")
+        configs.not_empty(self, "data", "runs")
         configs.folder_name("name", self.name)
 
     def pictures(self, seed: int, **options: Any) -> datasets.PictureSplit:
         """The pictures; a split that they do not bring is drawn by the seed.
 
         Further options are those of `datasets.find_pictures`.
-
-        Raises:
-            ValueError: if nothing can be read there.
         """
         if self.data != "digits":
             split = datasets.find_pictures(
@@ -160,11 +152,7 @@ class PictureConfig:
     def network(
         self, classes: int, size: int, channels: int, width: float | None = None
     ) -> Network:
-        """The network for so many classes and pictures of that size, in another width if given.
-
-        Raises:
-            ValueError: if it has no such width, normalization or type.
-        """
+        """The network for so many classes and pictures of that size, in another width if given."""
         model: Any = NETWORKS[self.model](classes, size, channels)
         model = model.clone(**_widened(self.model, model, self.width if width is None else width))
         options: dict[str, Any] = {}

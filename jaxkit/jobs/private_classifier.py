@@ -30,32 +30,7 @@ def clipped_picture_grad(
 ) -> privacy.ClippedGradient:
     """Clip the mean gradient of several augmentations of each picture, and sum.
 
-    Args:
-        network: without running statistics, which couple the pictures of a batch.
-        recipe: mirrors and shifts, drawn in the compiled step.
-        clip_norm: largest norm of one picture's part.
-        augmentations: K, how often each picture is mirrored and shifted; its gradient is the mean
-            of theirs, so that K costs no privacy.
-        mesh: of devices among which the pictures are split.
-
-    Returns:
-        A gradient of batches `{"images": uint8 [B, S, S, C], "labels": int32 [B]}`.
-
-    Raises:
-        ValueError: if the network has running statistics, or the recipe crops on the host.
-
     Source: De et al. 2022, arXiv 2204.13650 §3.3 (augmentation multiplicity).
-
-    Example:
-        >>> from jaxkit import models
-        >>> network = Network(models.MLP(2, ()), (1, 2, 2, 1))
-        >>> recipe = datasets.PictureRecipe(2)
-        >>> gradient = clipped_picture_grad(network, recipe, 0.5, augmentations=4)
-        >>> batch = {"images": jnp.full((3, 2, 2, 1), 255, jnp.uint8), "labels": jnp.zeros(3, int)}
-        >>> params, _ = network.init(jax.random.key(0))
-        >>> found = gradient(params, batch, jax.random.key(1))
-        >>> int(found.clipped), float(found.clip_norm)
-        (3, 0.5)
     """
     _, stats = jax.eval_shape(network.init, jax.random.key(0))
     if stats:

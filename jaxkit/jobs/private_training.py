@@ -41,11 +41,6 @@ class PrivateTraining:
     plan: privacy.PrivacyPlan
     config: TrainConfig
 
-    @property
-    def sampling(self) -> privacy.Sampling:
-        """How windows are drawn for a step."""
-        return self.plan.sampling
-
     def gradient(self) -> Callable[..., tuple[Any, Any]]:
         """`gradient(params, batch, key) -> (mean loss, noisy mean of clipped gradients)`.
 
@@ -64,15 +59,7 @@ class PrivateTraining:
         return gradient
 
     def check(self, params: Any, vocab_size: int) -> None:
-        """Raise if the loss joins windows, or cannot be trained privately: on made-up ones.
-
-        Args:
-            params: of the model, on one device.
-            vocab_size: of its tokens.
-
-        Raises:
-            ValueError: if it does.
-        """
+        """Raise if the loss joins windows, or cannot be trained privately: on made-up ones."""
         length = min(self.config.sequence_length, 16) + 1
         tokens = np.random.default_rng(0).integers(0, vocab_size, (3, length), np.int32)
         batch = {"tokens": jnp.asarray(tokens), "index": jnp.arange(3)}
@@ -80,26 +67,6 @@ class PrivateTraining:
         found = privacy.check_private(loss, params, batch, jax.random.key(0), gradients=False)
         if not found.passed:
             raise ValueError("no private run: " + "; ".join(found.problems))
-
-    def budget_row(self, step: int, source: privacy.NoiseSource) -> dict[str, float]:
-        """As `budget_row` of the plan."""
-        return budget_row(self.plan, step, source)
-
-    def source(
-        self, folder: pathlib.Path, tokens: np.ndarray, *, fresh: bool
-    ) -> privacy.NoiseSource:
-        """Where the run's noise and batches come from: its own secret, kept for a resume.
-
-        Args:
-            folder: the run's.
-            tokens: the text, which the secret serves alone.
-            fresh: whether the run begins.
-
-        Raises:
-            OSError: if a run that goes on has lost its secret, or others may read or use it.
-            ValueError: if it goes on with another text.
-        """
-        return noise_source(self.config.privacy, folder, tokens, fresh=fresh)
 
     def statement(self, source: privacy.NoiseSource) -> str:
         """The guarantee of the whole run, in words."""
@@ -121,13 +88,7 @@ def _epsilon(plan: privacy.PrivacyPlan, steps: int) -> float:
 def budget_row(
     plan: privacy.PrivacyPlan, step: int, source: privacy.NoiseSource
 ) -> dict[str, float]:
-    """Epsilon spent, named by what it is: a guarantee, or what one would be with secret noise.
-
-    Args:
-        plan: of the run.
-        step: updates made; told is what the twentieth of the run that it is in spends by its end.
-        source: of the noise.
-    """
+    """Epsilon spent, named by what it is: a guarantee, or what one would be with secret noise."""
     part = -(-plan.num_steps // _PARTS)
     spent = _epsilon(plan, min(plan.num_steps, -(-step // part) * part)) if step else 0.0
     return {EPSILONS[not source.is_secret]: spent}
@@ -153,17 +114,7 @@ def plan_within(
     multiple: int = 1,
     folder: pathlib.Path | None = None,
 ) -> privacy.PrivacyPlan:
-    """Choose the noise with which a run stays within its budget.
-
-    Args:
-        options: the budget.
-        gradient: clipped.
-        num_examples: that may be drawn.
-        batch_size: how many are, on average.
-        num_steps: updates of the run.
-        multiple: parts that a batch is divided in.
-        folder: of the run, which keeps the noise that was found, so that a resume need not.
-    """
+    """Choose the noise with which a run stays within its budget."""
     epsilon, delta = options.epsilon, options.delta
     if epsilon is None:
         raise ValueError("privacy.epsilon must be given, got None")
@@ -194,23 +145,7 @@ def plan_private_training(
     mesh: jax.sharding.Mesh | None = None,
     folder: pathlib.Path | None = None,
 ) -> PrivateTraining:
-    """Choose batches and noise so that a run stays within its budget.
-
-    Args:
-        config: the run, with `privacy.epsilon`.
-        vocab_size: size of the vocabulary.
-        num_windows: windows of text that may be drawn.
-        mesh: the devices that share a batch.
-        folder: of the run, which keeps the noise that was found, so that a resume need not.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: if `batch_size` is more than the text has windows, or the budget needs more
-            noise than any training survives.
-        ImportError: without the `privacy` extra.
-    """
+    """Choose batches and noise so that a run stays within its budget."""
     if config.batch_size > num_windows:
         raise ValueError(
             f"batch_size must be at most the {num_windows} windows of the text, got "
@@ -244,13 +179,6 @@ class PrivateBatches:
 
     Windows follow each other without overlap, so that a token is in one window only. What is drawn
     depends on the secret, the run and the number of the step alone.
-
-    Args:
-        tokens: the text, `[tokens]`.
-        training: how windows are drawn.
-        source: of the draws, and of the keys of the noise.
-        process_index: which of `process_count` equal parts of a batch this process takes.
-        process_count: parts.
     """
 
     def __init__(
@@ -265,13 +193,13 @@ class PrivateBatches:
         count = num_private_windows(tokens, training.config.sequence_length)
         self._windows = np.asarray(tokens[: count * length]).reshape(count, length)
         self._training, self._source, self._step = training, source, 0
-        size = training.sampling.padded_size // process_count
+        size = training.plan.sampling.padded_size // process_count
         self._rows = slice(process_index * size, (process_index + 1) * size)
         # What is run is part of every key: with another setting or text no draw is the same.
         run = {**dataclasses.asdict(training.config), **dict.fromkeys(FREE_FIELDS)}
         text = json.dumps([run, training.plan.fingerprint], sort_keys=True).encode()
         self._run = hashlib.sha256(text + self._windows.tobytes()).hexdigest()
-        self._draw = jax.jit(training.sampling.draw)
+        self._draw = jax.jit(training.plan.sampling.draw)
 
     def __iter__(self) -> PrivateBatches:
         return self
@@ -296,16 +224,12 @@ class PrivateBatches:
         """Draws made, what defines them, and the epsilon spent on them."""
         return {
             "step": self._step,
-            **self._training.budget_row(self._step, self._source),
+            **budget_row(self._training.plan, self._step, self._source),
             "stream": self._stream(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on after the draws of a state.
-
-        Raises:
-            ValueError: if its windows, sampling or noise were others: the budget would be wrong.
-        """
+        """Go on after the draws of a state."""
         if state.get("stream") != self._stream():
             raise ValueError(
                 f"the run so far was private under {state.get('stream')}, not {self._stream()}: "
@@ -325,10 +249,5 @@ class PrivateBatches:
 
 
 def num_private_windows(tokens: np.ndarray, sequence_length: int) -> int:
-    """How many windows without overlap a text has.
-
-    Example:
-        >>> num_private_windows(np.zeros(20), 4)
-        4
-    """
+    """How many windows without overlap a text has."""
     return math.floor(len(tokens) / (sequence_length + 1))

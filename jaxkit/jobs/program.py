@@ -41,21 +41,8 @@ def training_program(
     mesh: Mesh,
     plan: private_training.PrivateTraining | None = None,
 ) -> Program:
-    """Make the program of a configuration on a mesh, whose devices need not exist.
-
-    Args:
-        config: what to train.
-        vocab_size: size of the vocabulary.
-        mesh: from `training.make_mesh`.
-        plan: of a private run.
-
-    Returns:
-        The program.
-
-    Raises:
-        ValueError: if the mesh does not divide the batch or a parameter.
-    """
-    size = config.batch_size if plan is None else plan.sampling.padded_size
+    """Make the program of a configuration on a mesh, whose devices need not exist."""
+    size = config.batch_size if plan is None else plan.plan.sampling.padded_size
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % parts:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxkit import files, plotting
+from jaxkit import plotting
 from jaxkit.jobs import pages
 from jaxkit.jobs.runs import RunFiles
 
@@ -27,30 +27,15 @@ def write_report(
     baseline: float | None,
     sample: str,
 ) -> None:
-    """Draw the figures of a run and write `report.html` with them inside.
-
-    Args:
-        run: where to write.
-        config: the configuration, shown as a table.
-        summary: the numbers that matter, by name, as text.
-        metrics: rows of `metrics.jsonl`.
-        evaluations: rows of `evaluations.jsonl`.
-        by_position: validation loss at each position of the context, ``[T]``.
-        baseline: loss of the bigram model, drawn as a line, if known.
-        sample: text that the model wrote.
-    """
+    """Draw the figures of a run and write `report.html` with them inside."""
     figures = {
         "loss": loss_figure(metrics, evaluations, baseline),
         "loss_by_position": position_figure(by_position, baseline),
         "learning_rate": learning_rate_figure(metrics),
     }
-    for name, figure in figures.items():
-        plotting.save(figure, run.folder / f"{name}.png")
-    parts = [pages.facts(summary)]
-    parts += [plotting.html_image(figure, name) for name, figure in figures.items()]
-    parts += ["<h2>Sample</h2>", f"<pre>{html.escape(sample)}</pre>"]
-    parts += ["<h2>Configuration</h2>", pages.facts(config)]
-    files.write_atomically(run.report, pages.page(run.folder.name, parts))
+    told = ["<h2>Sample</h2>", f"<pre>{html.escape(sample)}</pre>"]
+    told += ["<h2>Configuration</h2>", pages.facts(config)]
+    pages.write_run(run.report, summary, figures, told)
 
 
 def loss_figure(

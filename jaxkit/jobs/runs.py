@@ -62,11 +62,7 @@ class Description:
 
 
 def read_description(run: RunFiles) -> Description | None:
-    """Read a run's description, None if there is no run.
-
-    Raises:
-        ValueError: if the file is damaged, naming line and field.
-    """
+    """Read a run's description, None if there is no run."""
     return files.read_record(run.config, Description) if run.config.exists() else None
 
 

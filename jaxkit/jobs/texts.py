@@ -90,15 +90,7 @@ def make_tokenizer(config: TrainConfig, corpus: datasets.Corpus) -> datasets.Tok
 def stored_tokenizer(
     stored: Mapping[str, Any], unknown: datasets.Unknown | None = None
 ) -> datasets.Tokenizer:
-    """The tokenizer that a run stored, with another rule for unknown characters if one is given.
-
-    Args:
-        stored: from `to_config`.
-        unknown: the rule; None for the run's own.
-
-    Raises:
-        ValueError: if it is damaged, or a rule is given and it is no tokenizer of characters.
-    """
+    """The tokenizer that a run stored, with another rule for unknown characters if one is given."""
     if unknown is not None:
         if stored.get("kind") != "characters":
             raise ValueError(
@@ -114,11 +106,7 @@ def encode(
     tokenizer: datasets.Tokenizer,
     cache_dir: pathlib.Path | None = None,
 ) -> np.ndarray:
-    """The tokens of a text, kept in a folder if one is given.
-
-    Raises:
-        ValueError: if the tokenizer refuses it, naming the options that help.
-    """
+    """The tokens of a text, kept in a folder if one is given."""
     with _remedies():
         if isinstance(text, str):
             return tokenizer.encode(text)

@@ -90,8 +90,10 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
         plan = private_training.plan_private_training(
             config, tokenizer.vocab_size, windows, mesh, files.folder
         )
-        rows = training.local_rows(mesh, plan.sampling.padded_size)
-        noise = plan.source(files.folder, train_tokens, fresh=stored is None and not run.steps)
+        rows = training.local_rows(mesh, plan.plan.sampling.padded_size)
+        noise = private_training.noise_source(
+            config.privacy, files.folder, train_tokens, fresh=stored is None and not run.steps
+        )
         batches = private_training.PrivateBatches(train_tokens, plan, noise, *rows)
         statement = plan.statement(noise)
         training.say(statement)
@@ -134,7 +136,7 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
             training.require_finite(step + 1, row["loss"])
             training.require_finite(step + 1, row["gradient_norm"], "gradient norm")
             if plan is not None:
-                row |= plan.budget_row(step + 1, noise)
+                row |= private_training.budget_row(plan.plan, step + 1, noise)
             if seconds is not None:
                 row["tokens_per_second"] = config.batch_size * config.sequence_length / seconds
                 used = training.model_flops_utilization(row["tokens_per_second"] * flops_per_token)

@@ -33,7 +33,10 @@ def made_for(config, gradient, noise_multiplier=1.0):
 def test_a_plan_spends_its_budget_by_the_last_step_and_not_before(small_config, tmp_path):
     config = small_config("runs", steps=4, privacy=BUDGET)
     plan = private_training.plan_private_training(config, 20, config.batch_size, folder=tmp_path)
-    spent = [plan.budget_row(step, source())["epsilon_if_secret"] for step in range(5)]
+    spent = [
+        private_training.budget_row(plan.plan, step, source())["epsilon_if_secret"]
+        for step in range(5)
+    ]
     assert spent[0] == 0
     assert spent == sorted(spent)
     assert spent[3] < spent[4] <= 8.0
@@ -90,7 +93,7 @@ def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):
     batches = private_training.PrivateBatches(tokens, plan, source())
     drawn = [next(batches) for _ in range(3)]
     for step, batch in enumerate(drawn):
-        assert batch["tokens"].shape == (plan.sampling.padded_size, 33)
+        assert batch["tokens"].shape == (plan.plan.sampling.padded_size, 33)
         for row, index, real in zip(batch["tokens"], batch["index"], batch["mask"], strict=True):
             window = index - 40 * step
             assert not real or np.array_equal(row, tokens[33 * window : 33 * (window + 1)])
@@ -98,7 +101,10 @@ def test_windows_do_not_overlap_and_a_stream_goes_on_where_it_was(plan):
     resumed = private_training.PrivateBatches(tokens, plan, source())
     next(resumed)
     state = resumed.get_state()
-    assert state["epsilon_if_secret"] == plan.budget_row(1, source())["epsilon_if_secret"]
+    assert (
+        state["epsilon_if_secret"]
+        == private_training.budget_row(plan.plan, 1, source())["epsilon_if_secret"]
+    )
     assert "epsilon" not in state
     secret = private_training.PrivateBatches(tokens, plan, privacy.NoiseSource.from_os())
     assert secret.get_state()["epsilon"] == 0.0
@@ -135,7 +141,7 @@ def test_the_gradient_is_the_noisy_sum_of_clipped_ones_over_the_expected_size(pl
     def loss(params, batch, key):
         return jnp.mean(jnp.sum(params * batch["tokens"], axis=-1))
 
-    size = plan.sampling.padded_size
+    size = plan.plan.sampling.padded_size
     rows = np.random.default_rng(0).normal(size=(size, 20_000)).astype(np.float32)
     mask = np.arange(size) < 3
     training = made_for(plan.config, privacy.clipped_grad_sum(loss, 0.5))

@@ -372,11 +372,9 @@ def flip_and_read(folder, like, rng):
     """Flip one bit of one file: "noticed", "harmless" or "silent"."""
     files = sorted(p for p in (folder / "checkpoints").rglob("*") if p.is_file())
     # Each file as likely as another, so that small ones are hit too.
-    path = rng.choice(files)
+    path = rng.choice([file for file in files if file.stat().st_size])
     good = path.read_bytes()
-    at = rng.randrange(8 * len(good)) if good else 0
-    if not good:
-        return "harmless"
+    at = rng.randrange(8 * len(good))
     path.write_bytes(good[: at // 8] + bytes([good[at // 8] ^ 1 << at % 8]) + good[at // 8 + 1 :])
     try:
         found = training.read_run(folder, like, report=lambda line: None)

@@ -1,9 +1,11 @@
-"""What every test shares: 8 simulated devices, the golden vectors, and a counter of traces."""
+"""What every test shares: 8 simulated devices, checked calls, golden vectors, a counter of traces."""
 
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -29,6 +31,38 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+
+
+def jaxtyped_when_called(*, typechecker, jaxtyped=jaxtyping.jaxtyped):
+    """As `jaxtyped`, but read the annotations of a function when it is first called.
+
+    To read them all takes longer than to collect the tests, and most are not called by the few
+    tests that one process runs.
+    """
+
+    def decorate(found):
+        if not inspect.isfunction(found):
+            return jaxtyped(found, typechecker=typechecker)
+
+        @functools.cache
+        def checked():
+            return jaxtyped(found, typechecker=typechecker)
+
+        @functools.wraps(found)
+        def call(*args, **kwargs):
+            return checked()(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+# Before anything imports `jaxkit`.
+if not os.environ.get("JAXTYPING_DISABLE"):
+    jaxtyping.jaxtyped = jaxtyped_when_called
+    jaxtyping.install_import_hook(
+        "jaxkit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
 
 hypothesis.settings.register_profile("jaxkit", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("jaxkit")

@@ -1,4 +1,4 @@
-"""What every test shares: 8 simulated devices, checked calls, golden vectors, a counter of traces."""
+"""What tests share: 8 simulated devices, checked calls, golden vectors, a counter of traces."""
 
 import ctypes
 import functools

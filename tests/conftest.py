@@ -70,7 +70,7 @@ hypothesis.settings.load_profile("jaxkit")
 
 #: Above this a worker forgets its compiled programs, some 3 MB each: before the next file of tests,
 #: and before the next test, which may have to compile again what it shares with the last.
-_MOST_RESIDENT_BYTES = {"file": 1.1e9, "test": 1.5e9}
+_MOST_RESIDENT_BYTES = {"file": 1.4e9, "test": 1.6e9}
 
 
 def pytest_runtest_teardown(item, nextitem):

@@ -19,10 +19,19 @@ WELL_KNOWN = (
     "cifar-10-batches-bin", "cifar-100-binary", "cifar-10-batches-py", "cifar-100-python",
     "stl10_binary", "tiny-imagenet-200",
 )  # fmt: skip
-TRAIN_FOLDERS = ("train", "training", "training_set")
+TRAIN_FOLDERS = ("train", "training", "train_set", "training_set")
 TEST_FOLDERS = {
     "train-test-folders": ("test", "testing", "test_set"),
-    "train-val-folders": ("val", "valid", "validation"),
+    "train-val-folders": (
+        "val",
+        "valid",
+        "validation",
+        "val_set",
+        "validation_set",
+        "dev",
+        "eval",
+        "evaluation",
+    ),
 }
 
 

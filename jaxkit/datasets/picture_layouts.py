@@ -40,8 +40,8 @@ def find_pictures(
     A split that the data give is kept; otherwise one is drawn, class by class, so that every class
     is on both sides. The decision is logged in one line, and so is what is left out.
 
-    A folder of a split may also be called `training` or `training_set`, `testing` or `test_set`,
-    `valid` or `validation`.
+    A folder of a split may also be called `training`, `testing`, `valid`, `validation`, `dev`,
+    `eval` or `evaluation`; `train_set`, `training_set`, `test_set`, `val_set`, `validation_set`.
 
     | layout | what is there |
     |---|---|

@@ -65,7 +65,13 @@ def test_a_split_that_the_folders_give_is_kept(tmp_path, held):
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("Training", "Testing"), ("training_set", "test_set"), ("training", "validation")],
+    [
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("training", "validation"),
+        ("train", "eval"),
+        ("train", "dev"),
+    ],
 )
 def test_a_split_by_other_names_is_no_pair_of_tasks_or_classes(tmp_path, train, test):
     folder(tmp_path / train, count=3)

@@ -19,7 +19,7 @@ from rich import console
 from rich import table as tables
 
 from jaxkit import files, models, training, validation
-from jaxkit.jobs import private_training, program, texts
+from jaxkit.jobs import options, private_training, program, texts
 from jaxkit.jobs.config import TrainConfig
 from jaxkit.models import decoder_cost
 
@@ -137,7 +137,7 @@ def compile_run(
     topology: str,
     vocab_size: int | None = None,
     effort: Effort = "default",
-    out: str = "compiled",
+    out: options.Path = "compiled",
     save: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> Compilation:
     """Compile what train would run for devices that need not be here; say what it costs there.

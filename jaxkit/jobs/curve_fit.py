@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import tyro
 
 from jaxkit import logs, losscurves, plotting, schedules, validation
+from jaxkit.jobs import options
 from jaxkit.jobs import runs as run_files
 
 #: Decays of the annealing momentum that are compared when none is given.
@@ -62,8 +64,8 @@ class CurveFit(NamedTuple):
 
 
 def fit_runs(
-    runs: tyro.conf.Positional[tuple[str, ...]],
-    predict: tuple[str, ...] = ("constant", "linear", "cosine", "rex", "wsd"),
+    runs: tyro.conf.Positional[Sequence[options.Path]],
+    predict: Sequence[str] = ("constant", "linear", "cosine", "rex", "wsd"),
     decay: float | None = None,
     level: float = 0.9,
     warmup_steps: float | None = None,
@@ -73,7 +75,7 @@ def fit_runs(
     learning_rate: str = "learning_rate",
     loss: str = "loss",
     smoothing: float = 0.0,
-    out: str = ".",
+    out: options.Path = ".",
 ) -> CurveFit:
     """Fit the loss-curve law to runs and predict the loss of other schedules.
 

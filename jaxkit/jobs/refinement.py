@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 
 from jaxkit import files, plotting, schedules
+from jaxkit.jobs import options
 from jaxkit.schedules import gradient_logs
 
 #: The file of a run that holds its l1 gradient norms, as the recorder in its optimizer kept them.
@@ -54,10 +55,10 @@ def read_pilot(pilot: str | os.PathLike[str]) -> gradient_logs.GradientLog:
 
 
 def refine_run(
-    pilot: tyro.conf.Positional[str],
+    pilot: tyro.conf.Positional[options.Path],
     norm: Literal["l1", "l2"] | None = None,
     smoothing: float = 0.1,
-    out: str | None = None,
+    out: options.Path | None = None,
 ) -> RefinedSchedule:
     """Refine a learning-rate schedule from the gradient norms of a finished run.
 

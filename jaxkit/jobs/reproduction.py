@@ -10,7 +10,7 @@ import os
 import pathlib
 import pkgutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from rich import console, progress, table, text
 
 from jaxkit import experiments, files, plotting, training, validation
 from jaxkit.experiments.evidence import Claim, Evidence
-from jaxkit.jobs import pages
+from jaxkit.jobs import options, pages
 
 _COLOURS = {"shown": "green", "null result": "yellow", "not shown": "red"}
 _CLASSES = {
@@ -50,10 +50,10 @@ def experiment_names() -> list[str]:
 
 
 def reproduce(
-    papers: tyro.conf.Positional[tuple[str, ...]] = ("all",),
+    papers: tyro.conf.Positional[Sequence[str]] = ("all",),
     quick: tyro.conf.FlagCreatePairsOff[bool] = False,
     seed: int = 0,
-    out: str = "evidence",
+    out: options.Path = "evidence",
     parallel: int | None = None,
 ) -> bool:
     """Show each paper's claim in miniature; the exit code says whether all still show.

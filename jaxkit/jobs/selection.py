@@ -13,6 +13,7 @@ import tyro
 
 from jaxkit import files, plotting, submodular, validation
 from jaxkit.datasets.extras import require
+from jaxkit.jobs import options
 
 
 class SelectionFiles(NamedTuple):
@@ -153,17 +154,17 @@ def _numbers(cells: Any) -> np.ndarray | None:
 
 
 def select_rows(
-    features: tyro.conf.Positional[str],
+    features: tyro.conf.Positional[options.Path],
     k: int,
     objective: Literal[
         "facility_location", "saturated_coverage", "graph_cut", "log_det", "feature_based"
     ] = "facility_location",
     maximiser: Literal["lazy", "greedy", "stochastic", "threshold"] = "lazy",
     kernel: Literal["cosine", "shifted_cosine", "rbf"] = "cosine",
-    columns: tuple[str, ...] = (),
+    columns: Sequence[str] = (),
     ids: str | None = None,
     header: bool | None = None,
-    out: str | None = None,
+    out: options.Path | None = None,
 ) -> SelectionFiles:
     """Pick exemplars or a coreset from a table of features.
 

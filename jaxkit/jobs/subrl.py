@@ -13,6 +13,7 @@ import tyro
 from rich import table as tables
 
 from jaxkit import intervals, plotting, subrl, training, validation
+from jaxkit.jobs import options
 from jaxkit.subrl import planning
 
 
@@ -71,7 +72,7 @@ def train_world(
     entropy_coefficient: float = 0.0,
     seeds: int = 3,
     seed: int = 0,
-    out: str = "subrl",
+    out: options.Path = "subrl",
     progress: tyro.conf.Suppress[training.Progress | None] = None,
 ) -> SubrlFiles | None:
     """Train a policy whose reward has diminishing returns; run it again to resume.

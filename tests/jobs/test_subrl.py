@@ -45,6 +45,7 @@ def test_planners_are_left_out_where_moves_are_not_sure():
     assert job.known_values(subrl.car_world()) == {}
 
 
+@pytest.mark.usefixtures("bad_input")
 def test_an_unknown_world_is_refused(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'two-rooms'"):
         job.train_world("two-room", out=tmp_path)

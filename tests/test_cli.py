@@ -80,6 +80,9 @@ def test_version_and_the_list_of_commands(capsys):
     code, listed, _ = outcome(capsys, "--help")
     assert code == 0
     assert [line for line in cli.COMMANDS if f"  {line} " not in listed] == []
+    for name in cli.COMMANDS:
+        summary = re.search(rf"^  {name} +(.*)$", listed, flags=re.MULTILINE)[1]
+        assert summary in " ".join(outcome(capsys, name, "--help")[1].split())
     code, out, err = outcome(capsys)
     assert (code, out, err) == (2, "", listed)
 

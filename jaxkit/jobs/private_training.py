@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jaxkit import files, privacy
+from jaxkit.datasets import mapped
 from jaxkit.jobs.config import FREE_FIELDS, PrivacyConfig, TrainConfig
 
 #: Folder, inside a run's, of what is not to be given away with it.
@@ -27,6 +28,9 @@ EPSILONS = ("epsilon", "epsilon_if_secret")
 
 #: Parts of a run after which the epsilon spent is worked out anew.
 _PARTS = 20
+
+#: Windows of a text that are hashed at a time.
+_HASHED_WINDOWS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +202,11 @@ class PrivateBatches:
         # What is run is part of every key: with another setting or text no draw is the same.
         run = {**dataclasses.asdict(training.config), **dict.fromkeys(FREE_FIELDS)}
         text = json.dumps([run, training.plan.fingerprint], sort_keys=True).encode()
-        self._run = hashlib.sha256(text + self._windows.tobytes()).hexdigest()
+        digest = hashlib.sha256(text)
+        for start in range(0, count, _HASHED_WINDOWS):  # a mapped text may be larger than memory
+            digest.update(self._windows[start : start + _HASHED_WINDOWS].tobytes())
+            mapped.forget_pages(self._windows)
+        self._run = digest.hexdigest()
         self._draw = jax.jit(training.plan.sampling.draw)
 
     def __iter__(self) -> PrivateBatches:

@@ -232,3 +232,30 @@ def test_numbers_may_be_swept_by_vmap_in_one_program(problem, quick_jit, count_t
     for i in range(2):
         alone = quick_jit(final)(*(float(n[i]) for n in numbers))
         np.testing.assert_allclose(swept[i], alone, atol=1e-6)
+
+
+def test_a_cohort_run_one_by_one_lies_in_memory_once():
+    size, num_clients = 50_000, 16
+    params = {"w": jnp.zeros((size, 1))}
+    data = fl.stack_clients({"x": jnp.ones((num_clients, 2, 8)), "y": jnp.ones((num_clients, 2))})
+
+    def loss(params, batch, key):
+        return jnp.mean((batch["x"].sum(-1) - params["w"].mean() - batch["y"]) ** 2)
+
+    training = fl.LocalTraining(loss, batch_size=2, num_epochs=1)
+    algorithm = fl.fedspeed()
+    state = fl.init_state(algorithm, params, num_clients, jax.random.key(0))
+    (row,) = {leaf.nbytes // num_clients for leaf in jax.tree.leaves(state.clients)}
+
+    def temporaries(cohort_size):
+        sampler = fl.uniform_sampler(num_clients, cohort_size)
+
+        def step(state, data):
+            return fl.run_rounds(
+                algorithm, training, state, data, sampler, fl.vmap_clients(1), num_rounds=1
+            )
+
+        program = jax.jit(step, donate_argnums=0).lower(state, data).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert (temporaries(12) - temporaries(4)) / (8 * row) < 1.5

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxkit import files, schedules, training, validation, width
-from jaxkit.jobs import classifiers, pages, picture_problem
+from jaxkit.jobs import classifiers, options, pages, picture_problem
 from jaxkit.jobs import config as configs
 
 
@@ -71,17 +71,17 @@ class ClassifyConfig(picture_problem.PictureConfig):
     def __post_init__(self):
         super().__post_init__()
         validation.choice("optimizer", self.optimizer, ["sgdm", "adamw"])
-        configs.at_least_one(self, "batch_size", "augmentations", "checkpoint_every", "log_every")
+        options.at_least_one(self, "batch_size", "augmentations", "checkpoint_every", "log_every")
         validation.integer("num_workers", self.num_workers, minimum=0)
-        configs.within(self, configs.POSITIVE, "epochs")
-        configs.within(self, configs.DECAY, "warmup", "momentum")
-        configs.within(self, {"minimum": 0}, "weight_decay")
+        options.within(self, options.POSITIVE, "epochs")
+        options.within(self, options.DECAY, "warmup", "momentum")
+        options.within(self, {"minimum": 0}, "weight_decay")
         for field in ("budgets", "schedules", "learning_rates"):
             values = getattr(self, field)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{field} must be different values, at least one, got {values}")
         for budget in self.budgets:
-            validation.number("budgets", budget, **configs.SHARE)
+            validation.number("budgets", budget, **options.SHARE)
         for rate in self.learning_rates:
             validation.number("learning_rates", rate, minimum=0)
         for name in self.schedules:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import optax
 
 from jaxkit import lexinvariant, losscurves, models, schedules, validation
 from jaxkit import width as width_room
-from jaxkit.jobs import refinement
+from jaxkit.jobs import options, refinement
 
 #: Fields that a resumed run may change: they do not touch the numbers.
 FREE_FIELDS = frozenset(
@@ -20,12 +20,6 @@ FREE_FIELDS = frozenset(
      "keep_every", "log_every", "mesh", "runs", "tensorboard"}
 )  # fmt: skip
 
-
-#: Bounds of options: above 0, a share above 0, a share below 1, and strictly between 0 and 1.
-POSITIVE: dict[str, Any] = {"minimum": 0, "open_minimum": True}
-SHARE: dict[str, Any] = {**POSITIVE, "maximum": 1}
-DECAY: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}
-INSIDE: dict[str, Any] = {**POSITIVE, **DECAY}
 
 #: Steps end where int32 does, sizes and parameters where no machine holds them.
 LARGEST_STEPS, LARGEST_SIZE, LARGEST_MODEL = 2**31 - 1, 2**24, 10**13
@@ -52,9 +46,9 @@ class PrivacyConfig:
     def validate(self) -> None:
         """Refuse what is out of range: called by what holds it, which names the option."""
         if self.epsilon is not None:
-            validation.number("privacy.epsilon", self.epsilon, **POSITIVE)
-        validation.number("privacy.delta", self.delta, **INSIDE)
-        validation.number("privacy.clip_norm", self.clip_norm, **POSITIVE)
+            validation.number("privacy.epsilon", self.epsilon, **options.POSITIVE)
+        validation.number("privacy.delta", self.delta, **options.INSIDE)
+        validation.number("privacy.clip_norm", self.clip_norm, **options.POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,33 +220,33 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        folder_name("name", self.name)
-        at_least_one(self, "keep_checkpoints", "evaluation_windows")
+        options.folder_name("name", self.name)
+        options.at_least_one(self, "keep_checkpoints", "evaluation_windows")
         self._check_sizes()
         validation.choice("unknown", self.unknown, ("error", "skip", "replace"))
         if self.unknown != "error" and self.tokenizer != "char":
             raise ValueError(
                 f"unknown needs tokenizer='char', got {self.unknown!r} with {self.tokenizer!r}"
             )
-        not_empty(self, "runs", "text", "tokenizer", "init_from")
+        options.not_empty(self, "runs", "text", "tokenizer", "init_from")
         validation.seed("seed", self.seed)
         if self.tokens_per_step is not None:
             self._accumulate()
-        at_least_one(self, "accumulation_steps")
+        options.at_least_one(self, "accumulation_steps")
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps must divide batch_size={self.batch_size}, got "
                 f"{self.accumulation_steps}"
             )
-        within(self, POSITIVE, "clip_norm")
-        within(self, {"minimum": 0}, "weight_decay", "learning_rate")
+        options.within(self, options.POSITIVE, "clip_norm")
+        options.within(self, {"minimum": 0}, "weight_decay", "learning_rate")
         validation.number("end_value", self.end_value, minimum=0, maximum=self.learning_rate)
         if self.end_value and self.schedule_source is not None:
             raise ValueError(f"end_value must be 0 with {self.schedule}, got {self.end_value}")
         validation.choice("algorithm", self.algorithm, ("adamw", "adafactor"))
         if self.algorithm != "adamw" and self.base_width is not None:
             raise ValueError(f"base_width is for adamw, got {self.base_width} with adafactor")
-        within(self, DECAY, "dropout", "b1", "b2")
+        options.within(self, options.DECAY, "dropout", "b1", "b2")
         validation.choice("embedding", self.embedding, get_args(lexinvariant.Method))
         for field in ("p", "anneal_p"):
             value = getattr(self, field)
@@ -278,7 +272,7 @@ class TrainConfig:
                     raise ValueError(
                         f"{field} must be left out of a private run, got {getattr(self, field)}"
                     )
-        at_least_one(self, "keep_every", "checkpoint_every", "evaluate_every", "log_every")
+        options.at_least_one(self, "keep_every", "checkpoint_every", "evaluate_every", "log_every")
         if self.keep_best and self.checkpoint_every % self.evaluate_every:
             raise ValueError(
                 "keep_best needs an evaluation at each checkpoint: evaluate_every must divide "
@@ -464,34 +458,6 @@ class TrainConfig:
     def _parameter_shapes(self, vocab_size: int, d_model: int) -> Any:
         model = self._at_width(d_model).model(vocab_size)
         return nn.meta.unbox(jax.eval_shape(models.initializer(model), jax.random.key(0)))
-
-
-def at_least_one(config: Any, *fields: str) -> None:
-    """Refuse fields that are given and no integers of at least 1."""
-    for field in fields:
-        if getattr(config, field) is not None:
-            validation.integer(field, getattr(config, field), minimum=1)
-
-
-def within(config: Any, bounds: Mapping[str, Any], *fields: str) -> None:
-    """Refuse fields that are given and out of bounds."""
-    for field in fields:
-        if getattr(config, field) is not None:
-            validation.number(field, getattr(config, field), **bounds)
-
-
-def not_empty(config: Any, *fields: str) -> None:
-    """Refuse empty fields: an empty path would be the present folder."""
-    for field in fields:
-        if getattr(config, field) == "":
-            raise ValueError(f"{field} must not be empty, got ''")
-
-
-def folder_name(name: str, value: str) -> str:
-    """Return `value` if it names a folder in another, or raise."""
-    if not value or value != value.strip() or "/" in value or value[0] == "." or "\0" in value:
-        raise ValueError(f"{name} must be a plain folder name, got {value!r}")
-    return value
 
 
 def decay_mask(params: Any) -> Any:

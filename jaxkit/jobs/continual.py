@@ -14,8 +14,7 @@ import numpy as np
 from rich import table
 
 from jaxkit import continual, files, models, training, validation
-from jaxkit.jobs import config as configs
-from jaxkit.jobs import pages
+from jaxkit.jobs import options, pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,9 +88,9 @@ class ContinualConfig:
     name: str = "continual"
 
     def __post_init__(self):
-        configs.folder_name("name", self.name)
+        options.folder_name("name", self.name)
         validation.seed("seed", self.seed)
-        configs.at_least_one(self, "image_size")
+        options.at_least_one(self, "image_size")
         for field in ("image_size", "layout", "benchmark", "classes_per_task", "class_order"):
             if self.stream == "digits" and getattr(self, field) is not None:
                 raise ValueError(
@@ -103,7 +102,7 @@ class ContinualConfig:
         for field in ("num_heads", "normalization"):
             if getattr(self, field) is not None and self.weights is None:
                 raise ValueError(f"{field} is for weights, got {getattr(self, field)!r} without")
-        configs.at_least_one(self, "classes_per_task")
+        options.at_least_one(self, "classes_per_task")
         validation.seed("class_seed", self.class_seed)
         for field in (
             "train_epochs", "describe_epochs", "batch_size", "scan_batch_size", "checkpoint_every",
@@ -113,8 +112,8 @@ class ContinualConfig:
         validation.choice("method", self.method, [*_PHASES, *_PROMPTS, "simple-cil", "ranpac"])
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be >= 0 (infinity is allowed), got {self.threshold}")
-        configs.within(self, {"minimum": 0}, "train_learning_rate", "describe_learning_rate")
-        configs.not_empty(self, "stream", "weights", "runs")
+        options.within(self, {"minimum": 0}, "train_learning_rate", "describe_learning_rate")
+        options.not_empty(self, "stream", "weights", "runs")
 
 
 class ContinualFiles(NamedTuple):

@@ -16,8 +16,7 @@ import numpy as np
 import optax
 
 from jaxkit import federated, files, plotting, training, validation
-from jaxkit.jobs import config as configs
-from jaxkit.jobs import pages, picture_clients, picture_problem
+from jaxkit.jobs import options, pages, picture_clients, picture_problem
 
 #: How pictures may be divided, and whether the rule takes a number.
 PARTITIONS = {
@@ -139,15 +138,15 @@ class FederatedConfig(picture_problem.PictureConfig):
                 raise ValueError(
                     f"partition must be pathological:C, C whole, got {self.partition!r}"
                 )
-        configs.at_least_one(
+        options.at_least_one(
             self, "clients", "samples_per_client", "cohort_size", "rounds", "local_epochs",
             "batch_size", "chunk_size", "evaluate_every", "checkpoint_every",
         )  # fmt: skip
         if self.cohort_size is not None and self.cohort_size > self.clients and kind != "natural":
             raise ValueError(f"cohort_size must be at most {self.clients}, got {self.cohort_size}")
-        configs.within(self, {"minimum": 0}, "clip_norm", "relaxed_init", "weight_decay")
-        configs.within(self, configs.SHARE, "participation", "round_decay")
-        configs.within(self, configs.POSITIVE, "learning_rate", "server_learning_rate")
+        options.within(self, {"minimum": 0}, "clip_norm", "relaxed_init", "weight_decay")
+        options.within(self, options.SHARE, "participation", "round_decay")
+        options.within(self, options.POSITIVE, "learning_rate", "server_learning_rate")
         if self.mesh and not re.fullmatch(r"clients=[1-9]\d*", self.mesh):
             raise ValueError(f"mesh must be clients=N, got {self.mesh!r}")
         known = {key for name in self.methods for key in self.options(name)}

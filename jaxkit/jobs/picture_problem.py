@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxkit import datasets, models, validation
-from jaxkit.jobs import config as configs
+from jaxkit.jobs import options
 
 
 def _vision_transformer(width: int, classes: int, size: int, channels: int, **options: Any):
@@ -94,12 +94,12 @@ class PictureConfig:
         datasets.picture_recipe(
             self.recipe, image_size=self.image_size, normalization=self.normalization
         )
-        configs.at_least_one(self, "seeds")
+        options.at_least_one(self, "seeds")
         validation.seed("seed", self.seed)
         validation.seed("seed + seeds - 1", self.seed + self.seeds - 1)
-        configs.within(self, configs.INSIDE, "test_fraction")
-        configs.not_empty(self, "data", "runs")
-        configs.folder_name("name", self.name)
+        options.within(self, options.INSIDE, "test_fraction")
+        options.not_empty(self, "data", "runs")
+        options.folder_name("name", self.name)
 
     def pictures(self, seed: int, **options: Any) -> datasets.PictureSplit:
         """The pictures; a split that they do not bring is drawn by the seed.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import UInt
 
-from jaxkit.datasets.mapped import grow_mapped, write_mapped
+from jaxkit.datasets import mapped
 from jaxkit.datasets.text import Corpus
 from jaxkit.datasets.tokenizers import ByteTokenizer, Tokenizer
 
@@ -51,10 +51,10 @@ def tokenize(
     dtype = np.min_scalar_type(max(tokenizer.vocab_size - 1, 0))
     if cache_dir is not None:
         path = pathlib.Path(cache_dir) / f"{_cache_key(corpus, tokenizer)}.npy"
-        return grow_mapped(path, dtype, lambda start: _pieces(corpus, tokenizer, start or 0))
+        return mapped.grow_mapped(path, dtype, lambda start: _pieces(corpus, tokenizer, start or 0))
     pieces = (tokens for tokens, _ in _pieces(corpus, tokenizer))
     if len(corpus) > _IN_MEMORY:
-        return write_mapped(pieces, dtype)
+        return mapped.write_mapped(pieces, dtype)
     return np.concatenate([np.empty(0, dtype), *pieces])
 
 

@@ -58,6 +58,14 @@ def forget_pages(array: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+def pieces(array: np.ndarray, most_bytes: int = 1 << 22) -> Iterator[np.ndarray]:
+    """The rows of an array some at a time; the pages of a mapped one are let go after each."""
+    rows = max(1, most_bytes // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+        forget_pages(array)
+
+
 def grow_mapped(
     path: pathlib.Path,
     dtype: np.typing.DTypeLike,

@@ -8,10 +8,8 @@ import pathlib
 import numpy as np
 from jaxtyping import Integer, UInt
 
-from jaxkit.datasets.mapped import forget_pages
+from jaxkit.datasets import mapped
 from jaxkit.validation import choice, integer
-
-_CHUNK = 1 << 24
 
 
 def load_tokens(
@@ -59,15 +57,15 @@ def load_tokens(
             f"{path} must hold a flat array of unsigned integers, got "
             f"{tokens.dtype}{list(tokens.shape)}"
         )
-    for start in range(0, len(tokens), _CHUNK):
-        piece = tokens[start : start + _CHUNK]
+    start = 0
+    for piece in mapped.pieces(tokens):
         if piece.max() >= vocab_size:
             at = start + int(np.argmax(piece >= vocab_size))
             raise ValueError(
                 f"{path} must hold ids below vocab_size={vocab_size}, got {tokens[at]} at token "
                 f"{at}: is its type {dtype}?"
             )
-        forget_pages(tokens)
+        start += len(piece)
     return tokens
 
 

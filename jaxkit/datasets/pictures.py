@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
+from jaxkit.datasets import mapped
 from jaxkit.datasets.extras import require
 
 
@@ -153,8 +154,8 @@ class Pictures:
                 digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
         else:
             digest.update(str(self.source.shape).encode())
-            for start in range(0, len(self), 1024):
-                digest.update(np.ascontiguousarray(self.source[start : start + 1024]).data)
+            for piece in mapped.pieces(self.source):
+                digest.update(np.ascontiguousarray(piece).data)
         return digest.hexdigest()
 
 

@@ -16,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt, UInt8
 
-from jaxkit.datasets import documents
-from jaxkit.datasets.mapped import forget_pages, grow_mapped, write_mapped
+from jaxkit.datasets import documents, mapped
 from jaxkit.validation import integer, number
 
 _log = logging.getLogger("jaxkit.datasets")
@@ -57,7 +56,7 @@ class Corpus:
         Returns:
             The corpus.
         """
-        digest = _digest(_array_chunks(tokens))
+        digest = _digest(mapped.pieces(tokens))
         return cls(np.empty(0, np.uint8), name, f"{len(tokens)}-{digest}", tokens)
 
     @classmethod
@@ -104,7 +103,7 @@ class Corpus:
                 yield cut
                 start = cut
             if cell % _CHUNK == 0:
-                forget_pages(self.data)
+                mapped.forget_pages(self.data)
         if start < len(self):
             yield len(self)
 
@@ -230,15 +229,15 @@ def _as_one(
         _log.info("%s has the line ends of Windows: they are read as newlines", files[0])
     if cache_dir is None:
         chunks = (chunk for chunk, _ in documents.documents(files, options))
-        data = write_mapped(chunks, np.uint8, empty=True)
+        data = mapped.write_mapped(chunks, np.uint8, empty=True)
     else:
         identity = [[_digest(_file_chunks(file)), file.name] for file in files]
         key = json.dumps([identity, dataclasses.astuple(options)])
         path = pathlib.Path(cache_dir) / f"text-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-        data = grow_mapped(
+        data = mapped.grow_mapped(
             path, np.uint8, lambda at: documents.documents(files, options, at or (0, 0, True))
         )
-    return data, _digest(_array_chunks(data))
+    return data, _digest(mapped.pieces(data))
 
 
 def _digest(chunks: Iterable[Any]) -> str:
@@ -246,12 +245,6 @@ def _digest(chunks: Iterable[Any]) -> str:
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _array_chunks(array: np.ndarray) -> Iterator[bytes]:
-    for start in range(0, len(array), _CHUNK):
-        yield array[start : start + _CHUNK].tobytes()
-        forget_pages(array)
 
 
 def _file_chunks(file: pathlib.Path) -> Iterator[bytes]:

@@ -29,9 +29,6 @@ EPSILONS = ("epsilon", "epsilon_if_secret")
 #: Parts of a run after which the epsilon spent is worked out anew.
 _PARTS = 20
 
-#: Windows of a text that are hashed at a time.
-_HASHED_WINDOWS = 1 << 14
-
 
 @dataclasses.dataclass(frozen=True)
 class PrivateTraining:
@@ -203,9 +200,8 @@ class PrivateBatches:
         run = {**dataclasses.asdict(training.config), **dict.fromkeys(FREE_FIELDS)}
         text = json.dumps([run, training.plan.fingerprint], sort_keys=True).encode()
         digest = hashlib.sha256(text)
-        for start in range(0, count, _HASHED_WINDOWS):  # a mapped text may be larger than memory
-            digest.update(self._windows[start : start + _HASHED_WINDOWS].tobytes())
-            mapped.forget_pages(self._windows)
+        for piece in mapped.pieces(self._windows):  # a mapped text may be larger than memory
+            digest.update(piece.tobytes())
         self._run = digest.hexdigest()
         self._draw = jax.jit(training.plan.sampling.draw)
 

@@ -22,6 +22,7 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxkit import files, validation
+from jaxkit.datasets import mapped
 from jaxkit.training import checkpoints
 from jaxkit.training import mesh as meshes
 from jaxkit.training import metrics as measuring
@@ -386,8 +387,8 @@ def fingerprint(tree: PyTree) -> str:
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         rows = array[None] if array.ndim == 0 else array
-        for start in range(0, len(rows), 1024):
-            digest.update(rows[start : start + 1024].tobytes())
+        for piece in mapped.pieces(rows):  # a mapped text may be larger than memory
+            digest.update(piece.tobytes())
     return digest.hexdigest()
 
 

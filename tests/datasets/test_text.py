@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import strategies as st
 
 from jaxkit import datasets
-from jaxkit.datasets import documents, encoding, mapped, text
+from jaxkit.datasets import documents, encoding, mapped
 
 
 def test_a_file_is_mapped_and_split_at_the_fraction(tmp_path):
@@ -319,8 +319,7 @@ def test_writing_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, stop):
     pattern, expected = str(tmp_path / "*.zst"), whole(str(tmp_path / "*.zst"))
     options = {"cache_dir": tmp_path / "cache"}
     grow = functools.partial(mapped.grow_mapped, save_every=100)
-    monkeypatch.setattr(text, "grow_mapped", grow)
-    monkeypatch.setattr(encoding, "grow_mapped", grow)
+    monkeypatch.setattr(mapped, "grow_mapped", grow)
     monkeypatch.setattr(datasets.Corpus, "cuts", functools.partialmethod(datasets.Corpus.cuts, 64))
     read, begun = documents.documents, []
 

@@ -211,6 +211,23 @@ def test_a_program_is_compared_under_one_version_of_jax(tmp_path):
         run.identify({"program": {**program(3.0), "jax": "99"}})
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux tells it")
+def test_a_fingerprint_lets_go_of_the_pages_of_a_mapped_array(tmp_path):
+    def resident():
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.partition("RssFile:")[2].split()[0]) * 1024
+
+    with open(tmp_path / "text.bin", "wb") as stream:
+        stream.truncate(1 << 26)
+    array = np.memmap(tmp_path / "text.bin", np.uint8, mode="r")
+    before = resident()
+    found = training.fingerprint({"tokens": array[2:]})
+    assert resident() - before < 1 << 24
+    assert found == training.fingerprint({"tokens": np.zeros((1 << 26) - 2, np.uint8)})
+    assert array.sum() == 0
+    assert resident() - before > 1 << 25  # so that reading it otherwise would be seen
+
+
 def test_a_program_is_known_by_its_constants_also_inside_jit_and_scan():
     def traced(offset, wrap):
         array = np.full(2, offset, np.float32)

@@ -11,14 +11,13 @@ steps. How to give data: `client_data` for one pool and a partition of it, `stac
 arrays or a list by client, `read_clients` for LEAF and tables. How to choose a backend:
 `vmap_clients` for small models on one device, in chunks for large or convolutional ones,
 `shard_clients` for several devices or hosts, with `stratified_sampler` so that client state stays
-where it is; `backends.pmap_clients` only for code that needs `pmap`. Sharp edges: without a client
-step algorithms take `simulator_sgd()`, which decays, clips and shrinks; `prox_coef` is 1/lambda;
-`dual_average="active"` is the printed algorithm and breaks down under partial participation;
-clients weigh the same unless `weighting="examples"`; decay the learning rate slowly (0.9995 a
-round) in long runs of dual methods; `clip_mode="simulator"` clips the position of the model too; a
-loss that couples the examples of a batch (BatchNorm) needs full mini-batches and
-`with_model_state`; donate the state when compiling rounds yourself; client state is one or two
-models a client; metrics are not protected by client-level privacy.
+where it is. Sharp edges: without a client step algorithms take `simulator_sgd()`, which decays,
+clips and shrinks; `prox_coef` is 1/lambda; `dual_average="active"` is the printed algorithm and
+breaks down under partial participation; clients weigh the same unless `weighting="examples"`; decay
+the learning rate slowly (0.9995 a round) in long runs of dual methods; `clip_mode="simulator"`
+clips the position of the model too; a loss that couples the examples of a batch (BatchNorm) needs
+full mini-batches and `with_model_state`; donate the state when compiling rounds yourself; client
+state is one or two models a client; metrics are not protected by client-level privacy.
 """
 
 from jaxkit.federated.algorithm import (

@@ -1,4 +1,4 @@
-"""Running one function for every client of a cohort: three backends, one result.
+"""Running one function for every client of a cohort: two backends, one result.
 
 A backend maps `fn(shared, held, row) -> ((held, local), message, Spread)` over the leading axis of
 `held`, which it writes in place, and of `rows`; it stacks `local`, sums the messages and merges the
@@ -7,7 +7,6 @@ spreads. They agree to rounding.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,22 +51,18 @@ class ClientMap(NamedTuple):
     """A backend.
 
     Attributes:
-        name: `"vmap"`, `"shard_map"` or `"pmap"`.
-        multiple: number that must divide the places of a cohort.
-        pad: whether a cohort is padded to it; otherwise another size is refused.
+        multiple: number that cohorts are padded to a multiple of.
         run: `(fn, shared, held, rows) -> ((held, stacked local), summed messages, spread of each
             device)`.
         mesh: mesh with an axis `"clients"` that client state lives on, or None.
     """
 
-    name: str
     multiple: int
-    pad: bool
     run: Callable[[ClientFunction, Any, Any, Any], tuple[tuple[Any, Any], Any, Spread]]
     mesh: Mesh | None = None
 
 
-def vmap_clients(chunk_size: int | None = None, *, pad: bool = True) -> ClientMap:
+def vmap_clients(chunk_size: int | None = None) -> ClientMap:
     """Clients of one device, by `jax.vmap`: all at once, or some at a time.
 
     All at once is for small or dense models; memory: cohort x (parameters + activations). One chunk
@@ -76,10 +71,6 @@ def vmap_clients(chunk_size: int | None = None, *, pad: bool = True) -> ClientMa
 
     Args:
         chunk_size: clients at a time, or None for all of them; 1 runs them strictly one by one.
-        pad: whether to pad a cohort that `chunk_size` does not divide.
-
-    Returns:
-        The backend.
 
     Raises:
         ValueError: if `chunk_size` is not positive.
@@ -88,24 +79,18 @@ def vmap_clients(chunk_size: int | None = None, *, pad: bool = True) -> ClientMa
         >>> vmap_clients(chunk_size=4).multiple
         4
     """
-    return ClientMap("vmap", chunk_size or 1, pad, _on_one_device(chunk_size))
+    return ClientMap(chunk_size or 1, _on_one_device(chunk_size))
 
 
-def shard_clients(
-    mesh: Mesh | None = None, *, chunk_size: int | None = None, pad: bool = True
-) -> ClientMap:
+def shard_clients(mesh: Mesh | None = None, *, chunk_size: int | None = None) -> ClientMap:
     """An equal part of the cohort on each device of a mesh axis, by `jax.shard_map`.
 
-    The main parallel path: several devices, pods, several hosts. Memory: as the inner backend, with
+    The main parallel path: several devices, pods, several hosts. Memory: as `vmap_clients`, with
     the cohort divided by the devices.
 
     Args:
         mesh: mesh with an axis `"clients"` of type Auto, by default `clients_mesh()`.
         chunk_size: clients at a time on a device, or None for all of them.
-        pad: whether to pad a cohort that the devices do not divide.
-
-    Returns:
-        The backend.
 
     Raises:
         ValueError: if the mesh has no such axis or `chunk_size` is not positive.
@@ -119,51 +104,27 @@ def shard_clients(
         raise ValueError(f"mesh must have an axis {AXIS!r}, got {mesh.axis_names}")
     if set(mesh.axis_types) != {AxisType.Auto}:
         raise ValueError(f"mesh axes must be of type Auto, got {mesh.axis_types}")
-    part_of_device = _part_of_device(chunk_size)
+    own_clients = _on_one_device(chunk_size)
 
     def run(fn, shared, held, rows):
+        def on_device(shared, held, rows):
+            stacked, total, spread = own_clients(fn, shared, held, rows)
+            return stacked, lax.psum(total, AXIS), spread
+
         # Replication of user code (losses with their own scans) is not ours to type-check.
         return jax.shard_map(
-            functools.partial(part_of_device, fn),
+            on_device,
             mesh=mesh,
             in_specs=(P(), P(AXIS), P(AXIS)),
             out_specs=(P(AXIS), P(), P(AXIS)),
             check_vma=False,
         )(shared, held, rows)
 
-    return ClientMap("shard_map", mesh.shape[AXIS] * (chunk_size or 1), pad, run, mesh)
-
-
-def pmap_clients(*, chunk_size: int | None = None, pad: bool = True) -> ClientMap:
-    """A block of clients on each local device, by `jax.pmap`: the compatibility backend.
-
-    For one host only; prefer `shard_clients`, which keeps client state where it is used.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"pmap_clients is for one process, got {jax.process_count()}: use shard_clients"
-        )
-    part_of_device, num_devices = _part_of_device(chunk_size), jax.local_device_count()
-
-    def run(fn, shared, *rows):
-        blocks = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), rows)
-        stacked, total, spread = jax.pmap(
-            functools.partial(part_of_device, fn), AXIS, in_axes=(None, 0, 0), out_axes=(0, None, 0)
-        )(shared, *blocks)
-        rows, spread = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (stacked, spread))
-        return rows, total, spread
-
-    return ClientMap("pmap", num_devices * (chunk_size or 1), pad, run)
+    return ClientMap(mesh.shape[AXIS] * (chunk_size or 1), run, mesh)
 
 
 def clients_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis, `"clients"`, over all devices of all processes.
-
-    Args:
-        devices: which devices, by default all.
-
-    Returns:
-        The mesh.
+    """A mesh of one axis, `"clients"`, over these devices, by default all of all processes.
 
     Example:
         >>> clients_mesh().axis_names
@@ -203,40 +164,41 @@ def gather_rows(tree: PyTree, clients: jax.Array, mesh: Mesh | None = None) -> P
     With a mesh each device reads only its own rows, and the places of the cohort must name clients
     of the device that they fall to (a stratified cohort): nothing is moved.
     """
-    if mesh is None:
-        return jax.tree.map(lambda leaf: leaf.at[clients].get(mode="clip"), tree)
 
-    def on_device(block, clients):
-        return jax.tree.map(lambda leaf: leaf.at[_local(leaf, clients)].get(mode="clip"), block)
+    def gather(tree, clients):
+        return jax.tree.map(
+            lambda leaf: leaf.at[_rows_of(clients, leaf, mesh)].get(mode="clip"), tree
+        )
 
-    return _on_devices(mesh, on_device)(tree, clients)
+    return _on_devices(mesh, gather)(tree, clients)
 
 
 def scatter_rows(
     tree: PyTree, clients: jax.Array, rows: PyTree, mesh: Mesh | None = None
 ) -> PyTree:
     """Write the rows of the cohort's clients back; places of `PADDING` are dropped."""
-    if mesh is None:
+
+    def scatter(tree, clients, rows):
         return jax.tree.map(
-            lambda leaf, row: leaf.at[clients].set(row, mode="drop", unique_indices=False),
+            lambda leaf, row: leaf.at[_rows_of(clients, leaf, mesh)].set(row, mode="drop"),
             tree,
             rows,
         )
 
-    def on_device(block, clients, rows):
-        return jax.tree.map(
-            lambda leaf, row: leaf.at[_local(leaf, clients)].set(row, mode="drop"), block, rows
-        )
-
-    return _on_devices(mesh, on_device)(tree, clients, rows)
+    return _on_devices(mesh, scatter)(tree, clients, rows)
 
 
-def _on_devices(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def _on_devices(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+    if mesh is None:
+        return function
     return jax.shard_map(function, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
 
 
-def _local(block: jax.Array, clients: jax.Array) -> jax.Array:
-    rows = block.shape[0]
+def _rows_of(clients: jax.Array, leaf: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Where clients stand in a leaf, of which a device of a mesh holds its own part."""
+    if mesh is None:
+        return clients
+    rows = leaf.shape[0]
     local = clients - lax.axis_index(AXIS) * rows
     # A negative index would count from the end.
     return jnp.where((local >= 0) & (local < rows), local, rows)
@@ -252,17 +214,6 @@ def _on_one_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spre
         else:
             stacked, total, spread = _in_chunks(fn, shared, held, rows, chunk_size=chunk_size)
         return stacked, total, jax.tree.map(lambda x: x[None], spread)
-
-    return run
-
-
-def _part_of_device(chunk_size: int | None) -> Callable[..., tuple[Any, Any, Spread]]:
-    """What a device does under `AXIS`: its own clients, and the sum over those of all devices."""
-    inner = _on_one_device(chunk_size)
-
-    def run(fn, shared, held, rows):
-        stacked, total, spread = inner(fn, shared, held, rows)
-        return stacked, lax.psum(total, AXIS), spread
 
     return run
 

@@ -27,46 +27,42 @@ def check_run(
     num_rounds: int = 1,
 ) -> None:
     """Refuse parts of a run that do not fit each other; of traced numbers, only by their shapes."""
-    found = (algorithm.report, algorithm.aggregate)
-    if algorithm.privacy is not None and (
-        found != algorithm.privacy.functions or algorithm.weighting != "equal"
-    ):
+    promise, found = algorithm.privacy, (algorithm.report, algorithm.aggregate)
+    if promise is not None and (found != promise.functions or algorithm.weighting != "equal"):
         raise ValueError(
             f"algorithm must be private as it is, got {algorithm.name} with messages changed after "
             "their clip: with_client_privacy comes last"
         )
     check_state(algorithm, state)
     _check_clients(state, data, sampler, client_map)
-    _check_steps(training, data)
+    if training.drop_remainder and (training.batch_size or 0) > data.smallest:
+        raise ValueError(
+            "batch_size must not exceed the smallest client when the remainder is dropped (it "
+            f"would take no step): at most {data.smallest}, got {training.batch_size}"
+        )
     _check_loss(algorithm, training, state, data)
     if algorithm.full_participation and sampler.cohort_size < sampler.num_clients:
         raise ValueError(
             f"{algorithm.name} needs every client in every round: cohort_size must be "
             f"{sampler.num_clients}, got {sampler.cohort_size}"
         )
-    if algorithm.privacy is not None and _described(algorithm.privacy.sampler) != _described(
-        sampler
-    ):
-        raise ValueError(
-            f"sampler must be the one that client-level privacy was promised for, "
-            f"{_described(algorithm.privacy.sampler)}, got {_described(sampler)}"
-        )
-    if algorithm.privacy is not None and not validation.is_traced(state.round):
-        last, promised = int(state.round) + num_rounds, algorithm.privacy.num_rounds
-        if last > promised:
+    if promise is not None:
+        promised, given = _described(promise.sampler), _described(sampler)
+        if promised != given:
             raise ValueError(
-                f"num_rounds must end within the {promised} rounds that client-level privacy was "
-                f"promised for, got rounds up to {last}"
+                f"sampler must be the one that client-level privacy was promised for, {promised}, "
+                f"got {given}"
             )
-    if sampler.allow_empty and algorithm.privacy is None:
+        last = num_rounds + (0 if validation.is_traced(state.round) else int(state.round))
+        if last > promise.num_rounds:
+            raise ValueError(
+                f"num_rounds must end within the {promise.num_rounds} rounds that client-level "
+                f"privacy was promised for, got rounds up to {last}"
+            )
+    if sampler.allow_empty and promise is None:
         raise ValueError(
             "sampler must not allow empty cohorts (allow_empty): their mean is undefined without "
             "client-level privacy"
-        )
-    if not client_map.pad and sampler.cohort_size % client_map.multiple:
-        raise ValueError(
-            f"cohort_size must be a multiple of {client_map.multiple} for {client_map.name} "
-            f"without padding, got {sampler.cohort_size}"
         )
 
 
@@ -98,13 +94,9 @@ def _check_alike(name: str, method: str, expected: PyTree, got: PyTree) -> None:
     for (path, want), have in leaves:
         if (want.shape, want.dtype) != (have.shape, have.dtype):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must be {_shaped(want)} for {method} and "
-                f"these params, got {_shaped(have)}"
+                f"{name}{jax.tree_util.keystr(path)} must be {want.dtype}{list(want.shape)} for "
+                f"{method} and these params, got {have.dtype}{list(have.shape)}"
             )
-
-
-def _shaped(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _described(sampler: cohorts.Sampler) -> dict[str, Any]:
@@ -141,16 +133,6 @@ def _check_clients(
                 f"{name} must have a multiple of {mesh.shape[backends.AXIS]} rows for its mesh, "
                 f"got {sorted(rows)}: pass the mesh to init_state and data.placed"
             )
-
-
-def _check_steps(training: local_steps.LocalTraining, data: clients.ClientData) -> None:
-    if not training.drop_remainder or training.batch_size is None:
-        return
-    if training.batch_size > data.smallest:
-        raise ValueError(
-            "batch_size must not exceed the smallest client when the remainder is dropped (it "
-            f"would take no step): at most {data.smallest}, got {training.batch_size}"
-        )
 
 
 def _check_loss(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxkit import files
 
 
 class ClientExamples(NamedTuple):
@@ -44,7 +45,8 @@ def read_clients(path: str | os.PathLike[str]) -> ClientExamples:
         found.indices)`.
 
     Raises:
-        ValueError: if there is no file, or it is not such, naming it and the user or line.
+        ValueError: if there is no file, or it is not such, naming it and the user or line; a number
+            that is not finite, a label or client that is missing.
 
     Source: Caldas et al. 2018, LEAF.
 
@@ -61,10 +63,10 @@ def read_clients(path: str | os.PathLike[str]) -> ClientExamples:
     by_user = _leaf(path) if path.is_dir() else _table(path)
     users, inputs, labels = by_user.keys(), *zip(*by_user.values(), strict=True)
     for user, x in zip(users, inputs, strict=True):
-        if x.shape[1:] != inputs[0].shape[1:]:
+        if (x.shape[1:], x.dtype.kind) != (inputs[0].shape[1:], inputs[0].dtype.kind):
             raise ValueError(
-                f"{path}: x of user {user!r} must be [n, {inputs[0].shape[1:]}] like the others, "
-                f"got {x.shape}"
+                f"{path}: x of user {user!r} must be like the others', {inputs[0].dtype} "
+                f"[n, {inputs[0].shape[1:]}], got {x.dtype} {x.shape}"
             )
     edges = np.cumsum([0, *map(len, labels)])
     indices = [np.arange(start, stop) for start, stop in itertools.pairwise(edges)]
@@ -77,13 +79,10 @@ def read_clients(path: str | os.PathLike[str]) -> ClientExamples:
 
 
 def _leaf(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    files = sorted(folder.glob("*.json"))
-    if not files:
-        raise ValueError(f"folder must hold files *.json of LEAF, got none in {folder}")
     by_user = {}
-    for file in files:
+    for file in sorted(folder.glob("*.json")):
+        found = files.json_object(file.read_bytes(), str(file))
         try:
-            found = json.loads(file.read_text("utf-8"))
             told = dict(zip(found["users"], found["num_samples"], strict=True))
             data = {user: found["user_data"][user] for user in told}
         except (ValueError, KeyError, TypeError) as error:
@@ -92,84 +91,98 @@ def _leaf(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             if user in by_user:
                 raise ValueError(f"{file}: user {user!r} is there twice")
             by_user[user] = _examples(data[user], f"{file}, user {user!r}")
-            if len(by_user[user][1]) != count:
+            y = by_user[user][1]
+            if y.dtype.kind == "U":
+                raise ValueError(f"{file}, user {user!r}: y must be integers, got {str(y[0])!r}")
+            if len(y) != count:
                 raise ValueError(
-                    f"{file}: num_samples of user {user!r} is {count}, but it has "
-                    f"{len(by_user[user][1])} examples"
+                    f"{file}: num_samples of user {user!r} is {count}, but it has {len(y)} examples"
                 )
+    if not by_user:
+        raise ValueError(f"folder must hold files *.json of LEAF with users, got none in {folder}")
     return by_user
 
 
 def _table(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    rows: dict[str, tuple[list[Any], list[Any]]] = {}
+    rows: dict[str, dict[str, list[Any]]] = {}
     if not path.is_file() or path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path} must be a folder of LEAF or a file .csv or .jsonl")
     for place, row in _rows(path):
         try:
-            client, label = str(row.pop("client")), row.pop("label")
-            x = row.pop("file", None) or row.pop("x", None) or [float(v) for v in row.values()]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            client, label = row.pop("client"), row.pop("label")
+            if path.suffix == ".csv" and "file" not in row:
+                row = {"x": [float(value) for value in row.values()]}
+            x = row["file"] if "file" in row else row["x"]
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"{place}: must have client, label, and file or numbers: {error!r}"
             ) from None
-        inputs, labels = rows.setdefault(client, ([], []))
-        inputs.append(x)
-        labels.append(label)
+        for name, value in (("client", client), ("label", label)):
+            if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+                raise ValueError(f"{place}: {name} must be a name or integer, got {value!r}")
+        mine = rows.setdefault(str(client), {"x": [], "y": []})
+        mine["x"].append(x)
+        mine["y"].append(label)
     if not rows:
         raise ValueError(f"{path} has no rows")
-    written = [label for _, labels in rows.values() for label in labels]
     try:
-        list(map(int, written))
-        kind: Any = int
-    except (TypeError, ValueError):
-        kind = str
-    return {
-        user: _examples({"x": x, "y": list(map(kind, y))}, f"{path}, client {user!r}", files=True)
-        for user, (x, y) in rows.items()
-    }
+        for mine in rows.values():
+            mine["y"] = list(map(int, mine["y"]))
+    except ValueError:  # names, then, all of them
+        for mine in rows.values():
+            mine["y"] = list(map(str, mine["y"]))
+    return {user: _examples(mine, f"{path}, client {user!r}") for user, mine in rows.items()}
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with open(path, encoding="utf-8-sig", newline="") as stream:
-        if path.suffix == ".csv":
-            reader = csv.DictReader(stream)
+        number = 0
+        try:
+            if path.suffix == ".jsonl":
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield f"{path}:{number}", files.json_object(line, f"{path}:{number}")
+                return
+            reader = csv.reader(stream)
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise ValueError(f"{path}:1: a column is there twice, got {header}")
             for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{path}:{reader.line_num}: has another number of columns")
-                yield f"{path}:{reader.line_num}", dict(row)
-            return
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: {error}") from None
+                number = reader.line_num
+                if row and len(row) != len(header):
+                    raise ValueError(f"{path}:{number}: has another number of columns")
+                if row:
+                    yield f"{path}:{number}", dict(zip(header, row, strict=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: not UTF-8 text after line {number}: {error}") from None
 
 
 def _in_bytes(x: np.ndarray) -> np.ndarray:
     """Pixels as bytes, whether they were told as such or over 255."""
     if x.dtype.kind == "U" or not (x.min() >= 0 and x.max() <= 255):
         return x
-    pixels = np.rint(x * 255 if x.max() <= 1 else x)
-    if np.abs(pixels - (x * 255 if x.max() <= 1 else x)).max() < 1e-3:
-        return pixels.astype(np.uint8)
-    return x
+    scaled = x * 255 if x.max() <= 1 else x
+    pixels = np.rint(scaled)
+    return pixels.astype(np.uint8) if np.abs(pixels - scaled).max() < 1e-3 else x
 
 
-def _examples(data: Any, place: str, *, files: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _examples(data: Any, place: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         x, y = np.asarray(data["x"]), np.asarray(data["y"])
-        x = x if files and x.dtype.kind == "U" and x.ndim == 1 else x.astype(np.float32)
+        if x.dtype.kind != "U" or x.ndim != 1 or not all(pathlib.PurePath(n).suffix for n in x):
+            x = x.astype(np.float32)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place}: x must be numbers of one shape: {error!r}") from None
-    if (
-        not len(y)
-        or x.shape[0] != len(y)
-        or y.ndim != 1
-        or y.dtype.kind not in ("iuU" if files else "iu")
-    ):
+        raise ValueError(
+            f"{place}: x must be numbers of one shape or names of files: {error!r}"
+        ) from None
+    if not x.size or x.shape[0] != len(y) or y.ndim != 1 or y.dtype.kind not in "iuU":
         raise ValueError(
             f"{place}: x [n, ...] and integers y [n] must be as many and at least one, got "
             f"{x.shape} and {y.dtype}{y.shape}"
         )
+    if y.dtype.kind in "iu" and np.abs(y).max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{place}: y must fit 32 bits, got {y[np.argmax(np.abs(y))]}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        row = np.argwhere(~np.isfinite(x))[0][0]
+        raise ValueError(f"{place}: x must be finite, got NaN or infinity in its example {row}")
     return x, y

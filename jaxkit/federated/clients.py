@@ -92,7 +92,7 @@ class ClientData:
         Rows of 0 examples are added at the end so that the axis divides them; every process passes
         the same data.
         """
-        by_client = self._by_client()
+        by_client = (self.examples if self.index is None else (), self.index, self.num_examples)
         extra = -self.rows % mesh.shape[backends.AXIS]
         padded = jax.tree.map(
             lambda leaf: jnp.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1)), by_client
@@ -101,10 +101,6 @@ class ClientData:
         if self.index is not None:
             examples = backends.place(self.examples, mesh, by_client=False)
         return dataclasses.replace(self, examples=examples, index=index, num_examples=counts)
-
-    def _by_client(self) -> tuple[PyTree, PyTree, jax.Array]:
-        """What has a row for each client: examples, index, number of examples."""
-        return (self.examples if self.index is None else (), self.index, self.num_examples)
 
 
 def client_data(examples: PyTree, indices: Sequence[Any], *, on_host: bool = False) -> ClientData:
@@ -115,9 +111,6 @@ def client_data(examples: PyTree, indices: Sequence[Any], *, on_host: bool = Fal
         indices: for each client, the integer indices of its examples (a partition, say).
         on_host: leave the examples where they are, in memory or mapped from a file, and move only
             the cohort's to the device, and its state; for `simulate`.
-
-    Returns:
-        The data.
 
     Raises:
         TypeError: if indices are no integers.
@@ -162,9 +155,6 @@ def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:
             [examples of the client, ...], one a client and of any lengths.
         num_examples: int[clients] in [1, examples], or None if all examples are real; not with a
             list.
-
-    Returns:
-        The data.
 
     Raises:
         ValueError: if leading axes differ, there is no client, or a client is empty.

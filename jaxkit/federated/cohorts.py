@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key
+from scipy import special
 
 from jaxkit import validation
 
@@ -173,7 +174,8 @@ def bernoulli_sampler(
     validation.integer("num_clients", num_clients, minimum=1)
     validation.number("active_ratio", active_ratio, minimum=2.0**-32, maximum=1)
     threshold = math.floor(float(active_ratio) * 2**32)
-    tails = _binomial_tails(num_clients, float(active_ratio))
+    # P(Binomial(m, ratio) > k) for k = 0..m.
+    tails = special.bdtrc(np.arange(num_clients + 1), num_clients, float(active_ratio))
     if max_size is None:
         max_size = max(1, int(np.argmax(tails <= _TAIL)))
     _check_sizes(num_clients, max_size, name="max_size")
@@ -245,42 +247,6 @@ def fixed_sampler(cohorts: Sequence[Sequence[int]], num_clients: int) -> Sampler
     return Sampler(sample, num_clients, size, float(np.mean([len(c) for c in made])), "fixed")
 
 
-def simulator_cohort(
-    round: int, num_clients: int, active_ratio: float, *, seed: int = 20
-) -> list[int]:
-    """The cohort that the official simulator draws in a round, on the host.
-
-    Args:
-        round: index t of the round.
-        num_clients: m >= 1.
-        active_ratio: probability of taking part, in (0, 1].
-        seed: seed of the run; round t uses seed + t of NumPy's legacy generator, and one more
-            for every draw of nobody.
-
-    Returns:
-        Sorted identities, a list of int.
-
-    Raises:
-        ValueError: if a number is not allowed.
-
-    Source: official simulator of arXiv 2302.10429, server.
-
-    Example:
-        >>> simulator_cohort(0, 100, 0.1, seed=21)
-        [0, 3, 5, 10, 75, 95, 97]
-    """
-    validation.integer("round", round, minimum=0)
-    validation.integer("num_clients", num_clients, minimum=1)
-    validation.number("active_ratio", active_ratio, minimum=0, maximum=1, open_minimum=True)
-    state = seed + round
-    while True:
-        draws = np.random.RandomState(state).uniform(size=num_clients)
-        clients = np.flatnonzero(draws <= active_ratio)
-        if clients.size:
-            return clients.tolist()
-        state += 1
-
-
 def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
     """Add empty places, `PADDING` at the end, until `multiple` divides their number."""
     extra = -cohort.clients.shape[0] % multiple
@@ -309,14 +275,3 @@ def _check_sizes(num_clients: int, cohort_size: int, *, name: str = "cohort_size
     validation.integer(name, cohort_size, minimum=1)
     if cohort_size > num_clients:
         raise ValueError(f"{name} must not exceed num_clients = {num_clients}, got {cohort_size}")
-
-
-def _binomial_tails(num_clients: int, ratio: float) -> np.ndarray:
-    """P(Binomial(m, ratio) > k) for k = 0..m, from the logarithms of its probabilities."""
-    if ratio == 1.0:
-        return (np.arange(num_clients + 1) < num_clients).astype(float)
-    counts = np.arange(num_clients + 1)
-    log_factorial = np.array([math.lgamma(k + 1) for k in range(num_clients + 1)])
-    log_choose = log_factorial[-1] - log_factorial - log_factorial[::-1]
-    probability = np.exp(log_choose + counts * math.log(ratio) + counts[::-1] * math.log1p(-ratio))
-    return np.append(np.cumsum(probability[::-1])[::-1][1:], 0.0)

@@ -24,21 +24,8 @@ def fedpd(
     """FedPD: every client takes part in every round, the server averages w_K + y_i/mu.
 
     Local: w <- w - eta (clip(g) + y_i + mu (w - x) + wd w), y_i <- y_i + mu (w_K - x); here
-    h_i = y_i/mu.
-
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        prox_coef: mu, >= 0.
-        clip_mode: as `fedspeed`.
-
-    Returns:
-        The algorithm; one vector a client. The drivers refuse cohorts of fewer than all clients.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
-
-    Warns:
-        UserWarning: as `fedspeed`.
+    h_i = y_i/mu, one vector a client. The drivers refuse cohorts of fewer than all clients.
+    Arguments are those of `fedspeed`, and errors and warnings too.
 
     Source: Zhang et al. 2021, as the baseline of arXiv 2302.10429.
 
@@ -65,23 +52,10 @@ def fedadmm(
     eta_s = S/m, x is the mean of w_K + h_i over all clients; a larger step counts the clients of a
     round for those that were left out too, and breaks down where they differ much.
 
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        server_optimizer: applied to minus the mean message, `optax.sgd(eta_s)` say; by default
-            eta_s is S/m, the share of clients that took part.
-        prox_coef: mu, >= 0.
-        clip_mode: as `fedspeed`.
-        form: `"tracked"`, or `"reset"` to reproduce the published code, where "old" is the
-            broadcast model; it converges to a biased point.
-
-    Returns:
-        The algorithm; two vectors a client, one vector each way.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
-
-    Warns:
-        UserWarning: as `fedspeed`.
+    `server_optimizer` is applied to minus the mean message, `optax.sgd(eta_s)` say; by default
+    eta_s is S/m, the share of clients that took part. `form="reset"` reproduces the published code,
+    where "old" is the broadcast model; it converges to a biased point. Other arguments are those of
+    `fedspeed`, and errors and warnings too. A client keeps two vectors, one goes each way.
 
     Source: Gong, Li & Freris 2022, as the baseline of arXiv 2302.10429.
 

@@ -1,4 +1,4 @@
-"""FedAvg: clients descend, the server moves by their mean displacement."""
+"""FedAvg (McMahan et al. 2017)."""
 
 from __future__ import annotations
 

@@ -24,17 +24,9 @@ def fedcm(
     Local: w <- w - eta (clip(alpha g + (1-alpha) M) + wd w). Server: x <- x + eta_g mean_S(Delta),
     M <- -mean_S(Delta_i / K_i)/eta; M = 0 in round 0, which therefore moves by alpha g alone.
 
-    Args:
-        client: local step, by default `simulator_sgd()`; its learning rate must be known.
-        server_optimizer: applied to minus the mean displacement, by default `optax.sgd(1.0)`.
-        alpha: weight of the client's own gradient, in [0, 1].
-        weighting: as `fedavg`; both means are weighted.
-
-    Returns:
-        The algorithm; no state on clients.
-
-    Raises:
-        ValueError: if a number or a name is not allowed or `client` has no learning rate.
+    `alpha`, in [0, 1], is the weight of the client's own gradient; the learning rate of `client`
+    must be known. Other arguments are those of `fedavg`, and errors too; `weighting` is of both
+    means. Clients keep no state.
 
     Source: Xu et al. 2021, as the baseline of arXiv 2302.10429.
 
@@ -74,20 +66,10 @@ def mofedsam(
     alpha: Any = 0.1,
     weighting: str = "equal",
 ) -> algorithm.FederatedAlgorithm:
-    """MoFedSAM: FedCM on sharpness-aware gradients, at w + rho g/||g||.
+    """MoFedSAM: FedCM on sharpness-aware gradients, at w + rho g/||g||, two a step.
 
-    Args:
-        client: local step, by default `simulator_sgd()`; its learning rate must be known.
-        server_optimizer: applied to minus the mean displacement, by default `optax.sgd(1.0)`.
-        rho: length of the ascent step, >= 0.
-        alpha: weight of the client's own gradient, in [0, 1].
-        weighting: as `fedcm`.
-
-    Returns:
-        The algorithm; no state on clients, two gradients a step.
-
-    Raises:
-        ValueError: if a number or a name is not allowed or `client` has no learning rate.
+    `rho`, >= 0, is the length of the ascent step. Other arguments are those of `fedcm`, and errors
+    too.
 
     Source: Qu et al. 2022, as the baseline of arXiv 2302.10429.
 

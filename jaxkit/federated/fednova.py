@@ -1,4 +1,4 @@
-"""FedNova: each client's displacement is divided by its own number of steps."""
+"""FedNova (Wang et al. 2020)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,8 @@ def fednova(
     Server: x <- x + eta_g mean_S(K_i) mean_S((w_K - w0)/K_i), so that clients with many steps pull
     no harder than others; FedAvg where all make as many.
 
-    Args:
-        client: local step, by default `simulator_sgd()`; SGD, by a known learning rate.
-        server_optimizer: applied to minus the displacement, by default `optax.sgd(1.0)`.
-        weighting: as `fedavg`; both means are weighted.
-
-    Returns:
-        The algorithm; no state on clients, one vector and one number each way.
-
-    Raises:
-        ValueError: if `weighting` is unknown or `client` has no learning rate.
+    Clients send one vector and one number; `client` must be SGD by a known learning rate. Other
+    arguments are those of `fedavg`, and errors too; `weighting` is of both means.
 
     Source: Wang et al. 2020, eq. 10, for SGD without momentum.
 

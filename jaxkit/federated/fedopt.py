@@ -24,19 +24,9 @@ def fedavgm(
 ) -> algorithm.FederatedAlgorithm:
     """FedAvgM: momentum at the server.
 
-    m <- b m + D, x <- x + eta_g m, D the mean displacement.
-
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        server_learning_rate: eta_g > 0.
-        momentum: b, in [0, 1).
-        weighting: as `fedavg`.
-
-    Returns:
-        The algorithm; no state on clients.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
+    m <- b m + D, x <- x + eta_g m, D the mean displacement, with eta_g > 0 the
+    `server_learning_rate` and b in [0, 1) the `momentum`. Other arguments are those of `fedavg`,
+    and errors too.
 
     Source: Hsu et al. 2019.
 
@@ -62,21 +52,9 @@ def fedadam(
     """FedAdam: Adam without bias correction at the server.
 
     m <- b1 m + (1-b1) D, v <- b2 v + (1-b2) D^2, x <- x + eta_g m / (sqrt(v) + eps), D the mean
-    displacement; m = v = 0 at first, which `optax.adam` cannot be.
-
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        server_learning_rate: eta_g > 0 (0.1 or 0.05 in the official experiments).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the square, in [0, 1).
-        eps: outside the root, > 0.
-        weighting: as `fedavg`.
-
-    Returns:
-        The algorithm; no state on clients.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
+    displacement; m = v = 0 at first, which `optax.adam` cannot be. The `server_learning_rate` is
+    eta_g > 0 (0.1 or 0.05 in the official experiments), `b1` and `b2` are in [0, 1), eps > 0.
+    Other arguments are those of `fedavg`, and errors too.
 
     Source: Reddi et al. 2021, as the baseline of arXiv 2302.10429.
 
@@ -99,7 +77,7 @@ def fedyogi(
 ) -> algorithm.FederatedAlgorithm:
     """FedYogi: FedAdam with v <- v - (1-b2) D^2 sign(v - D^2), which forgets more slowly.
 
-    Options are those of `fedadam`, and so is what is returned and refused.
+    Arguments are those of `fedadam`, and errors too.
 
     Source: Reddi et al. 2021, Algorithm 2, with v from 0.
 

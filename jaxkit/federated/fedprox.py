@@ -1,4 +1,4 @@
-"""FedProx: FedAvg with a proximal term towards the broadcast model."""
+"""FedProx (Li et al. 2020)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,8 @@ def fedprox(
 
     Local: w <- w - eta (clip(g) + mu (w - w0) + wd w).
 
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        server_optimizer: applied to minus the mean displacement, by default `optax.sgd(1.0)`.
-        prox_coef: mu, >= 0.
-        clip_mode: `"gradient"`, or `"simulator"`: clip(g - mu w0) + mu w, as the official code.
-        weighting: as `fedavg`.
-
-    Returns:
-        The algorithm; no state on clients, one vector each way.
-
-    Warns:
-        UserWarning: as `fedspeed`.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
+    `prox_coef` is mu >= 0; `clip_mode="simulator"` makes it clip(g - mu w0) + mu w, as the official
+    code. Other arguments are those of `fedavg`, and errors too; warns as `fedspeed`.
 
     Source: Li et al. 2020, as the baseline of arXiv 2302.10429.
 

@@ -1,4 +1,4 @@
-"""FedSAM: FedAvg on sharpness-aware gradients."""
+"""FedSAM (Qu et al. 2022)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,8 @@ def fedsam(
 
     Local: w <- w - eta (clip(grad at w + rho g/||g||) + wd w).
 
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        server_optimizer: applied to minus the mean displacement, by default `optax.sgd(1.0)`.
-        rho: length of the ascent step, >= 0.
-        weighting: as `fedavg`.
-
-    Returns:
-        The algorithm; two gradients a step.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
+    `rho`, >= 0, is the length of the ascent step; it costs a second gradient a step. Other
+    arguments are those of `fedavg`, and errors too.
 
     Source: Qu et al. 2022, as the baseline of arXiv 2302.10429.
 

@@ -1,4 +1,4 @@
-"""FedSMOO: FedDyn on gradients after an ascent step that all clients are tied to."""
+"""FedSMOO (official simulator of arXiv 2302.10429)."""
 
 from __future__ import annotations
 
@@ -25,21 +25,8 @@ def fedsmoo(
     nu_i <- nu_i + e - s, and q goes on as in `feddyn`. After the round the server sets
     s = rho n/(||n|| + 1e-7), n the mean of nu_i over the cohort.
 
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        prox_coef: mu, >= 0.
-        rho: length of the ascent step, >= 0.
-        dual_average: as `fedspeed`.
-        clip_mode: as `fedspeed`.
-
-    Returns:
-        The algorithm; two vectors a client, two vectors each way, two gradients a step.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
-
-    Warns:
-        UserWarning: as `fedspeed`.
+    A client keeps two vectors, two go each way, and a step takes two gradients. Arguments are those
+    of `fedspeed`, and errors and warnings too.
 
     Source: official simulator of arXiv 2302.10429, method FedSMOO.
 

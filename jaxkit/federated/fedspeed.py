@@ -11,7 +11,7 @@ from typing import Any
 import optax
 
 from jaxkit import validation
-from jaxkit.federated import algorithm, client_step, perturbation
+from jaxkit.federated import algorithm, client_step
 from jaxkit.federated.fedavg import fedavg
 
 #: Over which clients the server averages the duals.
@@ -61,12 +61,10 @@ def fedspeed(
         'FedSpeed'
     """
     client = client or client_step.simulator_sgd()
-    perturb = perturbation.quasi_gradient(rho, alpha, normalize=normalize)
     pulled = client_step.proximal(client, prox_coef, clip_mode)
     validation.choice("dual_average", dual_average, DUAL_AVERAGES)
 
-    def local_step(gradient, at):
-        quasi, _ = perturb.update(gradient, optax.EmptyState(), at.params, grad_fn=at.grad_fn)
+    def local_step(quasi, at):
         return pulled(quasi, at, at.memory["dual"]), at.memory
 
     def report(shared, memory, result):
@@ -87,9 +85,10 @@ def fedspeed(
         local_step=local_step,
         init_memory=lambda params: {"dual": algorithm.zeros(params)},
     )
+    made = algorithm.with_quasi_gradient(plain, rho, alpha, normalize=normalize)
     if dual_average == "active":
-        return plain._replace(report=report_active)
-    return plain._replace(
+        return made._replace(report=report_active)
+    return made._replace(
         init_shared=lambda params: {"dual_mean": algorithm.zeros(params)},
         report=report,
         absorb=absorb,
@@ -103,22 +102,7 @@ def feddyn(
     dual_average: str = "all",
     clip_mode: str = "gradient",
 ) -> algorithm.FederatedAlgorithm:
-    """FedDyn: FedSpeed on plain gradients.
-
-    Args:
-        client: local step, by default `simulator_sgd()`.
-        prox_coef: mu, >= 0.
-        dual_average: as `fedspeed`.
-        clip_mode: as `fedspeed`.
-
-    Returns:
-        The algorithm; one vector a client, one vector each way.
-
-    Raises:
-        ValueError: if a number or a name is not allowed.
-
-    Warns:
-        UserWarning: as `fedspeed`.
+    """FedDyn: FedSpeed on plain gradients, whose arguments, errors and warnings it has.
 
     Source: Acar et al. 2021, as the baseline of arXiv 2302.10429.
 

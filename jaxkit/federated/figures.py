@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +14,13 @@ if TYPE_CHECKING:
 
 
 def label_distribution_figure(
-    counts: Mapping[str, Any], *, class_names: Sequence[str] = (), max_clients: int = 40
+    counts: Mapping[str, Any],
 ) -> Figure:
-    """Draw which classes the clients hold, one panel a partition.
+    """Draw which classes the first 40 clients hold: a bar a client, a panel a partition.
 
     Args:
         counts: by name of the partition, examples of each class at each client
             [clients, classes] (see `label_counts`).
-        class_names: names of the classes, by default their numbers.
-        max_clients: clients to draw, the first ones.
-
-    Returns:
-        The figure: a bar a client, its height the number of examples.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -37,7 +32,7 @@ def label_distribution_figure(
         raise ValueError("counts must name at least one partition, got none")
     figure, panels = plotting.axes(1, len(counts), width=4.6, height=3.0, squeeze=False)
     for panel, (name, table) in zip(panels[0], counts.items(), strict=True):
-        table = np.asarray(table)[:max_clients]
+        table = np.asarray(table)[:40]
         bottom = np.zeros(len(table))
         for label, column in enumerate(table.T):
             panel.bar(
@@ -46,7 +41,7 @@ def label_distribution_figure(
                 bottom=bottom,
                 width=1.0,
                 color=_class_color(label, table.shape[1]),
-                label=class_names[label] if class_names else str(label),
+                label=str(label),
             )
             bottom += column
         panel.set(xlabel="client", ylabel="examples", title=name, xlim=(-0.5, len(table) - 0.5))
@@ -73,9 +68,6 @@ def accuracy_figure(
         metric: name of the metric in rows.
         target: level to mark.
         title: of the figure.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if there is nothing to draw.

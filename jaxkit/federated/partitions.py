@@ -45,14 +45,15 @@ def dirichlet_partition(
 ) -> Partition:
     """The official simulator's Dirichlet split: equal clients, classes refilled when used up.
 
-    Client i has class priors q_i ~ Dirichlet(a, ..., a) over the classes; see
-    `refilled_partition`.
+    Client i has class priors q_i ~ Dirichlet(a, ..., a) over the classes. Until all clients are
+    full: a client among those not yet full, a class from its prior, the next unused example of that
+    class, from the start again where all are used.
 
     Args:
         labels: integer classes 0..C-1 of the examples [N].
         num_clients: m >= 1.
         concentration: a > 0; small is unequal, infinity IID.
-        samples_per_client: examples of a client, by default N // m.
+        samples_per_client: examples of a client, by default N // m, and the remainder for client 0.
         seed: of the draw.
 
     Returns:
@@ -86,24 +87,8 @@ def pathological_partition(
 ) -> Partition:
     """The official simulator's pathological split: a few classes a client, all clients equal.
 
-    Each client has `classes_per_client` random classes with the same prior; see
-    `refilled_partition`.
-
-    Args:
-        labels: integer classes 0..C-1 of the examples [N].
-        num_clients: m >= 1.
-        classes_per_client: c, an integer in [1, C].
-        samples_per_client: examples of a client, by default N // m.
-        seed: of the draw.
-
-    Returns:
-        Indices of each client; one example may be at several clients and others at none.
-
-    Raises:
-        TypeError: if `classes_per_client` is not an integer.
-        ValueError: if a number or a label is not allowed.
-
-    Source: arXiv 2302.10429, official simulator's data set code.
+    Each client has `classes_per_client` random classes, in [1, C], with the same prior. Other
+    arguments, errors, source and what is returned are those of `dirichlet_partition`.
 
     Example:
         >>> labels = np.arange(100) % 5
@@ -124,26 +109,10 @@ def pathological_partition(
 
 
 def refilled_partition(
-    labels: Any,
-    priors: Any,
-    *,
-    samples_per_client: int | None = None,
-    seed: int = 0,
+    labels: Any, priors: np.ndarray, *, samples_per_client: int | None = None, seed: int = 0
 ) -> Partition:
-    """Fill equal clients by class priors [m, C], refilling a class whose examples are used up.
-
-    Until all clients are full: a client among those not yet full, a class from its prior, the next
-    unused example of that class. By default clients get N // m examples, client 0 the remainder.
-
-    Source: arXiv 2302.10429, official simulator's data set code.
-    """
-    labels = np.asarray(labels)
-    classes = _num_classes(labels)
-    priors = np.asarray(priors, np.float64)
-    if priors.ndim != 2 or priors.shape[1] != classes or not len(priors):
-        raise ValueError(f"priors must have shape [clients, {classes}], got {priors.shape}")
-    if np.any(priors < 0) or not np.allclose(priors.sum(axis=1), 1):
-        raise ValueError("priors must be non-negative and sum to 1 for each client")
+    """Fill equal clients by class priors [m, C], refilling a class whose examples are used up."""
+    labels, classes = np.asarray(labels), priors.shape[1]
     num_clients = len(priors)
     sizes = np.full(num_clients, samples_per_client or len(labels) // num_clients)
     if samples_per_client is None:
@@ -181,21 +150,9 @@ def class_dirichlet_partition(
 ) -> Partition:
     """The common Dirichlet split: each class is divided over the clients, whose sizes then differ.
 
-    The examples of each class go to clients in proportions ~ Dirichlet(a, ..., a) over the clients;
-    drawn again until every client has `min_examples`.
-
-    Args:
-        labels: integer classes 0..C-1 of the examples [N].
-        num_clients: m >= 1.
-        concentration: a > 0; small is unequal, infinity IID.
-        min_examples: examples that each client must have.
-        seed: of the draw.
-
-    Returns:
-        Indices of each client, disjoint, covering all examples, of unequal number.
-
-    Raises:
-        ValueError: if a number or a label is not allowed, or 1000 draws give no such split.
+    The examples of each class go to clients in proportions ~ Dirichlet(a, ..., a) over the clients,
+    drawn again until every client has `min_examples`, up to 1000 times. Other arguments and errors
+    are those of `dirichlet_partition`. What is returned is disjoint and covers all examples.
 
     Source: Hsu et al. 2019 (per-class form in common use), not the split of arXiv 2302.10429.
 

@@ -140,19 +140,20 @@ def federated_round(
             f"a stratified cohort must fill its chunks: {client_map.multiple} must divide "
             f"cohort_size, got {sampler.cohort_size}"
         )
-    return _round(
+    return round_of(
         algorithm, training, state, data, cohort, client_map,
         rows_are_local=local, keep_local=keep_local,
     )  # fmt: skip
 
 
-def _round(
+def round_of(
     algorithm, training, state, data, cohort, client_map, *,
     rows_are_local=False, keep_local=False, gathered=False,
 ):  # fmt: skip
-    """A round; `rows_are_local`: each place of the cohort names a client of its own device.
+    """The round of a cohort of `draw_cohort`.
 
-    `gathered`: the rows of state and data are the places of the cohort already.
+    `rows_are_local`: each of its places names a client of its own device. `gathered`: the rows of
+    state and data are its places already.
     """
     _, clients_key, noise_key = _round_keys(algorithm, state)
     mesh = client_map.mesh if rows_are_local else None
@@ -169,10 +170,12 @@ def _round(
         num_examples=gather(data.num_examples),
     )
     full = training.always_full(data)
-    run = _Round(algorithm, training, full, full and data.equal, keep_local)
+    client_round = _client_round(
+        algorithm, training, full=full, equal=full and data.equal, keep_local=keep_local
+    )
     broadcast = (state.params, state.shared, state.round, clients_key, pool)
     (held, local), total, spread = client_map.run(
-        run.client_round, broadcast, gather(state.clients), places
+        client_round, broadcast, gather(state.clients), places
     )
     if not gathered:
         held = backends.scatter_rows(state.clients, cohort.clients, held, mesh)
@@ -211,18 +214,6 @@ def _round(
     return _keep_placed(new_state, client_map), metrics
 
 
-def gathered_round(
-    algorithm: algorithms.FederatedAlgorithm,
-    training: local_steps.LocalTraining,
-    state: states.FederatedState,
-    data: clients.ClientData,
-    cohort: cohorts.Cohort,
-    client_map: backends.ClientMap,
-) -> tuple[states.FederatedState, RoundMetrics]:
-    """A round of `draw_cohort`'s; state and data have the rows of the cohort's places alone."""
-    return _round(algorithm, training, state, data, cohort, client_map, gathered=True)
-
-
 def draw_cohort(
     algorithm: algorithms.FederatedAlgorithm,
     state: states.FederatedState,
@@ -247,23 +238,12 @@ def run_rounds(
 ) -> tuple[states.FederatedState, RoundMetrics]:
     """Many rounds as one `lax.scan`: pure, for `jit` and for `vmap` over seeds or numbers.
 
-    Args:
-        algorithm: the federated algorithm.
-        training: how clients train.
-        state: before the first of the rounds.
-        data: of all clients.
-        sampler: of cohorts.
-        client_map: backend, by default `vmap_clients()`.
-        num_rounds: rounds to make.
-        evaluate: `(params) -> pytree` after every round; `(params, model_state) -> pytree` where
-            the algorithm shares a model state.
+    `evaluate` is `(params) -> pytree` after every round, `(params, model_state) -> pytree` where
+    the algorithm shares a model state. Other arguments are those of `federated_round`, and errors
+    too.
 
     Returns:
         The last state, and metrics with leaves [num_rounds, ...].
-
-    Raises:
-        TypeError: if the loss is not a scalar or a parameter not floating point.
-        ValueError: if the parts do not fit together.
 
     Example:
         >>> from jaxkit.federated import client_step
@@ -291,20 +271,18 @@ def run_rounds(
     return lax.scan(one, state, length=num_rounds)
 
 
-class _Round(NamedTuple):
-    """What all clients of a round have in common, and what one of them does."""
+def _client_round(
+    algorithm: algorithms.FederatedAlgorithm,
+    training: local_steps.LocalTraining,
+    *,
+    full: bool,
+    equal: bool,
+    keep_local: bool,
+) -> backends.ClientFunction:
+    """What a client of a round does: local steps, report and bookkeeping."""
 
-    algorithm: algorithms.FederatedAlgorithm
-    training: local_steps.LocalTraining
-    full: bool
-    equal: bool
-    keep_local: bool
-
-    def client_round(
-        self, broadcast: tuple[Any, ...], held: PyTree, client: Client
-    ) -> tuple[Any, Any, Any]:
-        """Local steps, report and bookkeeping of one client, `held` its row of the state."""
-        algorithm, (params, shared, round, key, pool) = self.algorithm, broadcast
+    def client_round(broadcast, held, client):
+        params, shared, round, key, pool = broadcast
         anchor = _relaxed_start(algorithm, params, held)
         own = client.examples if client.index is None else pool
         rows = client.index if client.index is not None else jax.tree.leaves(own)[0]
@@ -314,7 +292,7 @@ class _Round(NamedTuple):
             return jax.tree.map(lambda leaf: leaf[places], own)
 
         batches = local_steps.plan_batches(
-            self.training, rows.shape[0], client.num_examples,
+            training, rows.shape[0], client.num_examples,
             jax.random.fold_in(key, client.identity),
         )  # fmt: skip
         memory = held["memory"]
@@ -327,8 +305,8 @@ class _Round(NamedTuple):
             place.get("model_state"),
         )
         end = local_steps.train_locally(
-            self.training, algorithm, start, shared, round, take, batches,
-            full=self.full, equal=self.equal,
+            training, algorithm, start, shared, round, take, batches,
+            full=full, equal=equal,
         )  # fmt: skip
         relaxed = algorithm.relaxation is not None
         result = algorithms.LocalResult(
@@ -363,7 +341,9 @@ class _Round(NamedTuple):
         }
         spread = backends.Spread(one, moved, jnp.zeros_like(one))
         counted = jax.tree.map(lambda leaf: jnp.where(client.active, leaf, 0), (sums, spread))
-        return (row, local if self.keep_local else ()), *counted
+        return (row, local if keep_local else ()), *counted
+
+    return client_round
 
 
 def evaluated(

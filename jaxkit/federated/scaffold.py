@@ -19,17 +19,8 @@ def scaffold(
 
     Local: w <- w - eta (clip(g + c - c_i) + wd w). Then c_i+ = c_i - c - (w_K - w0)/(K_i eta), and
     at the server x <- x + eta_g mean_S(w_K - w0), c <- c + (S/m) mean_S(c_i+ - c_i). K_i is the
-    number of steps that the client itself made.
-
-    Args:
-        client: local step, by default `simulator_sgd()`; its learning rate must be known.
-        server_optimizer: applied to minus the mean displacement, by default `optax.sgd(1.0)`.
-
-    Returns:
-        The algorithm; one vector a client, two vectors each way.
-
-    Raises:
-        ValueError: if `client` has no learning rate (`local_optimizer`).
+    number of steps that the client itself made. A client keeps one vector, two go each way; the
+    learning rate of `client` must be known. Arguments are those of `fedavg`, and errors too.
 
     Source: Karimireddy et al. 2020, Algorithm 1, as the baseline of arXiv 2302.10429.
 
@@ -78,18 +69,10 @@ def fedgamma(
     *,
     rho: Any = 0.01,
 ) -> algorithm.FederatedAlgorithm:
-    """FedGamma: SCAFFOLD on sharpness-aware gradients, at w + rho g/||g||.
+    """FedGamma: SCAFFOLD on sharpness-aware gradients, at w + rho g/||g||, two a step.
 
-    Args:
-        client: local step, by default `simulator_sgd()`; its learning rate must be known.
-        server_optimizer: applied to minus the mean displacement, by default `optax.sgd(1.0)`.
-        rho: length of the ascent step, >= 0.
-
-    Returns:
-        The algorithm; one vector a client, two gradients a step.
-
-    Raises:
-        ValueError: if `rho` is not allowed or `client` has no learning rate.
+    `rho`, >= 0, is the length of the ascent step. Other arguments are those of `scaffold`, and
+    errors too.
 
     Source: official simulator of arXiv 2302.10429, method FedGamma.
 

@@ -60,20 +60,16 @@ def simulate(
         params: the first global model.
         data: of all clients; placed on the mesh of `client_map` if it has one.
         sampler: of cohorts.
-        num_rounds: rounds of the whole run.
+        num_rounds: rounds of the whole run; more than before make a run longer.
         key: typed key of the run.
         client_map: backend, by default `vmap_clients()`.
         evaluate: `(params) -> {name: scalar}`, pure; compiled once. Where the algorithm shares a
             model state, `(params, model_state) -> {name: scalar}`.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
-        folder: of the run (`training.Run`): metrics, evaluations and checkpoints; None to keep
-            nothing. More `num_rounds` than before make a run longer.
+        folder: of the run (`training.Run`): metrics, evaluations and checkpoints.
         checkpoint_every: rounds between checkpoints.
         progress: where to show it: `jaxkit.training.Console(num_rounds)` draws a bar; the memory of
             a round is told before the first.
-
-    Returns:
-        The last state and the history.
 
     Raises:
         NonFiniteLossError: if a client diverged, naming the round; the checkpoints before it stand.
@@ -103,27 +99,37 @@ def simulate(
     ):
         validation.integer(name, value, minimum=1)
     client_map = client_map or backends.vmap_clients()
-    mesh, given = client_map.mesh, data
-    if data.on_host and jax.process_count() > 1:
-        raise ValueError("data must not be on_host where there are several processes")
-    if mesh is not None and not data.on_host:
-        data = data.placed(mesh)
-    hosted = _Hosted(algorithm, sampler, client_map) if data.on_host else None
-    if hosted is not None:
-        state = hosted.init_state(params, key)
+    mesh, given, num_clients = client_map.mesh, data, sampler.num_clients
+    if data.on_host:
+        if jax.process_count() > 1:
+            raise ValueError("data must not be on_host where there are several processes")
+        state = states.init_state(algorithm, params, 1, key)
+        table = jax.tree.map(lambda row: np.repeat(np.asarray(row), num_clients, 0), state.clients)
+        state = state._replace(clients=table, num_clients=jnp.asarray(num_clients, jnp.int32))
     else:
-        state = states.init_state(algorithm, params, sampler.num_clients, key, mesh=mesh)
+        data = data if mesh is None else data.placed(mesh)
+        state = states.init_state(algorithm, params, num_clients, key, mesh=mesh)
     checks.check_run(algorithm, local, state, data, sampler, client_map)
     if folder is not None:
         identity = _identity(algorithm, local, params, given, sampler, key)
 
-    def one_round(state, data, cohort):
-        if hosted is not None:
-            return rounds.gathered_round(algorithm, local, state, data, cohort, client_map)
-        return rounds.federated_round(algorithm, local, state, data, sampler, client_map)
+    def parts(state):
+        """What goes to the device: all, or of data in host memory the cohort's rows alone."""
+        if not data.on_host:
+            return state, data, None
+        known = state._replace(clients=())
+        cohort = rounds.draw_cohort(algorithm, known, sampler, client_map)
+        chosen = np.minimum(np.asarray(cohort.clients), num_clients - 1)
+        held = jax.tree.map(lambda table: table[chosen], state.clients)
+        moved = jax.tree.map(jnp.asarray, (state._replace(clients=held), data.of(chosen)))
+        return *moved, cohort
 
-    first_part = (state, data, None) if hosted is None else hosted.gather(state, data)
-    compiled = jax.jit(one_round, donate_argnums=0).lower(*first_part).compile()
+    def one_round(state, data, cohort):
+        if cohort is None:
+            return rounds.federated_round(algorithm, local, state, data, sampler, client_map)
+        return rounds.round_of(algorithm, local, state, data, cohort, client_map, gathered=True)
+
+    compiled = jax.jit(one_round, donate_argnums=0).lower(*parts(state)).compile()
     if progress is not None and (memory := compiled.memory_analysis()) is not None:
         training.say(
             f"a device holds {memory.argument_size_in_bytes / 2**20:.1f} MiB of clients, models "
@@ -133,12 +139,9 @@ def simulate(
     history: list[dict[str, Any]] = []
 
     def advance(state: states.FederatedState, made: int, most: int | None) -> training.Lap:
-        if hosted is None:
-            state, metrics = compiled(state, data, None)
-        else:
-            part = hosted.gather(state, data)
-            after, metrics = compiled(*part)
-            state = hosted.scatter(state, after, part[2])
+        sent = parts(state)
+        after, metrics = compiled(*sent)
+        state = after if sent[2] is None else _written_back(state, after, sent[2])
 
         def rows(seconds: float | None) -> list[dict[str, Any]]:
             row = {"step": made + 1, **_numbers(metrics._asdict())}
@@ -179,40 +182,18 @@ def simulate(
     return SimulationResult(result.state, history)
 
 
-class _Hosted(NamedTuple):
-    """Client state and examples in host memory; a round moves those of its cohort."""
+def _written_back(
+    state: states.FederatedState, after: states.FederatedState, cohort: cohorts.Cohort
+) -> states.FederatedState:
+    """The state after a round, with the cohort's rows written to the table in host memory."""
+    active = np.asarray(cohort.active)
+    chosen = np.asarray(cohort.clients)[active]
 
-    algorithm: algorithms.FederatedAlgorithm
-    sampler: cohorts.Sampler
-    client_map: backends.ClientMap
+    def write(table, rows):
+        table[chosen] = np.asarray(rows)[active]
+        return table
 
-    def init_state(self, params: PyTree, key: Key[Array, ""]) -> states.FederatedState:
-        count = self.sampler.num_clients
-        one = states.init_state(self.algorithm, params, 1, key)
-        table = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), count, 0), one.clients)
-        return one._replace(clients=table, num_clients=jnp.asarray(count, jnp.int32))
-
-    def gather(self, state: states.FederatedState, data: clients.ClientData) -> tuple[Any, ...]:
-        """State and data with the cohort's rows alone, and the cohort."""
-        known = state._replace(clients=())
-        cohort = rounds.draw_cohort(self.algorithm, known, self.sampler, self.client_map)
-        chosen = np.minimum(np.asarray(cohort.clients), self.sampler.num_clients - 1)
-        held = jax.tree.map(lambda table: table[chosen], state.clients)
-        part = jax.tree.map(jnp.asarray, (state._replace(clients=held), data.of(chosen)))
-        return *part, cohort
-
-    def scatter(
-        self, state: states.FederatedState, after: states.FederatedState, cohort: cohorts.Cohort
-    ) -> states.FederatedState:
-        """The state after a round, with the cohort's rows written to the table."""
-        active = np.asarray(cohort.active)
-        chosen = np.asarray(cohort.clients)[active]
-
-        def write(table, rows):
-            table[chosen] = np.asarray(rows)[active]
-            return table
-
-        return after._replace(clients=jax.tree.map(write, state.clients, after.clients))
+    return after._replace(clients=jax.tree.map(write, state.clients, after.clients))
 
 
 def _told(folder: pathlib.Path, last: int) -> list[dict[str, Any]]:

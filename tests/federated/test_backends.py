@@ -53,11 +53,9 @@ BACKENDS = {
     "shard_map on 8 devices": fl.shard_clients,
     "shard_map on 2 devices": lambda: fl.shard_clients(fl.clients_mesh(jax.devices()[:2])),
     "shard_map, one by one": lambda: fl.shard_clients(chunk_size=1),
-    "pmap on 8 devices": fl.backends.pmap_clients,
-    "pmap, chunks of 2": lambda: fl.backends.pmap_clients(chunk_size=2),
 }
 
-QUICK = ("chunks of 2, cohort padded", "shard_map on 8 devices", "pmap on 8 devices")
+QUICK = ("chunks of 2, cohort padded", "shard_map on 8 devices")
 
 
 @pytest.mark.usefixtures("devices")

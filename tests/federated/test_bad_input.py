@@ -123,11 +123,6 @@ def test_parts_that_do_not_fit_are_refused(problem):
             "must not allow empty cohorts",
         ),
         (
-            {"client_map": fl.shard_clients(fl.clients_mesh(jax.devices()[:2]), pad=False)},
-            ValueError,
-            "multiple of 2 for shard_map without padding, got 5",
-        ),
-        (
             {"client_map": fl.shard_clients()},
             ValueError,
             r"must have a multiple of 8 rows for its mesh, got \[10\]: pass the mesh",

@@ -1,5 +1,7 @@
 """Clients of any data and any size: pools, lists, weights by size, state that is not parameters."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,51 @@ def test_lists_of_clients_that_differ_are_refused_by_the_client():
             fl.stack_clients([first, other])
     with pytest.raises(ValueError, match="num_examples must be None"):
         fl.stack_clients([first, first], [1, 2])
+
+
+HEAD = b"client,label,p\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", HEAD + b"a,1,nan\n", "client 'a': x must be finite"),
+        ("a.jsonl", b'{"client": "a", "label": 1, "x": [Infinity]}', "x must be finite"),
+        ("a.csv", HEAD + b"a,,1\n", "a.csv:2: label must be a name or integer, got ''"),
+        ("a.csv", HEAD + b",1,1\n", "a.csv:2: client must be a name or integer, got ''"),
+        ("a.jsonl", b'{"client": 1, "label": 1.5, "x": [1]}', "jsonl:1: label must be .* got 1.5"),
+        ("a.jsonl", b'{"client": 1, "label": null, "x": [1]}', "label must be .* got None"),
+        ("a.csv", HEAD + b"a,99999999999,1\n", "y must fit 32 bits, got 99999999999"),
+        ("a.csv", b"client,label\na,1\n", "at least one, got .1, 0."),
+        ("a.csv", b"client,label,p,p\na,1,1,2\n", "a.csv:1: a column is there twice"),
+        ("a.csv", HEAD + b"a,\xe9,1\n", "a.csv: not UTF-8 text"),
+        ("a.csv", HEAD[:-1] + b',"', "has no rows"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: .* nested too deeply"),
+        ("a.jsonl", b'{"client": 1, "client": 2}', "'client' is given twice"),
+        (
+            "a.jsonl",
+            b'{"client": "a", "label": 1, "x": [1]}\n{"client": "b", "label": 1, "file": "u.png"}',
+            "x of user 'b' must be like the others'",
+        ),
+    ],
+)
+def test_a_table_of_clients_that_is_none_is_refused_by_its_place(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        fl.read_clients(tmp_path / name)
+
+
+def test_leaf_files_may_name_pictures_and_not_text(tmp_path):
+    def write(**user):
+        content = {"users": ["u"], "num_samples": [2], "user_data": {"u": user}}
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        return fl.read_clients(tmp_path)
+
+    assert write(x=["1.jpg", "2.jpg"], y=[0, 1]).examples["x"].tolist() == ["1.jpg", "2.jpg"]
+    with pytest.raises(ValueError, match="x must be numbers of one shape or names of files"):
+        write(x=["to be", "or not"], y=[0, 1])
+    with pytest.raises(ValueError, match="user 'u': y must be integers, got 'a'"):
+        write(x=["1.jpg", "2.jpg"], y=["a", "b"])
 
 
 def test_augmentation_is_drawn_anew_by_round_client_and_step_and_seen_by_both_gradients():

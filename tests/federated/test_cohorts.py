@@ -91,12 +91,6 @@ def test_fixed_cohorts_follow_the_round_and_then_repeat():
     ]
 
 
-def test_simulator_cohort_sizes_are_binomial_and_never_empty():
-    sizes = [len(fl.cohorts.simulator_cohort(t, 20, 0.05, seed=3)) for t in range(300)]
-    assert min(sizes) == 1
-    assert np.mean(sizes) == pytest.approx(1 / (1 - 0.95**20), rel=0.1)
-
-
 @pytest.mark.usefixtures("bad_input")
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -115,7 +109,6 @@ def test_simulator_cohort_sizes_are_binomial_and_never_empty():
         (lambda: cohorts.fixed_sampler([[3]], 3), "below num_clients = 3, got 3"),
         (lambda: cohorts.fixed_sampler([[-1]], 3), "clients must be an integer >= 0, got -1"),
         (lambda: fl.cohorts.fixed_sampler([], 3), "at least one round"),
-        (lambda: fl.cohorts.simulator_cohort(0, 3, 0.0), "active_ratio"),
     ],
 )
 def test_bad_cohorts_are_refused_by_name(make, message):

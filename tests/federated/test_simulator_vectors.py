@@ -222,18 +222,6 @@ def test_quasi_gradient_is_the_simulators(vectors, index):
     np.testing.assert_allclose(flatten(quasi, dataset), want["quasi"], atol=1e-14)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_cohorts_are_the_simulators(vectors, index):
-    want = vectors["cohorts"][index]
-    got = [
-        fl.cohorts.simulator_cohort(
-            t, want["total_client"], want["active_ratio"], seed=want["seed"]
-        )
-        for t in range(len(want["cohorts"]))
-    ]
-    assert got == want["cohorts"]
-
-
 def test_clip_mode_gradient_differs_from_the_simulators_where_the_position_is_large(vectors):
     """The artefact that `clip_mode="simulator"` reproduces is not in the default."""
     (case,) = (c for c in vectors["cases"] if c["id"] == "C-clip-active-FedDyn")

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit.continual.picture_images import PictureImages
+from jaxkit.datasets.mapped import forget_pages
 
 
 class StepBatches(NamedTuple):
@@ -72,6 +74,7 @@ def draw_batches(
     else:
         chosen = np.asarray(inputs[rows.reshape(-1)], np.float32)
         chosen = chosen.reshape(*rows.shape, *inputs.shape[1:])
+        forget_pages(inputs)
     return StepBatches(
         chosen, labels[rows].astype(np.int32), valid, rates, steps, np.asarray(count, np.int32)
     )
@@ -98,6 +101,43 @@ def padded_batches(rows: Any, size: int) -> Iterator[tuple[Float[np.ndarray, "si
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield pad_rows(part, size), len(part)
+
+
+_SUM, _ROWS = optax.microbatching.AccumulationType.SUM, optax.microbatching.AccumulationType.CONCAT
+
+
+def in_parts(run: Callable[[Any, Array], PyTree], inputs: Any, size: int) -> PyTree:
+    """Rows that `run` makes of inputs and their numbers, `size` rows at a time."""
+    rows = jnp.arange(len(inputs))
+    whole = size == len(rows)
+    return optax.microbatching.microbatch(run, (0, 1), None if whole else size, _ROWS,
+                                          in_axes=(0, 0))(inputs, rows)  # fmt: skip
+
+
+def gradient_in_parts(
+    loss_fn: Callable[[Any, Any, Array, Array], tuple[Float[Array, " b"], PyTree]],
+    params: Any,
+    batch: StepBatches,
+    size: int,
+) -> tuple[Float[Array, ""], PyTree, Any]:
+    """Mean loss over the rows that count, what else `loss_fn` makes of rows, and the gradient.
+
+    Only the activations of `size` rows, which divides the batch, are in memory at once. `loss_fn`
+    takes parameters, inputs, labels and the numbers of the rows.
+    """
+
+    def part(params: Any, inputs: Any, labels: Array, rows: Array) -> Any:
+        def share(params: Any) -> tuple[Array, PyTree]:
+            losses, seen = loss_fn(params, inputs, labels, rows)
+            return jnp.sum(jnp.where(rows < batch.num_valid, losses, 0)) / batch.num_valid, seen
+
+        return jax.value_and_grad(share, has_aux=True)(params)
+
+    whole = size == len(batch.labels)
+    (loss, seen), gradient = optax.microbatching.microbatch(
+        part, (1, 2, 3), None if whole else size, ((_SUM, _ROWS), _SUM), in_axes=(0, 0, 0)
+    )(params, batch.inputs, batch.labels, jnp.arange(len(batch.labels)))
+    return loss, seen, gradient
 
 
 def run_steps(

@@ -49,6 +49,8 @@ class SEMAConfig:
         batch_size: images of a training step; the last one of a pass may be smaller.
         scan_batch_size: images that are scored together.
         steps_per_call: steps in one call of a compiled program.
+        activation_bytes: memory that activations may take on a device: what does not fit goes
+            through the model in parts; by default 512 MiB, or 8 GiB on an accelerator.
 
     Raises:
         ValueError: if a number is out of range, or a name is unknown.
@@ -78,6 +80,7 @@ class SEMAConfig:
     batch_size: int = 32
     scan_batch_size: int = 128
     steps_per_call: int = 32
+    activation_bytes: int | None = None
 
     def __post_init__(self):
         for name in ("num_classes", "adapter_dim", "descriptor_dim", "capacity", "train_epochs",
@@ -90,6 +93,8 @@ class SEMAConfig:
             validation.number(name, getattr(self, name), minimum=0)
         validation.number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
         empty_records(self.buffer_size)
+        if self.activation_bytes is not None:
+            validation.integer("activation_bytes", self.activation_bytes, minimum=1)
         depth = self.model.depth
         validation.integer("expand_from", self.expand_from, minimum=0)
         validation.integer("expand_to", self.expand_to, minimum=0)

@@ -14,7 +14,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import models, training, validation
-from jaxkit.continual.batches import StepBatches, padded_batches, run_steps
+from jaxkit.continual.batches import (
+    StepBatches,
+    gradient_in_parts,
+    in_parts,
+    padded_batches,
+    run_steps,
+)
 from jaxkit.continual.expandable_state import Head
 from jaxkit.continual.forward_pass import class_features, class_logits
 from jaxkit.continual.picture_images import Images
@@ -172,17 +178,16 @@ def _train(
     batches: StepBatches,
 ) -> tuple[PromptLearning, Float[Array, " S"]]:
     def step(learning: PromptLearning, batch: StepBatches) -> tuple[PromptLearning, Array]:
-        def loss_fn(params: tuple[Any, Head]) -> Array:
+        def loss_fn(params: tuple[Any, Head], images: Array, labels: Array, rows: Array) -> Any:
             prompts, head = params
             features, penalty = prompting.features(
-                model, backbone, prompts, batch.inputs, learning.num_tasks, True
+                model, backbone, prompts, images, learning.num_tasks, True
             )
             logits = class_logits(head, features)
-            counts = jnp.arange(len(penalty)) < batch.num_valid
-            penalty = jnp.sum(jnp.where(counts, penalty, 0)) / batch.num_valid
-            return local_cross_entropy(logits, batch.labels, classes, batch.num_valid) + penalty
+            return local_cross_entropy(logits, labels, classes) + penalty, None
 
-        loss, gradient = jax.value_and_grad(loss_fn)(learning.params)
+        size = model.images_at_once(len(batch.labels))
+        loss, _, gradient = gradient_in_parts(loss_fn, learning.params, batch, size)
         updates, opt_state = _ADAM.update(gradient, learning.opt_state, learning.params)
         updates = optax.tree.scale(-batch.learning_rate, updates)
         params: Any = optax.apply_updates(learning.params, updates)
@@ -196,8 +201,12 @@ def _predict(
     model: Any, prompting: Any, backbone: PyTree, learning: PromptLearning, images: Array
 ) -> Float[Array, "B C"]:
     prompts, head = learning.params
-    features, _ = prompting.features(model, backbone, prompts, images, learning.num_tasks, False)
-    return class_logits(head, features)
+
+    def run(part: Array, rows: Array) -> Array:
+        features, _ = prompting.features(model, backbone, prompts, part, learning.num_tasks, False)
+        return class_logits(head, features)
+
+    return in_parts(run, images, model.images_at_once(len(images), 1))
 
 
 # What methods share.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxkit import models, training, validation
-from jaxkit.continual.batches import padded_batches
+from jaxkit.continual.batches import in_parts, padded_batches
 from jaxkit.continual.picture_images import Images, PictureImages
 from jaxkit.continual.prompts import cosines
 from jaxkit.continual.sema import SEMALearner
@@ -133,7 +133,10 @@ class FrozenFeatures:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _frozen_features(model: Any, backbone: PyTree, images: Array) -> Float[Array, "B d"]:
-    return model.apply(backbone, images)["features"].astype(jnp.float32)
+    def run(part: Array, rows: Array) -> Array:
+        return model.apply(backbone, part)["features"].astype(jnp.float32)
+
+    return in_parts(run, images, model.images_at_once(len(images), 1))
 
 
 class AdaptedPrototypesState(NamedTuple):

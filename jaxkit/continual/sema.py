@@ -25,6 +25,7 @@ from jaxkit.continual.sema_programs import Augment, Learning
 from jaxkit.continual.sema_task import SEMATask
 from jaxkit.continual.stream_runs import Phases
 from jaxkit.continual.streams import Stream
+from jaxkit.models.vision_transformer import activation_limit
 
 
 def grow_on_shift(task: SEMATask) -> Phases:
@@ -148,6 +149,11 @@ class SEMALearner:
                     f"{field} must be divisible by data={mesh.shape['data']} of the mesh, got "
                     f"{size}"
                 )
+        self.static = config.static
+        if mesh is not None:
+            limit = config.activation_bytes or activation_limit()
+            limit *= mesh.shape["data"]
+            self.static = dataclasses.replace(self.static, activation_bytes=limit)
         self.backbone = self.devices.everywhere(backbone)
 
     def description(self) -> dict[str, Any]:
@@ -167,9 +173,8 @@ class SEMALearner:
 
     def init(self, seed: int) -> Learning:
         """Make the state before the first task."""
-        static = self.config.static
-        sema = init_sema(jax.random.key(seed), static)
-        return self.devices.everywhere(programs.begin_phase(static, sema))
+        sema = init_sema(jax.random.key(seed), self.static)
+        return self.devices.everywhere(programs.begin_phase(self.static, sema))
 
     def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
         """The phases of a task.
@@ -191,7 +196,7 @@ class SEMALearner:
 
     def inspect(self, state: Learning, images: Images) -> list[np.ndarray]:
         """Features `[B, d]`, scores `[B, C]` and router weights `[B, E, K]` of images."""
-        static, key = self.config.static, jax.random.key(0)
+        static, key = self.static, jax.random.key(0)
         return self.in_batches(
             lambda part: programs.predict_images(static, self.backbone, state.sema, part, key),
             images,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit.continual import forward_pass
 from jaxkit.continual.adapters import Adapter, Router
-from jaxkit.continual.batches import StepBatches, run_steps
+from jaxkit.continual.batches import StepBatches, gradient_in_parts, in_parts, run_steps
 from jaxkit.continual.descriptors import record_errors, representation_error
 from jaxkit.continual.expandable_state import (
     FunctionalParams,
@@ -124,24 +124,30 @@ def train_steps(
     mask = _functional_mask(config, learning.sema, trainable)
 
     def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
-        sema, start, inputs = learning.sema, source, batch.inputs
+        sema, inputs = learning.sema, batch.inputs
         step_key = jax.random.fold_in(key, batch.step)
         if augment is not None and source in ("images", "images_above"):
             inputs = augment(jax.random.fold_in(step_key, 0), inputs)
-        if source == "images_above":
-            inputs, start = forward_pass.frozen_prefix(config, backbone, sema, inputs), "tokens"
+        blocks = config.model.depth - (0 if source == "images" else config.expand_from)
+        size = len(inputs) if source == "features" else _at_once(config, inputs, blocks)
+        routing_key = jax.random.fold_in(step_key, 1)
 
-        def loss_fn(params: FunctionalParams) -> tuple[Array, Array | None]:
+        def loss_fn(params: FunctionalParams, inputs: Array, labels: Array, rows: Array) -> Any:
             features, pooled = inputs, None
-            if start != "features":
+            if source == "images_above":
+                inputs = forward_pass.frozen_prefix(config, backbone, sema, inputs)
+            if source != "features":
                 features, pooled, _ = forward_pass.adapted_forward(
                     config, backbone, sema._replace(params=params), inputs,
-                    from_tokens=start == "tokens", key=jax.random.fold_in(step_key, 1),
+                    from_tokens=source != "images",
+                    key=_key_of(routing_key, rows, batch.labels),
                 )  # fmt: skip
             logits = forward_pass.class_logits(params.head, features)
-            return local_cross_entropy(logits, batch.labels, classes, batch.num_valid), pooled
+            return local_cross_entropy(logits, labels, classes), pooled
 
-        (loss, pooled), gradient = jax.value_and_grad(loss_fn, has_aux=True)(sema.params)
+        loss, pooled, gradient = gradient_in_parts(
+            loss_fn, sema.params, batch._replace(inputs=inputs), size
+        )
         updates, opt_state = sgd(config).update(
             gradient, learning.functional_opt, sema.params, trainable=mask
         )
@@ -178,9 +184,8 @@ def describe_steps(
             step_key = jax.random.fold_in(key, batch.step)
             if augment is not None:
                 pooled = augment(jax.random.fold_in(step_key, 0), pooled)
-            pooled = forward_pass.adapted_forward(
-                config, backbone, learning.sema, pooled, key=jax.random.fold_in(step_key, 1)
-            ).pooled
+            routing_key = jax.random.fold_in(step_key, 1)
+            pooled = observe(config, backbone, learning.sema, pooled, key=routing_key).pooled
         sema = record_newest(learning.sema, pooled, blocks, batch.num_valid)
 
         def loss_fn(descriptors: Any) -> Array:
@@ -204,9 +209,35 @@ def describe_steps(
     return run_steps(step, learning, batches)
 
 
-#: `frozen_prefix` and `adapted_forward`, compiled.
-prefix_tokens = jax.jit(forward_pass.frozen_prefix, static_argnums=0)
-observe = jax.jit(forward_pass.adapted_forward, static_argnums=0, static_argnames="from_tokens")
+@functools.partial(jax.jit, static_argnums=0)
+def prefix_tokens(
+    config: SEMAConfig, backbone: PyTree, sema: SEMAState, images: Float[Array, "B H W C"]
+) -> Float[Array, "B N d"]:
+    """`frozen_prefix`, compiled, in parts that fit memory."""
+    return in_parts(
+        lambda part, rows: forward_pass.frozen_prefix(config, backbone, sema, part),
+        images, _at_once(config, images, 1),
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="from_tokens")
+def observe(
+    config: SEMAConfig,
+    backbone: PyTree,
+    sema: SEMAState,
+    inputs: Float[Array, "B ..."],
+    *,
+    from_tokens: bool = False,
+    key: Key[Array, ""],
+) -> forward_pass.Forward:
+    """`adapted_forward`, likewise."""
+
+    def run(part: Array, rows: Array) -> forward_pass.Forward:
+        return forward_pass.adapted_forward(
+            config, backbone, sema, part, from_tokens=from_tokens, key=_key_of(key, rows, inputs)
+        )
+
+    return in_parts(run, inputs, _at_once(config, inputs, 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -233,7 +264,7 @@ def predict_images(
     key: Key[Array, ""],
 ) -> tuple[Float[Array, "B d"], Float[Array, "B classes"], Float[Array, "B E K"]]:
     """Features, scores of all classes and weights of the adapters."""
-    seen = forward_pass.adapted_forward(config, backbone, sema, images, key=key)
+    seen = observe(config, backbone, sema, images, key=key)
     logits = forward_pass.class_logits(sema.params.head, seen.features)
     return seen.features, logits, seen.weights
 
@@ -242,9 +273,8 @@ def local_cross_entropy(
     logits: Float[Array, "B C"],
     labels: Int[Array, " B"],
     classes: Bool[Array, " C"],
-    num_valid: Int[Array, ""] | int,
-) -> Float[Array, ""]:
-    """Mean cross-entropy over the classes of the present task only, over the rows that count.
+) -> Float[Array, " B"]:
+    """Cross-entropy of each row over the classes of the present task only.
 
     Its gradient is exactly 0 for other classes; a label that is not among `classes` makes it
     infinite.
@@ -252,8 +282,16 @@ def local_cross_entropy(
     Source: the official trainer.
     """
     masked = jnp.where(classes, logits, -jnp.inf)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(masked, labels)
-    return _valid_mean(losses, num_valid)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(masked, labels)
+
+
+def _at_once(config: SEMAConfig, inputs: Array, num_blocks: int) -> int:
+    return config.model.images_at_once(len(inputs), num_blocks, config.activation_bytes)
+
+
+def _key_of(key: Key[Array, ""], rows: Array, batch: Array) -> Key[Array, ""]:
+    """A key for some rows of a batch: no two parts of it draw the same."""
+    return key if len(rows) == len(batch) else jax.random.fold_in(key, rows[0])
 
 
 def record_newest(

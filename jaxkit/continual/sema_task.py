@@ -10,12 +10,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxkit.continual import sema_programs as programs
-from jaxkit.continual.batches import StepBatches, cosine_rates, draw_order, pad_rows
+from jaxkit.continual.batches import (
+    StepBatches,
+    cosine_rates,
+    draw_order,
+    pad_rows,
+    padded_batches,
+)
 from jaxkit.continual.descriptors import record_statistics
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, add_adapter
 from jaxkit.continual.sema_programs import Learning, Source, Trainable
 from jaxkit.continual.stream_runs import Phase, training_phase
 from jaxkit.continual.streams import Task
+from jaxkit.datasets.mapped import write_mapped
 
 if TYPE_CHECKING:
     from jaxkit.continual.sema import SEMALearner
@@ -38,7 +45,7 @@ class SEMATask:
     def __init__(self, learner: SEMALearner, task: Task, index: int, seed: int):
         self.is_first, self.blocks = index == 0, list(learner.config.expandable)
         self._learner, self._task, self._index, self._seed = learner, task, index, seed
-        self._config, self._static = learner.config, learner.config.static
+        self._config, self._static = learner.config, learner.static
         self._key, self._part = jax.random.key(seed), -1
         self._is_fresh = learner.augment is not None or task.is_augmented
         self._tokens_kept: np.ndarray | None = None
@@ -174,11 +181,20 @@ class SEMATask:
 
     def _tokens(self, state: Learning) -> np.ndarray:
         if self._tokens_kept is None:
-            learner, static = self._learner, self._static
-            (self._tokens_kept,) = learner.in_batches(
-                lambda part: (programs.prefix_tokens(static, learner.backbone, state.sema, part),),
-                self._task.train_images,
+            learner, static, model = self._learner, self._static, self._config.model
+            made = (
+                learner.devices.host(
+                    programs.prefix_tokens(
+                        static, learner.backbone, state.sema, learner.devices.rows(padded)
+                    )
+                )[:count].ravel()
+                for padded, count in padded_batches(
+                    self._task.train_images, self._config.scan_batch_size
+                )
             )
+            # On disk: of ViT-B/16 they are 0.6 MB an image.
+            tokens = write_mapped(made, np.float32)
+            self._tokens_kept = tokens.reshape(-1, model.num_tokens, model.width)
         return self._tokens_kept
 
     def _observe(self, state: Learning) -> list[np.ndarray]:

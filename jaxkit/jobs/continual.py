@@ -52,7 +52,8 @@ class ContinualConfig:
         train_learning_rate: of adapters, routers and head; by default 0.005, or 0.05 for a backbone
             trained here; of prompts, keys and head, 0.00375 or 0.03.
         describe_learning_rate: of descriptors; by default 0.01, or 0.05 likewise.
-        batch_size: images of a training step; activations grow with it.
+        batch_size: images of a training step; those whose activations do not fit 512 MiB (8 GiB
+            on an accelerator) go through the model in parts.
         scan_batch_size: images that are scored or tested together.
         checkpoint_every: optimizer steps between checkpoints.
         seed: of everything drawn.
@@ -314,20 +315,21 @@ def _memory(
     def size(tree: Any) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-    steps, tokens = _steps_per_call(config, stream), model.num_tokens
-    # Of a block: its norms, queries, keys, values, both products, the MLP's layers, the attention.
-    block = tokens * (14 * model.width + 2 * model.mlp_dim) + 2 * model.num_heads * tokens**2
+    steps = _steps_per_call(config, stream)
     parts = {
         "backbone": size(backbone),
         "learner": size(jax.eval_shape(lambda: learner.init(config.seed))),
         "images of a call": 4 * steps * config.batch_size * math.prod(stream.tasks[0].image_shape),
-        "a forward pass": 4 * 2 * block * config.scan_batch_size,
+        "a forward pass": model.activation_bytes(
+            model.images_at_once(config.scan_batch_size, 1), 1
+        ),
     }
     if isinstance(learner, continual.SEMALearner | continual.PromptLearner):
-        parts["activations of a step"] = 4 * block * model.depth * config.batch_size
+        together = model.images_at_once(config.batch_size)
+        parts[f"activations of {together} images"] = model.activation_bytes(together)
     if isinstance(learner, continual.SEMALearner) and not stream.tasks[0].is_augmented:
         rows = max(len(task.train_labels) for task in stream.tasks)
-        parts["tokens of a task"] = 4 * rows * tokens * model.width
+        parts["tokens of a task (on disk)"] = 4 * rows * model.num_tokens * model.width
     shown = (f"{name} {max(x / 2**20, 0.1):,.{int(x < 2**24)}f} MiB" for name, x in parts.items())
     return "memory: " + ", ".join(shown)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import dtypes
@@ -179,6 +180,27 @@ class VisionTransformer(nn.Module):
         """Patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
+    @nn.nowrap
+    def activation_bytes(self, num_images: int, num_blocks: int | None = None) -> int:
+        """Memory of what a gradient through the last blocks (by default all) keeps of images."""
+        tokens, num_blocks = self.num_tokens, self.depth if num_blocks is None else num_blocks
+        # Of a block: norms, queries, keys, values, both products, the MLP's layers, the attention.
+        block = tokens * (14 * self.width + 2 * self.mlp_dim) + 2 * self.num_heads * tokens**2
+        kept = block + num_blocks * tokens * self.width if self.remat else block * num_blocks
+        return jnp.dtype(self.dtype or jnp.float32).itemsize * num_images * kept
+
+    @nn.nowrap
+    def images_at_once(
+        self, batch_size: int, num_blocks: int | None = None, limit: int | None = None
+    ) -> int:
+        """Images of a batch whose `activation_bytes` fit a limit: a divisor of the batch size.
+
+        The limit is that of a device by default, `activation_limit`.
+        """
+        limit = activation_limit() if limit is None else limit
+        sizes = (n for n in range(batch_size, 1, -1) if batch_size % n == 0)
+        return next((n for n in sizes if self.activation_bytes(n, num_blocks) <= limit), 1)
+
     def setup(self):
         """Make the parts; the names of the attributes are those of the parameters."""
         patch = self.patch_size
@@ -267,6 +289,14 @@ class VisionTransformer(nn.Module):
         if self.num_classes:
             seen["logits"] = self.head(tokens[:, 0])
         return seen
+
+
+def activation_limit() -> int:
+    """Memory that activations may take on a device: 512 MiB, or 8 GiB on an accelerator.
+
+    On a CPU parts of this size are faster than larger ones; an accelerator is idle on small ones.
+    """
+    return 2**29 if jax.default_backend() == "cpu" else 2**33
 
 
 class _PatchEmbedding(nn.Module):

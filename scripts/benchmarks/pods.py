@@ -173,7 +173,7 @@ def sema_step(devices: list[Any]) -> RoomProgram:
     mesh = line(devices, "data")
     steps, batch = 4, 32 * len(devices)
     model = models.VisionTransformer(num_classes=0, dtype=jnp.bfloat16, remat=True)
-    config = continual.SEMAConfig(model, 200)
+    config = continual.SEMAConfig(model, 200, activation_bytes=2**33 * len(devices))
     backbone = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     backbone = nn.meta.unbox(backbone)
     learning = jax.eval_shape(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxkit import continual, models
-from jaxkit.continual import adapters, descriptors, sema, sema_programs, sema_task
+from jaxkit.continual import adapters, batches, descriptors, sema, sema_programs, sema_task
 
 MODEL = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
 _z = jax.jit(descriptors.z_scores)
@@ -323,6 +323,33 @@ def test_frozen_entries_stand_still_under_momentum_and_weight_decay():
         params = optax.apply_updates(params, optax.tree.scale(-0.1, updates))
     assert params["w"][1] == 1
     assert np.all(params["w"][jnp.array([0, 2])] < 0.5)
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole_batch():
+    """One image at a time is in memory; of the batch's four three count."""
+    rng = np.random.default_rng(0)
+    steps = batches.StepBatches(
+        rng.random((2, 4, 8, 8, 1), np.float32), rng.integers(0, 3, (2, 4)).astype(np.int32),
+        np.full(2, 3, np.int32), np.full(2, 0.5, np.float32), np.arange(2, dtype=np.int32),
+        np.int32(2),
+    )  # fmt: skip
+    trainable = sema_programs.Trainable(np.array(True), np.ones(1, bool))
+    key = jax.random.key(0)
+
+    def learnt(config):
+        learning = sema_programs.begin_phase(config, continual.init_sema(key, config))
+        learning, losses = sema_programs.train_steps(
+            config, "images", None, _backbone(), learning, trainable, np.ones(3, bool), steps, key
+        )
+        seen = sema_programs.predict_images(
+            config, _backbone(), learning.sema, steps.inputs[0], key
+        )
+        return learning, losses, seen
+
+    whole, parts = learnt(CONFIG), learnt(dataclasses.replace(CONFIG, activation_bytes=1))
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+    jax.tree.map(close, parts, whole)
+    assert whole[0].sema.records.count[0, 0] == 6
 
 
 def test_unequal_test_sets_separate_the_two_averages():

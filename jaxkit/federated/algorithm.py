@@ -194,7 +194,7 @@ def with_model_state(
 
     Raises:
         TypeError: if a leaf is not floating point.
-        ValueError: if the policy is unknown.
+        ValueError: if the policy is unknown, or the algorithm has a model state.
 
     Source: McMahan et al. 2017 average statistics with weights; Li et al. 2021 (FedBN) keep them.
 
@@ -205,6 +205,8 @@ def with_model_state(
     """
     validation.choice("policy", policy, POLICIES)
     check_floating("model_state", model_state)
+    if algorithm.model_state is not None:
+        raise ValueError("algorithm must have no model state yet: join the two in one pytree")
 
     def beside(init):
         first = jax.tree.map(perturbation.widen, model_state)
@@ -235,7 +237,9 @@ def with_model_state(
 
 
 def check_floating(name: str, tree: PyTree) -> None:
-    """Refuse a pytree with a leaf that is no array or not floating point, naming it."""
+    """Refuse a pytree with a leaf that is no array or not floating point, or without any."""
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"{name} must hold at least one array, got {tree!r}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         place = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ def check_run(
     num_rounds: int = 1,
 ) -> None:
     """Refuse parts of a run that do not fit each other; of traced numbers, only by their shapes."""
+    check_kinds(training, data, sampler, client_map)
     promise, found = algorithm.privacy, (algorithm.report, algorithm.aggregate)
     if promise is not None and (found != promise.functions or algorithm.weighting != "equal"):
         raise ValueError(
@@ -64,6 +67,18 @@ def check_run(
             "sampler must not allow empty cohorts (allow_empty): their mean is undefined without "
             "client-level privacy"
         )
+
+
+def check_kinds(training: Any, data: Any, sampler: Any, client_map: Any) -> None:
+    """Refuse parts of a run that are something else."""
+    for name, part, kind, made in (
+        ("training", training, local_steps.LocalTraining, "LocalTraining(loss_fn)"),
+        ("data", data, clients.ClientData, "client_data or stack_clients"),
+        ("sampler", sampler, cohorts.Sampler, "uniform_sampler or its like"),
+        ("client_map", client_map, backends.ClientMap, "vmap_clients() or shard_clients()"),
+    ):
+        if not isinstance(part, kind):
+            raise TypeError(f"{name} must be made by {made}, got {part!r:.200}")
 
 
 def check_state(method: algorithms.FederatedAlgorithm, state: states.FederatedState) -> None:
@@ -159,15 +174,28 @@ def _check_loss(
         model_state = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[drop:], leaf.dtype), place["model_state"]
         )
+        _check_arguments(training.loss_fn, params, model_state, batch, key)
         loss, after = jax.eval_shape(training.loss_fn, params, model_state, batch, key)
         _check_alike("the model state of loss_fn", algorithm.name, model_state, after)
     else:
+        _check_arguments(training.loss_fn, params, batch, key)
         loss = jax.eval_shape(training.loss_fn, params, batch, key)
     leaves = jax.tree.leaves(loss)
-    if len(leaves) != 1 or leaves[0].shape != ():
-        raise TypeError(f"loss_fn must return a scalar, got {loss}")
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.shape == () for leaf in leaves]
+    if floating != [True]:
+        raise TypeError(f"loss_fn must return a scalar of floating point, got {loss}")
     if not full and training.gradient_fn is None and size > 1:
         _check_mean(training, params, data)
+
+
+def _check_arguments(loss_fn: Callable[..., Any], *arguments: Any) -> None:
+    names = "params, batch, key" if len(arguments) == 3 else "params, model_state, batch, key"
+    try:
+        inspect.signature(loss_fn).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"loss_fn must take ({names}): {error}") from None
+    except ValueError:  # a function that tells no signature
+        return
 
 
 def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.ClientData) -> None:

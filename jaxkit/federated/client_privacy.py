@@ -113,6 +113,7 @@ def with_client_privacy(
         The algorithm, carrying its `ClientPrivacy`.
 
     Raises:
+        TypeError: if a part is something else.
         ValueError: if a number or the sampler is not allowed.
 
     Source: McMahan et al. 2018 (DP-FedAvg), applied to the messages of arXiv 2302.10429.
@@ -127,6 +128,13 @@ def with_client_privacy(
         >>> private.privacy.neighbours
         'add or remove one client'
     """
+    for name, part, kind in (
+        ("algorithm", algorithm, algorithms.FederatedAlgorithm),
+        ("sampler", sampler, cohorts.Sampler),
+        ("source", source, privacy.NoiseSource),
+    ):
+        if not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {part!r}")
     validation.number("clip_norm", clip_norm, minimum=0, open_minimum=True)
     validation.number("noise_multiplier", noise_multiplier, minimum=0)
     validation.integer("num_rounds", num_rounds, minimum=1)

@@ -144,9 +144,25 @@ def local_optimizer(
         >>> local_optimizer(optax.adamw(1e-3)).keep_state
         False
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax transformation, got {optimizer!r}")
-    return ClientStep(lambda direction: direction, optimizer, None, keep_state)
+    return ClientStep(
+        lambda direction: direction, transformation("optimizer", optimizer), None, keep_state
+    )
+
+
+def chosen(client: ClientStep | None) -> ClientStep:
+    """The local step of an algorithm: `simulator_sgd()` unless told."""
+    if client is not None and not isinstance(client, ClientStep):
+        raise TypeError(
+            f"client must be made by local_sgd, simulator_sgd or local_optimizer, got {client!r}"
+        )
+    return simulator_sgd() if client is None else client
+
+
+def transformation(name: str, value: Any) -> optax.GradientTransformation:
+    """Refuse what is no optax transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(f"{name} must be an optax transformation, got {value!r}")
+    return value
 
 
 def known_rate(name: str, client: ClientStep) -> Callable[[Any], Any]:

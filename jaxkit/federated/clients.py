@@ -167,13 +167,12 @@ def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:
         if num_examples is not None:
             raise ValueError("num_examples must be None for a list of clients, which have lengths")
         return _joined(examples)
-    leaves = [
-        leaf if hasattr(leaf, "shape") else np.asarray(leaf) for leaf in jax.tree.leaves(examples)
-    ]
-    shapes = {leaf.shape[:2] for leaf in leaves}
+    examples = jax.tree.map(lambda x: x if hasattr(x, "shape") else np.asarray(x), examples)
+    shapes = {leaf.shape[:2] for leaf in jax.tree.leaves(examples)}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 2:
         raise ValueError(
-            f"examples must share their leading axes [clients, examples], got {sorted(shapes)}"
+            f"examples must share their leading axes [clients, examples], got {sorted(shapes)}: "
+            "clients of different lengths go into a list"
         )
     clients, most = shape
     if clients < 1 or most < 1:
@@ -185,7 +184,8 @@ def stack_clients(examples: PyTree, num_examples: Any = None) -> ClientData:
         validation.integer("num_examples", count, minimum=1)
     if counts.max() > most:
         raise ValueError(f"num_examples must not exceed {most}, got {counts.max()}")
-    return _data(jax.tree.map(jnp.asarray, examples), None, counts.tolist())
+    made = _data(examples, None, counts.tolist())
+    return dataclasses.replace(made, examples=jax.tree.map(jnp.asarray, examples))
 
 
 def _joined(clients: list[PyTree]) -> ClientData:
@@ -198,7 +198,8 @@ def _joined(clients: list[PyTree]) -> ClientData:
         lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
         if len(lengths) != 1 or None in lengths:
             raise ValueError(
-                f"examples of client {number} must share one leading axis, got {lengths}"
+                f"examples of client {number} must be arrays that share one leading axis, got "
+                f"{tree!r:.200}"
             )
         sizes.append(lengths.pop())
         kinds.append((jax.tree.structure(tree), [(leaf.shape[1:], leaf.dtype) for leaf in leaves]))
@@ -214,6 +215,11 @@ def _joined(clients: list[PyTree]) -> ClientData:
 
 
 def _data(examples: PyTree, index: Any, counts: list[int]) -> ClientData:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(examples):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+            place = f"examples{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{place} must be numbers, got {dtype}")
     return ClientData(
         examples,
         index,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -172,6 +172,8 @@ def bernoulli_sampler(
         (27, True)
     """
     validation.integer("num_clients", num_clients, minimum=1)
+    if validation.is_traced(active_ratio):
+        raise TypeError("active_ratio must be a number that is known, got a traced one")
     validation.number("active_ratio", active_ratio, minimum=2.0**-32, maximum=1)
     threshold = math.floor(float(active_ratio) * 2**32)
     # P(Binomial(m, ratio) > k) for k = 0..m.
@@ -257,6 +259,8 @@ def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
 
 
 def _checked(clients: Sequence[int], num_clients: int) -> list[int]:
+    if not isinstance(clients, Iterable):
+        raise TypeError(f"cohorts must be the list of clients of each round, got {clients!r}")
     if any(map(validation.is_traced, clients)):
         raise TypeError("clients must be numbers that are known, got traced ones")
     chosen = [validation.integer("clients", client, minimum=0) for client in clients]

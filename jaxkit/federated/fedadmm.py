@@ -64,6 +64,7 @@ def fedadmm(
         'FedADMM'
     """
     validation.choice("form", form, FORMS)
+    server = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     dual = feddyn(client, prox_coef=prox_coef, dual_average="active", clip_mode=clip_mode)
 
     def init_memory(params):
@@ -85,7 +86,7 @@ def fedadmm(
     return dual._replace(
         name="FedADMM",
         absorb=absorb,
-        server_optimizer=server_optimizer or optax.sgd(1.0),
+        server_optimizer=client_step.transformation("server_optimizer", server),
         init_memory=init_memory,
         report=report,
     )

@@ -36,8 +36,10 @@ def fedavg(
         >>> fedavg(weighting="examples").name
         'FedAvg'
     """
-    client = client or client_step.simulator_sgd()
+    client = client_step.chosen(client)
     validation.choice("weighting", weighting, algorithm.WEIGHTINGS)
+
+    server = optax.sgd(1.0) if server_optimizer is None else server_optimizer
 
     def local_step(gradient, at):
         return client.clip(gradient), at.memory
@@ -52,7 +54,7 @@ def fedavg(
         name="FedAvg",
         local_step=local_step,
         descent=client.descent,
-        server_optimizer=server_optimizer or optax.sgd(1.0),
+        server_optimizer=client_step.transformation("server_optimizer", server),
         init_memory=lambda params: {},
         init_shared=lambda params: {},
         report=report,

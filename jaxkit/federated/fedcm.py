@@ -34,7 +34,7 @@ def fedcm(
         >>> fedcm().name
         'FedCM'
     """
-    client = client or client_step.simulator_sgd()
+    client = client_step.chosen(client)
     rate = client_step.known_rate("FedCM", client)
     validation.number("alpha", alpha, minimum=0, maximum=1)
 

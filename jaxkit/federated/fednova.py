@@ -29,7 +29,7 @@ def fednova(
         >>> fednova().name
         'FedNova'
     """
-    client = client or client_step.simulator_sgd()
+    client = client_step.chosen(client)
     client_step.known_rate("FedNova", client)
 
     def report(shared, memory, result):

@@ -31,7 +31,7 @@ def fedprox(
         >>> fedprox(prox_coef=0.01).name
         'FedProx'
     """
-    client = client or client_step.simulator_sgd()
+    client = client_step.chosen(client)
     pulled = client_step.proximal(client, prox_coef, clip_mode)
 
     def local_step(gradient, at):

@@ -60,7 +60,7 @@ def fedspeed(
         >>> fedspeed(client_step.local_sgd(0.05), rho=0.05).name
         'FedSpeed'
     """
-    client = client or client_step.simulator_sgd()
+    client = client_step.chosen(client)
     pulled = client_step.proximal(client, prox_coef, clip_mode)
     validation.choice("dual_average", dual_average, DUAL_AVERAGES)
 

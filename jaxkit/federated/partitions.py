@@ -31,7 +31,9 @@ def iid_partition(num_examples: int, num_clients: int, *, seed: int = 0) -> Part
         [4, 3, 3]
     """
     _check_counts(num_examples, num_clients)
-    order = np.random.default_rng(seed).permutation(num_examples)
+    order = np.random.default_rng(validation.integer("seed", seed, minimum=0)).permutation(
+        num_examples
+    )
     return [np.sort(rows) for rows in np.array_split(order, num_clients)]
 
 
@@ -52,7 +54,7 @@ def dirichlet_partition(
     Args:
         labels: integer classes 0..C-1 of the examples [N].
         num_clients: m >= 1.
-        concentration: a > 0; small is unequal, infinity IID.
+        concentration: a in (0, 1e300]; small is unequal, large IID.
         samples_per_client: examples of a client, by default N // m, and the remainder for client 0.
         seed: of the draw.
 
@@ -69,10 +71,10 @@ def dirichlet_partition(
         >>> {len(r) for r in rows}
         {10}
     """
-    validation.number("concentration", concentration, minimum=0, open_minimum=True)
+    _check_concentration(concentration)
     classes = _num_classes(labels)
     validation.integer("num_clients", num_clients, minimum=1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(validation.integer("seed", seed, minimum=0))
     priors = rng.dirichlet(np.full(classes, float(concentration)), size=num_clients)
     return refilled_partition(labels, priors, samples_per_client=samples_per_client, seed=seed + 1)
 
@@ -101,7 +103,7 @@ def pathological_partition(
     if count > classes:
         raise ValueError(f"classes_per_client must be in [1, {classes}], got {count}")
     validation.integer("num_clients", num_clients, minimum=1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(validation.integer("seed", seed, minimum=0))
     priors = np.zeros((num_clients, classes))
     for prior in priors:
         prior[rng.choice(classes, size=count, replace=False)] = 1 / count
@@ -121,7 +123,7 @@ def refilled_partition(
     else:
         validation.integer("samples_per_client", samples_per_client, minimum=1)
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(validation.integer("seed", seed, minimum=0))
     pools = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
     cumulative = priors.cumsum(axis=1)
     used = np.zeros(classes, np.int64)
@@ -163,10 +165,10 @@ def class_dirichlet_partition(
     """
     labels = np.asarray(labels)
     classes = _num_classes(labels)
-    validation.number("concentration", concentration, minimum=0, open_minimum=True)
+    _check_concentration(concentration)
     validation.integer("min_examples", min_examples, minimum=1)
     _check_counts(len(labels), num_clients * min_examples)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(validation.integer("seed", seed, minimum=0))
     pools = [rng.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
     for _ in range(1000):
         parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
@@ -206,6 +208,9 @@ def label_counts(
     """
     labels = np.asarray(labels)
     classes = _num_classes(labels, num_classes)
+    largest = max(map(np.max, partition))
+    if largest >= len(labels):
+        raise ValueError(f"partition must index the {len(labels)} labels, got {largest}")
     return np.stack([np.bincount(labels[rows], minlength=classes) for rows in partition])
 
 
@@ -225,7 +230,15 @@ def _num_classes(labels: Any, num_classes: int | None = None) -> int:
     return limit
 
 
+def _check_concentration(concentration: Any) -> None:
+    if np.ndim(concentration):
+        raise TypeError(f"concentration must be one number, got {concentration!r}")
+    # Beyond, sums of its draws are infinite.
+    validation.number("concentration", concentration, minimum=0, maximum=1e300, open_minimum=True)
+
+
 def _check_counts(num_examples: int, num_clients: int) -> None:
+    validation.integer("num_examples", num_examples)
     validation.integer("num_clients", num_clients, minimum=1)
     if num_examples < num_clients:
         raise ValueError(

@@ -28,7 +28,7 @@ def scaffold(
         >>> scaffold().name
         'SCAFFOLD'
     """
-    client = client or client_step.simulator_sgd()
+    client = client_step.chosen(client)
     rate = client_step.known_rate("SCAFFOLD", client)
 
     def init(params):

@@ -73,7 +73,8 @@ def simulate(
 
     Raises:
         NonFiniteLossError: if a client diverged, naming the round; the checkpoints before it stand.
-        TypeError: if the loss is not a scalar or a parameter not floating point.
+        TypeError: if the loss is not a scalar, a parameter not floating point, or a part something
+            else.
         ValueError: if the parts do not fit, or the folder holds another run: other data, key,
             batches or computations.
         OSError: if another process writes the folder, or the disk refuses.
@@ -99,6 +100,7 @@ def simulate(
     ):
         validation.integer(name, value, minimum=1)
     client_map = client_map or backends.vmap_clients()
+    checks.check_kinds(local, data, sampler, client_map)
     mesh, given, num_clients = client_map.mesh, data, sampler.num_clients
     if data.on_host:
         if jax.process_count() > 1:
@@ -109,7 +111,12 @@ def simulate(
     else:
         data = data if mesh is None else data.placed(mesh)
         state = states.init_state(algorithm, params, num_clients, key, mesh=mesh)
-    checks.check_run(algorithm, local, state, data, sampler, client_map)
+    checks.check_run(algorithm, local, state, data, sampler, client_map, num_rounds=num_rounds)
+    measure = None if evaluate is None else jax.jit(evaluate)
+    if measure is not None:
+        found = jax.eval_shape(measure, *rounds.evaluated(algorithm, state._replace(clients=())))
+        if not isinstance(found, Mapping) or any(np.shape(leaf) for leaf in found.values()):
+            raise TypeError(f"evaluate must return {{name: scalar}}, got {found}")
     if folder is not None:
         identity = _identity(algorithm, local, params, given, sampler, key)
 
@@ -135,7 +142,6 @@ def simulate(
             f"a device holds {memory.argument_size_in_bytes / 2**20:.1f} MiB of clients, models "
             f"and examples, and needs {memory.temp_size_in_bytes / 2**20:.1f} MiB more in a round"
         )
-    measure = None if evaluate is None else jax.jit(evaluate)
     history: list[dict[str, Any]] = []
 
     def advance(state: states.FederatedState, made: int, most: int | None) -> training.Lap:
@@ -168,6 +174,11 @@ def simulate(
             restored = run.restore(state)
             if restored is not None:
                 first, state = restored.step, restored.state
+            if first > num_rounds:
+                raise ValueError(
+                    f"num_rounds must be at least the {first} that {run.folder} has made, got "
+                    f"{num_rounds}"
+                )
             history += _told(run.folder, first)
         result = training.drive(
             advance,

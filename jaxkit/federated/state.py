@@ -58,8 +58,8 @@ def init_state(
         The state.
 
     Raises:
-        TypeError: if a parameter is not floating point.
-        ValueError: if `num_clients` is not positive.
+        TypeError: if a parameter is not floating point, `method` no algorithm or `key` no key.
+        ValueError: if `num_clients` is not positive or there is no parameter.
 
     Example:
         >>> from jaxkit.federated.fedspeed import fedspeed
@@ -67,6 +67,10 @@ def init_state(
         >>> state.clients["memory"]["dual"]["w"].shape
         (5, 3)
     """
+    if not isinstance(method, algorithm.FederatedAlgorithm):
+        raise TypeError(f"method must be a federated algorithm, fedavg() say, got {method!r}")
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key must be made by jax.random.key, got {key!r}")
     validation.integer("num_clients", num_clients, minimum=1)
     algorithm.check_floating("params", params)
     params = jax.tree.map(jnp.asarray, params)

@@ -21,6 +21,9 @@ pytestmark = pytest.mark.usefixtures("bad_input")
         (lambda: fl.simulator_sgd(weight_decay=-1), ValueError, "weight_decay"),
         (lambda: fl.simulator_sgd(clip_norm=0), ValueError, "clip_norm"),
         (lambda: fl.local_optimizer(0.1), TypeError, "optimizer must be an optax"),
+        (lambda: fl.fedavg(0.1), TypeError, "client must be made by local_sgd"),
+        (lambda: fl.fedspeed(optax.sgd(0.1)), TypeError, "client must be made by local_sgd"),
+        (lambda: fl.fedadmm(None, 0.5), TypeError, "server_optimizer must be an optax"),
         (lambda: fl.LocalTraining(3), TypeError, "loss_fn must be a function"),
         (lambda: fl.LocalTraining(abs, batch_size=0), ValueError, "batch_size"),
         (lambda: fl.LocalTraining(abs, num_epochs=0), ValueError, "num_epochs"),
@@ -47,9 +50,31 @@ pytestmark = pytest.mark.usefixtures("bad_input")
         ),
         (lambda: fl.stack_clients(np.ones((2, 3)), [1, 4]), ValueError, "not exceed 3, got 4"),
         (
+            lambda: fl.stack_clients((np.ones((2, 3)), np.ones((3, 3)))),
+            ValueError,
+            "different lengths go into a list",
+        ),
+        (
+            lambda: fl.stack_clients([{"x": [[1.0, 2.0], [3.0, 4.0]]}]),
+            ValueError,
+            "client 0 must be arrays that share one leading axis",
+        ),
+        (lambda: fl.client_data(np.array(["a"]), [[0]]), TypeError, "must be numbers, got <U1"),
+        (
             lambda: fl.init_state(fl.fedavg(), {"w": jnp.ones(2, int)}, 3, jax.random.key(0)),
             TypeError,
             r"floating point, got int32 at params\['w'\]",
+        ),
+        (lambda: fl.init_state(fl.fedavg(), {}, 3, jax.random.key(0)), ValueError, "at least one"),
+        (
+            lambda: fl.init_state(fl.fedavg(), jnp.ones(2), 3, 0),
+            TypeError,
+            "made by jax.random.key",
+        ),
+        (
+            lambda: fl.init_state(fl.fedavg, jnp.ones(2), 3, jax.random.key(0)),
+            TypeError,
+            r"method must be a federated algorithm, fedavg\(\) say",
         ),
         (
             lambda: fl.init_state(fl.fedavg(), jnp.ones(2), 0, jax.random.key(0)),
@@ -131,6 +156,23 @@ def test_parts_that_do_not_fit_are_refused(problem):
             {"training": fl.LocalTraining(lambda w, b, k: w["b"])},
             TypeError,
             "loss_fn must return a scalar",
+        ),
+        (
+            {"training": fl.LocalTraining(lambda w, b, k: (b["y"] > 0).sum())},
+            TypeError,
+            "loss_fn must return a scalar of floating point, got .*int32",
+        ),
+        (
+            {"training": fl.LocalTraining(lambda w, b: 0.0)},
+            TypeError,
+            r"loss_fn must take \(params, batch, key\)",
+        ),
+        ({"data": problem.examples}, TypeError, "data must be made by client_data"),
+        ({"sampler": 4}, TypeError, "sampler must be made by uniform_sampler"),
+        (
+            {"client_map": fl.vmap_clients},
+            TypeError,
+            r"client_map must be made by vmap_clients\(\)",
         ),
     ]
     for changes, error, message in refusals:

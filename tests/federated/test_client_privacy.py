@@ -140,6 +140,11 @@ def test_a_round_beyond_the_promise_is_refused_or_releases_nothing(problem):
         fl.federated_round(*parts, cohorts.fixed_sampler([[0]], 10))
     with pytest.raises(ValueError, match=r"within the 1 rounds .* got rounds up to 2"):
         fl.run_rounds(*parts, sampler, num_rounds=2)
+    with pytest.raises(ValueError, match=r"within the 1 rounds .* got rounds up to 2"):
+        fl.simulate(
+            method, problem.training, problem.params, problem.data, sampler,
+            num_rounds=2, key=jax.random.key(0),
+        )  # fmt: skip
     step = jax.jit(
         lambda state: fl.federated_round(method, problem.training, state, problem.data, sampler)[0]
     )
@@ -189,6 +194,8 @@ def test_what_cannot_be_promised_is_refused():
         private(fl.fedavg(), fl.bernoulli_sampler(10, 0.5))
     with pytest.raises(ValueError, match=r"sampler.kind must be one of .* got 'fixed'"):
         private(fl.fedavg(), fl.cohorts.fixed_sampler([[0]], 10))
+    with pytest.raises(TypeError, match="sampler must be a Sampler, got 4"):
+        private(fl.fedavg(), 4)
     with pytest.raises(ValueError, match="noise_multiplier"):
         private(fl.fedavg(), everyone(), noise_multiplier=-1.0)
     with pytest.raises(ValueError, match="clip_norm"):

@@ -90,8 +90,8 @@ def test_lists_of_clients_that_differ_are_refused_by_the_client():
     first = {"x": np.ones((2, 3))}
     for other, message in (
         ({"x": np.ones((2, 4))}, "client 1 must be like those of client 0"),
-        ({"x": np.ones(3), "y": np.ones(2)}, "client 1 must share one leading axis"),
-        ({"x": np.float32(1)}, "client 1 must share one leading axis"),
+        ({"x": np.ones(3), "y": np.ones(2)}, "client 1 must be arrays that share one leading axis"),
+        ({"x": np.float32(1)}, "client 1 must be arrays that share one leading axis"),
     ):
         with pytest.raises(ValueError, match=message):
             fl.stack_clients([first, other])
@@ -199,6 +199,12 @@ def test_a_loss_that_couples_examples_is_refused_where_batches_are_not_full(prob
     with pytest.raises(ValueError, match="couples the examples"):
         one_round(fl.fedavg(), fl.LocalTraining(normalized, batch_size=20), params, ragged)
     start(fl.LocalTraining(normalized, batch_size=5, drop_remainder=True))
+
+
+def test_two_model_states_are_refused(bad_input):
+    once = fl.with_model_state(fl.fedavg(), {"mean": jnp.zeros(3)}, "local")
+    with pytest.raises(ValueError, match="join the two in one pytree"):
+        fl.with_model_state(once, {"var": jnp.zeros(3)}, "shared")
 
 
 @pytest.mark.parametrize("policy", ["shared", "local"])

@@ -68,6 +68,16 @@ def test_the_rate_of_a_bernoulli_cohort_is_never_rounded_up():
     assert drawn.sum() <= 1  # 7 are expected where the ratio is compared as a float32
 
 
+def test_cohorts_of_what_is_not_known_are_refused_in_one_line(bad_input):
+    def draw(ratio):
+        return fl.bernoulli_sampler(4, ratio).sample(jax.random.key(0), 0).clients
+
+    with pytest.raises(TypeError, match="active_ratio must be a number that is known"):
+        jax.jit(draw)(0.5)
+    with pytest.raises(TypeError, match="the list of clients of each round, got 0"):
+        cohorts.fixed_sampler([0, 1], 4)
+
+
 def test_a_bernoulli_cohort_of_everyone_has_everyone():
     sampler = fl.bernoulli_sampler(5, 1.0)
     assert sampler.cohort_size == 5

@@ -94,9 +94,18 @@ def test_a_split_is_its_seed(split):
         (
             lambda: fl.dirichlet_partition(LABELS, 5, 0.0),
             ValueError,
-            r"concentration must be finite and in \(0, inf\), got 0.0",
+            r"concentration must be finite and in \(0, 1e\+300\], got 0.0",
         ),
         (lambda: fl.class_dirichlet_partition(LABELS, 5, -1), ValueError, "concentration"),
+        (lambda: fl.dirichlet_partition(LABELS, 5, 1e308), ValueError, r"in \(0, 1e\+300\]"),
+        (
+            lambda: fl.class_dirichlet_partition(LABELS, 5, np.ones(10)),
+            TypeError,
+            "concentration must be one number",
+        ),
+        (lambda: fl.iid_partition(10, 2, seed=-1), ValueError, "seed must be an integer >= 0"),
+        (lambda: fl.iid_partition(10.5, 2), TypeError, "num_examples must be an integer"),
+        (lambda: fl.label_counts([0, 1], [np.array([5])]), ValueError, "the 2 labels, got 5"),
         (
             lambda: fl.pathological_partition(LABELS, 5, 0),
             ValueError,

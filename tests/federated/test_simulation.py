@@ -64,6 +64,8 @@ def test_a_resumed_run_ends_in_the_same_bits_and_the_same_log(problem, tmp_path)
     ):
         with pytest.raises(ValueError, match=message):
             run(problem, folder=tmp_path / "parts", **{**options, **changed})
+    with pytest.raises(ValueError, match=r"num_rounds must be at least the 6 that .* got 5"):
+        run(problem, folder=tmp_path / "parts", num_rounds=5, **options)
     with pytest.raises(ValueError, match="data was"):
         run(other, folder=tmp_path / "parts", **options)
     with (
@@ -122,6 +124,12 @@ def test_a_simulation_is_run_rounds_and_traces_once(problem, count_traces):
     np.testing.assert_allclose(again.state.params["w"], state.params["w"], atol=1e-6)
     np.testing.assert_allclose([row["loss"] for row in again.history], metrics.loss, rtol=1e-5)
     assert int(result.state.round) == 2
+
+
+def test_an_evaluation_of_another_shape_is_refused_before_the_first_round(problem):
+    for evaluate in (lambda params: {"b": params["b"]}, lambda params: params["b"].sum()):
+        with pytest.raises(TypeError, match=r"evaluate must return \{name: scalar\}, got"):
+            run(problem, evaluate=evaluate, progress=None)
 
 
 def test_a_diverging_client_stops_the_run_by_name(problem):

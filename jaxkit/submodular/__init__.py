@@ -44,7 +44,6 @@ from jaxkit.submodular.facilities import (
     facility_location_from_features,
     facility_location_from_neighbors,
     facility_location_mutual_information,
-    facility_location_query,
 )
 from jaxkit.submodular.figures import selection_figure
 from jaxkit.submodular.kernels import nearest_neighbors, similarity_matrix
@@ -76,7 +75,6 @@ __all__ = [
     "facility_location_from_features",
     "facility_location_from_neighbors",
     "facility_location_mutual_information",
-    "facility_location_query",
     "feature_based",
     "graph_cut",
     "greedy",

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxkit import pytrees, validation
-from jaxkit.submodular import concave, kernels, mixtures, operands
+from jaxkit.submodular import kernels, operands
 from jaxkit.submodular.operands import Item, Items, take
 
 
@@ -299,32 +299,3 @@ def facility_location_mutual_information(
             f"got {queries.shape[0]}"
         )
     return FacilityLocation(jnp.minimum(items.T, jnp.asarray(eta) * queries.max(1)))
-
-
-def facility_location_query(query_similarity: ArrayLike, eta: ArrayLike = 1.0) -> mixtures.Mixture:
-    r"""Make $F(S) = \sum_q \max_{j \in S} Q_{qj} + \eta \sum_{j \in S} \max_q Q_{qj}$.
-
-    The variant of the mutual information whose clients are the queries only.
-
-    Args:
-        query_similarity: Q, `[q, n]` queries x items, non-negative.
-        eta: weight of the relevance of each item, >= 0.
-
-    Returns:
-        A monotone submodular `SetFunction` of n items.
-
-    Raises:
-        TypeError: if an argument is not numeric.
-        ValueError: if an entry is negative or not finite.
-
-    Source: Iyer et al., ALT 2021.
-
-    Example:
-        >>> f = facility_location_query(jnp.array([[1.0, 0.5]]), 2.0)
-        >>> f.gains(f.init()).tolist()
-        [3.0, 1.5]
-    """
-    matrix = operands.operand("query_similarity", query_similarity, rank=2, minimum=0)
-    validation.number("eta", eta, minimum=0)
-    weights = jnp.stack([jnp.ones(()), jnp.asarray(eta, jnp.float32)])
-    return mixtures.mixture([facility_location(matrix), concave.modular(matrix.max(0))], weights)

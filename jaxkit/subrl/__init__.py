@@ -37,7 +37,7 @@ from jaxkit.subrl.planning import beam_plan, greedy_plan, modular_plan
 from jaxkit.subrl.policies import CategoricalPolicy, Critic, GaussianPolicy, TabularPolicy
 from jaxkit.subrl.rollouts import replay, rollout
 from jaxkit.subrl.subpo import Estimator, Training, make_training
-from jaxkit.subrl.tables import matrix_dynamics, table_dynamics
+from jaxkit.subrl.tables import table_dynamics
 from jaxkit.subrl.trees import exhaustive_plan
 from jaxkit.subrl.worlds import (
     WORLDS,
@@ -74,7 +74,6 @@ __all__ = [
     "item_world",
     "make_environment",
     "make_training",
-    "matrix_dynamics",
     "measurements",
     "modular_plan",
     "named_world",

@@ -1,4 +1,4 @@
-"""Finite dynamics: moves by a table with slips, and moves by a matrix of probabilities."""
+"""Finite dynamics: moves by a table, with slips."""
 
 from __future__ import annotations
 
@@ -38,22 +38,6 @@ class TableParams(NamedTuple):
     coordinates: Float[Array, "n d"]
 
 
-def _start(self: Any, key: Key[Array, ""], params: Any) -> Position:
-    """First state."""
-    # A copy: the state may be donated, and the next episode needs the start.
-    return jnp.array(params.start, jnp.int32)
-
-
-def _element(self: Any, position: Any, params: Any) -> Any:
-    """The state itself is what the set function counts."""
-    return position
-
-
-def _features(self: Any, position: Any, params: Any) -> Float[Array, " d"]:
-    """Coordinates of the state."""
-    return params.coordinates[position]
-
-
 @dataclasses.dataclass(frozen=True)
 class TableDynamics:
     """Moves by a table; with chance `slip` a uniform action is taken in place of the chosen one.
@@ -66,7 +50,19 @@ class TableDynamics:
     slips: bool
     terminates: bool = False
     action_size: None = None
-    start, element, features = _start, _element, _features
+
+    def start(self, key: Key[Array, ""], params: TableParams) -> Position:
+        """First state."""
+        # A copy: the state may be donated, and the next episode needs the start.
+        return jnp.array(params.start, jnp.int32)
+
+    def element(self, position: Position, params: TableParams) -> Position:
+        """The state itself is what the set function counts."""
+        return position
+
+    def features(self, position: Position, params: TableParams) -> Float[Array, " d"]:
+        """Coordinates of the state."""
+        return params.coordinates[position]
 
     def move(self, key: Key[Array, ""], position: Any, action: Any, params: TableParams) -> Move:
         """Draw the next state."""
@@ -84,53 +80,6 @@ class TableDynamics:
     def expect(self, values: Float[Array, " n"], params: TableParams) -> Float[Array, "n A"]:
         """Expected value of the next state for each state and action."""
         return jnp.matmul(values[params.next_state], self.outcomes(params).T, precision="highest")
-
-
-class MatrixParams(NamedTuple):
-    """Numbers of matrix dynamics: P(s' | s, a), the first state, and what a policy sees of each."""
-
-    probabilities: Float[Array, "n A n"]
-    start: Int[Array, ""]
-    coordinates: Float[Array, "n d"]
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixDynamics:
-    """Moves drawn from a matrix P(s' | s, a)."""
-
-    num_states: int
-    num_actions: int
-    terminates: bool = False
-    action_size: None = None
-    start, element, features = _start, _element, _features
-
-    def move(self, key: Key[Array, ""], position: Any, action: Any, params: MatrixParams) -> Move:
-        """Draw the next state."""
-        logits = jnp.log(params.probabilities[position, action])
-        drawn = jax.random.categorical(key, logits).astype(jnp.int32)
-        return Move(drawn, jnp.zeros(()), jnp.zeros((), bool))
-
-    def expect(self, values: Float[Array, " n"], params: MatrixParams) -> Float[Array, "n A"]:
-        """Expected value of the next state for each state and action."""
-        return jnp.matmul(params.probabilities, values, precision="highest")
-
-
-def _first_state(start: Any, num_states: int) -> jax.Array:
-    if validation.is_traced(start):
-        return start
-    number = validation.integer("start", start)
-    if not 0 <= number < num_states:
-        raise ValueError(f"start must be one of the states 0 .. {num_states - 1}, got {number}")
-    return jnp.asarray(number, jnp.int32)
-
-
-def _coordinates(coordinates: Any, num_states: int) -> jax.Array:
-    if coordinates is None:
-        return jnp.linspace(-1, 1, num_states)[:, None]
-    array = jnp.asarray(coordinates, jnp.float32)
-    if array.ndim != 2 or array.shape[0] != num_states:
-        raise ValueError(f"coordinates must have shape ({num_states}, d), got {array.shape}")
-    return array
 
 
 def table_dynamics(
@@ -172,54 +121,17 @@ def table_dynamics(
             f"next_state must hold states 0 .. {n - 1}, got {table[state, action]} at state "
             f"{state}, action {action}"
         )
+    first = start
+    if not validation.is_traced(start):
+        first = jnp.asarray(validation.integer("start", start), jnp.int32)
+        if not 0 <= start < n:
+            raise ValueError(f"start must be one of the states 0 .. {n - 1}, got {start}")
+    seen = jnp.linspace(-1, 1, n)[:, None]
+    if coordinates is not None:
+        seen = jnp.asarray(coordinates, jnp.float32)
+    if seen.ndim != 2 or seen.shape[0] != n:
+        raise ValueError(f"coordinates must have shape ({n}, d), got {seen.shape}")
     validation.number("slip", slip, minimum=0, maximum=1)
     slips = validation.is_traced(slip) or float(slip) > 0
-    params = TableParams(
-        jnp.asarray(table, jnp.int32),
-        _first_state(start, n),
-        jnp.asarray(slip, jnp.float32),
-        _coordinates(coordinates, n),
-    )
+    params = TableParams(jnp.asarray(table, jnp.int32), first, jnp.asarray(slip, jnp.float32), seen)
     return TableDynamics(n, num_actions, slips), params
-
-
-def matrix_dynamics(
-    probabilities: ArrayLike | Sequence[Any],
-    *,
-    start: Any = 0,
-    coordinates: ArrayLike | None = None,
-) -> tuple[MatrixDynamics, MatrixParams]:
-    r"""Make $s' \sim P(\cdot \mid s, a)$.
-
-    Args:
-        probabilities: P, `[n, A, n]`, rows of which sum to 1.
-        start: first state; a concrete or traced integer.
-        coordinates: what a policy sees of each state, `[n, d]`; by default its index in `[-1, 1]`.
-
-    Raises:
-        ValueError: if a row is not a distribution (to 1e-5), or a shape or number is wrong.
-
-    Source: arXiv 2307.13372, "Submodular RL" (the tuple (S, A, P, rho, H, F)).
-
-    Example:
-        >>> dynamics, params = matrix_dynamics([[[0.0, 1.0]], [[1.0, 0.0]]])
-        >>> int(dynamics.move(jax.random.key(0), 0, 0, params).position)
-        1
-    """
-    matrix = np.asarray(probabilities, np.float64)
-    if matrix.ndim != 3 or matrix.size == 0 or matrix.shape[0] != matrix.shape[2]:
-        raise ValueError(f"probabilities must have shape [n, A, n], got {matrix.shape}")
-    validation.number("probabilities", matrix, minimum=0, maximum=1)
-    sums = matrix.sum(-1)
-    off = np.abs(sums - 1) > 1e-5
-    if off.any():
-        state, action = np.argwhere(off)[0]
-        raise ValueError(
-            f"probabilities must sum to 1 over next states, got {sums[state, action]:g} at state "
-            f"{state}, action {action}"
-        )
-    n, num_actions, _ = matrix.shape
-    params = MatrixParams(
-        jnp.asarray(matrix, jnp.float32), _first_state(start, n), _coordinates(coordinates, n)
-    )
-    return MatrixDynamics(n, num_actions), params

@@ -46,8 +46,7 @@ def grid(factory, *arguments, **options):
 
 def chain():
     """Four states in a row, moved along by chance."""
-    stay, move = np.eye(4), np.roll(np.eye(4), 1, axis=1)
-    dynamics, params = subrl.matrix_dynamics(np.stack([stay, 0.5 * stay + 0.5 * move], axis=1))
+    dynamics, params = subrl.table_dynamics([[0, 1], [1, 2], [2, 3], [3, 0]], slip=0.5)
     return subrl.make_environment(
         dynamics, params, submodular.modular(jnp.arange(1.0, 5.0)), horizon=HORIZON
     )

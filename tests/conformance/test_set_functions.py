@@ -92,12 +92,6 @@ CASES = {
             ),
         ),
     ),
-    "submodular.facility_location_query": Case(
-        lambda rng: submodular.facility_location_query(
-            rng.uniform(size=(3, N)), rng.uniform(0.2, 0.5)
-        ),
-        refused=((lambda: submodular.facility_location_query(EYE, -1.0), "eta must"),),
-    ),
     "submodular.weighted_coverage": Case(
         lambda rng: submodular.weighted_coverage(
             rng.uniform(size=(12, N)) < 0.3, rng.uniform(size=12)

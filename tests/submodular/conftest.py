@@ -53,9 +53,6 @@ FUNCTIONS = {
             _similarity(rng, 9, n), rng.uniform(size=(9, 2)), 0.8
         )
     ),
-    "facility_location_query": lambda rng, n: submodular.facility_location_query(
-        _similarity(rng, 3, n), 0.3
-    ),
     "weighted_coverage": lambda rng, n: submodular.weighted_coverage(
         rng.uniform(size=(12, n)) < 0.3, rng.uniform(size=12)
     ),

@@ -98,10 +98,6 @@ CASES = {
         lambda: subrl.table_dynamics([[0, 2], [1, 0]]),
         r"next_state must hold states 0 .. 1, got 2 at state 0, action 1",
     ),
-    "matrix rows": (
-        lambda: subrl.matrix_dynamics(np.array([[[0.5, 0.4]], [[1.0, 0.0]]])),
-        r"must sum to 1 over next states, got 0.9 at state 0, action 0",
-    ),
     "action": (
         lambda: _world().step_env(jax.random.key(0), None, 5),
         r"action must be in 0 .. 4, got 5",

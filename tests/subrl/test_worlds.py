@@ -206,12 +206,3 @@ def test_slips_replace_actions_as_often_as_stated():
     moved = jax.jit(jax.vmap(lambda k: dynamics.move(k, 4, 1, params).position))(keys)
     share = float((moved == 5).mean())
     assert abs(share - 0.6) < 4 * np.sqrt(0.6 * 0.4 / 20_000)
-
-
-def test_a_matrix_of_probabilities_is_sampled():
-    p = np.array([[[0.25, 0.75]], [[1.0, 0.0]]])
-    dynamics, params = subrl.matrix_dynamics(p)
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    moved = jax.jit(jax.vmap(lambda k: dynamics.move(k, 0, 0, params).position))(keys)
-    assert abs(float(moved.mean()) - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 20_000)
-    np.testing.assert_allclose(dynamics.expect(jnp.array([1.0, 3.0]), params), [[2.5], [1.0]])

@@ -117,8 +117,6 @@ def simulate(
         found = jax.eval_shape(measure, *rounds.evaluated(algorithm, state._replace(clients=())))
         if not isinstance(found, Mapping) or any(np.shape(leaf) for leaf in found.values()):
             raise TypeError(f"evaluate must return {{name: scalar}}, got {found}")
-    if folder is not None:
-        identity = _identity(algorithm, local, params, given, sampler, key)
 
     def parts(state):
         """What goes to the device: all, or of data in host memory the cohort's rows alone."""
@@ -136,12 +134,6 @@ def simulate(
             return rounds.federated_round(algorithm, local, state, data, sampler, client_map)
         return rounds.round_of(algorithm, local, state, data, cohort, client_map, gathered=True)
 
-    compiled = jax.jit(one_round, donate_argnums=0).lower(*parts(state)).compile()
-    if progress is not None and (memory := compiled.memory_analysis()) is not None:
-        training.say(
-            f"a device holds {memory.argument_size_in_bytes / 2**20:.1f} MiB of clients, models "
-            f"and examples, and needs {memory.temp_size_in_bytes / 2**20:.1f} MiB more in a round"
-        )
     history: list[dict[str, Any]] = []
 
     def advance(state: states.FederatedState, made: int, most: int | None) -> training.Lap:
@@ -169,8 +161,9 @@ def simulate(
     with contextlib.ExitStack() as stack:
         run, first = None, 0
         if folder is not None:
+            # Another run is refused before anything is compiled.
             run = stack.enter_context(training.Run(folder))
-            run.identify(identity)
+            run.identify(_identity(algorithm, local, params, given, sampler, key))
             restored = run.restore(state)
             if restored is not None:
                 first, state = restored.step, restored.state
@@ -180,6 +173,13 @@ def simulate(
                     f"{num_rounds}"
                 )
             history += _told(run.folder, first)
+        compiled = jax.jit(one_round, donate_argnums=0).lower(*parts(state)).compile()
+        if progress is not None and (memory := compiled.memory_analysis()) is not None:
+            held, more = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
+            training.say(
+                f"a device holds {held:.1f} MiB of clients, models and examples, and needs "
+                f"{more:.1f} MiB more in a round"
+            )
         result = training.drive(
             advance,
             state,

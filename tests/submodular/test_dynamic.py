@@ -84,14 +84,14 @@ def check_invariants(maximiser, values):
     [
         (coverage, "verified", range(2)),
         *(
-            pytest.param(make, mode, range(12), marks=pytest.mark.slow)
+            pytest.param(make, mode, range(6), marks=pytest.mark.slow)
             for make in (facility, coverage)
             for mode in ("verified", "single")
         ),
     ],
 )
 def test_invariants_and_bound_hold_after_every_update(make, mode, seeds, all_values, best_of):
-    """2 streams of 40 updates; in the slow suite 12 for each of 2 functions and 2 modes: 48."""
+    """2 streams of 40 updates; in the slow suite 6 for each of 2 functions and 2 modes: 24."""
     smallest = math.inf
     for seed in seeds:
         rng = np.random.default_rng(seed)

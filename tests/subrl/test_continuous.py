@@ -89,8 +89,8 @@ def test_a_car_learns_to_drive_where_the_modular_one_waits():
             subrl.GaussianPolicy(2, hidden=(32, 32), initial_log_std=-0.7),
             optax.adam(3e-3),
             subrl.Estimator(objective, baseline="critic"),
-            batch_size=64,
-            num_steps=150,
+            batch_size=32,
+            num_steps=100,
         )
         metrics = jax.jit(train.run)(jax.random.key(0))[1]
         reached[objective] = np.asarray(metrics.mean)

@@ -188,6 +188,7 @@ def test_a_modular_reward_gives_subpo_and_modpo_one_gradient():
 def _last_means(env, *, hidden=(64, 32), rate, num_steps, **options):
     estimator, options = _split(options)
     policy, optimizer = subrl.CategoricalPolicy(5, hidden), optax.adam(rate)
+    options = {"batch_size": 200, **options}
     train = subrl.make_training(env, policy, optimizer, estimator, num_steps=num_steps, **options)
     keys = jax.random.split(jax.random.key(0), 2)
     return np.asarray(jax.jit(jax.vmap(train.run))(keys)[1].mean[:, -1])
@@ -264,4 +265,3 @@ def test_the_value_of_single_places_is_the_same_in_every_compilation():
     for _ in range(12):
         draw = jax.jit(lambda key: subrl.rollout(key, field, act, 8).first)
         np.testing.assert_allclose(draw(jax.random.key(0)), expected, rtol=1e-5)
-        jax.clear_caches()

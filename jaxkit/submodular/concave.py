@@ -117,15 +117,11 @@ def feature_based(
 def modular(weights: ArrayLike) -> ConcaveOverModular:
     r"""Make $F(S) = \sum_{j \in S} w_j$.
 
+    A monotone modular `SetFunction` of n items: greedy takes the k largest weights. Errors as
+    `feature_based`.
+
     Args:
         weights: w, `[n]`, non-negative.
-
-    Returns:
-        A monotone modular `SetFunction` of n items: greedy takes the k largest weights.
-
-    Raises:
-        TypeError: if `weights` is not numeric.
-        ValueError: if a weight is negative or not finite.
 
     Example:
         >>> f = modular(jnp.array([1.0, 3.0]))
@@ -139,16 +135,12 @@ def modular(weights: ArrayLike) -> ConcaveOverModular:
 def weighted_coverage(incidence: ArrayLike, weights: ArrayLike | None = None) -> ConcaveOverModular:
     r"""Make $F(S) = \sum_i w_i [\exists j \in S: B_{ij} = 1]$.
 
+    A monotone submodular `SetFunction` of n items, all gains of which cost one `m n` sum; errors as
+    `feature_based`.
+
     Args:
         incidence: B, `[m, n]` concepts x items, bool or only zeros and ones.
         weights: w, `[m]`, non-negative; all 1 by default.
-
-    Returns:
-        A monotone submodular `SetFunction` of n items. All gains cost one `m n` sum.
-
-    Raises:
-        TypeError: if an array is not numeric.
-        ValueError: if an entry is not 0 or 1, a weight negative or not finite, a shape wrong.
 
     Source: standard; arXiv 2305.15192 §1 names coverage as its example.
 
@@ -173,17 +165,11 @@ def probabilistic_coverage(
 ) -> ConcaveOverModular:
     r"""Make $F(S) = \sum_i w_i (1 - \prod_{j \in S} (1 - P_{ij}))$.
 
+    A monotone submodular `SetFunction` of n items; errors as `feature_based`.
+
     Args:
         probabilities: P, `[m, n]` concepts x items, in `[0, 1]`.
         weights: w, `[m]`, non-negative; all 1 by default.
-
-    Returns:
-        A monotone submodular `SetFunction` of n items.
-
-    Raises:
-        TypeError: if an array is not numeric.
-        ValueError: if an entry is not a probability, a weight negative or not finite, a shape
-            wrong.
 
     Example:
         >>> f = probabilistic_coverage(jnp.array([[0.5, 0.5]]))
@@ -199,16 +185,11 @@ def probabilistic_coverage(
 def saturated_coverage(similarity: ArrayLike, alpha: ArrayLike) -> ConcaveOverModular:
     r"""Make $F(S) = \sum_i \min(\sum_{j \in S} W_{ij}, \alpha \sum_{j \in V} W_{ij})$.
 
+    A monotone submodular `SetFunction` of n items; errors as `feature_based`.
+
     Args:
         similarity: W, `[m, n]` concepts x items, non-negative.
         alpha: share of its total at which each concept saturates, in `(0, 1]`.
-
-    Returns:
-        A monotone submodular `SetFunction` of n items.
-
-    Raises:
-        TypeError: if an argument is not numeric.
-        ValueError: if an entry is negative or not finite, or `alpha` out of range.
 
     Source: Lin and Bilmes, ACL 2011, eq. (4).
 

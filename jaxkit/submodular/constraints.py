@@ -57,9 +57,7 @@ def knapsack_greedy(
     operands.matches("costs", prices, (function.num_items,))
     validation.number("costs", costs, minimum=0, open_minimum=True)
     validation.number("budget", budget, minimum=0, open_minimum=True)
-    size = function.num_items
-    if max_size is not None:
-        size = min(validation.integer("max_size", max_size, minimum=1), size)
+    size = operands.size_limit(max_size, function.num_items)
     started = selection.start(function, mask, None)
     found = _knapsack_greedy(function, prices, jnp.asarray(budget, jnp.float32), started, size)
     return selection.trusted(function, found)
@@ -142,8 +140,7 @@ def partition_matroid_greedy(
     # Of what was given: in a traced caller, `jnp.asarray` makes a tracer of a constant too.
     if not validation.is_traced(capacities):
         size = int(np.minimum(np.asarray(capacities, np.int64).sum(), size))
-    if max_size is not None:
-        size = min(validation.integer("max_size", max_size, minimum=1), size)
+    size = operands.size_limit(max_size, size)
     started = selection.start(function, mask, None)
     found = _partition_greedy(function, group_ids, limits, started, size)
     return selection.trusted(function, found)

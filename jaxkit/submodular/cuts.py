@@ -96,15 +96,10 @@ def graph_cut(similarity: ArrayLike, lam: ArrayLike) -> GraphCut:
 def cut(adjacency: ArrayLike) -> GraphCut:
     r"""Make $F(S) = \sum_{i \in S, j \notin S} A_{ij}$, the weight of the edges that leave S.
 
+    A submodular `SetFunction` of n items, not monotone: use `random_greedy`. Errors as `graph_cut`.
+
     Args:
         adjacency: A, `[n, n]`, symmetric and non-negative; the diagonal is ignored.
-
-    Returns:
-        A submodular `SetFunction` of n items, not monotone: use `random_greedy`.
-
-    Raises:
-        TypeError: if `adjacency` is not numeric.
-        ValueError: if the matrix is not square, symmetric, finite and non-negative.
 
     Example:
         >>> f = cut(jnp.ones((3, 3)))

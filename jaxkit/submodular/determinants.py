@@ -86,12 +86,6 @@ class LogDet:
         return state.value
 
 
-def _max_size(max_size: int | None, num_items: int) -> int:
-    if max_size is None:
-        return num_items
-    return min(validation.integer("max_size", max_size, minimum=1), num_items)
-
-
 def log_det(kernel: ArrayLike, ridge: ArrayLike = 0.0, *, max_size: int | None = None) -> LogDet:
     r"""Make $F(S) = \log \det(\rho I + K_S)$; with ridge 0, the log-likelihood of a DPP.
 
@@ -136,7 +130,7 @@ def log_det(kernel: ArrayLike, ridge: ArrayLike = 0.0, *, max_size: int | None =
         matrix,
         jnp.asarray(ridge, jnp.float32),
         jnp.asarray(1.0),
-        _max_size(max_size, matrix.shape[0]),
+        operands.size_limit(max_size, matrix.shape[0]),
         monotone,
     )
 
@@ -146,18 +140,13 @@ def information_gain(
 ) -> LogDet:
     r"""Make $F(S) = \frac12 \log \det(I + K_S / \sigma^2)$, nats: what S tells of a Gaussian field.
 
+    A monotone submodular `SetFunction` of n items; errors as `log_det`.
+
     Args:
         kernel: K, `[n, n]`, covariance of the field at the n places, symmetric, positive
             semi-definite.
         noise_variance: sigma^2 > 0, variance of the measurement noise, in units of K.
         max_size: as `log_det`.
-
-    Returns:
-        A monotone submodular `SetFunction` of n items.
-
-    Raises:
-        TypeError: if an argument is not numeric.
-        ValueError: as `log_det`, or if the noise is not positive.
 
     Source: Krause, Singh and Guestrin, JMLR 2008; Srinivas et al., ICML 2010.
 

@@ -59,34 +59,13 @@ def _singletons(function, elements):
     return function.gains(function.init(), elements)
 
 
-@pytrees.jit
-def _deepest(function, prefixes, copies, limits, taus, elements):
-    """Search the deepest level for items `[p]`, each in a copy of its own."""
-
-    def one(copy, limit, tau, element):
-        def prefix(i):
-            return jax.tree.map(lambda leaf: leaf[copy, i], prefixes)
-
-        return levels.deepest(function, prefix, limit, tau, element)
-
-    return jax.vmap(one)(copies, limits, taus, elements)
-
-
 @functools.partial(pytrees.jit, static_argnames="settings", donate_argnames="prefixes")
-def _build(function, settings, old, prefixes, copy, first, candidates, count, tau, key, exponent):
+def _build(function, settings, old, prefixes, copy, first, candidates, count, guess, key, exponent):
     """Build the levels of one copy; its prefix states in the bank are replaced in place."""
     mine = jax.tree.map(lambda leaf: leaf[copy], prefixes)
     present = jnp.arange(candidates.shape[0]) < count
     built = levels.build(
-        function,
-        settings,
-        old,
-        mine,
-        first,
-        candidates,
-        present,
-        tau,
-        levels.copy_key(key, exponent),
+        function, settings, old, mine, first, candidates, present, guess, key, exponent
     )
     prefixes = jax.tree.map(lambda all_, one: all_.at[copy].set(one), prefixes, built.prefixes)
     return built.levels, prefixes, built.depth, built.num_queries, built.flawed
@@ -219,9 +198,6 @@ class DynamicMaximiser:
         Costs 1 query an item, at most `ceil(log2(T + 1))` for each copy of T levels that takes it,
         and those of the rebuilds. Each copy is rebuilt at most once a batch.
 
-        Args:
-            elements: the item, or items `[b]`.
-
         Raises:
             TypeError: if they are not integers.
             IndexError: if the function has no such item.
@@ -273,16 +249,10 @@ class DynamicMaximiser:
         self._rebuild_due()
 
     def solution(self, *, polish: bool = False) -> Solution:
-        """Read the best copy's live items.
+        """Read the best copy's live items, at a query for each copy that changed since the last.
 
-        Args:
-            polish: also run lazy greedy on the union of all copies' items and return the better
-                set. Our addition, not the paper's: same guarantee, higher values, one to three
-                hundred queries.
-
-        Returns:
-            The items, their value and the queries of this read: one for each copy that changed
-            since the last read, and those of the polish.
+        With `polish`, run lazy greedy on the union of all copies' items and return the better set.
+        Our addition, not the paper's: same guarantee, higher values, one to three hundred queries.
         """
         state, lv = self._state, self._state.levels
         used = np.flatnonzero(lv.alive.any(-1))
@@ -367,13 +337,11 @@ class DynamicMaximiser:
 
     def _search(self, copies, elements) -> tuple[Any, int]:
         """The deepest level of each (copy, element), and the queries."""
-        state, k = self._state, self.settings.k
+        state = self._state
         found, asked = np.zeros(copies.size, np.int32), 0
         if copies.size == 0:
             return found, asked
-        lv = state.levels
-        limits = lv.num_levels + ((lv.level > 0).sum(-1) < k)
-        taus = state.guesses / np.float32(2 * k)
+        limits = levels.limits(state.levels)
         one = sum(leaf[0, 0].size for leaf in jax.tree.leaves(state.prefixes))
         # Searches side by side hold a prefix state each: at most 64 MB of them at a time.
         most = max(32, (1 << 24) // one)
@@ -381,9 +349,9 @@ class DynamicMaximiser:
             rows = slice(start, start + most)
             pad = functools.partial(_padded, smallest=32, largest=1 << 30)
             mine = copies[rows]
-            arguments = (mine.astype(np.int32), limits[mine].astype(np.int32), taus[mine])
+            asking = (mine.astype(np.int32), limits[mine], state.guesses[mine], elements[rows])
             depths, queries = jax.device_get(
-                _deepest(self.function, state.prefixes, *map(pad, arguments), pad(elements[rows]))
+                levels.search(self.function, self.settings, state.prefixes, *map(pad, asking))
             )
             found[rows] = depths[: mine.size]
             asked += int(queries[: mine.size].sum())
@@ -445,7 +413,7 @@ class DynamicMaximiser:
             np.int32(first),
             _padded(candidates, 64, self.function.num_items),
             np.int32(candidates.size),
-            state.guesses[copy] / np.float32(2 * settings.k),
+            state.guesses[copy],
             state.key,
             np.int32(state.exponents[copy]),
         )

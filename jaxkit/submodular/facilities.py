@@ -271,17 +271,12 @@ def facility_location_mutual_information(
 ) -> FacilityLocation:
     r"""Make $F(S) = \sum_i \min(\max_{j \in S} W_{ij}, \eta \max_q Q_{iq})$: relevant exemplars.
 
+    A monotone submodular `SetFunction` of n items; errors as `facility_location`.
+
     Args:
         similarity: W, `[m, n]` clients x items, non-negative.
         query_similarity: Q, `[m, q]` clients x queries, non-negative.
         eta: how much relevance to the queries counts against representation, >= 0.
-
-    Returns:
-        A monotone submodular `SetFunction` of n items.
-
-    Raises:
-        TypeError: if an argument is not numeric.
-        ValueError: if an entry is negative or not finite, or the numbers of clients differ.
 
     Source: Iyer et al., ALT 2021 (the variant whose clients are the whole ground set).
 

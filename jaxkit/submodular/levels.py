@@ -128,9 +128,8 @@ class Levels(NamedTuple):
         return cls(items - 1, items, jnp.zeros(k, bool), levels, levels, levels, zero, zero)
 
 
-def copy_key(key: jax.Array, exponent: Int[Array, ""]) -> jax.Array:
-    """Derive the PRNG key of the copy of guess `(1 + eps)^exponent`."""
-    return jax.random.fold_in(key, exponent.astype(jnp.int32) + (1 << 20))
+def _threshold(settings: LevelSettings, guess: Any) -> Any:
+    return guess / np.float32(2 * settings.k)
 
 
 def empty_prefixes(function: set_functions.SetFunction, k: int) -> Any:
@@ -180,15 +179,17 @@ def build(
     first: Int[Array, ""],
     candidates: Int[Array, " p"],
     present: Bool[Array, " p"],
-    tau: Float[Array, ""],
+    guess: Float[Array, ""],
     key: jax.Array,
+    exponent: Int[Array, ""],
 ) -> Built:
     """Build the levels from `first` on anew, out of the items in their reservoir, `candidates [p]`.
 
     Levels and prefix states below `first` stay. `present` marks the candidates that are no padding;
-    each draw takes the next number of `key`.
+    each draw takes the next number of the copy of `guess`, `(1 + eps)^exponent`.
     """
-    k = settings.k
+    k, tau = settings.k, _threshold(settings, guess)
+    key = jax.random.fold_in(key, exponent.astype(jnp.int32) + (1 << 20))
     levels = truncate(levels, first)
     state = jax.tree.map(lambda leaf: leaf[first - 1], prefixes)
 
@@ -246,35 +247,39 @@ def build(
     return jax.lax.while_loop(unfinished, next_level, begin)
 
 
-def deepest(
-    function: set_functions.SetFunction,
-    prefix: Any,
-    limit: Int[Array, ""],
-    tau: Float[Array, ""],
-    element: Int[Array, ""],
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Find the deepest level whose reservoir takes an item, by binary search.
+def limits(levels: Levels) -> Int[Any, "*c"]:
+    """The deepest level of each copy that may take an item: T + 1, or T once k are sampled."""
+    room = (levels.level > 0).sum(-1) < levels.level.shape[-1]
+    return (levels.num_levels + room).astype(levels.num_levels.dtype)
 
-    Gains over I_0, I_1, ... only fall, and level 1 is known to take the item. `prefix(i)` is the
-    state of I_i, and `limit` the deepest level that may take it: T + 1, or T once k items are
-    sampled. Costs at most `ceil(log2(limit))` queries.
+
+@functools.partial(pytrees.jit, static_argnames="settings")
+def search(function, settings, prefixes, copies, limits, guesses, elements):
+    """The deepest level that takes each item, all `[p]`, in a copy of its own, and the queries.
+
+    By binary search, at most `ceil(log2(limit))` queries: gains over I_0, I_1, ... only fall, and
+    level 1 is known to take the item. `prefixes` are the states of I_0 .. I_k, `[c, k + 1]`.
     """
 
-    def searching(carry):
-        low, high, _ = carry
-        return low < high
+    def one(copy, limit, guess, element):
+        def searching(carry):
+            low, high, _ = carry
+            return low < high
 
-    def halve(carry):
-        low, high, asked = carry
-        middle = (low + high + 1) // 2
-        gain = function.gains(prefix(middle - 1), element)
-        passes = (gain >= tau) & (gain < jnp.inf)
-        low, high = jnp.where(passes, middle, low), jnp.where(passes, high, middle - 1)
-        return low, high, asked + 1
+        def halve(carry):
+            low, high, asked = carry
+            middle = (low + high + 1) // 2
+            prefix = jax.tree.map(lambda leaf: leaf[copy, middle - 1], prefixes)
+            gain = function.gains(prefix, element)
+            passes = (gain >= _threshold(settings, guess)) & (gain < jnp.inf)
+            low, high = jnp.where(passes, middle, low), jnp.where(passes, high, middle - 1)
+            return low, high, asked + 1
 
-    start = (jnp.ones_like(limit), limit, jnp.zeros_like(limit))
-    low, _, asked = jax.lax.while_loop(searching, halve, start)
-    return low, asked
+        start = (jnp.ones_like(limit), limit, jnp.zeros_like(limit))
+        low, _, asked = jax.lax.while_loop(searching, halve, start)
+        return low, asked
+
+    return jax.vmap(one)(copies, limits, guesses, elements)
 
 
 def _numpy_of(array: Any) -> Any:

@@ -141,6 +141,13 @@ def weights_or_ones(name: str, value: Any, size: int) -> jax.Array:
     return matches(name, operand(name, value, rank=1, minimum=0), (size,))
 
 
+def size_limit(max_size: int | None, size: int) -> int:
+    """The number of items, or a smaller one that is asked for, or raise."""
+    if max_size is None:
+        return size
+    return min(validation.integer("max_size", max_size, minimum=1), size)
+
+
 def matches(name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Return `value` if it has this shape, or raise."""
     if value.shape != shape:

@@ -216,18 +216,13 @@ def _update(function, settings: LevelSettings, state: ScanState, insert, element
 
 def _search(function, settings, state: ScanState, member, element):
     """Depth of an item in each copy that it belongs to (else 0), and the queries, `[c]`."""
-
-    def one(member, guess, lv, prefixes):
-        def prefix(i):
-            return jax.tree.map(lambda leaf: leaf[i], prefixes)
-
-        full = jnp.sum(lv.level > 0) == settings.k
-        limit = jnp.where(member, lv.num_levels + ~full, 1).astype(jnp.int32)
-        tau = guess / np.float32(2 * settings.k)
-        depth, asked = levels.deepest(function, prefix, limit, tau, element)
-        return jnp.where(member, depth, 0), asked
-
-    return jax.vmap(one)(member, state.guesses, state.levels, state.prefixes)
+    copies = jnp.arange(member.shape[0])
+    limits = jnp.where(member, levels.limits(state.levels), 1)
+    elements = jnp.broadcast_to(element, member.shape)
+    depth, asked = levels.search(
+        function, settings, state.prefixes, copies, limits, state.guesses, elements
+    )
+    return jnp.where(member, depth, 0), asked
 
 
 def _rebuild(function, settings, key, copy: _Copy):
@@ -240,8 +235,9 @@ def _rebuild(function, settings, key, copy: _Copy):
         copy.first,
         jnp.arange(function.num_items, dtype=jnp.int32),
         present,
-        copy.guess / np.float32(2 * settings.k),
-        levels.copy_key(key, copy.exponent),
+        copy.guess,
+        key,
+        copy.exponent,
     )
     depth = jnp.where(present, built.depth, copy.depth)
     new = copy._replace(depth=depth, levels=built.levels, prefixes=built.prefixes)

@@ -213,14 +213,11 @@ def check_monotone(function: SetFunction, key: jax.Array, *, num_chains: int = 8
 
 
 def check_submodular(function: SetFunction, key: jax.Array, *, num_chains: int = 8) -> Violation:
-    """Look for gains that grow along random chains of growing sets; proves as `check_monotone`.
+    """Look for gains that grow along random chains of growing sets, as `check_monotone`.
 
     Returns:
         The worst violation `max(0, F(e | B) - F(e | A))` over consecutive sets `A < B` of a chain
         and items outside B, with B and the item.
-
-    Raises:
-        ValueError: if `num_chains` is not positive.
 
     Example:
         >>> from jaxkit.submodular import cut

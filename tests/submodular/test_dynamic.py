@@ -201,8 +201,9 @@ def test_samples_are_uniform_over_their_bucket(mode):
             jnp.array(1),
             jnp.arange(8),
             jnp.ones(8, bool),
-            jnp.array(0.5),
+            jnp.array(2.0),
             key,
+            jnp.array(0),
         ).levels.order
 
     orders = np.asarray(jax.jit(jax.vmap(pair))(jax.random.split(jax.random.key(1), 5600)))

@@ -151,14 +151,12 @@ def with_relaxed_start(algorithm: FederatedAlgorithm, beta: Any = 0.1) -> Federa
     """Let clients start away from their own last model, which any algorithm can use.
 
     w0 = x + beta (x - last_i), where last_i is the client's final model when it last took part, and
-    the initial global model before that. The proximal anchor and the displacement refer to w0.
+    the initial global model before that; one more model a client. The proximal anchor and the
+    displacement refer to w0.
 
     Args:
         algorithm: any federated algorithm.
         beta: strength, >= 0.
-
-    Returns:
-        The algorithm with relaxed start; its state holds one more model a client.
 
     Raises:
         ValueError: if `beta` is negative or not finite.

@@ -109,9 +109,6 @@ def with_client_privacy(
         noise_multiplier: sigma >= 0; 0 gives no privacy.
         num_rounds: T >= 1, rounds of the run.
 
-    Returns:
-        The algorithm, carrying its `ClientPrivacy`.
-
     Raises:
         TypeError: if a part is something else.
         ValueError: if a number or the sampler is not allowed.

@@ -43,9 +43,6 @@ def local_sgd(learning_rate: Any, *, weight_decay: Any = 0.0, clip_norm: Any = N
             an ascent step follows.
         clip_norm: largest global norm of the direction, or None for no clipping.
 
-    Returns:
-        The step.
-
     Raises:
         ValueError: if a number is out of range.
 
@@ -90,17 +87,13 @@ def simulator_sgd(
 ) -> ClientStep:
     """`local_sgd` with the defaults of the paper's program: what algorithms use unless told.
 
+    The rate of round t is eta decay^t; errors as `local_sgd`.
+
     Args:
         learning_rate: eta > 0 of round 0.
         learning_rate_decay: factor a round, in (0, 1].
         weight_decay: as `local_sgd`.
         clip_norm: as `local_sgd`.
-
-    Returns:
-        The step, at eta decay^t in round t.
-
-    Raises:
-        ValueError: if a number is out of range.
 
     Source: arXiv 2302.10429, official simulator's defaults.
 
@@ -133,9 +126,6 @@ def local_optimizer(
         keep_state: whether its state (moments, step count) survives on the client between rounds,
             at the cost of one such state a client; otherwise every round starts from a fresh one,
             and a schedule in the chain begins anew.
-
-    Returns:
-        The step.
 
     Raises:
         TypeError: if `optimizer` is not an optax transformation.

@@ -57,6 +57,11 @@ class Sampler(NamedTuple):
     overflow: float = 0.0
     allow_empty: bool = False
 
+    @property
+    def law(self) -> dict[str, Any]:
+        """What decides how likely a client takes part: all but the function."""
+        return {name: value for name, value in self._asdict().items() if name != "sample"}
+
 
 def uniform_sampler(num_clients: int, cohort_size: int) -> Sampler:
     """Draw a fixed number of clients without replacement, all subsets alike.
@@ -64,9 +69,6 @@ def uniform_sampler(num_clients: int, cohort_size: int) -> Sampler:
     Args:
         num_clients: m >= 1.
         cohort_size: S in [1, m].
-
-    Returns:
-        The sampler. With S = m every client takes part, in order.
 
     Raises:
         ValueError: if a size is not allowed.
@@ -92,15 +94,13 @@ def stratified_sampler(num_clients: int, cohort_size: int, num_strata: int) -> S
     """Draw the same number of clients from each block of consecutive clients.
 
     With one block a device, no client state crosses devices. It is another distribution than
-    `uniform_sampler`: two clients of one block are drawn together less often.
+    `uniform_sampler`: two clients of one block are drawn together less often. Places
+    are in the order of the blocks.
 
     Args:
         num_clients: m; blocks hold ceil(m / num_strata) clients, the last one the rest.
         cohort_size: S, a multiple of `num_strata`.
         num_strata: D, number of blocks.
-
-    Returns:
-        The sampler; places are in the order of the blocks.
 
     Raises:
         ValueError: if a size is not allowed, or a block has fewer than S/D clients.
@@ -158,9 +158,6 @@ def bernoulli_sampler(
             probability at most 1e-6.
         allow_empty: whether nobody may take part, as client-level privacy needs it.
 
-    Returns:
-        The sampler.
-
     Raises:
         ValueError: if a number is not allowed.
 
@@ -215,14 +212,11 @@ def bernoulli_sampler(
 
 
 def fixed_sampler(cohorts: Sequence[Sequence[int]], num_clients: int) -> Sampler:
-    """Replay given cohorts, one a round; they may differ in size.
+    """Replay given cohorts, one a round; they may differ in size, and are padded.
 
     Args:
         cohorts: distinct clients of each round; round t beyond the last repeats the last.
         num_clients: m.
-
-    Returns:
-        The sampler, padded to the largest cohort.
 
     Raises:
         ValueError: if there is none, or a number in one is out of range or twice there (its update

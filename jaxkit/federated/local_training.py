@@ -17,8 +17,7 @@ from jaxkit import validation
 from jaxkit.federated import algorithm as algorithms
 from jaxkit.federated import clients
 
-#: `(params, batch, weights, key) -> (loss, gradient)`; weights float32[batch] are 1 for examples
-#: and 0 for padding, or None where a batch is always full.
+#: As `LocalTraining.gradient_fn`.
 GradientFunction = Callable[..., tuple[Float[Array, ""], PyTree]]
 
 
@@ -90,13 +89,9 @@ class LocalTraining:
 
 
 class Batches(NamedTuple):
-    """The mini-batches of one client in one round.
+    """Mini-batches of a client: places among its examples, which are no padding, keys of losses.
 
-    Attributes:
-        examples: int32[steps, batch], indices into the client's examples.
-        real: bool[steps, batch], False where a place of a mini-batch is empty; a client that has
-            finished an epoch early has steps without any.
-        keys: key[steps], for the loss.
+    A client that has finished an epoch early has steps without a real example.
     """
 
     examples: Int[Array, "steps batch"]
@@ -107,13 +102,7 @@ class Batches(NamedTuple):
 class Trained(NamedTuple):
     """Where a client stands: at the start, between steps and at the end.
 
-    Attributes:
-        params: w.
-        optimizer_state: state of the client's descent.
-        memory: what the client remembers.
-        model_state: state that is not parameters, or None.
-        num_steps: steps made, float32 scalar.
-        loss: mean loss over them, each before its update.
+    `num_steps` are those it made, `loss` the mean over them, each before its update.
     """
 
     params: PyTree

@@ -196,9 +196,6 @@ def label_counts(
         partition: indices of each client.
         num_classes: C, by default one more than the largest label.
 
-    Returns:
-        Counts.
-
     Raises:
         ValueError: if a label is out of range.
 

@@ -51,8 +51,8 @@ def quasi_gradient(
 
     g1 = the gradient that comes in, g2 = grad_fn(params + e(g1)), out = (1 - alpha) g1 + alpha g2,
     with e of `ascent_step`. No gradient flows through the perturbation. `alpha=1` is
-    sharpness-aware minimisation, `alpha=0` the gradient. It costs one more gradient a step, and
-    belongs first in a chain.
+    sharpness-aware minimisation, `alpha=0` the gradient. It keeps no state, costs one more
+    gradient a step, and belongs first in a chain.
 
     `update` needs the extra argument `grad_fn(params, step) -> gradient` on the same mini-batch
     (the contract of `optax.contrib.sam`; `step` is 0). The federated drivers pass it.
@@ -62,9 +62,6 @@ def quasi_gradient(
         alpha: weight of the second gradient, in [0, 1].
         normalize: whether the ascent step has length `rho` (the official simulator) or is
             `rho` times the gradient (Algorithm 1 as printed).
-
-    Returns:
-        The transformation; it keeps no state.
 
     Raises:
         ValueError: if `rho` or `alpha` is out of range; in `update`, without `grad_fn` or `params`.

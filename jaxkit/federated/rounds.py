@@ -64,14 +64,9 @@ class LocalModels(NamedTuple):
 
 
 class Client(NamedTuple):
-    """One client in one round.
+    """One client in one round; `active` is False on a padded place.
 
-    Attributes:
-        identity: its number.
-        active: whether it takes part (False on a padded place).
-        examples: its examples [n, ...], or () where they lie in a pool.
-        index: int32[n], their places in the pool, or None.
-        num_examples: how many of them are real.
+    Its examples [n, ...], or () where they lie in a pool and `index` [n] says where; so many real.
     """
 
     identity: Int[Array, ""]
@@ -106,9 +101,6 @@ def federated_round(
         client_map: backend, by default `vmap_clients()`.
         keep_local: whether the metrics hold each client's model and message, as many models as the
             cohort has places.
-
-    Returns:
-        State and metrics after the round.
 
     Raises:
         TypeError: if the loss is not a scalar or a parameter not floating point.

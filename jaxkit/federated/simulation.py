@@ -244,7 +244,7 @@ def _identity(
 
     return {
         "algorithm": algorithm.name,
-        "sampler": {name: v for name, v in sampler._asdict().items() if not callable(v)},
+        "sampler": sampler.law,
         "local": {name: v for name, v in vars(local).items() if not callable(v)},
         "params": training.fingerprint(params),
         "data": training.fingerprint(data),

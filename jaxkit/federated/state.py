@@ -54,9 +54,6 @@ def init_state(
         mesh: with an axis `"clients"`: client rows are made on it, padded to a multiple of it, and
             everything else is copied to every device.
 
-    Returns:
-        The state.
-
     Raises:
         TypeError: if a parameter is not floating point, `method` no algorithm or `key` no key.
         ValueError: if `num_clients` is not positive or there is no parameter.

@@ -93,20 +93,10 @@ def _sample(key: jax.Array, shape: Sequence[int], num_measured: int) -> np.ndarr
 
 
 def gp_weights(key: Key[Array, ""], shape: Sequence[int] = (30, 30)) -> Float[Array, " n"]:
-    """Draw a weight map: a Gaussian field, fixed to 0 at one place, raised by 3.
+    """Draw a weight map: a Gaussian field, fixed to 0 at one place, raised by 3, `[n]`.
 
     Where the field falls below -3, it is raised until its smallest value is 0: weights below 0
     would make a coverage that is not monotone.
-
-    Args:
-        key: typed PRNG key.
-        shape: rows and columns.
-
-    Returns:
-        Weights of the cells, `[rows * columns]`, non-negative.
-
-    Raises:
-        ValueError: if the shape is wrong.
 
     Source: the official "GP" world of arXiv 2307.13372.
 

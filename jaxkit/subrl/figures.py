@@ -14,37 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_paths(panel: Any, environment: SubmodularEnvironment, paths: Any, title: str = "") -> None:
-    """Draw paths, states `[P, H]` with -1 for none, over the weight each state would earn alone."""
-    if environment.shape is None:
-        raise ValueError("environment must have states that are cells of a grid")
-    rows, columns = environment.shape
-    f = environment.default_params.set_function
-    alone = np.array(f.gains(f.init()), np.float64).reshape(rows, columns)
-    alone[alone <= 0] = np.nan
-    panel.imshow(alone, cmap="Greens", vmin=0, vmax=1.2 * np.nanmax(alone))
-    panel.set_facecolor("#dddddd")
-    paths = np.asarray(paths)
-    # A small shift for each path, so that paths over each other stay visible.
-    shifts = np.linspace(-0.25, 0.25, len(paths)) if len(paths) > 1 else np.zeros(1)
-    for index, (path, shift) in enumerate(zip(paths, shifts, strict=True)):
-        row, column = np.divmod(path[path >= 0], columns)
-        color = plotting.COLORS[(0, 1, 3, 4, 5, 6, 7)[index % 7]]
-        panel.plot(column + shift, row + shift, color=color, linewidth=1.4)
-    row, column = divmod(int(paths[0, 0]), columns)
-    panel.scatter([column], [row], color="black", s=22, zorder=3)
-    panel.set(title=title, xticks=[], yticks=[])
-    panel.grid(visible=False)
-
-
 def paths_figure(
     environment: SubmodularEnvironment, paths: Mapping[str, Any], *, width: float = 3.4
 ) -> Figure:
-    """Draw one panel of paths a name.
+    """Draw paths over the weight that each state would earn alone, one panel a name.
 
     Args:
         environment: a world whose states are cells of a grid.
-        paths: states by name, `[P, H]` each.
+        paths: states by name, `[P, H]` each, -1 for none.
         width: of a panel, inches.
 
     Raises:
@@ -61,10 +38,25 @@ def paths_figure(
     if environment.shape is None:
         raise ValueError("environment must have states that are cells of a grid")
     rows, columns = environment.shape
+    f = environment.default_params.set_function
+    alone = np.array(f.gains(f.init()), np.float64).reshape(rows, columns)
+    alone[alone <= 0] = np.nan
     height = width * rows / columns + 0.4
     figure, panels = plotting.axes(1, len(paths), width=width, height=height)
     for panel, (name, states) in zip(np.atleast_1d(panels), paths.items(), strict=True):
-        draw_paths(panel, environment, states, name)
+        panel.imshow(alone, cmap="Greens", vmin=0, vmax=1.2 * np.nanmax(alone))
+        panel.set_facecolor("#dddddd")
+        states = np.asarray(states)
+        # A small shift for each path, so that paths over each other stay visible.
+        shifts = np.linspace(-0.25, 0.25, len(states)) if len(states) > 1 else np.zeros(1)
+        for index, (path, shift) in enumerate(zip(states, shifts, strict=True)):
+            row, column = np.divmod(path[path >= 0], columns)
+            color = plotting.COLORS[(0, 1, 3, 4, 5, 6, 7)[index % 7]]
+            panel.plot(column + shift, row + shift, color=color, linewidth=1.4)
+        row, column = divmod(int(states[0, 0]), columns)
+        panel.scatter([column], [row], color="black", s=22, zorder=3)
+        panel.set(title=name, xticks=[], yticks=[])
+        panel.grid(visible=False)
     return figure
 
 

@@ -122,16 +122,11 @@ def point_mass_world(
 ) -> SubmodularEnvironment:
     """Make a point mass that marks the map: the light stand-in for Ant.
 
+    `top_speed` is in map units a second, `time_step` in seconds; other options and errors are those
+    of `occupancy_world`.
+
     An action is the acceleration, clipped to `[-1, 1]^2` and scaled so that full thrust against
     drag ends at `top_speed` in each direction, with a time constant of one second.
-
-    Args:
-        top_speed: map units a second.
-        time_step: seconds a step.
-        **options: options of `occupancy_world`.
-
-    Raises:
-        ValueError: if a number is out of range.
 
     Example:
         >>> env = point_mass_world(half_side=2.0, cells_a_side=4, horizon=3)

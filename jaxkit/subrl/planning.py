@@ -56,15 +56,8 @@ def _follow(f: Any, dynamics: tables.TableParams, actions: Any) -> Plan:
 def greedy_plan(environment: SubmodularEnvironment, params: Params | None = None) -> Plan:
     """Take the action with the largest gain at each step; ties go to the lowest number.
 
-    Args:
-        environment: a world with moves by a table and no slip.
-        params: numbers of the environment.
-
-    Returns:
-        The plan. It has no guarantee: gains behind a detour are never seen.
-
-    Raises:
-        ValueError: if moves are not sure.
+    It has no guarantee: gains behind a detour are never seen. `params` are numbers of the
+    environment, whose moves must be sure, by a table without slip, or it is a `ValueError`.
 
     Example:
         >>> from jaxkit import subrl
@@ -94,16 +87,8 @@ def beam_plan(
 ) -> Plan:
     """Keep the best partial trajectories at each step; of equal sets at one place only one.
 
-    Args:
-        environment: a world with moves by a table and no slip.
-        width: trajectories kept.
-        params: numbers of the environment.
-
-    Returns:
-        The best plan found, a lower bound of the optimum.
-
-    Raises:
-        ValueError: if moves are not sure, or `width` is not positive.
+    The best plan found is a lower bound of the optimum. `width` trajectories are kept; other
+    arguments are those of `greedy_plan`, and errors too.
 
     Example:
         >>> from jaxkit import subrl

@@ -71,16 +71,8 @@ def exhaustive_plan(
 ) -> planning.Plan:
     """Find the best action sequence where moves are sure; ties go to the lowest numbers.
 
-    Args:
-        environment: a world with moves by a table and no slip.
-        params: numbers of the environment.
-        limit: most sequences to enumerate.
-
-    Returns:
-        The optimal plan. With sure moves no policy, with memory or without, does better.
-
-    Raises:
-        ValueError: if moves are not sure, or there are more than `limit` sequences.
+    With sure moves no policy, with memory or without, does better. At most `limit` sequences are
+    enumerated, or it is a `ValueError`; other arguments and errors are those of `greedy_plan`.
 
     Example:
         >>> from jaxkit import subrl

@@ -101,11 +101,7 @@ def coverage_world(
 def two_rooms_world(**options: Any) -> SubmodularEnvironment:
     """Make the two rooms: 68 free cells, start in the corridor; only memory covers both rooms.
 
-    Args:
-        **options: options of `coverage_world` and `grid_world`.
-
-    Raises:
-        ValueError: as `coverage_world`.
+    Options and errors are those of `coverage_world` and `grid_world`.
 
     Source: arXiv 2307.13372, two rooms.
 
@@ -131,10 +127,7 @@ def item_world(
         caps: how many items of each group count.
         shape: rows and columns.
         shared: whether a state may hold items of two groups.
-        **options: options of `grid_world`.
-
-    Raises:
-        ValueError: as `item_collection` and `grid_world`.
+        **options: options of `grid_world`, whose errors it has.
 
     Source: arXiv 2307.13372, item collection ("Steiner covering").
 
@@ -167,13 +160,10 @@ def design_world(
         noise_variance: variance of a measurement.
         offset: as `measurements`.
         horizon: H >= 2, states of an episode.
-        **options: options of `grid_world`.
+        **options: options of `grid_world`; errors are of that and of `measurements`.
 
     Returns:
         The environment; a second visit is a second measurement, worth less but not nothing.
-
-    Raises:
-        ValueError: as `measurements` and `grid_world`.
 
     Source: arXiv 2307.13372, Bayesian experiment design.
 

@@ -282,25 +282,18 @@ def make_environment(
     """
     horizon = validation.integer("horizon", horizon, minimum=2)
     validation.choice("features", features, seeing.FEATURES)
-    missing = [
-        name
-        for name in ("num_actions", "action_size", "terminates", *_METHODS)
-        if not hasattr(dynamics, name)
-    ]
-    if missing:
+    if missing := [name for name in _PARTS if not hasattr(dynamics, name)]:
         raise TypeError(
             f"dynamics must have all of subrl.Dynamics, {type(dynamics).__name__} has no "
             f"{', '.join(missing)}"
         )
-    if (dynamics.num_actions is None) == (dynamics.action_size is None):
+    count, size = dynamics.num_actions, dynamics.action_size
+    if (count is None) == (size is None):
         raise ValueError(
-            "dynamics must have either num_actions or action_size, got "
-            f"{dynamics.num_actions} and {dynamics.action_size}"
+            f"dynamics must have either num_actions or action_size, got {count} and {size}"
         )
-    sizes = {"num_actions": dynamics.num_actions, "action_size": dynamics.action_size}
-    for name, size in sizes.items():
-        if size is not None:
-            validation.integer(f"{name} of the dynamics", size, minimum=1)
+    name, number = ("action_size", size) if count is None else ("num_actions", count)
+    validation.integer(f"{name} of the dynamics", number, minimum=1)
     if not isinstance(set_function, submodular.SetFunction):
         raise TypeError(
             "set_function must have the methods of submodular.SetFunction, got "
@@ -327,7 +320,7 @@ def make_environment(
     return made
 
 
-_METHODS = ("start", "move", "element", "features")
+_PARTS = ("num_actions", "action_size", "terminates", "start", "move", "element", "features")
 
 
 def _try(environment: SubmodularEnvironment) -> None:

@@ -69,9 +69,6 @@ def last_iterate_bound(
         norms: G, bounds of the gradient norms, >= 0.
         distance: D, distance from the start to the solution, > 0.
 
-    Returns:
-        The bound, the best scale, and the bound there.
-
     Raises:
         ValueError: if the shapes differ or a value is out of range.
 
@@ -96,75 +93,6 @@ def last_iterate_bound(
     )
 
 
-def weighted_bound(
-    weights: Float[ArrayLike, "*batch T"],
-    norms: Float[ArrayLike, "*batch T"],
-    distance: Float[ArrayLike, ""] = 1.0,
-) -> Float[Array, "*batch"]:
-    r"""Bound of the schedule $\eta_t = c\, w_t w_{t+1:T} / w_{1:T}$ at its best c.
-
-    $$B(w) = D \sqrt{\textstyle\sum_t w_t^2 G_t^2} \,/\, w_{1:T}$$
-
-    It is attained by some convex function, so no analysis can improve it.
-
-    Args:
-        weights: w, >= 0, not all 0; ones give linear decay.
-        norms: G, bounds of the gradient norms, >= 0.
-        distance: D, > 0.
-
-    Returns:
-        The bound, in units of f.
-
-    Raises:
-        ValueError: if the shapes differ or a value is out of range.
-
-    Source: arXiv 2310.07831 §2, Theorem 1 with SGD.
-
-    Example:
-        >>> float(weighted_bound(jnp.ones(4), jnp.ones(4)))
-        0.5
-    """
-    weights, norms = _same_shape("weights", weights, norms)
-    validation.number("distance", distance, minimum=0, open_minimum=True)
-    largest = weights.max(axis=-1, keepdims=True)
-    relative = weights / largest
-    return distance * jnp.linalg.norm(relative * norms, axis=-1) / relative.sum(axis=-1)
-
-
-def theoretical_steps(
-    norms: Float[ArrayLike, "*batch T"], distance: Float[ArrayLike, ""] = 1.0
-) -> Float[Array, "*batch T"]:
-    r"""The optimal steps in absolute units, when the norms and the distance are known.
-
-    $$\eta_t = D\, G_t^{-2} \sum_{s > t} G_s^{-2} / Q^{3/2}, \qquad Q = \sum_t G_t^{-2}$$
-
-    Their bound is D / sqrt(Q); the last step is 0.
-
-    Args:
-        norms: G, l2 bounds of the gradient norms, T >= 2, > 0.
-        distance: D, > 0.
-
-    Returns:
-        The step sizes.
-
-    Raises:
-        ValueError: if a value is out of range.
-
-    Source: arXiv 2310.07831 §3, Theorem 3.
-
-    Example:
-        >>> [round(x, 6) for x in theoretical_steps(jnp.ones(4)).tolist()]
-        [0.375, 0.25, 0.125, 0.0]
-    """
-    validation.number("distance", distance, minimum=0, open_minimum=True)
-    norms = refinement.check_norms(norms)
-    smallest = norms.min(axis=-1, keepdims=True)
-    relative = norms / smallest
-    values = refinement.refine_schedule(relative, smoothing=None, normalize=False)
-    root = jnp.sqrt(jnp.sum(relative**-2, axis=-1, keepdims=True))
-    return jnp.asarray(distance * values / root / smallest)
-
-
 def refinement_gain(norms: Float[ArrayLike, "*batch T"]) -> Float[Array, "*batch"]:
     """How much smaller the refined bound is than that of linear decay.
 
@@ -172,9 +100,6 @@ def refinement_gain(norms: Float[ArrayLike, "*batch T"]) -> Float[Array, "*batch
 
     Args:
         norms: G, l2 bounds of the gradient norms, > 0.
-
-    Returns:
-        The ratio of the two bounds, each at its best base step.
 
     Raises:
         ValueError: if a value is out of range.
@@ -190,44 +115,6 @@ def refinement_gain(norms: Float[ArrayLike, "*batch T"]) -> Float[Array, "*batch
     return jnp.sqrt(jnp.mean(relative**2, axis=-1) * jnp.mean(relative**-2, axis=-1))
 
 
-def last_iterate_path(
-    z: Float[ArrayLike, " T *point"], weights: Float[ArrayLike, " T"]
-) -> Float[Array, " T *point"]:
-    r"""Turn any sequence z into iterates x whose last one inherits its weighted regret.
-
-    $$x_1 = z_1, \qquad x_{t+1} = x_t + \frac{w_{t+1:T}}{w_{1:T}} (z_{t+1} - z_t)$$
-
-    so that $f(x_T) - f(u) \le \sum_t w_t \langle g_t, z_t - u \rangle / w_{1:T}$, with $g_t$ a
-    subgradient at $x_t$.
-
-    Args:
-        z: iterates of any online method.
-        weights: w, >= 0, sum > 0.
-
-    Returns:
-        x, of the shape of `z`.
-
-    Raises:
-        ValueError: if the lengths differ or a value is out of range.
-
-    Source: arXiv 2310.07831 §2, Theorem 1.
-
-    Example:
-        >>> last_iterate_path(jnp.array([0.0, 1.0, 1.0]), jnp.array([1.0, 1.0, 2.0])).tolist()
-        [0.0, 0.75, 0.75]
-    """
-    validation.number("weights", weights, minimum=0)
-    z, weights = jnp.asarray(z), jnp.asarray(weights)
-    if z.ndim < 1 or weights.shape != z.shape[:1]:
-        raise ValueError(
-            f"weights must have one entry a row of z = {z.shape}, got shape {weights.shape}"
-        )
-    shares = lax.cumsum(weights, reverse=True) / weights.sum()
-    shares = shares.reshape(shares.shape + (1,) * (z.ndim - 1))
-    moves = shares[1:] * jnp.diff(z, axis=0)
-    return jnp.concatenate([z[:1], z[:1] + jnp.cumsum(moves, axis=0)])
-
-
 def bound_table(
     schedules: Mapping[str, Callable[[Any], Any]],
     norms: Float[Array | np.ndarray, " n"],
@@ -241,9 +128,6 @@ def bound_table(
         norms: gradient norms evenly spaced over the run, any number, > 0; ones for none known.
         total_steps: updates of the run.
         distance: D, > 0.
-
-    Returns:
-        One row a schedule, in order of their bounds.
 
     Raises:
         TypeError: if `total_steps` is not an integer.

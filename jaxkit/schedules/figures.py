@@ -32,9 +32,6 @@ def plot_schedules(
         total_steps: updates to draw; by default the longest `total_steps` that they know.
         ylabel: what the values are.
 
-    Returns:
-        The figure.
-
     Raises:
         TypeError: if `total_steps` is not an integer.
         ValueError: if there is no schedule, or no horizon is given and none of them knows one.

@@ -8,32 +8,15 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 
+@jax.jit
 def fill_gaps(
     values: Float[Array, "*batch n"], known: Bool[Array, "*batch n"]
 ) -> Float[Array, "*batch n"]:
     """Replace unknown entries by linear interpolation between their known neighbours.
 
-    Before the first known entry and after the last, the nearest known value is held.
-
-    Args:
-        values: series along the last axis.
-        known: which entries to trust.
-
-    Returns:
-        The series without holes; all NaN where nothing is known.
-
-    Example:
-        >>> values = jnp.array([1.0, jnp.inf, 3.0, jnp.nan])
-        >>> fill_gaps(values, jnp.isfinite(values)).tolist()
-        [1.0, 2.0, 3.0, 3.0]
+    Before the first known entry and after the last, the nearest known value is held; all NaN where
+    nothing is known.
     """
-    return _fill_gaps(values, known)
-
-
-@jax.jit
-def _fill_gaps(
-    values: Float[Array, "*batch n"], known: Bool[Array, "*batch n"]
-) -> Float[Array, "*batch n"]:
     return lax.cond(known.all(), lambda: values, lambda: _interpolate(values, known))
 
 

@@ -35,9 +35,6 @@ def read_gradient_norms(path: str | os.PathLike[str]) -> GradientLog:
         path: a `.csv` file with the header `step,gradient_norm`, a `.jsonl` file, or a folder
             with `metrics.jsonl` in it.
 
-    Returns:
-        The log, ready for `refine_schedule`.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file does not hold such a log; the message names file and line.

@@ -15,31 +15,16 @@ from jaxkit import validation
 
 
 def sliding_median(x: Float[ArrayLike, "*batch n"], width: int) -> Float[Array, "*batch n"]:
-    """Median of the window of `width` entries centred at each entry, along the last axis.
+    """Median of the window of `width` (odd, static) entries centred at each, along the last axis.
 
     y_i = median(x_{i-h}, ..., x_{i+h}), h = (width - 1)/2. Left of the series its first value is
     repeated; on the right the series is mirrored without repeating its last value. Always an entry
-    of x, never a mean; `width` may exceed n.
+    of x, never a mean; `width` may exceed n. A series that holds a NaN becomes NaN.
 
     Cost: O((n + width) log n) time and O(n + width) memory, by descending a wavelet matrix of the
     ranks, one bit a level, for all windows together.
 
-    Args:
-        x: series, floating, any leading batch axes.
-        width: odd window length, static.
-
-    Returns:
-        The medians, of the shape and dtype of `x`; a series that holds a NaN becomes NaN.
-
-    Raises:
-        TypeError: if `width` is not an integer.
-        ValueError: if `width` is even or < 1, or `x` is not floating or empty.
-
     Source: arXiv 2310.07831 §3 (smoothing), edges as in its official recipe.
-
-    Example:
-        >>> sliding_median(jnp.array([1.0, 9.0, 2.0, 3.0, 8.0]), 3).tolist()
-        [1.0, 2.0, 3.0, 3.0, 3.0]
     """
     width = validation.integer("width", width, minimum=1)
     if width % 2 == 0:

@@ -83,9 +83,6 @@ def schedule_from_profile(
             `(0.5, 0.75)`, instead of `sample_every`.
         **options: of the profile named, such as `d=0.9` for `"rex"`.
 
-    Returns:
-        The schedule: int step or array of steps to float32 of the same shape.
-
     Raises:
         TypeError: if a count is not an integer, a value not a real number, or the profile has no
             such option.
@@ -122,7 +119,11 @@ def schedule_from_profile(
             step = jnp.minimum(done // sample_every * sample_every + warmup, step)
             done = jnp.maximum(step - warmup, 0)
         if points:
-            z = progress_at_points(done, decay_steps, points)
+            # A point p is reached at update ceil(p n), in exact integers: comparing p with a
+            # float32 count / n would move it by one update whenever p n is whole.
+            z = jnp.zeros(jnp.shape(done))
+            for point in points:
+                z = jnp.where(done >= first_step_at(point, decay_steps), point, z)
             return shape.value(z, 1 - z)
         # Whole counts are subtracted first: near the end 1 - z has lost what (T - i)/n keeps.
         left = jnp.minimum(total - step, decay_steps)
@@ -157,9 +158,6 @@ def schedule_from_values(
         values: multipliers evenly spaced over the run, n >= 2, finite and >= 0.
         total_steps: N, number of updates; may be traced.
         peak_value: scale of the table, >= 0; may be traced.
-
-    Returns:
-        The schedule, int step (any shape) to float32.
 
     Raises:
         TypeError: if `total_steps` is not an integer.
@@ -263,9 +261,6 @@ def onecycle_momentum_schedule(
         b_min: smallest momentum, in [0, 1).
         b_max: largest momentum, in [`b_min`, 1).
 
-    Returns:
-        The schedule, int step (any shape) to float32.
-
     Raises:
         TypeError: if `total_steps` is not an integer.
         ValueError: if an argument is out of range.
@@ -306,51 +301,11 @@ def _shape(profile: str | Callable[[Array], Any], options: dict[str, Any]) -> pr
     return profiles.Profile(lambda z, r: profile(z))
 
 
-def progress_at_points(
-    count: Real[Array, "*steps"], decay_steps: Any, points: tuple[float, ...]
-) -> Float[Array, "*steps"]:
-    """Find the last of the sampling points (0 first) that `count` updates have reached.
-
-    A point p is reached at update ceil(p n), found in exact integers: comparing p with a float32
-    count / n would move it by one update whenever p n is whole.
-
-    Args:
-        count: updates since the warm-up.
-        decay_steps: n, the updates of the decay; may be traced.
-        points: increasing points inside (0, 1).
-
-    Returns:
-        The point reached, of the shape of `count`.
-
-    Raises:
-        ValueError: if `decay_steps` is traced and a point has a denominator above 10,000.
-
-    Example:
-        >>> progress_at_points(jnp.arange(4), 4, (0.5, 0.75)).tolist()
-        [0.0, 0.0, 0.5, 0.75]
-    """
-    z = jnp.zeros(jnp.shape(count))
-    for point in points:
-        z = jnp.where(count >= first_step_at(point, decay_steps), point, z)
-    return z
-
-
 def first_step_at(point: float, decay_steps: Any) -> Any:
     """Return ceil(p n) without rounding: the first update whose progress i/n is at least p.
 
-    Args:
-        point: p in (0, 1), taken as the decimal (or simple fraction) that it prints as.
-        decay_steps: n; an int or a traced integer, or a number that is not whole: then p n itself.
-
-    Returns:
-        The update, a Python int for a Python int.
-
-    Raises:
-        ValueError: if `decay_steps` is traced and p has a denominator above 10,000.
-
-    Example:
-        >>> first_step_at(0.07, 100), first_step_at(1 / 3, 30_000)
-        (7, 10000)
+    p counts as the decimal (or simple fraction) that it prints as; an n that is not whole gives
+    p n. A traced n takes only fractions with a denominator up to 10,000.
     """
     if not jnp.issubdtype(jnp.result_type(decay_steps), jnp.integer):
         return point * decay_steps
@@ -368,23 +323,7 @@ def first_step_at(point: float, decay_steps: Any) -> Any:
 
 
 def check_horizon(total_steps: Any, warmup_steps: Any) -> tuple[Any, Any]:
-    """Check the counts of a schedule, as far as they are known.
-
-    Args:
-        total_steps: number of updates, in [1, 2^31).
-        warmup_steps: updates of the warm-up, in [0, `total_steps`); need not be whole.
-
-    Returns:
-        Both as Python numbers, whole ones as ints, or unchanged where traced.
-
-    Raises:
-        TypeError: if `total_steps` is not an integer or `warmup_steps` not a real number.
-        ValueError: if one is out of range.
-
-    Example:
-        >>> check_horizon(10, 2.0)
-        (10, 2)
-    """
+    """Return both counts checked, whole ones as ints, or unchanged where traced."""
     if not validation.is_traced(total_steps):
         total_steps = validation.integer("total_steps", total_steps, minimum=1)
         if total_steps > MAX_STEPS:
@@ -400,20 +339,7 @@ def check_horizon(total_steps: Any, warmup_steps: Any) -> tuple[Any, Any]:
 
 
 def check_values(peak_value: Any, *, init_value: Any, end_value: Any) -> None:
-    """Check the values of a schedule, as far as they are known.
-
-    Args:
-        peak_value: >= 0.
-        init_value: >= 0.
-        end_value: in [0, `peak_value`].
-
-    Raises:
-        TypeError: if one is not a real number.
-        ValueError: if one is out of range.
-
-    Example:
-        >>> check_values(1.0, init_value=0.0, end_value=0.1)
-    """
+    """Check the values of a schedule, as far as they are known."""
     validation.number("peak_value", peak_value, minimum=0)
     validation.number("init_value", init_value, minimum=0)
     validation.number("end_value", end_value, minimum=0)

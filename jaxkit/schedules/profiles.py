@@ -178,9 +178,6 @@ def profile_by_name(name: str, **options: Any) -> Profile:
         name: one of `PROFILES`.
         **options: of that profile; numbers may be traced.
 
-    Returns:
-        The profile.
-
     Raises:
         TypeError: if the profile has no such option.
         ValueError: if there is no such profile, naming those that exist, or a value is out of
@@ -202,23 +199,7 @@ def profile_by_name(name: str, **options: Any) -> Profile:
 
 
 def increasing_fractions(name: str, points: Sequence[float]) -> tuple[float, ...]:
-    """Check points of progress: strictly increasing and inside (0, 1).
-
-    Args:
-        name: name of the argument, for the message.
-        points: the points.
-
-    Returns:
-        The points as Python floats.
-
-    Raises:
-        TypeError: if a point is not a real number.
-        ValueError: if one lies outside (0, 1) or they do not increase.
-
-    Example:
-        >>> increasing_fractions("boundaries", [0.5, 0.75])
-        (0.5, 0.75)
-    """
+    """Return points of progress, which must be strictly increasing and inside (0, 1)."""
     for point in points:
         validation.number(name, point, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
     fractions = tuple(float(point) for point in points)

@@ -42,9 +42,6 @@ def gradient_norm(gradient: PyTree, norm: str = "l2", *, axis_name: Any = None) 
         axis_name: mesh axes over which the *parameters* are split inside `shard_map` or `pmap`;
             under plain `jit`, sharded arrays need none.
 
-    Returns:
-        The norm, a float32 scalar.
-
     Raises:
         ValueError: if `norm` is unknown.
 

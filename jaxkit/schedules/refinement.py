@@ -122,9 +122,6 @@ def smooth_norms(
         norms: gradient norms evenly spaced over one run; n >= 2, floating, >= 0.
         smoothing: window as a fraction of n, in (0, 1), see `median_width`; None for no filter.
 
-    Returns:
-        The smoothed norms, of the shape of `norms`.
-
     Raises:
         TypeError: if `smoothing` is not a real number.
         ValueError: if an argument is out of range; if all norms are 0 or none is finite.
@@ -143,25 +140,7 @@ def smooth_norms(
 
 
 def median_width(n: int, smoothing: float = 0.1) -> int:
-    """Return the odd filter width 2 floor(floor(tau n) / 2) + 1 of n norms.
-
-    Args:
-        n: number of norms, >= 1.
-        smoothing: tau, in (0, 1).
-
-    Returns:
-        The width in entries.
-
-    Raises:
-        TypeError: if `smoothing` is not a real number.
-        ValueError: if an argument is out of range.
-
-    Source: arXiv 2310.07831 §3.
-
-    Example:
-        >>> median_width(10_000)
-        1001
-    """
+    """Return the odd filter width 2 floor(floor(tau n) / 2) + 1 (arXiv 2310.07831 §3)."""
     n = validation.integer("n", n, minimum=1)
     if validation.is_traced(smoothing):
         raise TypeError("smoothing must be static: it sets the filter's width")
@@ -173,22 +152,7 @@ def median_width(n: int, smoothing: float = 0.1) -> int:
 
 
 def check_norms(norms: Any) -> Float[Array, "*batch n"]:
-    """Check recorded norms as far as they are known, and return them as a floating array.
-
-    Args:
-        norms: gradient norms along the last axis.
-
-    Returns:
-        The array, in float32 or wider.
-
-    Raises:
-        ValueError: if there are fewer than 2, they are not floating, rows differ in length, one is
-            negative, all are 0 or none is finite.
-
-    Example:
-        >>> check_norms([1.0, 2.0]).shape
-        (2,)
-    """
+    """Check recorded norms as far as they are known; return them in float32 or wider."""
     if not validation.is_traced(norms):
         try:
             norms = np.asarray(norms)

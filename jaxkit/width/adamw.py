@@ -22,9 +22,6 @@ def scale_by_width(multipliers: PyTree) -> optax.GradientTransformation:
         multipliers: tree of floats > 0, `WidthScaling.learning_rate`. Parameters find their factor
             by path, so boxes, `FrozenDict` or frozen (`None`, masked) leaves make no difference.
 
-    Returns:
-        A transformation without state.
-
     Raises:
         ValueError: if a factor is not a finite number > 0; on update, if a parameter has none.
 
@@ -137,9 +134,6 @@ def adamw_width_scaled(
         eps_root: added inside the root.
         mu_dtype: dtype of the first moment; None for the parameter's.
         nesterov: whether to use Nesterov momentum.
-
-    Returns:
-        The optimizer.
 
     Raises:
         ValueError: if a constant is negative, not finite or out of range, or if learning rate times

@@ -12,33 +12,6 @@ from jaxkit import validation
 from jaxkit.width import paths, roles
 
 
-def initial_scale_multiplier(role: roles.Role, width_mult: float) -> float:
-    r"""Return the factor on the initial standard deviation, relative to the base width.
-
-    :math:`m^{-1/2}` for a matrix, so that its standard deviation goes as
-    :math:`1/\sqrt{\text{fan-in}}`; 1 for embeddings, readout, gains and biases.
-
-    Args:
-        role: the parameter's role.
-        width_mult: its width multiplier m.
-
-    Returns:
-        The factor.
-
-    Raises:
-        ValueError: for an unknown role or m not positive.
-
-    Source: arXiv 2203.03466 Table 8 (standard muP; arXiv 2510.15262 builds on it).
-
-    Example:
-        >>> initial_scale_multiplier("matrix", 4.0), initial_scale_multiplier("vector", 4.0)
-        (0.5, 1.0)
-    """
-    validation.choice("role", role, roles.ROLES)
-    validation.number("width_mult", width_mult, minimum=0, open_minimum=True)
-    return float(width_mult) ** -0.5 if role == "matrix" else 1.0
-
-
 def readout_multiplier(width: int, base_width: int) -> float:
     r"""Return the factor 1/m on the logits, :math:`\text{logits} = h W / m`.
 
@@ -47,9 +20,6 @@ def readout_multiplier(width: int, base_width: int) -> float:
     Args:
         width: size of the readout's input, d.
         base_width: the same at the base width.
-
-    Returns:
-        base_width / width.
 
     Raises:
         TypeError: if a width is not an integer.
@@ -74,9 +44,6 @@ def attention_scale(head_dim: int, base_head_dim: int | None = None) -> float:
     Args:
         head_dim: k.
         base_head_dim: :math:`k_0`, the head dimension at the base width; None if it is the same.
-
-    Returns:
-        The factor.
 
     Raises:
         TypeError: if a dimension is not an integer.

@@ -77,37 +77,10 @@ def infer_width_roles(
     other; with two width axes side by side, the first of them (`(layers, in, out)`,
     `(d, heads, head_dim)`, `(height, width, in, out)`); with an axis between them or with three,
     Flax's attention names `query`, `key`, `value`, `out`. Otherwise, as for a fused `(d, 2, 4d)`,
-    an error asks for `fan_in_axes`. `width_report` shows what was taken and why.
-
-    Args:
-        base: parameters at the width where learning rate and weight decay were tuned: any pytree of
-            arrays or `jax.ShapeDtypeStruct` (`jax.eval_shape` of the model's `init` costs no
-            memory), boxed or not, or an nnx state.
-        target: the same tree at the width to train.
-        delta: the same tree at any other width. Needed where `target` may equal `base`, and where
-            something else than the width (vocabulary, depth) also differs: with it, only axes that
-            `delta` changes are width axes.
-        fan_in_axes: path pattern -> axes of the input side, for kernels in another layout.
-        overrides: path pattern -> role; wins over what the shapes say.
-
-    Returns:
-        A tree of `WidthInfo` with the structure of `target`. Integer and key leaves are scalars.
-
-    Raises:
-        TypeError: if a leaf is no array or shape, such as a function of an Equinox module.
-        ValueError: if a tree is empty, the trees differ in structure or a leaf in rank, an axis is
-            empty, no width axis can be seen, the input side of a kernel is unclear, or a pattern
-            matches nothing.
+    an error asks for `fan_in_axes`. Integer and key leaves are scalars.
 
     Source: arXiv 2510.15262, abstract (classes of parameters); the notion of one and of two
     infinite dimensions is that of arXiv 2203.03466.
-
-    Example:
-        >>> shape = lambda d: {"embed": jax.ShapeDtypeStruct((96, d), "float32"),
-        ...                    "up": jax.ShapeDtypeStruct((d, 4 * d), "float32")}
-        >>> roles = infer_width_roles(shape(64), shape(256))
-        >>> roles["embed"].role, roles["up"].role, roles["up"].width_mult
-        ('vector', 'matrix', 4.0)
     """
     base_leaves, target_leaves = _arrays("base", base), _arrays("target", target)
     delta_leaves = target_leaves if delta is None else _arrays("delta", delta)
@@ -142,12 +115,7 @@ def infer_width_roles(
 
 
 def is_trained(leaf: Any) -> bool:
-    """Whether a leaf holds real (or complex) numbers, rather than integers or keys.
-
-    Example:
-        >>> is_trained(jax.random.key(0)), is_trained(jnp.ones(2))
-        (False, True)
-    """
+    """Whether a leaf holds real (or complex) numbers, rather than integers or keys."""
     return jnp.issubdtype(getattr(leaf, "dtype", None) or np.result_type(leaf), jnp.inexact)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from jaxkit import validation
-from jaxkit.width import initial, paths, roles
+from jaxkit.width import paths, roles
 
 #: Growth of the top singular value with width at fixed learning rate over weight decay:
 #: `sigma_1 ~ sqrt(learning_rate / weight_decay) d^0.75` (arXiv 2510.15262, abstract).
@@ -27,9 +27,6 @@ def weight_decay_exponent(
     Args:
         learning_rate_exponent: p, the exponent of width in a matrix's learning rate.
         singular_value_exponent: a; measure it with `fit_singular_value_exponent`.
-
-    Returns:
-        q.
 
     Raises:
         ValueError: if an exponent is not finite.
@@ -137,20 +134,24 @@ def width_scaling(
     `robust` rule is :math:`(m^{-1}, m^{1/2})` and :math:`(1, 0)`.
 
     Args:
-        base: parameters (or their shapes) at the width where the user tuned.
+        base: parameters at the width where learning rate and weight decay were tuned: any pytree of
+            arrays or `jax.ShapeDtypeStruct` (`jax.eval_shape` of the model's `init` costs no
+            memory), boxed or not, or an nnx state.
         target: the same tree at the width to train.
-        delta: the same tree at any other width; see `infer_width_roles` for when it is needed.
+        delta: the same tree at any other width. Needed where `target` may equal `base`, and where
+            something else than the width (vocabulary, depth) also differs: with it, only axes that
+            `delta` changes are width axes.
         rule: a name in `RULES`, or a `WidthRule` with free exponents.
         fan: whether m counts the growth of a matrix's input or its output side; they differ only
             where the two sides grow by different factors.
-        fan_in_axes: path pattern -> axes of the input side.
-        overrides: path pattern -> role.
-
-    Returns:
-        The multipliers, as trees with the structure of `target`.
+        fan_in_axes: path pattern -> axes of the input side, for kernels in another layout.
+        overrides: path pattern -> role; wins over what the shapes say.
 
     Raises:
-        ValueError: for an unknown rule, and wherever `infer_width_roles` raises.
+        TypeError: if a leaf is no array or shape, such as a function of an Equinox module.
+        ValueError: for an unknown rule; if a tree is empty, the trees differ in structure or a leaf
+            in rank, an axis is empty, no width axis can be seen, the input side of a kernel is
+            unclear, or a pattern matches nothing.
 
     Source: arXiv 2510.15262, abstract.
 
@@ -184,8 +185,9 @@ def width_scaling(
         info,
         learning_rate=jax.tree.map(learning_rate, info),
         weight_decay=jax.tree.map(weight_decay, info),
+        # Standard muP: 1/sqrt(fan-in), arXiv 2203.03466 Table 8.
         init_std=jax.tree.map(
-            lambda leaf: initial.initial_scale_multiplier(leaf.role, leaf.width_mult), info
+            lambda leaf: leaf.width_mult**-0.5 if leaf.role == "matrix" else 1.0, info
         ),
         role=jax.tree.map(lambda leaf: leaf.role, info),
     )

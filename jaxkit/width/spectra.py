@@ -86,23 +86,7 @@ def top_singular_values(
 
 
 def unfold_kernel(kernel: Array, info: roles.WidthInfo) -> Array:
-    """Bring a kernel into the shape `[..., n_in, n_out]` of the matrix it acts as.
-
-    Args:
-        kernel: the parameter.
-        info: its width info, a matrix.
-
-    Returns:
-        The kernel with its batch axes in front, then input and output axes each flattened into one.
-
-    Raises:
-        ValueError: if the parameter is not a matrix.
-
-    Example:
-        >>> info = roles.WidthInfo("query", "matrix", fan_in_axes=(0,), fan_out_axes=(1, 2))
-        >>> unfold_kernel(jnp.ones((6, 2, 3)), info).shape
-        (6, 6)
-    """
+    """Bring a kernel into the shape `[..., n_in, n_out]` of the matrix it acts as."""
     if info.role != "matrix":
         raise ValueError(f"{info.path!r} must be a matrix, got the role {info.role!r}")
     sides = (info.fan_in_axes, info.fan_out_axes)
@@ -140,20 +124,10 @@ def bidiagonalise(
 ) -> tuple[Float[Array, "num_iters num_iters+1"], Float[Array, ""]]:
     r"""Run Golub-Kahan-Lanczos: :math:`W V = s\, U B`, with orthonormal U, V and bidiagonal B.
 
-    Args:
-        matrix: W, float32.
-        key: for the start vector, and for a fresh direction where the recurrence breaks down.
-        num_iters: number of steps j, at most min(n_in, n_out).
-
-    Returns:
-        B, and the scale s = max |W| taken out of it (so that no square under- or overflows).
+    The scale s = max |W| is taken out of B, so that no square under- or overflows. Keys draw the
+    start, and a fresh direction where the recurrence breaks down; at most min(n_in, n_out) steps.
 
     Source: Golub and Kahan 1965; Golub and Van Loan, Matrix Computations, 4th ed., §10.4.1.
-
-    Example:
-        >>> b, scale = bidiagonalise(jnp.eye(3), jax.random.key(0), 1)
-        >>> round(float(scale * b[0, 0]), 5)
-        1.0
     """
     n_in, n_out = matrix.shape
     scale = jnp.max(jnp.abs(matrix))

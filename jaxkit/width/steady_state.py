@@ -14,49 +14,16 @@ from jaxkit import validation
 from jaxkit.width import rules
 
 
-def steady_state_rms(learning_rate: ArrayLike, weight_decay: ArrayLike) -> Float[Array, "*shape"]:
-    r"""Return the root mean square of a weight that noise of unit variance drives for long.
-
-    .. math:: \mathrm{rms} = \frac{\eta}{\sqrt{1 - (1 - \eta\lambda)^2}}
-                           = \sqrt{\frac{\eta}{\lambda (2 - \eta\lambda)}}
-                           \to \sqrt{\eta / 2\lambda} .
-
-    It is approached over :math:`1/(\eta\lambda)` steps, and is what AdamW reaches where that is
-    much longer than the memories :math:`1/(1-b_1)` and :math:`1/(1-b_2)` of its moments.
-
-    Args:
-        learning_rate: eta > 0, the parameter's own (after its multiplier).
-        weight_decay: lambda > 0, likewise, with eta * lambda < 2.
-
-    Returns:
-        The rms; shape of the two broadcast.
-
-    Raises:
-        ValueError: if a value is not positive, or eta * lambda >= 2 (the weight diverges).
-
-    Source: closed form of :math:`w \leftarrow (1-\eta\lambda) w - \eta u`; arXiv 2510.15262 states
-    the scale :math:`\sqrt{\eta/\lambda}`.
-
-    Example:
-        >>> round(float(steady_state_rms(0.01, 1.0)), 5)
-        0.07089
-    """
-    eta, decay = _positive_step(learning_rate, weight_decay)
-    return jnp.sqrt(eta / (decay * (2 - eta * decay)))
-
-
 def steady_state_time(learning_rate: ArrayLike, weight_decay: ArrayLike) -> Float[Array, "*shape"]:
     r"""Return the steps over which a weight forgets its past, :math:`\tau = 1/(\eta\lambda)`.
 
-    Under the `robust` rule it grows as :math:`\sqrt m`; a run much shorter than that never reaches
-    the steady state and behaves like muP.
+    After it, noise of unit variance holds a weight at a root mean square of
+    :math:`\sqrt{\eta / (\lambda (2 - \eta\lambda))} \to \sqrt{\eta / 2\lambda}`. Under the `robust`
+    rule it grows as :math:`\sqrt m`; a run much shorter never gets there and behaves like muP.
 
     Args:
         learning_rate: eta > 0, the parameter's own.
         weight_decay: lambda > 0, likewise, with eta * lambda < 2.
-
-    Returns:
-        tau in steps; shape of the two broadcast.
 
     Raises:
         ValueError: if a value is not positive, or eta * lambda >= 2.
@@ -93,9 +60,6 @@ def predicted_singular_value_ratio(
         width_mult: m.
         rule: the exponents p (learning rate) and q (weight decay), by name or value.
         singular_value_exponent: a.
-
-    Returns:
-        The ratio.
 
     Raises:
         ValueError: if m is not positive, an exponent not finite or the rule unknown.
@@ -140,9 +104,6 @@ def fit_singular_value_exponent(
             over its layers).
         learning_rates: the matrix's own learning rate, one or N values.
         weight_decays: the matrix's own weight decay, one or N values.
-
-    Returns:
-        `(exponent, constant)`.
 
     Raises:
         ValueError: if a value is not positive, lengths differ or all widths are the same.

@@ -6,14 +6,6 @@ import numpy as np
 import pytest
 
 from jaxkit import width
-from jaxkit.width import initial
-
-
-def test_matrices_start_with_a_standard_deviation_of_one_over_root_fan_in():
-    for m in (0.25, 1.0, 4.0, 9.0):
-        assert initial.initial_scale_multiplier("matrix", m) == pytest.approx(m**-0.5)
-        assert initial.initial_scale_multiplier("vector", m) == 1
-        assert initial.initial_scale_multiplier("scalar", m) == 1
 
 
 def test_logits_of_an_aligned_readout_keep_their_size():
@@ -57,8 +49,6 @@ def test_fresh_parameters_match_the_base_whatever_the_initialiser():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: initial.initial_scale_multiplier("matrx", 1.0), ValueError, "mean 'matrix'"),
-        (lambda: initial.initial_scale_multiplier("matrix", 0.0), ValueError, "width_mult"),
         (lambda: width.readout_multiplier(0, 64), ValueError, "width must be an integer >= 1"),
         (lambda: width.readout_multiplier(64, 6.4), TypeError, "base_width must be an integer"),
         (lambda: width.attention_scale(-1), ValueError, "head_dim"),

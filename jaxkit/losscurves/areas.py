@@ -75,7 +75,10 @@ def annealing_areas(
         Array([0., 0., 2., 3.], dtype=float32)
     """
     rates = _check_rates("learning_rates", learning_rates)
-    first = rates[..., :1] if initial_rate is None else _initial(initial_rate, rates)
+    first = rates[..., :1]
+    if initial_rate is not None:
+        validation.number("initial_rate", initial_rate, minimum=0)
+        first = jnp.asarray(initial_rate, rates.dtype)[..., None]
     log_decay = _log_decay(decay, rates.dtype)[..., None]
     shape = jnp.broadcast_shapes(log_decay.shape, rates.shape)
     fallen = jnp.broadcast_to(first - rates, shape)
@@ -88,22 +91,15 @@ def annealing_areas(
 
 
 def final_areas(
-    learning_rates: Float[ArrayLike, "*batch steps"],
-    decay: float | np.ndarray | Float[Array, "*decays"],
-    *,
-    initial_rate: float | Float[ArrayLike, "*initials"] | None = None,
+    learning_rates: Float[ArrayLike, "*batch steps"], decay: float | np.ndarray | Array
 ) -> AnnealingAreas:
-    r"""Compute both areas after the last step only, as two weighted sums.
-
-    $$S_1 = \sum_i \eta_i, \qquad S_2 = \sum_i \lambda^{T-i} (\eta_0 - \eta_i).$$
-    """
+    r"""Compute both areas after the last step: $S_2 = \sum_i \lambda^{T-i} (\eta_0 - \eta_i)$."""
     rates = _check_rates("learning_rates", learning_rates)
-    first = rates[..., :1] if initial_rate is None else _initial(initial_rate, rates)
     log_decay = _log_decay(decay, rates.dtype)[..., None]
     remaining = np.arange(rates.shape[-1] - 1, -1, -1)
     # The last step has weight 1 whatever the decay; -inf * 0 would be NaN.
     exponents = jnp.where(remaining == 0, 0.0, log_decay * np.maximum(remaining, 1))
-    annealing = jnp.sum(jnp.exp(exponents) * (first - rates), axis=-1)
+    annealing = jnp.sum(jnp.exp(exponents) * (rates[..., :1] - rates), axis=-1)
     return AnnealingAreas(jnp.broadcast_to(rates.sum(axis=-1), annealing.shape), annealing)
 
 
@@ -190,11 +186,6 @@ def _check_rates(name: str, learning_rates: Any) -> jax.Array:
         validation.number(name, learning_rates, minimum=0)
     rates = jnp.asarray(learning_rates)
     return rates.astype(jnp.promote_types(rates.dtype, jnp.float32))
-
-
-def _initial(initial_rate: Any, rates: jax.Array) -> jax.Array:
-    validation.number("initial_rate", initial_rate, minimum=0)
-    return jnp.asarray(initial_rate, rates.dtype)[..., None]
 
 
 def _log_decay(decay: Any, dtype: Any) -> jax.Array:

@@ -16,13 +16,7 @@ from jaxkit.losscurves import curves, fitting, forms, multi_power, precision
 
 
 class ZeroTail(NamedTuple):
-    """The free optimum of the annealing law: hold the peak, then rate 0.
-
-    Attributes:
-        steps: best number of last steps at rate 0.
-        real_steps: the same before rounding.
-        loss: final loss predicted, nats.
-    """
+    """The best number of last steps at rate 0, the same before rounding, and the loss, nats."""
 
     steps: int
     real_steps: float

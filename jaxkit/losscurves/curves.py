@@ -203,9 +203,6 @@ def read_curve(
         first_step: points before it are left out (their learning rates are kept).
         model_size: number of parameters of the model.
 
-    Returns:
-        The curve; its schedule ends at the last row.
-
     Raises:
         ValueError: if the format is unknown or a row is faulty, naming file and line, if a column
             is missing, or the warm-up must be given.

@@ -7,6 +7,7 @@ Each form is a frozen dataclass of the numbers that are chosen, not fitted. Its 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -107,43 +108,43 @@ class Centre(NamedTuple):
     log_size: Float[Any, ""]
 
 
-def power_columns(shape: Float[Array, " q"], points: PowerPoints, shared: Any) -> jax.Array:
+def _columns(shape: Float[Array, " q"], points: PowerPoints, *more: jax.Array) -> jax.Array:
+    power = jnp.exp(-shape[0] * points.log_time)
+    return jnp.stack([jnp.ones_like(power), power, *more], axis=-1)
+
+
+def _law(kind: type[Any], linear: Any, shape: Any, shared: Centre) -> Any:
+    """Undo the centring of log time in the scale, the second of the linear constants."""
+    return kind(linear[0], linear[1] * jnp.exp(shape[0] * shared.log_time), *linear[2:], *shape)
+
+
+def power_columns(shape: Any, points: PowerPoints, shared: Any) -> jax.Array:
     """Columns of `floor, scale`: `1, x^-alpha`."""
-    power = jnp.exp(-shape[0] * points.log_time)
-    return jnp.stack([jnp.ones_like(power), power], axis=-1)
+    return _columns(shape, points)
 
 
-def power_law(linear: Any, shape: Any, shared: Centre) -> laws.PowerLaw:
-    """Undo the centring of log time."""
-    return laws.PowerLaw(linear[0], linear[1] * jnp.exp(shape[0] * shared.log_time), shape[0])
-
-
-def annealing_columns(shape: Float[Array, " q"], points: PowerPoints, shared: Any) -> jax.Array:
+def annealing_columns(shape: Any, points: PowerPoints, shared: Any) -> jax.Array:
     """Columns of `floor, scale, annealing`: `1, S1^-alpha, -S2`."""
-    power = jnp.exp(-shape[0] * points.log_time)
-    return jnp.stack([jnp.ones_like(power), power, -points.annealing], axis=-1)
+    return _columns(shape, points, -points.annealing)
 
 
-def annealing_law(linear: Any, shape: Any, shared: Centre) -> laws.AnnealingLaw:
-    """Undo the centring of log S1."""
-    scale = linear[1] * jnp.exp(shape[0] * shared.log_time)
-    return laws.AnnealingLaw(linear[0], scale, linear[2], shape[0])
-
-
-def size_columns(shape: Float[Array, " q"], points: PowerPoints, shared: Any) -> jax.Array:
+def size_columns(shape: Any, points: PowerPoints, shared: Any) -> jax.Array:
     """Columns of `floor, scale, size_scale, annealing`."""
-    power = jnp.exp(-shape[0] * points.log_time)
     size = jnp.exp(-shape[1] * points.log_size)
-    gain = jnp.exp(shape[2] * points.log_size) * points.annealing
-    return jnp.stack([jnp.ones_like(power), power, size, -gain], axis=-1)
+    return _columns(shape, points, size, -jnp.exp(shape[2] * points.log_size) * points.annealing)
+
+
+power_law = functools.partial(_law, laws.PowerLaw)
+annealing_law = functools.partial(_law, laws.AnnealingLaw)
 
 
 def size_law(linear: Any, shape: Any, shared: Centre) -> laws.SizeLaw:
     """Undo the centring of log S1 and log size."""
-    scale = linear[1] * jnp.exp(shape[0] * shared.log_time)
-    size_scale = linear[2] * jnp.exp(shape[1] * shared.log_size)
-    annealing = linear[3] * jnp.exp(-shape[2] * shared.log_size)
-    return laws.SizeLaw(linear[0], scale, size_scale, annealing, shape[0], shape[1], shape[2])
+    found: laws.SizeLaw = _law(laws.SizeLaw, linear, shape, shared)
+    return found._replace(
+        size_scale=found.size_scale * jnp.exp(shape[1] * shared.log_size),
+        annealing=found.annealing * jnp.exp(-shape[2] * shared.log_size),
+    )
 
 
 def host_annealing(for_s2: np.ndarray, decay: float) -> np.ndarray:
@@ -151,26 +152,24 @@ def host_annealing(for_s2: np.ndarray, decay: float) -> np.ndarray:
     return np.asarray(scipy.signal.lfilter([1.0], [1.0, -decay], for_s2[0] - for_s2))
 
 
-def _power_features(
-    seen: Sequence[Seen], times: Sequence[np.ndarray], annealing: Sequence[np.ndarray]
-) -> Features:
-    log_time = np.log(np.concatenate(times))
-    sizes = [np.full(len(s.steps), s.model_size or 1.0) for s in seen]
-    log_size = np.log(np.concatenate(sizes))
-    centre = Centre(log_time.mean(), log_size.mean())
-    points = PowerPoints(
-        log_time - centre.log_time, np.concatenate(annealing), log_size - centre.log_size
-    )
-    return Features(points, centre)
-
-
 def sums(seen: Sequence[Seen]) -> list[np.ndarray]:
     """S1 at the points of each curve, in float64."""
     return [np.cumsum(s.for_s1)[s.steps] for s in seen]
 
 
-def _zeros(seen: Sequence[Seen]) -> list[np.ndarray]:
-    return [np.zeros(len(s.steps)) for s in seen]
+def _power_features(
+    seen: Sequence[Seen], times: Sequence[np.ndarray], decay: float | None = None
+) -> Features:
+    """Centred logarithms of times and sizes, and S2 where there is a decay."""
+    log_time = np.log(np.concatenate(times))
+    log_size = np.log(np.concatenate([np.full(len(s.steps), s.model_size or 1.0) for s in seen]))
+    annealing = np.zeros(len(log_time))
+    if decay is not None:
+        annealing = np.concatenate([host_annealing(s.for_s2, decay)[s.steps] for s in seen])
+    centre = Centre(log_time.mean(), log_size.mean())
+    return Features(
+        PowerPoints(log_time - centre.log_time, annealing, log_size - centre.log_size), centre
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +200,7 @@ class Annealing:
 
     def features(self, seen: Sequence[Seen]) -> Features:
         """Gather centred log S1 and S2."""
-        annealing = [host_annealing(s.for_s2, self.decay)[s.steps] for s in seen]
-        return _power_features(seen, sums(seen), annealing)
+        return _power_features(seen, sums(seen), self.decay)
 
     def starts(self) -> Float[np.ndarray, "starts q"]:
         """64 exponents."""
@@ -238,7 +236,7 @@ class RateSumPower:
 
     def features(self, seen: Sequence[Seen]) -> Features:
         """Gather centred log S1."""
-        return _power_features(seen, sums(seen), _zeros(seen))
+        return _power_features(seen, sums(seen))
 
     def starts(self) -> Float[np.ndarray, "starts q"]:
         """64 exponents."""
@@ -263,8 +261,7 @@ class StepPower(RateSumPower):
 
     def features(self, seen: Sequence[Seen]) -> Features:
         """Gather the centred log step."""
-        times = [s.steps.astype(np.float64) for s in seen]
-        return _power_features(seen, times, _zeros(seen))
+        return _power_features(seen, [s.steps.astype(np.float64) for s in seen])
 
     def loss(
         self, law: laws.PowerLaw, for_s1: Any, for_s2: Any, steps: Any, size: Any
@@ -310,8 +307,7 @@ class ModelSize:
                 "curves must have model_size, of at least 3 different sizes (two do not tell how "
                 f"annealing grows with size), got {found}"
             )
-        annealing = [host_annealing(s.for_s2, self.decay)[s.steps] for s in seen]
-        return _power_features(seen, sums(seen), annealing)
+        return _power_features(seen, sums(seen), self.decay)
 
     def starts(self) -> Float[np.ndarray, "starts q"]:
         """A grid over the three exponents."""

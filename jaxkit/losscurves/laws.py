@@ -34,13 +34,7 @@ class AnnealingLaw(NamedTuple):
 
 
 class PowerLaw(NamedTuple):
-    """Constants of `L = floor + scale * x^-exponent`, with x the sum of rates or the step.
-
-    Attributes:
-        floor: L0, nats.
-        scale: A, nats x (unit of x)^exponent.
-        exponent: alpha.
-    """
+    """Constants of `L = floor + scale * x^-exponent`, with x the sum of rates or the step."""
 
     floor: Scalar
     scale: Scalar
@@ -73,21 +67,5 @@ class SizeLaw(NamedTuple):
 
 
 def annealing_loss(law: AnnealingLaw, at: areas.AnnealingAreas) -> Float[Array, "*batch"]:
-    r"""Evaluate the annealing law on areas: $L_0 + A S_1^{-\alpha} - C S_2$.
-
-    Args:
-        law: its constants, scalars or arrays that broadcast against the areas.
-        at: areas, `[*batch]`.
-
-    Returns:
-        The loss, `[*batch]`, nats.
-
-    Source: arXiv 2408.11029 eq. (1).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> law = AnnealingLaw(floor=2.0, scale=1.0, annealing=0.5, exponent=0.5)
-        >>> float(annealing_loss(law, areas.AnnealingAreas(jnp.array(4.0), jnp.array(0.2))))
-        2.4000000953674316
-    """
+    r"""Evaluate $L_0 + A S_1^{-\alpha} - C S_2$ (arXiv 2408.11029 eq. (1)), `[*batch]`, nats."""
     return law.floor + law.scale * at.forward**-law.exponent - law.annealing * at.annealing

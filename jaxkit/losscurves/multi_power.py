@@ -59,6 +59,7 @@ def delayed_drops(
     return jnp.sum(drops * effect)
 
 
+@functools.partial(jax.jit, static_argnames="batch_size")
 def multi_power_loss(
     law: MultiPowerLaw,
     for_s1: Float[Array, " steps"],
@@ -79,13 +80,6 @@ def multi_power_loss(
 
     Source: arXiv 2503.12811.
     """
-    return _multi_power_loss(law, for_s1, for_s2, jnp.asarray(steps), batch_size)
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _multi_power_loss(
-    law: MultiPowerLaw, for_s1: jax.Array, for_s2: jax.Array, steps: jax.Array, batch_size: int
-) -> jax.Array:
     forward, total = jnp.cumsum(for_s1), jnp.cumsum(for_s2)
     drops, before = for_s2[:-1] - for_s2[1:], total[:-1]
     index = jnp.arange(1, for_s2.shape[0])

@@ -102,7 +102,7 @@ def optimal_schedule(
         for name, rates in _families(free_steps, peak, float(minimum_value)).items()
         if np.diff(rates).min() >= -drop * (1 + 1e-9)
     }
-    stacked = np.stack([_join(front, rates) for rates in families.values()])
+    stacked = np.stack([np.append(front, rates) for rates in families.values()])
     losses = choosing.final_losses(law, stacked, warmup_steps=len(front))
     if isinstance(law.form, forms.Annealing):
         rates = _ramp(law, peak, front, free_steps, float(minimum_value), drop)
@@ -112,7 +112,7 @@ def optimal_schedule(
         rates = _levels(law, peak, front, start, float(minimum_value), drop, levels)
     else:
         raise TypeError(f"law must be of Annealing or MultiPower, got {law.form}")
-    whole = _join(front, rates)
+    whole = np.append(front, rates)
     baselines: dict[str, float] = {}
     for (name, _), loss in zip(families, losses, strict=True):
         baselines[name] = min(float(loss), baselines.get(name, np.inf))
@@ -135,10 +135,6 @@ def _families(steps: int, peak: float, minimum: float) -> dict[tuple[str, int], 
     }
 
 
-def _join(front: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    return np.concatenate([front, rates])
-
-
 def _ramp(
     law: fitting.Law, peak: float, front: np.ndarray, steps: int, minimum: float, drop: float
 ) -> np.ndarray:
@@ -146,7 +142,7 @@ def _ramp(
     form: Any = law.form
     constants: laws.AnnealingLaw = law.constants
     for_s1, _ = areas.warmed_up_rates(
-        _join(front, np.full(steps + 1, peak)), law.warmup, len(front)
+        np.append(front, np.full(steps + 1, peak)), law.warmup, len(front)
     )
     before = for_s1[: len(front) + 1].sum()
     index = np.arange(steps + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,6 @@ class Posed(NamedTuple):
         curves: the curves, with only the points that count.
         seen: the same as the form sees them.
         num_points: number of points, padding excluded.
-        warmup: warm-up mode.
-        warmup_steps: last warm-up index of each curve.
-        huber_delta: corner of the Huber loss.
     """
 
     problem: solving.Problem
@@ -75,7 +73,8 @@ def pose(
     num_points = sum(len(curve.steps) for curve in kept)
     padding = forms.bucket(num_points) - num_points
     points, shared = form.features(seen)
-    pad = _padder(padding)
+    # Repeats of the last point keep every logarithm finite; their weight is 0.
+    pad = functools.partial(np.pad, pad_width=(0, padding), mode="edge")
     num_constants = form.model.num_linear + form.starts().shape[-1]
     centre, precision = np.zeros(num_constants), np.zeros(num_constants)
     for name, (middle, spread) in (prior or {}).items():
@@ -93,11 +92,6 @@ def pose(
         precision,
     )
     return Posed(problem, kept, seen, num_points, warmup, warmups, float(huber_delta))
-
-
-def _padder(padding: int) -> Any:
-    # Repeats of the last point keep every logarithm finite; their weight is 0.
-    return lambda points: np.pad(points, (0, padding), mode="edge")
 
 
 def _per_curve(warmup_steps: float | Sequence[float] | None, count: int) -> Sequence[float | None]:

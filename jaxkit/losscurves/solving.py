@@ -15,14 +15,9 @@ _MAX_STEPS = 400
 
 
 class Problem(NamedTuple):
-    """Arrays of one fit; every leaf may carry a batch axis for `vmap`.
+    """Arrays of one fit; every leaf may carry a batch axis for `vmap`; padding has weight 0.
 
-    Attributes:
-        features: what the form gathered; the leading axis of `features.points` is `n`.
-        log_losses: logarithm of the observed losses, `[n]`.
-        weights: weight of each point, `[n]`; 0 for padding.
-        prior_centre: centre of the prior on log constants, `[p + q]`.
-        prior_precision: 1 / standard deviation of it, `[p + q]`; 0 where there is none.
+    The prior is on log constants, its precision 1 / standard deviation, 0 where there is none.
     """
 
     features: forms.Features

@@ -134,15 +134,10 @@ def bootstrap_fit(
 
     Example:
         >>> from jaxkit.losscurves import curves
-        >>> at = np.arange(100, 2001, 50)
-        >>> def run(r):
-        ...     s2 = forms.host_annealing(r, 0.99)[at]
-        ...     exact = 2.0 + np.cumsum(r)[at] ** -0.5 - 0.3 * s2
-        ...     return curves.loss_curve(r, at, exact * (1 + 1e-3 * np.sin(at)))
-        >>> runs = [run(np.linspace(1e-3, 0.0, 2001)), run(np.full(2001, 1e-3))]
-        >>> law = bootstrap_fit(
-        ...     jax.random.key(0), forms.Annealing(0.99), runs, num_samples=40, block_length=5
-        ... )
+        >>> rates, at = np.full(2001, 1e-3), np.arange(100, 2001, 50)
+        >>> exact = 2.0 + np.cumsum(rates)[at] ** -0.5
+        >>> run = curves.loss_curve(rates, at, exact * (1 + 1e-3 * np.sin(at)))
+        >>> law = bootstrap_fit(jax.random.key(0), forms.StepPower(), [run], num_samples=40)
         >>> law.samples.floor.shape, 0.0015 < law.misfit < 0.003
         ((40,), True)
     """
@@ -200,14 +195,10 @@ def prediction_interval(
 
     Example:
         >>> from jaxkit.losscurves import curves
-        >>> rates, at = np.linspace(1e-3, 0.0, 2001), np.arange(100, 2001, 50)
-        >>> flat = np.full(2001, 1e-3)
-        >>> def run(r):
-        ...     s2 = forms.host_annealing(r, 0.99)[at]
-        ...     exact = 2.0 + np.cumsum(r)[at] ** -0.5 - 0.3 * s2
-        ...     return curves.loss_curve(r, at, exact * (1 + 1e-3 * np.sin(at)))
-        >>> runs = [run(rates), run(flat)]
-        >>> law = bootstrap_fit(jax.random.key(0), forms.Annealing(0.99), runs, num_samples=40)
+        >>> rates, at = np.full(2001, 1e-3), np.arange(100, 2001, 50)
+        >>> exact = 2.0 + np.cumsum(rates)[at] ** -0.5
+        >>> run = curves.loss_curve(rates, at, exact * (1 + 1e-3 * np.sin(at)))
+        >>> law = bootstrap_fit(jax.random.key(0), forms.StepPower(), [run], num_samples=40)
         >>> found = prediction_interval(law, rates, steps=np.array([2000]))
         >>> bool(found.low[0] < found.loss[0] < found.high[0])
         True

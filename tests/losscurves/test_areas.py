@@ -186,14 +186,16 @@ def test_decay_one_is_the_plain_sum():
 
 
 def test_gradient_in_the_rates_is_minus_a_power_of_the_decay():
-    rates = np.linspace(1.0, 0.2, 50)
+    rates, powers = np.linspace(1.0, 0.2, 50), 0.9 ** np.arange(49, -1, -1)
     with jax.enable_x64(True):
-        for function in (
-            lambda r: losscurves.annealing_areas(r, 0.9, initial_rate=1.0).annealing[-1],
-            lambda r: areas.final_areas(r, 0.9, initial_rate=1.0).annealing,
-        ):
-            gradient = jax.grad(function)(jnp.asarray(rates))
-            np.testing.assert_allclose(gradient, -(0.9 ** np.arange(49, -1, -1)), rtol=1e-10)
+        gradient = jax.grad(
+            lambda r: losscurves.annealing_areas(r, 0.9, initial_rate=1.0).annealing[-1]
+        )(jnp.asarray(rates))
+        np.testing.assert_allclose(gradient, -powers, rtol=1e-10)
+        # Without a rate before it, the first is also the one that all the others fell from.
+        gradient = jax.grad(lambda r: areas.final_areas(r, 0.9).annealing)(jnp.asarray(rates))
+        np.testing.assert_allclose(gradient[1:], -powers[1:], rtol=1e-10)
+        np.testing.assert_allclose(gradient[0], powers[1:].sum(), rtol=1e-10)
 
 
 def test_gradient_in_the_decay_equals_a_finite_difference():

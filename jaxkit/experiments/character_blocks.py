@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxkit import datasets, width
+from jaxkit.experiments import language_training
 
 CONTEXT = 8
 EMBED = 16
@@ -104,11 +105,10 @@ class Trained(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("d", "rule", "vocab_size", "num_steps", "base_width"))
 def _train(
-    train: Array,
-    validation: Array,
+    texts: tuple[Array, Array],
     key: jax.Array,
-    learning_rate: Array,
-    weight_decay: Array,
+    rates: tuple[Array, Array],
+    *,
     d: int,
     rule: str,
     vocab_size: int,
@@ -116,41 +116,45 @@ def _train(
     base_width: int,
 ) -> Trained:
     base, target, delta = (shapes(w, vocab_size) for w in (base_width, d, 2 * base_width))
-    scaling = width.width_scaling(base, target, delta=delta, rule=_without_vector_decay(rule))
-    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 10, num_steps, 0.1)
-    tx = width.adamw_width_scaled(
-        lambda count: learning_rate * shape(count), weight_decay, scaling, eps=1e-12
-    )
+    scaling = width.width_scaling(base, target, delta=delta, rule=matrix_rule(rule))
+    tx = scaled_adamw(*rates, scaling, num_steps, eps=1e-12)
     init_key, data_key, value_key = jax.random.split(key, 3)
-    params = init(init_key, d, vocab_size)
 
-    def loss_fn(params: Any, text: Array, starts: Array) -> Array:
-        window = text[starts[:, None] + jnp.arange(CONTEXT + 1)]
+    def loss_fn(params: Any, window: Array) -> Array:
         logits, _ = apply(params, window[:, :-1], base_width)
         return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, -1]).mean()
 
-    def step(carry: Any, step_key: jax.Array) -> Any:
-        params, state = carry
-        starts = jax.random.randint(step_key, (64,), 0, train.shape[0] - CONTEXT)
-        gradient = jax.grad(loss_fn)(params, train, starts)
-        updates, state = tx.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    keys = jax.random.split(data_key, num_steps)
-    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
-    starts = jnp.linspace(0, validation.shape[0] - CONTEXT - 1, 4096).astype(jnp.int32)
-    _, sublayers = apply(params, validation[starts[:, None] + jnp.arange(CONTEXT)], base_width)
+    sample = language_training.windows(texts[0], 64, CONTEXT + 1)
+    params, _ = language_training.descend(
+        tx,
+        lambda params, key: loss_fn(params, sample(key)),
+        init(init_key, d, vocab_size),
+        jax.random.split(data_key, num_steps),
+    )
+    held_out = language_training.spread_windows(texts[1], 4096, CONTEXT + 1)
+    _, sublayers = apply(params, held_out[:, :-1], base_width)
     values = width.top_singular_values(params, key=value_key, scaling=scaling)
     return Trained(
-        loss_fn(params, validation, starts),
+        loss_fn(params, held_out),
         jnp.stack([width.sublayer_gain(x, y) for x, y in sublayers]),
         jnp.stack([values["up"], values["down"]], axis=1).reshape(4),
     )
 
 
-def _without_vector_decay(rule: str) -> width.WidthRule:
-    exponents = width.RULES[rule]
-    return width.WidthRule(exponents.learning_rate_exponent, exponents.weight_decay_exponent, 0.0)
+def matrix_rule(rule: str) -> width.WidthRule:
+    """A rule by name, vectors undecayed, so that only the matrices differ between rules."""
+    known = width.RULES[rule]
+    return width.WidthRule(known.learning_rate_exponent, known.weight_decay_exponent)
+
+
+def scaled_adamw(
+    learning_rate: Array, weight_decay: Array, scaling: Any, num_steps: int, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """AdamW at rates of the base width: warm-up over a tenth of the run, cosine to a tenth."""
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 10, num_steps, 0.1)
+    return width.adamw_width_scaled(
+        lambda count: learning_rate * shape(count), weight_decay, scaling, eps=eps
+    )
 
 
 def train(
@@ -166,23 +170,15 @@ def train(
 ) -> Trained:
     """Train the character model and measure loss, gain and top singular value.
 
-    Vectors are undecayed under every rule, so that only the matrices differ. Learning rate (warm-up
-    over a tenth, cosine to a tenth) and decay are those at the base width; `vmap` over both works.
-
-    Example:
-        >>> run = train(prose(), 32, "robust", num_steps=10)
-        >>> 0 < float(run.loss) < 10
-        True
+    Learning rate and decay are those at the base width; `vmap` over both works.
     """
     return _train(
-        text.train,
-        text.validation,
+        (text.train, text.validation),
         jax.random.key(seed),
-        jnp.asarray(learning_rate, jnp.float32),
-        jnp.asarray(weight_decay, jnp.float32),
-        d,
-        rule,
-        text.vocab_size,
-        num_steps,
-        base_width,
+        (jnp.asarray(learning_rate, jnp.float32), jnp.asarray(weight_decay, jnp.float32)),
+        d=d,
+        rule=rule,
+        vocab_size=text.vocab_size,
+        num_steps=num_steps,
+        base_width=base_width,
     )

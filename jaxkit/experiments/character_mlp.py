@@ -18,7 +18,8 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float, Int, Key
 
-from jaxkit import intervals, schedules
+from jaxkit import schedules
+from jaxkit.experiments import language_training
 
 CONTEXT, EMBEDDING, HIDDEN, BATCH = 8, 16, 96, 32
 #: (learning rate, momentum) of one update to the transformation that makes it.
@@ -26,13 +27,7 @@ MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
 
 
 class Corpus(NamedTuple):
-    """Text as character indices.
-
-    Attributes:
-        train: int32[n], the first nine tenths.
-        valid: int32[m], the rest.
-        vocabulary: number of distinct characters.
-    """
+    """Text as int32 character indices, nine tenths and the rest, and how many there are."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -75,11 +70,6 @@ def loss(params: Any, windows: Int[Array, "batch window"]) -> Float[Array, ""]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, -1]).mean()
 
 
-def windows_at(text: Int[Array, " n"], starts: Int[Array, " batch"]) -> Int[Array, "batch window"]:
-    """Cut the windows of 9 characters that begin at `starts`."""
-    return text[starts[:, None] + jnp.arange(CONTEXT + 1)]
-
-
 def train(
     key: Key[Array, ""],
     rates: Float[Array, " steps"],
@@ -94,7 +84,7 @@ def train(
     Adam) are those of each update; `record` is None, `"l2"` or `"l1"`.
     """
     data = corpus()
-    text = jnp.asarray(data.train)
+    sample = language_training.windows(jnp.asarray(data.train), BATCH, CONTEXT + 1)
     init_key, data_key = jax.random.split(key)
     params = init(init_key, data.vocabulary, scale)
     recorder = schedules.record_gradient_norms(len(rates), len(rates), record or "l2")
@@ -106,18 +96,14 @@ def train(
     def update(carry, inputs):
         params, state = carry
         step, rate, momentum = inputs
-        starts = jax.random.randint(
-            jax.random.fold_in(data_key, step), (BATCH,), 0, len(text) - CONTEXT
-        )
-        gradient = jax.grad(loss)(params, windows_at(text, starts))
+        gradient = jax.grad(loss)(params, sample(jax.random.fold_in(data_key, step)))
         updates, state = optimizer(rate, momentum).update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         return (params, state), None
 
     state = optimizer(rates[0], momenta[0]).init(params)
     (params, state), _ = lax.scan(update, (params, state), (jnp.arange(len(rates)), rates, momenta))
-    valid = jnp.asarray(data.valid)
-    held_out = windows_at(valid, jnp.linspace(0, len(valid) - CONTEXT - 1, 4096).astype(jnp.int32))
+    held_out = language_training.spread_windows(jnp.asarray(data.valid), 4096, CONTEXT + 1)
     norms = jnp.zeros(0) if record is None else schedules.recorded_norms(state)
     return loss(params, held_out), norms
 
@@ -147,13 +133,7 @@ def grid_losses(
 
 
 class Tuned(NamedTuple):
-    """The result of a grid at each schedule's best peak.
-
-    Attributes:
-        losses: by schedule, float64[seeds], paired over schedules.
-        peaks: by schedule, the peak of smallest mean loss.
-        edge: schedules whose best peak lies at the edge of the grid.
-    """
+    """Paired losses `[seeds]` and best peak by schedule; `edge`: those best at the grid's edge."""
 
     losses: dict[str, np.ndarray]
     peaks: dict[str, float]
@@ -171,9 +151,3 @@ def tune(
         {name: float(peaks[best[i]]) for i, name in enumerate(names)},
         [name for i, name in enumerate(names) if best[i] in (0, len(peaks) - 1)],
     )
-
-
-def paired_interval(difference: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Mean of paired differences and its 95 % Student interval."""
-    low, high = intervals.mean_interval(difference)
-    return float(difference.mean()), (float(low), float(high))

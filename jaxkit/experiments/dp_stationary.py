@@ -7,6 +7,8 @@ comparison has the same (epsilon, delta); step sizes and step counts of the base
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import scipy
@@ -14,7 +16,7 @@ import scipy
 from jaxkit import plotting
 from jaxkit.experiments import private_comparisons as comparisons
 from jaxkit.experiments import private_descent
-from jaxkit.experiments.evidence import Claim, Evidence, Table, number_ticks, verdict
+from jaxkit.experiments.evidence import Claim, Evidence, Table, claim, log_axes
 from jaxkit.experiments.private_comparisons import Measured
 
 
@@ -39,13 +41,10 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         *(_ratio_claim(equal[e], e, limit, "DP-SGD") for e, limit in ((1.0, 0.35), (3.0, 0.15))),
         *_projection_claims(by_dimension),
     ]
+    cost = f"At most {comparisons.PASSES:.0f} n gradient evaluations, Poisson batches"
     tables = [
         _table("Full batches, vowels after letters", full, "epsilon"),
-        _table(
-            f"At most {comparisons.PASSES:.0f} n gradient evaluations, Poisson batches",
-            equal,
-            "epsilon",
-        ),
+        _table(cost, equal, "epsilon"),
         _table("Rank 5 in d dimensions, n = 2000, epsilon = 4", by_dimension, "d"),
     ]
     if not quick:
@@ -53,10 +52,10 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         claims += [_slope_claim(full), *(_null_claim(name, pair) for name, pair in nulls.items())]
         tables.append(_table("Where no gain, or a small one, is expected", nulls, "problem"))
     return Evidence(
-        title="Private stationary points",
-        claims=claims,
-        tables=tables,
-        figures={
+        "Private stationary points",
+        claims,
+        tables,
+        {
             "dp_stationary_epsilon": _epsilon_figure(full, equal),
             "dp_stationary_dimension": _dimension_figure(by_dimension),
         },
@@ -74,13 +73,13 @@ def ratio(over: Measured, under: Measured) -> tuple[float, tuple[float, float]]:
 def _ratio_claim(pair: dict[str, Measured], epsilon: float, limit: float, other: str) -> Claim:
     middle, interval = ratio(pair["SpiderBoost"], pair[other])
     cost = " at equal gradient evaluations" if other == "DP-SGD" else ""
-    return Claim(
-        statement=f"SpiderBoost's gradient norm is at most {limit} times that of tuned {other}"
-        f"{cost} at epsilon = {epsilon:g}",
-        paper="rate (sqrt(d)/(n eps))^(2/3) against (sqrt(d)/(n eps))^(1/2)",
-        measured=f"ratio {middle:.2f} over {len(pair[other].norms)} seeds "
+    return claim(
+        f"SpiderBoost's gradient norm is at most {limit} times that of tuned {other}{cost} at "
+        f"epsilon = {epsilon:g}",
+        "rate (sqrt(d)/(n eps))^(2/3) against (sqrt(d)/(n eps))^(1/2)",
+        f"ratio {middle:.2f} over {len(pair[other].norms)} seeds "
         f"({pair['SpiderBoost'].mean:.2e} against {pair[other].mean:.2e}; {pair[other].setting})",
-        verdict=verdict(middle <= limit),
+        middle <= limit,
         interval=interval,
     )
 
@@ -89,48 +88,49 @@ def _projection_claims(found: dict[int, dict[str, Measured]]) -> list[Claim]:
     low, high = found[8], found[4096]
     gain, interval = ratio(high["SpiderBoost"], high["SpiderBoost + JL"])
     growth, growth_interval = ratio(high["SpiderBoost + JL"], low["SpiderBoost + JL"])
+    paper = "the rate depends on the rank instead of the dimension"
     return [
-        Claim(
-            statement="a projection improves SpiderBoost at d = 4096, rank 5, by at least 5 times",
-            paper="the rate depends on the rank instead of the dimension",
-            measured=f"{gain:.1f} times smaller gradient norm",
-            verdict=verdict(gain >= 5),
+        claim(
+            "a projection improves SpiderBoost at d = 4096, rank 5, by at least 5 times",
+            paper,
+            f"{gain:.1f} times smaller gradient norm",
+            gain >= 5,
             interval=interval,
         ),
-        Claim(
-            statement="projected SpiderBoost at d = 4096 stays within 2 times its value at d = 8",
-            paper="the rate depends on the rank instead of the dimension",
-            measured=f"{growth:.2f} times; DP-GD is as flat without a projection "
+        claim(
+            "projected SpiderBoost at d = 4096 stays within 2 times its value at d = 8",
+            paper,
+            f"{growth:.2f} times; DP-GD is as flat without a projection "
             f"({high['DP-GD'].mean / low['DP-GD'].mean:.2f} times) and as small "
             f"({high['DP-GD'].mean:.1e} against {high['SpiderBoost + JL'].mean:.1e})",
-            verdict=verdict(growth <= 2),
+            growth <= 2,
             interval=growth_interval,
         ),
     ]
 
 
 def _slope_claim(full: dict[float, dict[str, Measured]]) -> Claim:
-    slopes = {
-        name: float(np.log(full[1.0][name].mean / full[10.0][name].mean) / np.log(10))
+    ours, theirs = (
+        float(np.log(full[1.0][name].mean / full[10.0][name].mean) / np.log(10))
         for name in ("SpiderBoost", "DP-GD")
-    }
-    return Claim(
-        statement="SpiderBoost's gradient norm falls faster with epsilon than that of tuned DP-GD",
-        paper="exponents 2/3 and 1/2",
-        measured=f"exponents {slopes['SpiderBoost']:.2f} and {slopes['DP-GD']:.2f} between "
-        "epsilon = 1 and 10",
-        verdict=verdict(slopes["SpiderBoost"] > slopes["DP-GD"]),
+    )
+    return claim(
+        "SpiderBoost's gradient norm falls faster with epsilon than that of tuned DP-GD",
+        "exponents 2/3 and 1/2",
+        f"exponents {ours:.2f} and {theirs:.2f} between epsilon = 1 and 10",
+        ours > theirs,
     )
 
 
 def _null_claim(name: str, pair: dict[str, Measured]) -> Claim:
     method, other = pair
     middle, interval = ratio(pair[method], pair[other])
-    return Claim(
-        statement=f"{method} is better than tuned {other} on {name}",
-        paper="no constants; the ratio of the rates is close to 1 at this size",
-        measured=f"ratio {middle:.2f} of the gradient norms",
-        verdict=verdict(interval[1] < 1, "null result"),
+    return claim(
+        f"{method} is better than tuned {other} on {name}",
+        "no constants; the ratio of the rates is close to 1 at this size",
+        f"ratio {middle:.2f} of the gradient norms",
+        interval[1] < 1,
+        absent="null result",
         interval=interval,
     )
 
@@ -144,42 +144,29 @@ def _table(title: str, found: dict, label: str) -> Table:
     return Table(f"{title}: gradient norm, mean ± sd over seeds", [label, *names], rows)
 
 
+def _lines(panel: Any, found: dict, **labels: str) -> None:
+    """Mean gradient norm of each method, between the percentiles 5 and 95 of the seeds."""
+    keys = list(found)
+    norms = {name: [found[key][name].norms for key in keys] for name in found[keys[0]]}
+    plotting.lines(
+        panel,
+        {name: (keys, np.mean(rows, 1)) for name, rows in norms.items()},
+        bands={name: tuple(np.percentile(rows, (5, 95), 1)) for name, rows in norms.items()},
+        **labels,
+    )
+    log_axes(panel, keys)
+
+
 def _epsilon_figure(full: dict, equal: dict):
-    figure, (left, right) = plotting.axes(1, 2, width=4.6, height=3.4, sharey=True)
-    for panel, found, title in (
-        (left, full, "full batches"),
-        (right, equal, f"{comparisons.PASSES:.0f} n gradient evaluations"),
-    ):
-        epsilons = list(found)
-        names = list(found[epsilons[0]])
-        plotting.lines(
-            panel,
-            {name: (epsilons, [found[e][name].mean for e in epsilons]) for name in names},
-            bands={
-                name: (
-                    [np.percentile(found[e][name].norms, 5) for e in epsilons],
-                    [np.percentile(found[e][name].norms, 95) for e in epsilons],
-                )
-                for name in names
-            },
-            xlabel="epsilon (delta = 1e-6)",
-            ylabel="gradient norm" if panel is left else "",
-            title=title,
-        )
-        panel.set(xscale="log", yscale="log")
-        number_ticks(panel, epsilons)
+    figure, (left, right) = plotting.axes(1, 2, height=3.4, sharey=True)
+    label = "epsilon (delta = 1e-6)"
+    _lines(left, full, xlabel=label, ylabel="gradient norm", title="full batches")
+    _lines(right, equal, xlabel=label, title=f"{comparisons.PASSES:.0f} n gradient evaluations")
     return figure
 
 
 def _dimension_figure(found: dict[int, dict[str, Measured]]):
     figure, panel = plotting.axes()
-    dimensions = list(found)
-    plotting.lines(
-        panel,
-        {n: (dimensions, [found[d][n].mean for d in dimensions]) for n in found[dimensions[0]]},
-        xlabel="dimension d (rank 5, n = 2000, epsilon = 4)",
-        ylabel="gradient norm",
-    )
-    panel.set(xscale="log", yscale="log")
-    number_ticks(panel, dimensions)
+    label = "dimension d (rank 5, n = 2000, epsilon = 4)"
+    _lines(panel, found, xlabel=label, ylabel="gradient norm")
     return figure

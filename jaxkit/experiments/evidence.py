@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from jaxkit import intervals
+from jaxkit import intervals, plotting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,20 +76,64 @@ class Evidence:
         return all(c.verdict != "not shown" or not c.used_to_show for c in self.claims)
 
 
-def verdict(holds: Any, otherwise: Verdict = "not shown") -> Verdict:
-    """Return `"shown"` if the claim holds, else what its absence means."""
-    return "shown" if bool(holds) else otherwise
+def claim(
+    statement: str,
+    paper: str,
+    measured: str,
+    holds: Any,
+    effect: np.ndarray | None = None,
+    *,
+    absent: Verdict = "not shown",
+    interval: tuple[float, float] | None = None,
+    used_to_show: bool = True,
+) -> Claim:
+    """Judge a claim: shown if it `holds`, else `absent`; `effect` `[seeds]` gives its interval."""
+    interval = interval if effect is None else interval_over_seeds(effect)
+    return Claim(
+        statement, paper, measured, "shown" if bool(holds) else absent, interval, used_to_show
+    )
 
 
-def number_ticks(panel: Axes, values: Sequence[Any]) -> None:
-    """Mark the horizontal axis, on a log scale, at these numbers alone."""
-    panel.set_xticks(values, [f"{value:g}" for value in values])
-    panel.minorticks_off()
+def gathered(
+    title: str, *parts: tuple[Sequence[Claim], Sequence[Table], Mapping[str, Figure]]
+) -> Evidence:
+    """Put the claims, tables and figures of an experiment's parts together."""
+    return Evidence(
+        title,
+        [claim for claims, _, _ in parts for claim in claims],
+        [table for _, tables, _ in parts for table in tables],
+        {name: figure for _, _, figures in parts for name, figure in figures.items()},
+    )
+
+
+def paired(difference: np.ndarray) -> str:
+    """Mean of paired differences with its 95 % interval, printable."""
+    low, high = intervals.mean_interval(difference)
+    return f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def interval_over_seeds(values: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean over seeds, for a `Claim`; None for a single seed."""
+    """95 % interval of the mean over seeds; None for a single seed."""
     if len(values) < 2:
         return None
     low, high = intervals.mean_interval(values)
     return float(low), float(high)
+
+
+def log_axes(panel: Axes, ticks: Sequence[Any] | None = None, *, base: int = 10) -> None:
+    """Make both axes logarithmic, and mark the horizontal one at these numbers alone."""
+    panel.set_xscale("log", base=base)
+    panel.set_yscale("log")
+    if ticks is not None:
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+
+
+def seed_lines(panel: Axes, x: Any, found: Mapping[str, np.ndarray], **labels: str) -> None:
+    """Draw the mean over seeds of each `[seeds, len(x)]`, in a band from the least to the most."""
+    plotting.lines(
+        panel,
+        {name: (x, values.mean(0)) for name, values in found.items()},
+        bands={name: (values.min(0), values.max(0)) for name, values in found.items()},
+        **labels,
+    )

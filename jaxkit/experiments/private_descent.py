@@ -16,15 +16,11 @@ from jaxkit import privacy
 
 
 class Problem(NamedTuple):
-    """A logistic model with a nonconvex, coercive regulariser, its rows of norm at most 1.
+    """A logistic model with the nonconvex, coercive regulariser `strength * sum(w^2 / (1 + w^2))`.
 
-    Attributes:
-        x: features of the distinct rows ``[m, r]``.
-        y: labels in {-1, 1} ``[m]``.
-        counts: how many examples each row stands for ``[m]``.
-        basis: orthonormal columns ``[d, r]``: the rows proper are `x @ basis.T`. Kept apart, as
-            products with them then cost r instead of d.
-        strength: of the regulariser, `strength * sum(w^2 / (1 + w^2))`.
+    Of the distinct rows, of norm at most 1: features `[m, r]`, labels in {-1, 1} and how many
+    examples each stands for `[m]`. The rows proper are `x @ basis.T`, with orthonormal columns `[d,
+    r]`, kept apart as products with them then cost r instead of d.
     """
 
     x: Float[Array, "m r"]
@@ -58,10 +54,6 @@ def vowel_problem() -> Problem:
 
     Letters a to z and one symbol for all else: 54 distinct rows with their counts stand for the
     half million examples.
-
-    Example:
-        >>> vowel_problem().x.shape
-        (54, 28)
     """
     from pydoc_data.topics import topics
 

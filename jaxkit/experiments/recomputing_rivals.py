@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxkit import submodular
@@ -20,6 +22,10 @@ class Coverage:
         if len(items) > 64:
             return (self.rows @ missed)[items]
         return self.rows[items] @ missed
+
+    def left(self, missed: np.ndarray, item: int) -> np.ndarray:
+        """Mark what is still missed once the item is taken."""
+        return missed * (1 - self.rows[item])
 
 
 class PrefixGreedy:
@@ -60,7 +66,7 @@ class PrefixGreedy:
     def _take(self, item: int, gain: float) -> None:
         self.chosen.append(item)
         self.gains.append(gain)
-        self.missed.append(self.missed[-1] * (1 - self.coverage.rows[item]))
+        self.missed.append(self.coverage.left(self.missed[-1], item))
 
     def _complete(self) -> None:
         while len(self.chosen) < self.k:
@@ -115,5 +121,27 @@ class SieveRestart:
             if passing.any():
                 item = int(items[read - 1])
                 chosen.append(item)
-                self.missed[sieve] = self.missed[sieve] * (1 - self.coverage.rows[item])
+                self.missed[sieve] = self.coverage.left(self.missed[sieve], item)
             items = items[read:]
+
+
+class _Facility(Coverage):
+    """Facility location in the place of coverage: `missed` holds minus the best similarity."""
+
+    def gains(self, items: np.ndarray, missed: np.ndarray) -> np.ndarray:
+        self.num_queries += len(items)
+        return np.maximum(self.rows[items] + missed, 0).sum(1)
+
+    def left(self, missed: np.ndarray, item: int) -> np.ndarray:
+        return np.minimum(missed, -self.rows[item])
+
+
+def facility_prefix_queries(
+    matrix: np.ndarray, operations: Sequence[tuple[bool, int]], k: int
+) -> float:
+    """Queries an update of prefix greedy for facility location on a stream."""
+    greedy = PrefixGreedy(_Facility(matrix), k)
+    greedy.missed = [np.zeros(matrix.shape[1], np.float32)]
+    for insert, item in operations:
+        (greedy.insert if insert else greedy.delete)(item)
+    return greedy.coverage.num_queries / len(operations)

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxkit import plotting, schedules
-from jaxkit.experiments import character_mlp, last_iterate
-from jaxkit.experiments.evidence import Claim, Evidence, Table, verdict
+from jaxkit import intervals, plotting, schedules
+from jaxkit.experiments import character_mlp, last_iterate, rex
+from jaxkit.experiments.evidence import Evidence, Table, Verdict, claim, gathered, paired
 
 STEPS, CONVEX_STEPS = 400, 2000
 MIN_ADVANTAGE = 0.03
@@ -31,11 +31,6 @@ def momentum_sgd(learning_rate: Array, momentum: Array) -> optax.GradientTransfo
     return optax.sgd(learning_rate, momentum=momentum)
 
 
-def adam(learning_rate: Array, momentum: Array) -> optax.GradientTransformation:
-    """Adam with b2 = 0.95."""
-    return optax.adam(learning_rate, b1=momentum, b2=0.95)
-
-
 def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Measure linear decay and refinement where theory expects them to help, and where not.
 
@@ -43,26 +38,23 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         quick: the character model alone, with fewer peaks.
         seed: base of the seeds.
     """
-    claims, tables, figures = _rough_start(quick, seed)
+    parts = [_rough_start(quick, seed)]
     if not quick:
-        for part in (_smooth_start(seed), _convex(seed)):
-            claims, tables = claims + part[0], tables + part[1]
-    return Evidence("Schedules refined from gradient norms", claims, tables, figures)
+        parts += [_smooth_start(seed), _convex(seed)]
+    return gathered("Schedules refined from gradient norms", *parts)
 
 
 def _curves(steps: int, **refined: Array) -> dict[str, Array]:
     """Rate over peak of each update, by schedule."""
-    i = jnp.arange(steps)
-    return {
-        **{
-            name: schedules.schedule_from_profile(name.lower(), 1.0, steps)(i)
-            for name in ("linear", "cosine", "REX")
-        },
-        **{name: schedules.schedule_from_values(v, steps)(i) for name, v in refined.items()},
-        "warm-up + linear": schedules.schedule_from_profile(
-            "linear", 1.0, steps, warmup_steps=steps // 5
-        )(i),
+    made = {
+        name: schedules.schedule_from_profile(name.lower(), 1.0, steps)
+        for name in ("linear", "cosine", "REX")
     }
+    made |= {name: schedules.schedule_from_values(v, steps) for name, v in refined.items()}
+    made["warm-up + linear"] = schedules.schedule_from_profile(
+        "linear", 1.0, steps, warmup_steps=steps // 5
+    )
+    return {name: schedule(jnp.arange(steps)) for name, schedule in made.items()}
 
 
 def _tuned(curves: Mapping[str, Array], peaks: np.ndarray, keys: Array, make, scale: float):
@@ -95,8 +87,9 @@ def _refined(norms: Mapping[str, Array]) -> dict[str, Array]:
     return {f"refined {k}": schedules.refine_schedule(v, norm=k) for k, v in norms.items()}
 
 
-def _gap(tuned: character_mlp.Tuned, name: str) -> tuple[float, tuple[float, float]]:
-    return character_mlp.paired_interval(tuned.losses["linear"] - tuned.losses[name])
+def _gap(tuned: character_mlp.Tuned, name: str) -> np.ndarray:
+    """By how much a schedule is better than linear decay, `[seeds]`."""
+    return tuned.losses["linear"] - tuned.losses[name]
 
 
 def _rough_start(quick: bool, seed: int):
@@ -106,29 +99,30 @@ def _rough_start(quick: bool, seed: int):
     curves = _curves(STEPS, **_refined(norms))
     tuned = _tuned(curves, peaks, jax.random.split(key, 8), momentum_sgd, ROUGH)
 
-    gap, interval = _gap(tuned, "refined l1")
+    gap = _gap(tuned, "refined l1")
     ratio = tuned.peaks["refined l1"] / tuned.peaks["linear"]
     top = float(np.argmax(np.asarray(curves["refined l1"]))) / STEPS
     claims = [
-        Claim(
-            statement=f"a schedule refined from one pilot run (l1) is better than linear decay by "
-            f">= {MIN_ADVANTAGE} nats",
-            paper="refinement improves on linear decay, most on text models",
-            measured=f"better by {gap:+.3f} nats over {len(tuned.losses['linear'])} paired seeds",
-            verdict=verdict(gap >= MIN_ADVANTAGE and interval[0] > 0),
-            interval=interval,
+        claim(
+            "a schedule refined from one pilot run (l1) is better than linear decay by >= "
+            f"{MIN_ADVANTAGE} nats",
+            "refinement improves on linear decay, most on text models",
+            f"better by {gap.mean():+.3f} nats over {len(gap)} paired seeds",
+            gap.mean() >= MIN_ADVANTAGE and intervals.mean_interval(gap)[0] > 0,
+            gap,
         ),
-        Claim(
-            statement="refinement finds a warm-up by itself",
-            paper="warm-up appears where the norms are large at the start",
-            measured=f"the refined schedule (l1) peaks after {100 * top:.0f} % of the run",
-            verdict=verdict(top >= 0.02),
+        claim(
+            "refinement finds a warm-up by itself",
+            "warm-up appears where the norms are large at the start",
+            f"the refined schedule (l1) peaks after {100 * top:.0f} % of the run",
+            top >= 0.02,
         ),
-        Claim(
-            statement="the refined schedule tolerates a larger peak than linear decay",
-            paper="the base rate is tuned again, usually larger",
-            measured=f"best peak {ratio:.2g} times that of linear decay",
-            verdict=verdict(ratio > 1, "null result"),
+        claim(
+            "the refined schedule tolerates a larger peak than linear decay",
+            "the base rate is tuned again, usually larger",
+            f"best peak {ratio:.2g} times that of linear decay",
+            ratio > 1,
+            absent="null result",
         ),
     ]
     tables = [_table(f"Rough start, momentum SGD, {STEPS} updates", tuned)]
@@ -139,33 +133,39 @@ def _smooth_start(seed: int):
     """With a sane start and Adam the norms are flat, so there is nothing to refine."""
     peaks = 2e-3 * 3 ** (np.arange(1, 6) / 2)
     pilot_key, key = jax.random.split(jax.random.key(seed + 1))
-    norms = _pilot(peaks, jax.random.split(pilot_key, 1), adam, 1.0)
-    tuned = _tuned(_curves(STEPS, **_refined(norms)), peaks, jax.random.split(key, 8), adam, 1.0)
-    gap, interval = _gap(tuned, "refined l1")
-    claim = Claim(
-        statement="with a sane start and Adam, refinement (l1) still improves on linear decay",
-        paper="neutral or slightly worse on some problems",
-        measured=f"better by {gap:+.3f} nats; predicted bound {_gain(norms['l2']):.2f}x better",
-        verdict=verdict(interval[0] > 0, "null result"),
-        interval=interval,
+    norms = _pilot(peaks, jax.random.split(pilot_key, 1), rex.adam, 1.0)
+    curves = _curves(STEPS, **_refined(norms))
+    tuned = _tuned(curves, peaks, jax.random.split(key, 8), rex.adam, 1.0)
+    gap = _gap(tuned, "refined l1")
+    found = claim(
+        "with a sane start and Adam, refinement (l1) still improves on linear decay",
+        "neutral or slightly worse on some problems",
+        f"better by {gap.mean():+.3f} nats; predicted bound {_gain(norms['l2']):.2f}x better",
+        intervals.mean_interval(gap)[0] > 0,
+        gap,
+        absent="null result",
     )
-    return [claim], [_table(f"Sane start, Adam, {STEPS} updates", tuned)]
+    return [found], [_table(f"Sane start, Adam, {STEPS} updates", tuned)], {}
 
 
 def _gain(norms: Array) -> float:
     return float(schedules.refinement_gain(schedules.smooth_norms(norms)))
 
 
+def _error(losses: np.ndarray) -> float:
+    return losses.std(ddof=1) / len(losses) ** 0.5
+
+
 def _table(title: str, tuned: character_mlp.Tuned) -> Table:
-    rows = []
-    for name, losses in tuned.losses.items():
-        mean, (low, high) = _gap(tuned, name)
-        edge = " (edge)" if name in tuned.edge else ""
-        error = losses.std(ddof=1) / len(losses) ** 0.5
-        better = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows.append(
-            [name, f"{losses.mean():.3f} +- {error:.3f}", better, f"{tuned.peaks[name]:.4f}{edge}"]
-        )
+    rows = [
+        [
+            name,
+            f"{losses.mean():.3f} +- {_error(losses):.3f}",
+            paired(_gap(tuned, name)),
+            f"{tuned.peaks[name]:.4f}{' (edge)' if name in tuned.edge else ''}",
+        ]
+        for name, losses in tuned.losses.items()
+    ]
     columns = ["schedule", "validation loss (nats, s.e.)", "better than linear (95 %)", "best peak"]
     return Table(title, columns, rows)
 
@@ -183,7 +183,7 @@ def _figure(norms: Mapping[str, Array], curves: Mapping[str, Array], tuned: char
     plotting.lines(middle, drawn, xlabel="fraction of the run", ylabel="learning rate / peak")
     names = sorted(tuned.losses, key=lambda n: -tuned.losses[n].mean())
     means = [tuned.losses[n].mean() for n in names]
-    errors = [tuned.losses[n].std(ddof=1) / len(tuned.losses[n]) ** 0.5 for n in names]
+    errors = [_error(tuned.losses[n]) for n in names]
     right.errorbar(means, range(len(names)), xerr=errors, fmt="o", color=plotting.COLORS[0])
     right.set_yticks(range(len(names)), names)
     right.set(xlabel="validation loss (nats, +- s.e.)")
@@ -207,16 +207,18 @@ def _convex(seed: int):
     }
     flat, ramp = jnp.ones(CONVEX_STEPS, jnp.int32), 1 + 15 * i // (CONVEX_STEPS - 1)
     losses, norms = _convex_losses(curves, flat, 1, a, b, minimum, seed)
-    refined = {"refined": schedules.refine_schedule(norms)}
-    losses |= _convex_losses(refined, flat, 1, a, b, minimum, seed)[0]
-
-    linear = {"linear": curves["linear"]}
-    ramped, ramped_norms = _convex_losses(linear, ramp, 16, a, b, minimum, seed)
-    refined = {"refined": schedules.refine_schedule(ramped_norms)}
-    ramped |= _convex_losses(refined, ramp, 16, a, b, minimum, seed)[0]
+    ramped, ramped_norms = _convex_losses(
+        {"linear": curves["linear"]}, ramp, 16, a, b, minimum, seed
+    )
+    for found, noted, batches, largest in (
+        (losses, norms, flat, 1),
+        (ramped, ramped_norms, ramp, 16),
+    ):
+        refined = {"refined": schedules.refine_schedule(noted)}
+        found |= _convex_losses(refined, batches, largest, a, b, minimum, seed)[0]
 
     rows = [
-        [name, f"{v.mean():.5f} +- {v.std(ddof=1) / len(v) ** 0.5:.5f}"]
+        [name, f"{v.mean():.5f} +- {_error(v):.5f}"]
         for name, v in [*losses.items(), *((f"{k}, batch 1 to 16", v) for k, v in ramped.items())]
     ]
     table = Table(
@@ -224,27 +226,29 @@ def _convex(seed: int):
         ["schedule", "f - f* (s.e., 40 fresh seeds)"],
         rows,
     )
-    claims = [
-        _convex_claim("linear", "constant", losses, "shown", "constant rates are far from optimal"),
-        _convex_claim(
-            "linear", "mean of constant", losses, "shown", "the last iterate needs no averaging"
-        ),
-        _convex_claim(
-            "refined",
-            "linear",
-            losses,
-            "null result",
-            f"equal when norms are flat: predicted bound {_gain(norms):.3f} times better",
-        ),
-        _convex_claim(
-            "refined",
-            "linear",
-            ramped,
-            "null result",
-            f"under a batch ramp, predicted bound {_gain(ramped_norms):.2f} times better",
-        ),
-    ]
-    return claims, [table]
+    even = f"equal when norms are flat: predicted bound {_gain(norms):.3f} times better"
+    steep = f"under a batch ramp, predicted bound {_gain(ramped_norms):.2f} times better"
+    judged: tuple[tuple[str, str, dict[str, np.ndarray], Verdict, str], ...] = (
+        ("linear", "constant", losses, "not shown", "constant rates are far from optimal"),
+        ("linear", "mean of constant", losses, "not shown", "the last iterate needs no averaging"),
+        ("refined", "linear", losses, "null result", even),
+        ("refined", "linear", ramped, "null result", steep),
+    )
+    claims = []
+    for name, other, found, absent, paper in judged:
+        gap = found[other] - found[name]
+        growing = ", batch growing 1 to 16" if found is ramped else ""
+        claims.append(
+            claim(
+                f"least absolute deviations{growing}: {name} better than {other}",
+                paper,
+                f"excess loss {found[name].mean():.5f} against {found[other].mean():.5f}",
+                intervals.mean_interval(gap)[0] > 0,
+                gap,
+                absent=absent,
+            )
+        )
+    return claims, [table], {}
 
 
 def _convex_losses(curves, batches, largest_batch, a, b, minimum, seed):
@@ -267,16 +271,3 @@ def _convex_losses(curves, batches, largest_batch, a, b, minimum, seed):
         losses["mean of constant"] = found[1, list(curves).index("constant"), 1]
     pilot = list(curves).index("linear") if "linear" in curves else 0
     return losses, norms[pilot, 0, 0]
-
-
-def _convex_claim(name, other, losses, expected, paper) -> Claim:
-    _, interval = character_mlp.paired_interval(losses[other] - losses[name])
-    ramp = ", batch growing 1 to 16" if "constant" not in losses else ""
-    absent = "not shown" if expected == "shown" else "null result"
-    return Claim(
-        statement=f"least absolute deviations{ramp}: {name} better than {other}",
-        paper=paper,
-        measured=f"excess loss {losses[name].mean():.5f} against {losses[other].mean():.5f}",
-        verdict="shown" if interval[0] > 0 else absent,
-        interval=interval,
-    )

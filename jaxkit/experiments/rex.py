@@ -13,9 +13,9 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from jaxkit import plotting, schedules
+from jaxkit import intervals, plotting, schedules
 from jaxkit.experiments import character_mlp
-from jaxkit.experiments.evidence import Claim, Evidence, Table, verdict
+from jaxkit.experiments.evidence import Claim, Evidence, Table, claim, paired
 
 FULL_BUDGET = 2000
 PERCENT = (1, 5, 10, 25, 50, 100)
@@ -68,15 +68,15 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     peaks = 2e-3 * 3 ** (np.arange(6) / 2)
     tuned = {p: budget_losses(FULL_BUDGET * p // 100, peaks, keys) for p in percents}
     return Evidence(
-        title="REX: the schedule for any budget",
-        claims=[
+        "REX: the schedule for any budget",
+        [
             _rank_claim(tuned),
             *_cosine_claims(tuned),
             _linear_claim(tuned),
             _short_budget_claim(tuned),
         ],
-        tables=[_loss_table(tuned), _difference_table(tuned), _peak_table(tuned)],
-        figures={"rex_budgets": _figure(tuned)},
+        [_loss_table(tuned), _difference_table(tuned), _peak_table(tuned)],
+        {"rex_budgets": _figure(tuned)},
     )
 
 
@@ -97,59 +97,59 @@ def average_ranks(tuned: dict[int, character_mlp.Tuned]) -> dict[str, float]:
 def _rank_claim(tuned: dict[int, character_mlp.Tuned]) -> Claim:
     ranks = average_ranks(tuned)
     order = sorted(ranks, key=ranks.__getitem__)
-    return Claim(
-        statement="REX has an average rank of at most 2 among the paper's six schedules",
-        paper="average rank 1.0 to 1.75 by budget and optimiser; best in 70 % of settings",
-        measured="average rank " + ", ".join(f"{name} {ranks[name]:.2f}" for name in order),
-        verdict=verdict(ranks["REX"] <= 2),
+    return claim(
+        "REX has an average rank of at most 2 among the paper's six schedules",
+        "average rank 1.0 to 1.75 by budget and optimiser; best in 70 % of settings",
+        "average rank " + ", ".join(f"{name} {ranks[name]:.2f}" for name in order),
+        ranks["REX"] <= 2,
     )
 
 
-def _advantage(result: character_mlp.Tuned, other: str) -> tuple[float, tuple[float, float]]:
-    return character_mlp.paired_interval(result.losses[other] - result.losses["REX"])
+def _advantage(result: character_mlp.Tuned, other: str) -> np.ndarray:
+    """By how much REX is better than another schedule, `[seeds]`."""
+    return result.losses[other] - result.losses["REX"]
 
 
 def _cosine_claims(tuned: dict[int, character_mlp.Tuned]) -> list[Claim]:
-    claims = []
-    for percent in (p for p in (5, 10, 25) if p in tuned):
-        mean, interval = _advantage(tuned[percent], "cosine")
-        claims.append(
-            Claim(
-                statement=f"REX is better than cosine by >= {MIN_ADVANTAGE} nats at {percent} %",
-                paper="lower error than cosine at nearly every budget",
-                measured=f"better by {mean:+.3f} nats over {len(tuned[percent].losses['REX'])} "
-                "paired seeds",
-                verdict=verdict(mean >= MIN_ADVANTAGE),
-                interval=interval,
-            )
+    gaps = {p: _advantage(tuned[p], "cosine") for p in (5, 10, 25) if p in tuned}
+    return [
+        claim(
+            f"REX is better than cosine by >= {MIN_ADVANTAGE} nats at {percent} %",
+            "lower error than cosine at nearly every budget",
+            f"better by {gap.mean():+.3f} nats over {len(gap)} paired seeds",
+            gap.mean() >= MIN_ADVANTAGE,
+            gap,
         )
-    return claims
+        for percent, gap in gaps.items()
+    ]
 
 
 def _linear_claim(tuned: dict[int, character_mlp.Tuned]) -> Claim:
-    differences = {p: _advantage(result, "linear") for p, result in tuned.items()}
-    clear = [p for p, (_, (low, _)) in differences.items() if low > 0]
-    return Claim(
-        statement="REX is better than linear decay, beyond the noise of the seeds, at some budget",
-        paper="REX best or near-best at every budget, linear second",
-        measured="REX better by "
-        + ", ".join(f"{mean:+.3f} ({p} %)" for p, (mean, _) in differences.items())
-        + f" nats; interval above 0 at {', '.join(f'{p} %' for p in clear) or 'no budget'}",
-        verdict=verdict(clear, "null result"),
+    gaps = {p: _advantage(result, "linear") for p, result in tuned.items()}
+    clear = [f"{p} %" for p, gap in gaps.items() if intervals.mean_interval(gap)[0] > 0]
+    return claim(
+        "REX is better than linear decay, beyond the noise of the seeds, at some budget",
+        "REX best or near-best at every budget, linear second",
+        "REX better by "
+        + ", ".join(f"{gap.mean():+.3f} ({p} %)" for p, gap in gaps.items())
+        + f" nats; interval above 0 at {', '.join(clear) or 'no budget'}",
+        clear,
+        absent="null result",
     )
 
 
 def _short_budget_claim(tuned: dict[int, character_mlp.Tuned]) -> Claim:
     """At 20 to 200 updates bias dominates: no decay at all is strong, unlike in the paper."""
     short = [p for p in tuned if p <= 10]
-    gaps = {(n, p): _advantage(tuned[p], n)[0] for n in ("none", "OneCycle") for p in short}
-    return Claim(
-        statement="REX is better than no schedule and than OneCycle at every budget up to 10 %",
-        paper="no schedule and OneCycle far behind at small budgets",
-        measured="REX better by "
+    gaps = {(n, p): _advantage(tuned[p], n).mean() for n in ("none", "OneCycle") for p in short}
+    return claim(
+        "REX is better than no schedule and than OneCycle at every budget up to 10 %",
+        "no schedule and OneCycle far behind at small budgets",
+        "REX better by "
         + ", ".join(f"{gap:+.3f} ({name}, {p} %)" for (name, p), gap in gaps.items())
         + " nats; 20 to 200 updates are too few for noise to matter",
-        verdict=verdict(min(gaps.values()) > 0, "null result"),
+        min(gaps.values()) > 0,
+        absent="null result",
     )
 
 
@@ -165,13 +165,10 @@ def _loss_table(tuned: dict[int, character_mlp.Tuned]) -> Table:
 
 def _difference_table(tuned: dict[int, character_mlp.Tuned]) -> Table:
     others = [name for name in NAMES if name != "REX"]
-    rows = []
-    for percent, result in tuned.items():
-        cells = []
-        for name in others:
-            mean, (low, high) = _advantage(result, name)
-            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-        rows.append([f"{percent} %", *cells])
+    rows = [
+        [f"{percent} %", *(paired(_advantage(result, name)) for name in others)]
+        for percent, result in tuned.items()
+    ]
     return Table("Loss above REX in nats, paired, with 95 % interval", ["budget", *others], rows)
 
 
@@ -189,14 +186,11 @@ def _figure(tuned: dict[int, character_mlp.Tuned]):
     curves = {name: (fraction, np.asarray(shape(name, 1000))) for name in NAMES}
     plotting.lines(left, curves, xlabel="fraction of the budget", ylabel="learning rate / peak")
     percents = list(tuned)
-    gaps = {name: [_advantage(tuned[p], name) for p in percents] for name in NAMES}
+    gaps = {n: np.stack([_advantage(tuned[p], n) for p in percents], 1) for n in NAMES}
     plotting.lines(
         right,
-        {name: (percents, [mean for mean, _ in gaps[name]]) for name in NAMES},
-        bands={
-            name: ([i[0] for _, i in gaps[name]], [i[1] for _, i in gaps[name]])
-            for name in ("cosine", "linear")
-        },
+        {name: (percents, gap.mean(0)) for name, gap in gaps.items()},
+        bands={name: intervals.mean_interval(gaps[name]) for name in ("cosine", "linear")},
         xlabel="budget in % of 2000 updates",
         ylabel="validation loss above REX (nats)",
     )

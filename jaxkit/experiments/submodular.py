@@ -8,23 +8,31 @@ makes every deterministic recomputation pay for n; and where the simple methods 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkit import plotting, submodular
+from jaxkit import datasets, plotting, submodular
 from jaxkit.experiments.evidence import (
     Claim,
     Evidence,
     Table,
-    interval_over_seeds,
-    number_ticks,
-    verdict,
+    claim,
+    log_axes,
+    seed_lines,
 )
-from jaxkit.experiments.recomputing_rivals import Coverage, PrefixGreedy, SieveRestart
+from jaxkit.experiments.recomputing_rivals import (
+    Coverage,
+    PrefixGreedy,
+    SieveRestart,
+    facility_prefix_queries,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BLOCKS, _CONCEPTS, _COVERED = 8, 64, 0.8
 _K, _EPS = 16, 0.2
@@ -109,23 +117,21 @@ def window_stream(order: Sequence[int], window: int) -> list[Operation]:
     return operations
 
 
-def _victims(coverage: Coverage) -> dict[str, Callable[[], PrefixGreedy | SieveRestart]]:
+def _victim(name: str, coverage: Coverage) -> PrefixGreedy | SieveRestart:
+    if name == "prefix greedy":
+        return PrefixGreedy(coverage, _K)
     singles = coverage.rows.sum(1)
-    value_range = float(singles.min()), float(singles.max())
-    return {
-        "sieve restart": lambda: SieveRestart(coverage, _K, _EPS, value_range),
-        "prefix greedy": lambda: PrefixGreedy(coverage, _K),
-    }
+    return SieveRestart(coverage, _K, _EPS, (float(singles.min()), float(singles.max())))
 
 
 def _attacks(sizes: Sequence[int], seeds: Sequence[int], pairs_share: int):
-    """Queries an update of victim and levels `{victim: [seed, size, 2]}`, and all value ratios.
+    """Queries an update `{victim: [seed, size, 3]}`, and all value ratios.
 
-    Pairs of deletion and insertion are a fixed share of n, so that rebuilds have time to come due.
+    The last axis is the victim, the dynamic maximiser and lazy greedy from scratch. Pairs of
+    deletion and insertion are a fixed share of n, so that rebuilds have time to come due.
     """
     names = ("sieve restart", "prefix greedy")
-    queries = {name: np.zeros((len(seeds), len(sizes), 2)) for name in names}
-    lazy = {name: np.zeros((len(seeds), len(sizes))) for name in names}
+    queries = {name: np.zeros((len(seeds), len(sizes), 3)) for name in names}
     ratios: list[np.ndarray] = []
     for (s, seed), (j, size) in itertools.product(enumerate(seeds), enumerate(sizes)):
         rng = np.random.default_rng([seed, size])
@@ -133,12 +139,12 @@ def _attacks(sizes: Sequence[int], seeds: Sequence[int], pairs_share: int):
         function = submodular.weighted_coverage(rows.T)
         for name in names:
             coverage = Coverage(rows)
-            found = attack(_victims(coverage)[name](), coverage, rng, size // pairs_share)
+            found = attack(_victim(name, coverage), coverage, rng, size // pairs_share)
             run = replay(function, found.operations, found.num_setup, _K, jax.random.key(seed), 10)
-            queries[name][s, j] = found.queries_per_update, run.queries_per_update
-            lazy[name][s, j] = run.lazy_queries
+            spent = (found.queries_per_update, run.queries_per_update, run.lazy_queries)
+            queries[name][s, j] = spent
             ratios.append(run.ratios)
-    return queries, lazy, ratios
+    return queries, ratios
 
 
 def _smallest_ratio(num_streams: int, seed: int) -> tuple[float, int]:
@@ -165,9 +171,7 @@ def _smallest_ratio(num_streams: int, seed: int) -> tuple[float, int]:
 
 def _digits(quick: bool, seed: int):
     """A sliding window over digit images: the maximiser, and what prefix greedy would pay."""
-    from jaxkit.datasets import load_digits
-
-    split = load_digits()
+    split = datasets.load_digits()
     images = np.concatenate([split.train_inputs, split.test_inputs])
     rows = images.reshape(len(images), -1).astype(np.float64)
     matrix = submodular.similarity_matrix(rows - rows.mean(0), kernel="shifted_cosine")
@@ -177,32 +181,8 @@ def _digits(quick: bool, seed: int):
     operations = window_stream(order, count // 3)
     operations = operations[: 900 if quick else 3000]
     run = replay(function, operations, 0, 10, jax.random.key(seed), 20 if quick else 40)
-    prefix = _facility_prefix_queries(np.asarray(matrix), operations, 10)
+    prefix = facility_prefix_queries(np.asarray(matrix), operations, 10)
     return run, prefix, len(operations)
-
-
-class _Facility(Coverage):
-    """Facility location in the place of coverage: `missed` holds minus the best similarity."""
-
-    def gains(self, items: np.ndarray, missed: np.ndarray) -> np.ndarray:
-        self.num_queries += len(items)
-        return np.maximum(self.rows[items] + missed, 0).sum(1)
-
-
-class _FacilityPrefixGreedy(PrefixGreedy):
-    def _take(self, item: int, gain: float) -> None:
-        self.chosen.append(item)
-        self.gains.append(gain)
-        self.missed.append(np.minimum(self.missed[-1], -self.coverage.rows[item]))
-
-
-def _facility_prefix_queries(matrix: np.ndarray, operations: Sequence[Operation], k: int) -> float:
-    facility = _Facility(matrix)
-    greedy = _FacilityPrefixGreedy(facility, k)
-    greedy.missed = [np.zeros(matrix.shape[1], np.float32)]
-    for insert, item in operations:
-        (greedy.insert if insert else greedy.delete)(item)
-    return facility.num_queries / len(operations)
 
 
 def run(*, quick: bool = False, seed: int = 0) -> Evidence:
@@ -214,127 +194,118 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """
     sizes = (500, 2000) if quick else (500, 1000, 2000, 4000)
     seeds = [seed] if quick else [seed, seed + 1, seed + 2]
-    queries, lazy, ratios = _attacks(sizes, seeds, 16 if quick else 4)
-    growth = sizes[-1] / sizes[0]
-    claims = []
-    for name, table in queries.items():
-        victim = table[:, -1, 0] / table[:, 0, 0]
-        levels = table[:, -1, 1] / table[:, 0, 1]
-        claims.append(
-            Claim(
-                f"Against the adversary of {name}, queries of the dynamic maximiser grow by at "
-                f"most 1.5 as n grows {growth:g}-fold, those of {name} by at least "
-                f"{0.75 * growth:g}.",
-                "poly(log n, log k, 1/eps) queries an update (abstract)",
-                f"dynamic maximiser x{levels.mean():.2f} "
-                f"({table[:, 0, 1].mean():.0f} to {table[:, -1, 1].mean():.0f} an update), "
-                f"{name} x{victim.mean():.2f} "
-                f"({table[:, 0, 0].mean():.0f} to {table[:, -1, 0].mean():.0f})",
-                verdict(levels.mean() <= 1.5 and victim.mean() >= 0.75 * growth),
-                interval_over_seeds(levels),
-            )
-        )
-    means = np.array([values.mean() for values in ratios])
-    claims.append(
-        Claim(
-            "Under both attacks the dynamic maximiser keeps at least 0.9 of greedy's value.",
-            "1/2 - eps of the optimum (abstract)",
-            f"mean {np.mean(means):.3f}, smallest stream mean {means.min():.3f}, smallest of all "
-            f"{min(values.min() for values in ratios):.3f}",
-            verdict(means.min() >= 0.9),
-            interval_over_seeds(means),
-        )
-    )
-    smallest, updates = _smallest_ratio(3 if quick else 40, seed)
-    claims.append(
-        Claim(
-            f"The value is at least 1/2 - eps = {0.5 - _EPS:g} of the optimum after every update.",
-            "1/2 - eps in expectation (abstract)",
-            f"smallest ratio {smallest:.3f} over {updates} updates against brute force",
-            verdict(smallest >= 0.5 - _EPS),
-        )
-    )
+    queries, ratios = _attacks(sizes, seeds, 16 if quick else 4)
     digits, prefix, length = _digits(quick, seed)
-    claims.append(
-        Claim(
+    return Evidence(
+        "Fully dynamic submodular maximisation",
+        [
+            *(_growth_claim(name, table, sizes) for name, table in queries.items()),
+            _greedy_claim(np.array([values.mean() for values in ratios]), np.concatenate(ratios)),
+            _optimum_claim(3 if quick else 40, seed),
+            *_digits_claims(digits, prefix),
+        ],
+        [_queries_table(sizes, queries), _digits_table(digits, prefix, length)],
+        {"submodular_queries": _figure(sizes, queries, digits)},
+    )
+
+
+def _growth_claim(name: str, queries: np.ndarray, sizes: Sequence[int]) -> Claim:
+    growth = sizes[-1] / sizes[0]
+    first, last = queries[:, 0], queries[:, -1]
+    victim, levels, _ = (last / first).T
+    return claim(
+        f"Against the adversary of {name}, queries of the dynamic maximiser grow by at most 1.5 "
+        f"as n grows {growth:g}-fold, those of {name} by at least {0.75 * growth:g}.",
+        "poly(log n, log k, 1/eps) queries an update (abstract)",
+        f"dynamic maximiser x{levels.mean():.2f} "
+        f"({first[:, 1].mean():.0f} to {last[:, 1].mean():.0f} an update), "
+        f"{name} x{victim.mean():.2f} ({first[:, 0].mean():.0f} to {last[:, 0].mean():.0f})",
+        levels.mean() <= 1.5 and victim.mean() >= 0.75 * growth,
+        levels,
+    )
+
+
+def _greedy_claim(means: np.ndarray, ratios: np.ndarray) -> Claim:
+    return claim(
+        "Under both attacks the dynamic maximiser keeps at least 0.9 of greedy's value.",
+        "1/2 - eps of the optimum (abstract)",
+        f"mean {means.mean():.3f}, smallest stream mean {means.min():.3f}, smallest of all "
+        f"{ratios.min():.3f}",
+        means.min() >= 0.9,
+        means,
+    )
+
+
+def _optimum_claim(num_streams: int, seed: int) -> Claim:
+    smallest, updates = _smallest_ratio(num_streams, seed)
+    return claim(
+        f"The value is at least 1/2 - eps = {0.5 - _EPS:g} of the optimum after every update.",
+        "1/2 - eps in expectation (abstract)",
+        f"smallest ratio {smallest:.3f} over {updates} updates against brute force",
+        smallest >= 0.5 - _EPS,
+    )
+
+
+def _digits_claims(digits: Replay, prefix: float) -> list[Claim]:
+    ratios, polished = digits.ratios, digits.polished_ratios
+    return [
+        claim(
             "Polished read-outs keep at least 0.95 of greedy's value on a window of digits.",
             "none; the polish is this project's",
-            f"polished mean {digits.polished_ratios.mean():.3f} "
-            f"(smallest {digits.polished_ratios.min():.3f}), plain {digits.ratios.mean():.3f} "
-            f"({digits.ratios.min():.3f})",
-            verdict(digits.polished_ratios.mean() >= 0.95),
-            interval_over_seeds(digits.polished_ratios),
-        )
-    )
-    wins = digits.queries_per_update < prefix
-    claims.append(
-        Claim(
+            f"polished mean {polished.mean():.3f} (smallest {polished.min():.3f}), plain "
+            f"{ratios.mean():.3f} ({ratios.min():.3f})",
+            polished.mean() >= 0.95,
+            polished,
+        ),
+        claim(
             "On that benign stream with k = 10, fewer queries than prefix greedy.",
             "none; not expected: prefix greedy is only bad in the worst case",
             f"{digits.queries_per_update:.0f} queries an update against {prefix:.0f} of prefix "
             f"greedy (which has the value of greedy) and {digits.lazy_queries:.0f} of lazy greedy "
             "from scratch",
-            "shown" if wins else "null result",
-        )
-    )
+            digits.queries_per_update < prefix,
+            absent="null result",
+        ),
+    ]
+
+
+def _queries_table(sizes: Sequence[int], queries: dict[str, np.ndarray]) -> Table:
+    (num_seeds, *_), *_ = (table.shape for table in queries.values())
     rows = [
-        (name, size, *(f"{x:.0f}" for x in table[:, j].mean(0)), f"{lazy[name][:, j].mean():.0f}")
+        (name, size, *(f"{x:.0f}" for x in table[:, j].mean(0)))
         for name, table in queries.items()
         for j, size in enumerate(sizes)
     ]
-    tables = [
-        Table(
-            f"Queries an update under attack (k = {_K}, eps = {_EPS}, {len(seeds)} seed(s))",
-            ("attacked", "n", "attacked algorithm", "dynamic maximiser", "lazy from scratch"),
-            rows,
-        ),
-        Table(
-            f"Digits, window of a third, {length} updates, k = 10",
-            ("", "queries an update", "value / greedy", "smallest"),
-            [
-                (
-                    "dynamic maximiser",
-                    f"{digits.queries_per_update:.0f}",
-                    f"{digits.ratios.mean():.3f}",
-                    f"{digits.ratios.min():.3f}",
-                ),
-                (
-                    "with polish",
-                    f"{digits.queries_per_update:.0f} and those of each read",
-                    f"{digits.polished_ratios.mean():.3f}",
-                    f"{digits.polished_ratios.min():.3f}",
-                ),
-                ("prefix greedy", f"{prefix:.0f}", "1", "1"),
-                ("lazy greedy from scratch", f"{digits.lazy_queries:.0f}", "1", "1"),
-            ],
-        ),
-    ]
-    return Evidence(
-        "Fully dynamic submodular maximisation",
-        claims,
-        tables,
-        {"submodular_queries": _figure(sizes, queries, lazy, digits)},
+    return Table(
+        f"Queries an update under attack (k = {_K}, eps = {_EPS}, {num_seeds} seed(s))",
+        ("attacked", "n", "attacked algorithm", "dynamic maximiser", "lazy from scratch"),
+        rows,
     )
 
 
-def _figure(sizes, queries, lazy, digits: Replay):
+def _digits_table(digits: Replay, prefix: float, length: int) -> Table:
+    spent = f"{digits.queries_per_update:.0f}"
+    read = {
+        ("dynamic maximiser", spent): digits.ratios,
+        ("with polish", f"{spent} and those of each read"): digits.polished_ratios,
+    }
+    rows = [(*names, f"{r.mean():.3f}", f"{r.min():.3f}") for names, r in read.items()]
+    rows += [
+        ("prefix greedy", f"{prefix:.0f}", "1", "1"),
+        ("lazy greedy from scratch", f"{digits.lazy_queries:.0f}", "1", "1"),
+    ]
+    title = f"Digits, window of a third, {length} updates, k = 10"
+    return Table(title, ("", "queries an update", "value / greedy", "smallest"), rows)
+
+
+def _figure(sizes: Sequence[int], queries: dict[str, np.ndarray], digits: Replay) -> Figure:
     figure, panels = plotting.axes(1, 3, width=4.2)
     for panel, (name, table) in zip(panels[:2], queries.items(), strict=True):
-        curves = {
-            name: (sizes, table[..., 0].mean(0)),
-            "lazy greedy from scratch": (sizes, lazy[name].mean(0)),
-            "dynamic maximiser": (sizes, table[..., 1].mean(0)),
-        }
-        bands = {
-            name: (table[..., 0].min(0), table[..., 0].max(0)),
-            "dynamic maximiser": (table[..., 1].min(0), table[..., 1].max(0)),
-        }
+        lines = (name, "dynamic maximiser", "lazy greedy from scratch")
         title = f"stream aimed at {name}"
-        plotting.lines(
-            panel, curves, bands=bands, xlabel="items n", ylabel="queries an update", title=title
-        )
-        panel.set(xscale="log", yscale="log")
-        number_ticks(panel, sizes)
+        seed_lines(panel, sizes, dict(zip(lines, np.moveaxis(table, -1, 0), strict=True)),
+                   xlabel="items n", ylabel="queries an update", title=title)  # fmt: skip
+        log_axes(panel, sizes)
         panel.set_ylim(bottom=10)
     steps = np.linspace(0, 1, len(digits.ratios))
     plotting.lines(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxkit import plotting, subrl
-from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds, verdict
+from jaxkit.experiments.evidence import Claim, Evidence, Table, claim, interval_over_seeds
 
 _MEMORY, _MARKOV, _ADDITIVE = "SubPO with memory", "SubPO, Markovian", "ModPO"
 _ONE_STEP, _PREFIX = "one-step credit, with memory", "prefix credit, with memory"
@@ -23,10 +23,8 @@ _ONE_STEP, _PREFIX = "one-step credit, with memory", "prefix credit, with memory
 class Trained(NamedTuple):
     """Some seeds of one method.
 
-    Attributes:
-        mean: mean F of the batch by step, `[seeds, steps]`.
-        best: best F of the last batch, `[seeds]`.
-        paths: states of a few episodes of the first seed, `[P, H]`.
+    Mean F of the batch by step `[seeds, steps]`, best F of the last batch `[seeds]`, and states of
+    a few episodes of the first seed `[P, H]`.
     """
 
     mean: np.ndarray
@@ -37,6 +35,18 @@ class Trained(NamedTuple):
     def last(self) -> np.ndarray:
         """Mean F after training, `[seeds]`."""
         return self.mean[:, -1]
+
+    def __str__(self) -> str:
+        return f"{self.last.mean():.1f} ({self.last.min():.1f} to {self.last.max():.1f})"
+
+
+class World(NamedTuple):
+    """What was trained on one world: methods, planners' and other levels, figure of the paths."""
+
+    name: str
+    methods: dict[str, Trained]
+    levels: dict[str, float]
+    paths: Any = None
 
 
 class Budget(NamedTuple):
@@ -115,57 +125,50 @@ def items(budget: Budget, groups: Any) -> dict[str, Trained]:
     }
 
 
-def _text(trained: Trained) -> str:
-    low, high = trained.last.min(), trained.last.max()
-    return f"{trained.last.mean():.1f} ({low:.1f} to {high:.1f})"
-
-
-def _rows(world: str, methods: dict[str, Trained], levels: dict[str, float]) -> list[Any]:
+def _rows(world: World) -> list[Any]:
     rows = [
-        (world, name, f"{t.last.mean():.2f}", f"{t.last.min():.2f}", f"{t.best.max():.2f}")
-        for name, t in methods.items()
+        (world.name, name, f"{t.last.mean():.2f}", f"{t.last.min():.2f}", f"{t.best.max():.2f}")
+        for name, t in world.methods.items()
     ]
-    return rows + [(world, name, f"{level:.2f}", "", "") for name, level in levels.items()]
+    return rows + [(world.name, name, f"{v:.2f}", "", "") for name, v in world.levels.items()]
 
 
 def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
     memory, markov, additive = rooms[_MEMORY], rooms[_MARKOV], rooms[_ADDITIVE]
     one_step = rooms[_ONE_STEP]
     claims = [
-        Claim(
+        claim(
             "two rooms: a policy with memory covers at least 58 of 68 cells, one without is stuck "
             "in one room (33 to 45)",
             "SubPO-NM covers both rooms, SubPO-M does not",
-            f"with memory {_text(memory)}, without {_text(markov)}",
-            verdict(
-                memory.last.min() >= 58 and markov.last.min() >= 33 and markov.last.max() <= 45
-            ),
-            interval_over_seeds(memory.last - markov.last),
+            f"with memory {memory}, without {markov}",
+            memory.last.min() >= 58 and markov.last.min() >= 33 and markov.last.max() <= 45,
+            memory.last - markov.last,
         ),
-        Claim(
+        claim(
             "two rooms: the additive reward covers at most 20 cells",
             "ModPO gets stuck",
-            f"ModPO {_text(additive)}",
-            verdict(additive.last.max() <= 20),
-            interval_over_seeds(additive.last),
+            f"ModPO {additive}",
+            additive.last.max() <= 20,
+            additive.last,
         ),
-        Claim(
+        claim(
             "two rooms: with credit for one step only, even memory stays in one room (<= 45)",
             "the theorem credits all gains to go; the published program does not",
-            f"one step {_text(one_step)}, to go {_text(memory)}",
-            verdict(one_step.last.max() <= 45),
-            interval_over_seeds(memory.last - one_step.last),
+            f"one step {one_step}, to go {memory}",
+            one_step.last.max() <= 45,
+            memory.last - one_step.last,
         ),
     ]
     if _PREFIX in rooms:
         prefix = rooms[_PREFIX]
         claims.append(
-            Claim(
+            claim(
                 "two rooms: credit to go beats the published program's prefix values by 20 cells",
                 "not compared",
-                f"prefix {_text(prefix)}, to go {_text(memory)}",
-                verdict(memory.last.min() - prefix.last.max() >= 20),
-                interval_over_seeds(memory.last - prefix.last),
+                f"prefix {prefix}, to go {memory}",
+                memory.last.min() - prefix.last.max() >= 20,
+                memory.last - prefix.last,
             )
         )
     return claims
@@ -174,19 +177,19 @@ def _rooms_claims(rooms: dict[str, Trained]) -> list[Claim]:
 def _map_claims(found: dict[str, Trained], greedy: float, beam: float) -> list[Claim]:
     markov, additive = found[_MARKOV], found[_ADDITIVE]
     return [
-        Claim(
+        claim(
             "Gaussian map: a Markovian SubPO is at least 1.6 times as good as ModPO",
             "SubPO beats ModPO on informative path planning",
-            f"SubPO {_text(markov)}, ModPO {_text(additive)}",
-            verdict(markov.last.min() >= 1.6 * additive.last.max()),
-            interval_over_seeds(markov.last / additive.last),
+            f"SubPO {markov}, ModPO {additive}",
+            markov.last.min() >= 1.6 * additive.last.max(),
+            markov.last / additive.last,
         ),
-        Claim(
+        claim(
             "Gaussian map: a Markovian SubPO passes the greedy planner that knows the map",
             "no planners shown",
-            f"SubPO {_text(markov)}, greedy {greedy:.1f}, beam {beam:.1f}",
-            verdict(markov.last.min() > greedy),
-            interval_over_seeds(markov.last / greedy),
+            f"SubPO {markov}, greedy {greedy:.1f}, beam {beam:.1f}",
+            markov.last.min() > greedy,
+            markov.last / greedy,
         ),
     ]
 
@@ -194,27 +197,25 @@ def _map_claims(found: dict[str, Trained], greedy: float, beam: float) -> list[C
 def _items_claims(found: dict[str, Trained]) -> list[Claim]:
     memory, markov, additive = found[_MEMORY], found[_MARKOV], found[_ADDITIVE]
     gap = memory.last - markov.last
-    interval = interval_over_seeds(gap)
-    low, high = interval or (gap.min(), gap.max())
+    low, high = interval_over_seeds(gap) or (gap.min(), gap.max())
     return [
-        Claim(
+        claim(
             "items: with memory at least 20 of 21, without at least 17.3, and both above ModPO",
             "SubPO beats ModPO on item collection",
-            f"with memory {_text(memory)}, without {_text(markov)}, ModPO {_text(additive)}",
-            verdict(
-                memory.last.min() >= 20
-                and markov.last.min() >= 17.3
-                and min(memory.last.min(), markov.last.min()) > additive.last.max()
-            ),
-            interval_over_seeds(markov.last - additive.last),
+            f"with memory {memory}, without {markov}, ModPO {additive}",
+            memory.last.min() >= 20
+            and markov.last.min() >= 17.3
+            and min(memory.last.min(), markov.last.min()) > additive.last.max(),
+            markov.last - additive.last,
         ),
         # Moves are sure, so the best sequence of moves needs no memory: no gap is owed here.
-        Claim(
+        claim(
             "items: memory collects more than none",
             "SubPO-NM > SubPO-M on item collection",
             f"with memory {memory.last.mean():.2f}, without {markov.last.mean():.2f} of 21",
-            "shown" if low > 0 else "null result" if high >= 0 else "not shown",
-            interval,
+            low > 0,
+            gap,
+            absent="null result" if high >= 0 else "not shown",
         ),
     ]
 
@@ -226,7 +227,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         quick: two rooms only, 2 seeds: about 30 s on 2 cores instead of 5 minutes.
         seed: of everything random.
     """
-    budget = Budget(2, 140, 500, seed) if quick else Budget(3, 140, 500, seed)
+    budget = Budget(2 if quick else 3, 140, 500, seed)
     world = subrl.two_rooms_world()
     rooms = two_rooms(budget, quick=quick)
     levels = {
@@ -234,9 +235,8 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         "beam search": float(subrl.beam_plan(world, 1000).value),
         "all cells": 68.0,
     }
-    claims, rows = _rooms_claims(rooms), _rows("two rooms", rooms, levels)
-    panels = [("two rooms", rooms, levels)]
-    paths = {"two_rooms": subrl.paths_figure(world, {n: t.paths for n, t in rooms.items()})}
+    drawn = subrl.paths_figure(world, {n: t.paths for n, t in rooms.items()})
+    worlds, claims = [World("two rooms", rooms, levels, drawn)], _rooms_claims(rooms)
     if not quick:
         map_key, item_key = jax.random.split(jax.random.key(seed))
         weights = subrl.gp_weights(map_key)
@@ -245,27 +245,26 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         found = gaussian_map(budget, weights)
         levels = {"greedy planner": float(greedy.value), "beam search": float(beam.value)}
         claims += _map_claims(found, *levels.values())
-        rows += _rows("Gaussian map", found, levels)
-        panels.append(("Gaussian map", found, levels))
-        drawn = {name: t.paths for name, t in found.items()}
-        plans = np.stack([greedy.states, beam.states])
-        paths["gaussian_map"] = subrl.paths_figure(world, {**drawn, "greedy and beam": plans})
-        groups = subrl.random_groups(item_key)
-        found = items(budget._replace(num_steps=150), groups)
+        paths = {name: t.paths for name, t in found.items()}
+        paths["greedy and beam"] = np.stack([greedy.states, beam.states])
+        worlds.append(World("Gaussian map", found, levels, subrl.paths_figure(world, paths)))
+        found = items(budget._replace(num_steps=150), subrl.random_groups(item_key))
         claims += _items_claims(found)
-        rows += _rows("items", found, {"all that count": 21.0})
-        panels.append(("items", found, {"all that count": 21.0}))
-    figure, axes = plotting.axes(1, len(panels), width=5.0, height=3.6)
-    for panel, (name, methods, known) in zip(np.atleast_1d(axes), panels, strict=True):
-        subrl.draw_curves(panel, {n: t.mean for n, t in methods.items()}, known, title=name)
+        worlds.append(World("items", found, {"all that count": 21.0}))
+    figure, axes = plotting.axes(1, len(worlds), width=5.0, height=3.6)
+    for panel, one in zip(np.atleast_1d(axes), worlds, strict=True):
+        curves = {n: t.mean for n, t in one.methods.items()}
+        subrl.draw_curves(panel, curves, one.levels, title=one.name)
     table = Table(
         f"F after {budget.num_steps} steps of {budget.batch_size} episodes",
         ("world", "method", "mean over seeds", "worst seed", "best episode"),
-        rows,
+        [row for one in worlds for row in _rows(one)],
     )
+    figures = {
+        f"subrl_paths_{one.name.replace(' ', '_').lower()}": one.paths
+        for one in worlds
+        if one.paths is not None
+    }
     return Evidence(
-        "Submodular reinforcement learning",
-        claims,
-        [table],
-        {"subrl_curves": figure, **{f"subrl_paths_{n}": f for n, f in paths.items()}},
+        "Submodular reinforcement learning", claims, [table], {"subrl_curves": figure, **figures}
     )

@@ -10,20 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import lexinvariant, models
-from jaxkit.experiments import symbol_training
+from jaxkit.experiments import language_training
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE, HELD_OUT = 6, 48, 64, 256
 
 
 class ChainLosses(NamedTuple):
-    """Held-out loss by position, nats.
+    """Held-out loss by position in nats ``[T]``: of the chain, of the exact lexinvariant predictor.
 
-    Attributes:
-        truth: of the chain itself, ``[T]``.
-        oracle: of the exact lexinvariant predictor, ``[T]``.
-        models: of each trained model, ``[seeds, T]``.
-        decipher: probability that the oracle's best guess of a symbol is right, ``[T + 1]``.
-        params: parameters of each model's first seed.
+    Models are ``[seeds, T]``, parameters of each one's first seed; `decipher` ``[T + 1]`` is the
+    probability that the predictor's best guess of a symbol is right.
     """
 
     truth: np.ndarray
@@ -45,19 +41,8 @@ def language() -> lexinvariant.MarkovLanguage:
 
 def model(method: lexinvariant.Method) -> models.DecoderLM:
     """Two layers of width 32."""
-    return models.DecoderLM(
-        models.DecoderConfig(
-            VOCAB_SIZE,
-            d_model=32,
-            num_layers=2,
-            num_heads=2,
-            head_dim=16,
-            d_ff=128,
-            embedding="given" if method == "lexinvariant" else "fixed",
-            recency_heads=True,
-            unroll_layers=True,
-        )
-    )
+    given = method == "lexinvariant"
+    return language_training.small_decoder(VOCAB_SIZE, 32, 2, 2, 128, given)
 
 
 def measure(steps: Mapping[lexinvariant.Method, int], num_seeds: int, seed: int) -> ChainLosses:
@@ -74,7 +59,7 @@ def measure(steps: Mapping[lexinvariant.Method, int], num_seeds: int, seed: int)
     models, params = {}, {}
     for method, num_steps in steps.items():
         decoder = model(method)
-        run = symbol_training.make_trainer(
+        run = language_training.make_trainer(
             decoder,
             lexinvariant.next_token_loss(decoder, method=method),
             lambda key: lexinvariant.sample_markov(key, chain, BATCH_SIZE, LENGTH + 1),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkit import datasets, lexinvariant, models
-from jaxkit.experiments import symbol_training
+from jaxkit.experiments import language_training
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE, WINDOWS = 27, 192, 16, 64
 #: Ranges of positions that are reported.
@@ -35,12 +35,7 @@ class Run(NamedTuple):
 
 
 def letters(text: str) -> np.ndarray:
-    """Lower-case letters as 1-26; anything else, however long, as one 0.
-
-    Example:
-        >>> letters("It's b2").tolist()
-        [9, 20, 0, 19, 0, 2, 0]
-    """
+    """Lower-case letters as 1-26; anything else, however long, as one 0."""
     kept = re.sub(r"[^a-z]+", " ", text.lower()).encode("ascii")
     ids = np.frombuffer(kept, np.uint8).astype(np.int32)
     return np.where(ids == ord(" "), 0, ids - ord("a") + 1)
@@ -57,19 +52,8 @@ def load() -> Text:
 
 
 def model(width: int = 96, num_layers: int = 3) -> models.DecoderLM:
-    """Four heads of 24."""
-    return models.DecoderLM(
-        models.DecoderConfig(
-            VOCAB_SIZE,
-            d_model=width,
-            num_layers=num_layers,
-            num_heads=4,
-            head_dim=width // 4,
-            d_ff=4 * width,
-            recency_heads=True,
-            unroll_layers=True,
-        )
-    )
+    """Four heads of a quarter of the width."""
+    return language_training.small_decoder(VOCAB_SIZE, width, num_layers, 4, 4 * width, False)
 
 
 def fit(
@@ -89,8 +73,8 @@ def fit(
     loss = lexinvariant.next_token_loss(
         decoder, p=0.0 if p is None else p, batch_size=BATCH_SIZE, **hiding
     )
-    sample = symbol_training.windows(jnp.asarray(text.train), BATCH_SIZE, LENGTH + 1)
-    train = symbol_training.make_trainer(
+    sample = language_training.windows(jnp.asarray(text.train), BATCH_SIZE, LENGTH + 1)
+    train = language_training.make_trainer(
         decoder,
         loss,
         sample,
@@ -113,15 +97,11 @@ def perplexities(losses: np.ndarray) -> np.ndarray:
 
 
 class Deciphering(NamedTuple):
-    """How well ciphers of held-out text are read.
+    """How well ciphers of held-out text are read, by window of the context ``[windows]``.
 
-    Attributes:
-        starts: first position of each window of the context, ``[windows]``.
-        precision: share of a key's entries that are right, when the positions of one window vote
-            over a single sequence, mean over sequences, ``[windows]``.
-        assigned: the same for the one-to-one key of largest total log-probability, ``[windows]``.
-        accuracy: share of positions read right, by window, ``[windows]``.
-        solvers: share of wrong symbols of each classical solver on single windows of text.
+    The share of a key's entries that are right when the positions of a window vote (`precision`),
+    and in the one-to-one key of largest total log-probability (`assigned`); positions read right;
+    wrong symbols of each classical solver on single windows of text.
     """
 
     starts: np.ndarray

@@ -1,4 +1,4 @@
-"""Reasoning about symbols that mean nothing: LookUp and Permutation."""
+"""Reasoning about symbols that mean nothing: LookUp and Permutation (arXiv 2305.16349 §3.5)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ Ids = Sequence[int] | Int[Array, " n"] | np.ndarray
 
 
 class Task(NamedTuple):
-    """One question with its answer.
+    """One question with its answer, the last ``A`` of its ``T`` tokens.
 
-    Attributes:
-        tokens: the question followed by the answer, ``[T]``.
-        answer: the answer, ``[A]``: the last ``A`` tokens.
-        mask: ``[T]``, True on the answer, and on those to earlier questions of the same task.
+    The mask is True on the answer, and on those to earlier questions of the same task.
     """
 
     tokens: Int[Array, " T"]
@@ -39,16 +36,13 @@ def _task(given: list[Any], asked: list[tuple[list[Any], Array]], separator: Ids
     return Task(jnp.concatenate(arrays), arrays[-1], jnp.asarray(np.concatenate(marks)))
 
 
-def _check_symbols(symbols: Ids, needed: int, marks: tuple[Ids, ...]) -> Int[Array, " n"]:
+def _different(symbols: Ids, needed: int) -> Int[Array, " n"]:
     ids = np.asarray(symbols)
     if len(np.unique(ids)) < max(len(ids), needed):
         raise ValueError(
             f"symbols must be at least {needed} different ids, got {len(ids)}, of which "
             f"{len(np.unique(ids))} differ"
         )
-    shared = np.intersect1d(ids, np.concatenate([np.asarray(m, int).ravel() for m in marks]))
-    if shared.size:
-        raise ValueError(f"symbols must differ from arrow and separator, got {shared} in both")
     return jnp.asarray(ids)
 
 
@@ -63,24 +57,13 @@ def lookup_task(
 ) -> Task:
     """Draw a table of `key arrow value` lines and ask for the value of one of its keys.
 
-    Keys are different, values drawn with replacement. The answer is one token, the value of the
-    last of `num_queries` different keys asked for: more than one makes richer training text.
-
-    Raises:
-        ValueError: if there are fewer symbols than pairs, fewer pairs than queries, ids repeat, or
-            a symbol is a separator.
-
-    Example:
-        >>> task = lookup_task(jax.random.key(0), range(2, 12), arrow=[0], separator=[1])
-        >>> task.tokens.shape, task.answer.shape
-        ((23,), (1,))
-
-    Source: arXiv 2305.16349 §3.5; number of pairs and separators are not stated there.
+    Keys are different, values drawn with replacement; the paper does not say how many pairs. The
+    answer is one token, the value of the last of `num_queries` different keys asked for: more than
+    one makes richer training text.
     """
-    validation.integer("num_pairs", num_pairs, minimum=1)
     if validation.integer("num_queries", num_queries, minimum=1) > num_pairs:
         raise ValueError(f"num_queries must be at most num_pairs={num_pairs}, got {num_queries}")
-    ids = _check_symbols(symbols, num_pairs, (arrow, separator))
+    ids = _different(symbols, num_pairs)
     key_key, value_key, query_key = jax.random.split(key, 3)
     keys = jax.random.permutation(key_key, ids)[:num_pairs]
     values = jax.random.choice(value_key, ids, (num_pairs,))
@@ -104,24 +87,12 @@ def permutation_task(
 ) -> Task:
     """Show one rule "take these positions in this order" on examples and ask for one more.
 
-    A line draws `length` different symbols, of which the rule takes `num_selected`.
-
-    Raises:
-        ValueError: if there are fewer symbols than `length`, `num_selected` is more than
-            `length`, ids repeat, or a symbol is a separator.
-
-    Example:
-        >>> task = permutation_task(jax.random.key(0), range(2, 12), arrow=[0], separator=[1])
-        >>> task.tokens.shape, task.answer.shape
-        ((27,), (2,))
-
-    Source: arXiv 2305.16349 §3.5; number of demonstrations and separators are not stated there.
+    A line draws `length` different symbols, of which the rule takes `num_selected`; the paper does
+    not say how many demonstrations.
     """
-    validation.integer("num_demonstrations", num_demonstrations, minimum=1)
-    validation.integer("length", length, minimum=1)
     if validation.integer("num_selected", num_selected, minimum=1) > length:
         raise ValueError(f"num_selected must be at most length={length}, got {num_selected}")
-    ids = _check_symbols(symbols, length, (arrow, separator))
+    ids = _different(symbols, length)
     rule_key, *line_keys = jax.random.split(key, num_demonstrations + 2)
     rule = jax.random.permutation(rule_key, length)[:num_selected]
     lines = [jax.random.permutation(k, ids)[:length] for k in line_keys]
@@ -138,18 +109,7 @@ def task_accuracy(
     *,
     method: lexinvariant.Method,
 ) -> Float[Array, ""]:
-    """Share of the answer tokens of tasks ``[B, T]`` that greedy generation gets right.
-
-    Example:
-        >>> make = lambda k: lookup_task(k, range(2, 8), arrow=[0], separator=[1])
-        >>> tasks = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
-        >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
-        >>> params = jax.jit(models.initializer(model))(jax.random.key(0))
-        >>> measure = jax.jit(
-        ...     lambda p: task_accuracy(model, p, tasks, jax.random.key(1), method="fixed"))
-        >>> 0 <= float(measure(params)) <= 1
-        True
-    """
+    """Share of the answer tokens of tasks ``[B, T]`` that greedy generation gets right."""
     size = tasks.answer.shape[-1]
     keys = lexinvariant.sequence_keys(key, jnp.arange(tasks.tokens.shape[0]))
     tokens, table, _ = lexinvariant.anonymised(model, params, tasks.tokens, keys, method)

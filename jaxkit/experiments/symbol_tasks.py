@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkit import lexinvariant, models
-from jaxkit.experiments import symbol_questions, symbol_training
+from jaxkit.experiments import language_training, symbol_questions
 
 #: Ids of arrow and line end, of the symbols seen in training, and of those only met in tests.
 ARROW, SEPARATOR = (0,), (1,)
@@ -33,19 +33,8 @@ def draw(
 
 def model(method: lexinvariant.Method) -> models.DecoderLM:
     """Three layers of width 64."""
-    return models.DecoderLM(
-        models.DecoderConfig(
-            VOCAB_SIZE,
-            d_model=64,
-            num_layers=3,
-            num_heads=4,
-            head_dim=16,
-            d_ff=128,
-            embedding="given" if method == "lexinvariant" else "fixed",
-            recency_heads=True,
-            unroll_layers=True,
-        )
-    )
+    given = method == "lexinvariant"
+    return language_training.small_decoder(VOCAB_SIZE, 64, 3, 4, 128, given)
 
 
 def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
@@ -73,7 +62,7 @@ def measure(steps: Mapping[lexinvariant.Method, int], seed: int) -> Accuracies:
             # Answers alone are too few to learn copying from; the whole text alone hides them.
             return jnp.mean(losses) + jnp.mean(losses, where=answers)
 
-        train = symbol_training.make_trainer(
+        train = language_training.make_trainer(
             decoder,
             loss,
             lambda key: mixed(key)[0],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -20,8 +19,16 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxkit import models, plotting, width
-from jaxkit.experiments import character_blocks
-from jaxkit.experiments.evidence import Claim, Evidence, Table, interval_over_seeds, verdict
+from jaxkit.experiments import character_blocks, language_training
+from jaxkit.experiments.evidence import (
+    Claim,
+    Evidence,
+    Table,
+    claim,
+    interval_over_seeds,
+    seed_lines,
+)
+from jaxkit.experiments.width import by_rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,15 +42,9 @@ CONTEXT = 32
 
 
 class Sizes(NamedTuple):
-    """The sizes of the experiment.
+    """Widths of the proxy and of the model its rates are handed to, and what is tried at the base.
 
-    Attributes:
-        base_width: width of the proxy.
-        width: width of the model that its rates are handed to.
-        num_layers: blocks of both.
-        num_steps: updates of a run: warm-up over a tenth, cosine to a tenth.
-        learning_rates: peaks tried at the base.
-        weight_decays: decays tried at the base.
+    A run warms up over a tenth of its steps, then falls by a cosine to a tenth.
     """
 
     base_width: int = 128
@@ -95,10 +96,8 @@ def _scaling(d: int, rule: str, sizes: Sizes, vocab_size: int) -> width.WidthSca
         )
         for d in (sizes.base_width, d, 2 * sizes.base_width)
     )
-    # Vectors are undecayed under every rule, so that only the matrices differ.
-    known = width.RULES[rule]
-    bare = width.WidthRule(known.learning_rate_exponent, known.weight_decay_exponent)
-    return width.width_scaling(base, target, delta=delta, rule=bare)
+    of_matrices = character_blocks.matrix_rule(rule)
+    return width.width_scaling(base, target, delta=delta, rule=of_matrices)
 
 
 @functools.partial(jax.jit, static_argnames=("d", "rule", "sizes", "vocab_size"))
@@ -106,8 +105,7 @@ def _train(
     params: Any,
     texts: tuple[Array, Array],
     key: Array,
-    learning_rate: Array,
-    weight_decay: Array,
+    rates: tuple[Array, Array],
     *,
     d: int,
     rule: str,
@@ -115,31 +113,26 @@ def _train(
     vocab_size: int,
 ) -> tuple[Any, Array]:
     """Parameters and validation loss after training."""
-    train, validation = texts
-    network, num_steps = model(d, sizes, vocab_size), sizes.num_steps
+    network = model(d, sizes, vocab_size)
     scaling = _scaling(d, rule, sizes, vocab_size)
-    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 10, num_steps, 0.1)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        width.adamw_width_scaled(lambda count: learning_rate * shape(count), weight_decay, scaling),
+        character_blocks.scaled_adamw(*rates, scaling, sizes.num_steps),
     )
 
-    def loss_fn(params: Any, text: Array, starts: Array) -> Array:
-        window = text[starts[:, None] + jnp.arange(CONTEXT + 1)]
+    def loss_fn(params: Any, window: Array) -> Array:
         logits: Any = network.apply(params, window[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, window[:, 1:]).mean()
 
-    def step(carry: Any, key: Array) -> Any:
-        params, opt_state = carry
-        starts = jax.random.randint(key, (BATCH_SIZE,), 0, train.shape[0] - CONTEXT)
-        gradient = jax.grad(loss_fn)(params, train, starts)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    keys = jax.random.split(key, num_steps)
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-    starts = jnp.linspace(0, validation.shape[0] - CONTEXT - 1, 512).astype(jnp.int32)
-    return params, loss_fn(params, validation, starts)
+    sample = language_training.windows(texts[0], BATCH_SIZE, CONTEXT + 1)
+    params, _ = language_training.descend(
+        optimizer,
+        lambda params, key: loss_fn(params, sample(key)),
+        params,
+        jax.random.split(key, sizes.num_steps),
+    )
+    held_out = language_training.spread_windows(texts[1], 512, CONTEXT + 1)
+    return params, loss_fn(params, held_out)
 
 
 def train(
@@ -158,7 +151,7 @@ def train(
     params = width.match_initial_scale(params, base, scaling.init_std)
     rates = jnp.float32(learning_rate), jnp.float32(weight_decay)
     texts = text.train, text.validation
-    params, loss = _train(params, texts, data_key, *rates, d=d, rule=rule, **fixed)
+    params, loss = _train(params, texts, data_key, rates, d=d, rule=rule, **fixed)
     values = width.top_singular_values(params, key=value_key, scaling=scaling)
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): value.mean()
@@ -172,39 +165,35 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Tune the proxy, hand its rates to the wide model by each rule, compare.
 
     Args:
-        quick: widths 64 and 128, one block, 150 steps, one seed; otherwise 128 and 512, two blocks,
+        quick: widths 64 and 128, one block, 100 steps, one seed; otherwise 128 and 512, two blocks,
             250 steps, three seeds.
         seed: the first seed.
     """
     sizes = QUICK if quick else Sizes()
     seeds = (seed,) if quick else (seed, seed + 1, seed + 2)
     rates, tuning = _tune(sizes, seed)
-    proxy = _runs(rates, sizes.base_width, RULES[0], sizes, seeds)  # all rules agree here
-    wide = {rule: _runs(rates, sizes.width, rule, sizes, seeds) for rule in RULES}
-    claims = _claims(sizes, rates, proxy, wide)
+    found = by_rule(
+        lambda d, rule, seed: train(*rates, d=d, rule=rule, sizes=sizes, seed=seed),
+        RULES,
+        (sizes.base_width, sizes.width),
+        seeds,
+    )
+    # Over the proxy's: ratios of top singular values [seeds, 7].
+    ratios = {rule: one.sigma[:, 1] / one.sigma[:, 0] for rule, one in found.items()}
     return Evidence(
         "Four rules for learning rate and weight decay across width, LLaMA-style",
-        claims,
-        [tuning, _table(sizes, rates, proxy, wide)],
-        {"width_llama": _figure(sizes, proxy, wide)},
+        _claims(sizes, rates, found, ratios),
+        [tuning, _table(sizes, rates, found, ratios)],
+        {"width_llama": _figure(sizes, ratios)},
     )
-
-
-def _runs(
-    rates: tuple[float, float], d: int, rule: str, sizes: Sizes, seeds: Sequence[int]
-) -> Trained:
-    """Train once for each seed: loss [S], top singular values [S, 7]."""
-    found = [train(*rates, d=d, rule=rule, sizes=sizes, seed=seed) for seed in seeds]
-    return jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float64), *found)
 
 
 def _tune(sizes: Sizes, seed: int) -> tuple[tuple[float, float], Table]:
     """Return the pair of lowest validation loss at the base, and the losses of all."""
     base = {"d": sizes.base_width, "rule": RULES[0], "sizes": sizes, "seed": seed}
     losses = {
-        (rate, decay): float(train(rate, decay, **base).loss)
-        for rate in sizes.learning_rates
-        for decay in sizes.weight_decays
+        pair: float(train(*pair, **base).loss)
+        for pair in itertools.product(sizes.learning_rates, sizes.weight_decays)
     }
     rows = [
         (f"2^{np.log2(rate):g}", *(f"{losses[rate, decay]:.3f}" for decay in sizes.weight_decays))
@@ -216,70 +205,70 @@ def _tune(sizes: Sizes, seed: int) -> tuple[tuple[float, float], Table]:
 
 
 def _claims(
-    sizes: Sizes, rates: tuple[float, float], proxy: Trained, wide: dict[str, Trained]
+    sizes: Sizes,
+    rates: tuple[float, float],
+    found: dict[str, Trained],
+    ratios: dict[str, np.ndarray],
 ) -> list[Claim]:
-    m, seeds = sizes.width // sizes.base_width, len(proxy.loss)
-    ratio = {rule: (found.sigma / proxy.sigma).mean(1) for rule, found in wide.items()}
-    mean = {rule: float(values.mean()) for rule, values in ratio.items()}
-    ordered = all(mean[a] < mean[b] for a, b in itertools.pairwise(RULES))
+    m, seeds = sizes.width // sizes.base_width, len(ratios["robust"])
+    mean = {rule: float(values.mean()) for rule, values in ratios.items()}
     closest = min(RULES, key=lambda rule: abs(np.log(mean[rule])))
-    gap = wide["robust"].loss - wide["mup_fixed"].loss
+    gap = found["robust"].loss[:, 1] - found["mup_fixed"].loss[:, 1]
     interval = interval_over_seeds(gap)
-    lower = interval is not None and interval[1] < 0
     transferred = f"learning rate 2^{np.log2(rates[0]):g} and decay {rates[1]:g} tuned"
     return [
-        Claim(
+        claim(
             f"LLaMA-style: at {m} times the width the top singular values stand in the order "
             f"{' < '.join(RULES)}",
             "1 under robust, m^-0.25 and m^0.25 under mup_independent and mup_fixed",
             f"{transferred}; over the proxy's: "
             + ", ".join(f"{rule} {mean[rule]:.3f}" for rule in RULES)
             + f" over {seeds} seed(s); closest to 1 is {closest}",
-            verdict(ordered),
-            interval_over_seeds(ratio["robust"]),
+            all(mean[a] < mean[b] for a, b in itertools.pairwise(RULES)),
+            ratios["robust"].mean(1),
         ),
-        Claim(
+        claim(
             "LLaMA-style: robust reaches a lower validation loss than mup_fixed (not expected of "
             f"{sizes.num_steps} steps: decay needs several times 1 / (rate x decay) of them)",
             "transfer of the optimum",
             f"robust minus mup_fixed at d = {sizes.width}: {gap.mean():+.4f} nats a character "
             f"over {seeds} seed(s)",
-            verdict(lower, "null result"),
-            interval,
+            interval is not None and interval[1] < 0,
+            absent="null result",
+            interval=interval,
         ),
     ]
 
 
 def _table(
-    sizes: Sizes, rates: tuple[float, float], proxy: Trained, wide: dict[str, Trained]
+    sizes: Sizes,
+    rates: tuple[float, float],
+    found: dict[str, Trained],
+    ratios: dict[str, np.ndarray],
 ) -> Table:
-    def row(name: str, d: int, found: Trained) -> tuple[Any, ...]:
-        spread = f" ± {found.loss.std(ddof=1):.3f}" if len(found.loss) > 1 else ""
-        ratio = (found.sigma / proxy.sigma).mean(1)
-        cells = (f"{value:.2f}" for value in found.sigma.mean(0))
-        return name, d, f"{found.loss.mean():.3f}{spread}", *cells, f"{ratio.mean():.2f}"
-
-    rows = [row("(proxy)", sizes.base_width, proxy)]
-    rows += [row(rule, sizes.width, wide[rule]) for rule in RULES]
+    rows = []
+    for name, rule, at in [("(proxy)", "robust", 0), *((rule, rule, 1) for rule in RULES)]:
+        loss, sigma = found[rule].loss[:, at], found[rule].sigma[:, at]
+        spread = f" ± {loss.std(ddof=1):.3f}" if len(loss) > 1 else ""
+        cells = (f"{value:.2f}" for value in sigma.mean(0))
+        ratio = ratios[rule].mean() if at else 1.0
+        width_of = (sizes.base_width, sizes.width)[at]
+        rows.append((name, width_of, f"{loss.mean():.3f}{spread}", *cells, f"{ratio:.2f}"))
     columns = ("rule", "d", "validation loss (nats)", *MATRICES, "mean ratio to the proxy")
     title = (
         f"Top singular values after {sizes.num_steps} steps, learning rate {rates[0]:g}, decay "
-        f"{rates[1]:g}: mean over layers and {len(proxy.loss)} seed(s)"
+        f"{rates[1]:g}: mean over layers and {len(ratios['robust'])} seed(s)"
     )
     return Table(title, columns, rows)
 
 
-def _figure(sizes: Sizes, proxy: Trained, wide: dict[str, Trained]) -> Figure:
+def _figure(sizes: Sizes, ratios: dict[str, np.ndarray]) -> Figure:
     figure, panel = plotting.axes()
-    for rule in RULES:
-        ratio = wide[rule].sigma / proxy.sigma
-        panel.plot(range(len(MATRICES)), ratio.mean(0), "o-", label=rule)
-        panel.fill_between(range(len(MATRICES)), ratio.min(0), ratio.max(0), alpha=0.2)
+    title = f"Width {sizes.base_width} to {sizes.width}"
+    label = "top singular value, over the proxy's"
+    seed_lines(panel, range(len(MATRICES)), ratios, ylabel=label, title=title)
     panel.axhline(1.0, color="0.5", lw=1, ls=":")
     panel.set_yscale("log", base=2)
     panel.yaxis.set_major_formatter("{x:g}")
     panel.set_xticks(range(len(MATRICES)), MATRICES)
-    panel.set(ylabel="top singular value, over the proxy's")
-    panel.set_title(f"Width {sizes.base_width} to {sizes.width}", loc="left")
-    panel.legend()
     return figure

@@ -42,16 +42,21 @@ def test_the_grid_equals_training_one_model_after_another():
     assert (np.asarray(norms) > 0).all()
 
 
+@pytest.fixture(scope="module")
+def convex():
+    return last_iterate.problem(0)
+
+
 @pytest.mark.slow
-def test_the_convex_problem_knows_its_minimum():
-    a, b, minimum = last_iterate.problem(0)
+def test_the_convex_problem_knows_its_minimum(convex):
+    a, b, minimum = convex
     x = np.linalg.lstsq(a, b, rcond=None)[0]
     assert minimum < np.abs(a @ x - b).mean() < 1.1 * minimum
 
 
 @pytest.mark.slow
-def test_the_convex_runs_equal_a_loop():
-    a, b, minimum = last_iterate.problem(0)
+def test_the_convex_runs_equal_a_loop(convex):
+    a, b, minimum = convex
     key = jax.random.key(3)
     shape = np.asarray(schedules.schedule_from_profile("linear", 1.0, 6)(jnp.arange(6)))
     losses, norms = last_iterate.excess_losses(

@@ -70,8 +70,8 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
     """Measure the paper's claims on digits split over 100 clients.
 
     Args:
-        quick: only FedAvg and FedSpeed, 5 local epochs, 5 seeds; otherwise all methods, 1, 5 and 20
-            local epochs, 8 seeds.
+        quick: only FedAvg and FedSpeed, 5 seeds; otherwise all methods, FedAvg and FedSpeed at 1
+            and 20 local epochs beside 5, 8 seeds.
         seed: of the first run.
     """
     problem = make_problem(range(seed, seed + (5 if quick else 8)))
@@ -81,6 +81,7 @@ def run(*, quick: bool = False, seed: int = 0) -> Evidence:
         (name, epochs): train(METHODS[name](), problem, num_epochs=epochs)
         for epochs in intervals
         for name in methods
+        if epochs == 5 or name in ("FedAvg", "FedSpeed")
     }
     at_five = {name: curves[name, 5] for name in methods}
     distances = quadratic_distances(seed, (1, 20) if quick else (1, 5, 20, 100))

@@ -72,7 +72,11 @@ def _chain(quick: bool, seed: int):
         )
         for method, values in late.items()
     ]
-    falls = {m: symbol_chain.excess(found, m, 0, 2) - late[m] for m in steps if m != "fixed"}
+    falls: dict[lexinvariant.Method, np.ndarray] = {
+        method: symbol_chain.excess(found, method, 0, 2) - values
+        for method, values in late.items()
+        if method != "fixed"
+    }
     claims += [
         claim(
             f"A: {NAMES[method]}: excess at positions 0-2 minus that at 32-48 is at least {needed} "

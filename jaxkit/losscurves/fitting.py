@@ -333,47 +333,41 @@ def _warn_of_defects(
     values = (learning_rates, law.constants, prior_sum, model_size)
     if any(map(validation.is_traced, jax.tree.leaves(values))):
         return
-    rates = np.asarray(learning_rates)
-    if law.peak is not None and rates.max() > law.peak * (1 + 1e-6):
-        warnings.warn(
-            f"the schedule peaks at {rates.max():g}, above the {float(law.peak):g} of the fitted "
-            "curves: the law holds for that peak only, and always predicts less for a larger one",
-            stacklevel=3,
-        )
-    if law.peak is not None and rates.max() < law.peak * (1 - 1e-3):
-        warnings.warn(
-            f"the schedule peaks at {rates.max():g}, below the {float(law.peak):g} of the fitted "
-            "curves: the law holds for that peak only",
-            stacklevel=3,
-        )
+    rates, after = np.asarray(learning_rates), np.asarray(for_s2)[..., 1:]
+    said = []
+    if law.peak is not None:
+        fitted = f"the {float(law.peak):g} of the fitted curves: the law holds for that peak only"
+        if rates.max() > law.peak * (1 + 1e-6):
+            said.append(
+                f"the schedule peaks at {rates.max():g}, above {fitted}, and always predicts less "
+                "for a larger one"
+            )
+        if rates.max() < law.peak * (1 - 1e-3):
+            said.append(f"the schedule peaks at {rates.max():g}, below {fitted}")
     if law.seen is not None:
+        extrapolates = "of the fitted curves: the prediction extrapolates"
         forward = float(np.asarray(for_s1).sum(axis=-1).max() + prior_sum)
         if forward > 1.1 * law.seen.forward:
-            warnings.warn(
-                f"the schedule sums its rates to {forward:g}, beyond the {law.seen.forward:g} of "
-                "the fitted curves: the prediction extrapolates",
-                stacklevel=3,
+            said.append(
+                f"the schedule sums its rates to {forward:g}, beyond the {law.seen.forward:g} "
+                f"{extrapolates}"
             )
-        after = np.asarray(for_s2)[..., 1:]
         if law.peak is not None and after.min(initial=np.inf) < law.seen.lowest - 0.1 * law.peak:
-            warnings.warn(
-                f"the schedule falls to {after.min():g}, below the {law.seen.lowest:g} of the "
-                "fitted curves: the prediction extrapolates",
-                stacklevel=3,
+            said.append(
+                f"the schedule falls to {after.min():g}, below the {law.seen.lowest:g} "
+                f"{extrapolates}"
             )
-        if law.seen.sizes is not None and model_size is not None:
-            low, high = law.seen.sizes
-            if not low / 1.1 <= model_size <= 1.1 * high:
-                warnings.warn(
-                    f"model_size {model_size:g} is outside the {low:g} to {high:g} of the fitted "
-                    "curves: the prediction extrapolates",
-                    stacklevel=3,
-                )
+        low, high = law.seen.sizes or (0.0, np.inf)
+        if model_size is not None and not low / 1.1 <= model_size <= 1.1 * high:
+            said.append(
+                f"model_size {model_size:g} is outside the {low:g} to {high:g} {extrapolates}"
+            )
     if isinstance(law.form, forms.Annealing | forms.ModelSize) and rates.shape[-1] > 1:
         zeros = int(np.max(np.argmax(rates[..., ::-1] > 0, axis=-1)))
         if zeros > 1:
-            warnings.warn(
+            said.append(
                 f"the schedule ends in {zeros} steps of rate 0: the annealing law goes on falling "
-                "there, although training cannot change",
-                stacklevel=3,
+                "there, although training cannot change"
             )
+    for text in said:
+        warnings.warn(text, stacklevel=3)

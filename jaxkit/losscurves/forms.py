@@ -270,7 +270,7 @@ class StepPower(RateSumPower):
         rates = jnp.asarray(for_s1)
         time = jnp.arange(rates.shape[-1], dtype=rates.dtype)[steps]
         loss = law.floor + law.scale * time**-law.exponent
-        return jnp.broadcast_to(loss, (*rates.shape[:-1], loss.shape[-1]))
+        return loss + jnp.zeros((*rates.shape[:-1], 1), loss.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

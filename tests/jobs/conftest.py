@@ -1,4 +1,6 @@
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxkit import jobs, training
 
@@ -18,6 +20,30 @@ SMALL = {
 }
 
 PROSE = "the quick brown fox jumps over the lazy dog; " * 200
+
+
+@pytest.fixture(scope="session")
+def programs_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(programs_folder):
+    """Compile a program once for all tests of this room and all processes that they start."""
+    options = {
+        "jax_compilation_cache_dir": str(programs_folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in options.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,8 @@ def command(folder, **options):
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    # Optimised or not, a program is compared with another compiled alike.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
@@ -82,7 +83,7 @@ def test_a_run_killed_on_one_device_goes_on_on_eight(whole, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     run = train(tmp_path, devices=8, mesh="data=2,fsdp=2,tensor=2", steps=200, checkpoint_every=7)
     assert "checkpoints" in os.listdir(run)
     for a, b in zip(parameters(run), parameters(whole), strict=True):
@@ -108,18 +109,7 @@ def test_sigterm_stops_cleanly_and_a_rerun_ends_with_the_same_bits(whole, tmp_pa
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(scope="module")
-def fifty(tmp_path_factory):
-    """The loss of 50 steps on one device."""
-    return losses(train(tmp_path_factory.mktemp("fifty"), steps=50))
-
-
-@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,tensor=2"])
-def test_eight_devices_give_the_loss_curve_of_one(fifty, tmp_path, mesh):
-    run = train(tmp_path, devices=8, steps=50, mesh=mesh)
-    np.testing.assert_allclose(losses(run), fifty, rtol=0, atol=1e-5)
-
-
-def test_two_processes_give_the_loss_curve_of_one(fifty, tmp_path):
-    run = train(tmp_path, processes=2, steps=50, mesh="fsdp=2")
-    np.testing.assert_allclose(losses(run), fifty, rtol=0, atol=1e-5)
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+    one = train(tmp_path / "one", steps=30)
+    two = train(tmp_path / "two", processes=2, steps=30, mesh="fsdp=2")
+    np.testing.assert_allclose(losses(two), losses(one), rtol=0, atol=1e-5)

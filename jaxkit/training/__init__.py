@@ -15,11 +15,12 @@ from jaxkit.training.chips import Roofline, model_flops_utilization, roofline, t
 from jaxkit.training.driver import Cadence, Lap, drive
 from jaxkit.training.event_files import EventFiles
 from jaxkit.training.host_memory import keep_freed_memory
+from jaxkit.training.identities import fingerprint, program_fingerprint
 from jaxkit.training.mesh import AXES, distributed_run, make_mesh, mesh_in_use
 from jaxkit.training.metrics import NonFiniteLossError, read_metrics, require_finite
 from jaxkit.training.programs import ProgramCost, program_cost
 from jaxkit.training.progress import Console, Progress, Silent, say, terminal
-from jaxkit.training.runs import Keep, Run, fingerprint, program_fingerprint, read_run
+from jaxkit.training.runs import Keep, Run, read_run
 from jaxkit.training.sharding import (
     RULES,
     automatic_axes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -16,14 +15,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxkit import files, validation
-from jaxkit.datasets import mapped
-from jaxkit.training import checkpoints
+from jaxkit.training import checkpoints, identities
 from jaxkit.training import mesh as meshes
 from jaxkit.training import metrics as measuring
 from jaxkit.training import progress as showing
@@ -142,17 +138,17 @@ class Run:
             ValueError: if it differs in another field, all of which are named, or if there are
                 checkpoints of a run that nothing describes.
         """
-        new, old = _as_json(identity), self.identity
+        new, old = identities.as_json(identity), self.identity
         if old is None and self.steps:
             raise ValueError(
                 f"{self.folder} holds checkpoints but no {_IDENTITY} that says whose: put it "
                 f"back, or remove {self._checkpoints.name} to begin anew"
             )
-        found = {} if old is None else _differences(old, new)
+        found = {} if old is None else identities.differences(old, new)
         fatal = {name: text for name, text in found.items() if name not in may_change}
         # Every process compares before the first one writes.
         if meshes.any_process(bool(fatal)):
-            _require_same(self.folder, fatal)
+            identities.require_same(self.folder, fatal)
         self._to_store, self._identified = new, True
 
     @property
@@ -339,7 +335,8 @@ def read_run(
     place = pathlib.Path(folder).resolve() / _CHECKPOINTS
     stored = read_identity(folder)
     if identity is not None and stored is not None:
-        _require_same(folder, _differences(stored, _as_json(identity)))
+        asked = identities.as_json(identity)
+        identities.require_same(folder, identities.differences(stored, asked))
     damaged: set[int] = set()
     while True:
         found = [s for s in _steps(place) if s not in damaged and step in (None, s)]
@@ -362,66 +359,6 @@ def read_run(
     raise ValueError(f"{folder} has no checkpoint {'yet' if step is None else step}")
 
 
-def fingerprint(tree: PyTree) -> str:
-    """SHA-256 of the arrays of a pytree, their paths, shapes and types: which data, which key.
-
-    Args:
-        tree: of arrays, keys, numbers, and what knows its own `fingerprint`, like pictures that
-            are not decoded yet.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> fingerprint({"x": np.arange(3)}) == fingerprint({"x": np.arange(3)})
-        True
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            digest.update(str(leaf.dtype).encode())
-            leaf = jax.random.key_data(leaf)
-        if (known := getattr(leaf, "fingerprint", None)) is not None:
-            digest.update(f"{jax.tree_util.keystr(path)} {known}".encode())
-            continue
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        rows = array[None] if array.ndim == 0 else array
-        for piece in mapped.pieces(rows):  # a mapped text may be larger than memory
-            digest.update(piece.tobytes())
-    return digest.hexdigest()
-
-
-def program_fingerprint(function: Callable[..., Any], *arguments: Any) -> dict[str, str]:
-    """What a function computes: SHA-256 of its jaxpr and the constants in it.
-
-    Args:
-        function: pure.
-        arguments: arrays, or their shapes.
-
-    Returns:
-        The digest and the version of JAX that traced it, to be a `"program"` of `Run.identify`.
-
-    Example:
-        >>> double, triple = (program_fingerprint(lambda x, n=n: n * x, 1.0) for n in (2, 3))
-        >>> double == triple
-        False
-    """
-    closed = jax.make_jaxpr(function)(*arguments)
-    # Functions inside (custom rules, callbacks) print their address.
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(closed))
-    digest = hashlib.sha256(text.encode() + fingerprint(_constants(closed)).encode())
-    return {"jax": jax.__version__, "sha256": digest.hexdigest()}
-
-
-def _constants(held: Any) -> list[Any]:
-    """The constants of a jaxpr and of those inside it: `jit` keeps its own."""
-    if isinstance(held, core.ClosedJaxpr | core.Jaxpr):
-        inside = [c for e in held.eqns for v in e.params.values() for c in _constants(v)]
-        return [*getattr(held, "consts", ()), *inside]
-    return [c for one in held for c in _constants(one)] if isinstance(held, tuple | list) else []
-
-
 def _steps(folder: pathlib.Path) -> list[int]:
     if not folder.is_dir():
         return []
@@ -442,37 +379,3 @@ def _from_first(ask: Callable[[], int]) -> int:
 
     found = np.asarray(ask() if jax.process_index() == 0 else 0, np.int32)
     return int(multihost_utils.broadcast_one_to_all(found))
-
-
-def _differences(old: Any, new: Any, name: str = "", depth: int = 3) -> dict[str, str]:
-    """How two descriptions differ, by dotted field."""
-    if depth and isinstance(old, dict) and isinstance(new, dict):
-        return {
-            field: text
-            for key in {**old, **new}
-            for field, text in _differences(
-                old.get(key), new.get(key), f"{name}.{key}".lstrip("."), depth - 1
-            ).items()
-        }
-    return {} if old == new else {name: f"{name} was {_short(old)}, is now {_short(new)}"}
-
-
-def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    # NumPy's numbers are numbers.
-    return json.loads(json.dumps(dict(identity), default=lambda value: value.item()))
-
-
-def _require_same(folder: str | os.PathLike[str], differences: Mapping[str, str]) -> None:
-    # Another version of JAX may write the same program otherwise.
-    names = differences.keys() - ({"program.sha256"} if "program.jax" in differences else set())
-    found = [text for name, text in differences.items() if name in names - {"program.jax"}]
-    if found:
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(found)} (give the old values to go on with "
-            "it, or another folder for a new one)"
-        )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}...{text[-17:]}"

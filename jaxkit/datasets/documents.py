@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import collections
 import dataclasses
+import functools
 import gzip
 import json
 import logging
@@ -93,8 +95,7 @@ def _is_text(file: pathlib.Path) -> bool:
 
 def _readable(file: pathlib.Path) -> bool:
     try:
-        for _ in checked(file):
-            pass
+        collections.deque(checked(file), maxlen=0)
     except ValueError:
         return False
     return True
@@ -209,29 +210,18 @@ def _decode(
 
 def _unpacked(file: pathlib.Path) -> Iterator[bytes]:
     name = file.name.lower()
-    if name.endswith(".gz"):
-        chunks = _gunzipped(file)
-    else:
-        chunks = _unzstd(file) if name.endswith(".zst") else _chunks(file)
-    first = True
-    for chunk in chunks:
-        yield chunk.removeprefix(_BOM) if first else chunk
-        first = False
-
-
-def _chunks(file: pathlib.Path) -> Iterator[bytes]:
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-
-
-def _gunzipped(file: pathlib.Path) -> Iterator[bytes]:
+    opened = gzip.open if name.endswith(".gz") else open
+    chunks = _unzstd(file) if name.endswith(".zst") else _chunks(file, opened)
     try:
-        with gzip.open(file, "rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                yield chunk
+        for number, chunk in enumerate(chunks):
+            yield chunk if number else chunk.removeprefix(_BOM)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file} is truncated or damaged gzip: {error}") from None
+
+
+def _chunks(file: pathlib.Path, opened: Any = open, size: int = _CHUNK) -> Iterator[bytes]:
+    with opened(file, "rb") as stream:
+        yield from iter(functools.partial(stream.read, size), b"")
 
 
 def _unzstd(file: pathlib.Path) -> Iterator[bytes]:
@@ -239,7 +229,8 @@ def _unzstd(file: pathlib.Path) -> Iterator[bytes]:
     unpack = zstandard.ZstdDecompressor().decompressobj()
     used = False
     try:
-        for chunk in _small_chunks(file):
+        # Zstandard unpacks all of a chunk at once, and text may shrink a thousandfold.
+        for chunk in _chunks(file, size=1 << 15):
             while chunk:
                 # Several frames may follow each other.
                 if unpack.eof:
@@ -252,10 +243,3 @@ def _unzstd(file: pathlib.Path) -> Iterator[bytes]:
     # The package itself is silent about a stream that ends early.
     if used and not unpack.eof:
         raise ValueError(f"{file} is truncated zstd: its last frame has no end")
-
-
-def _small_chunks(file: pathlib.Path) -> Iterator[bytes]:
-    # Zstandard unpacks all of a chunk at once, and text may shrink a thousandfold.
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 15):
-            yield chunk

@@ -9,7 +9,7 @@ import pathlib
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from jaxkit.datasets import mapped
 from jaxkit.datasets.extras import require
@@ -134,9 +134,9 @@ class Pictures:
         pillow = require("PIL.Image", "datasets")
         return pillow.fromarray(pixels[..., 0] if self.channels == 1 else pixels)
 
-    def where(self, keep: Bool[np.ndarray, " n"]) -> Pictures:
-        """Return the pictures of which `keep` is true, in their order."""
-        rows = np.flatnonzero(keep)
+    def where(self, keep: Bool[np.ndarray, " n"] | Int[np.ndarray, " kept"]) -> Pictures:
+        """Return the pictures of which `keep` is true, in their order, or those of its numbers."""
+        rows = np.flatnonzero(keep) if keep.dtype == bool else keep
         if isinstance(self.source, PictureFiles):
             names = tuple(self.source.names[i] for i in rows)
             source = dataclasses.replace(self.source, names=names)

@@ -21,15 +21,11 @@ from jaxtyping import Float32, UInt8
 from jaxkit import validation
 from jaxkit.datasets.extras import require
 
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((0.0,), (1.0,)),
     "half": ((0.5,), (0.5,)),
-    "imagenet": _IMAGENET,
-    "clip": (
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
-    ),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -214,28 +210,19 @@ class Drawn:
     offset: tuple[int, int]
 
 
-_RECIPES: dict[str, PictureRecipe] = {
-    "plain": PictureRecipe(224, flip=0.0),
-    "sema": PictureRecipe(224, area=(0.05, 1.0), short_side=256),
-    "imagenet": PictureRecipe(
-        224,
-        area=(0.08, 1.0),
-        short_side=256,
-        interpolation="bilinear",
-        mean=_IMAGENET[0],
-        std=_IMAGENET[1],
+#: Each with the name of its normalization.
+_RECIPES: dict[str, tuple[PictureRecipe, str]] = {
+    "plain": (PictureRecipe(224, flip=0.0), "none"),
+    "sema": (PictureRecipe(224, area=(0.05, 1.0), short_side=256), "none"),
+    "imagenet": (
+        PictureRecipe(224, area=(0.08, 1.0), short_side=256, interpolation="bilinear"),
+        "imagenet",
     ),
-    "cifar10": PictureRecipe(
-        32, pad=4, pad_probability=0.5, mean=_NORMALIZATIONS["cifar10"][0],
-        std=_NORMALIZATIONS["cifar10"][1],
-    ),
-    "cifar100": PictureRecipe(
-        32, pad=4, pad_probability=0.5, mean=_NORMALIZATIONS["cifar100"][0],
-        std=_NORMALIZATIONS["cifar100"][1],
-    ),
-    "tiny-imagenet": PictureRecipe(64, pad=8, pad_probability=0.5, mean=(0.5,), std=(0.5,)),
-    "mnist": PictureRecipe(28, flip=0.0, mean=(0.1307,), std=(0.3081,)),
-}  # fmt: skip
+    "cifar10": (PictureRecipe(32, pad=4, pad_probability=0.5), "cifar10"),
+    "cifar100": (PictureRecipe(32, pad=4, pad_probability=0.5), "cifar100"),
+    "tiny-imagenet": (PictureRecipe(64, pad=8, pad_probability=0.5), "half"),
+    "mnist": (PictureRecipe(28, flip=0.0), "mnist"),
+}
 
 
 def picture_recipe(
@@ -265,15 +252,13 @@ def picture_recipe(
         (224, (0.05, 1.0), (0.25, 0.25, 0.25))
     """
     validation.choice("recipe", name, _RECIPES)
-    recipe = _RECIPES[name]
+    recipe, own = _RECIPES[name]
     if image_size is not None:
         validation.integer("image_size", image_size, minimum=1)
         short = recipe.short_side and round(recipe.short_side * image_size / recipe.image_size)
         recipe = dataclasses.replace(recipe, image_size=image_size, short_side=short)
-    if normalization is not None:
-        mean, std = read_normalization(normalization)
-        recipe = dataclasses.replace(recipe, mean=mean, std=std)
-    return recipe
+    mean, std = read_normalization(own if normalization is None else normalization)
+    return dataclasses.replace(recipe, mean=mean, std=std)
 
 
 def read_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

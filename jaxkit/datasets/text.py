@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt, UInt8
@@ -56,7 +56,7 @@ class Corpus:
         Returns:
             The corpus.
         """
-        digest = _digest(mapped.pieces(tokens))
+        digest = _digest(tokens)
         return cls(np.empty(0, np.uint8), name, f"{len(tokens)}-{digest}", tokens)
 
     @classmethod
@@ -231,26 +231,25 @@ def _as_one(
         chunks = (chunk for chunk, _ in documents.documents(files, options))
         data = mapped.write_mapped(chunks, np.uint8, empty=True)
     else:
-        identity = [[_digest(_file_chunks(file)), file.name] for file in files]
+        identity = [[_file_digest(file), file.name] for file in files]
         key = json.dumps([identity, dataclasses.astuple(options)])
         path = pathlib.Path(cache_dir) / f"text-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         data = mapped.grow_mapped(
             path, np.uint8, lambda at: documents.documents(files, options, at or (0, 0, True))
         )
-    return data, _digest(mapped.pieces(data))
+    return data, _digest(data)
 
 
-def _digest(chunks: Iterable[Any]) -> str:
+def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
+    for piece in mapped.pieces(array):
+        digest.update(piece.tobytes())
     return digest.hexdigest()
 
 
-def _file_chunks(file: pathlib.Path) -> Iterator[bytes]:
+def _file_digest(file: pathlib.Path) -> str:
     with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _text_files(

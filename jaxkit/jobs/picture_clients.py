@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -189,10 +188,7 @@ def _read_table(config: FederatedConfig, seed: int) -> Natural:
     owners = np.repeat(np.arange(len(rows)), list(map(len, tested)))
     if not len(owners):
         raise ValueError(f"{path}: no client has two examples, one to train and one to test on")
-    train, test = (
-        dataclasses.replace(whole, source=_take(whole.source, part), labels=whole.labels[part])
-        for part in map(np.concatenate, (rows, tested))
-    )
+    train, test = (whole.where(np.concatenate(part)) for part in (rows, tested))
     edges = np.cumsum([0, *map(len, rows)])
     note = f"{path.name}: {len(rows):,} clients, {len(train):,} train, {len(test):,} test"
     split = datasets.PictureSplit(train, test, found.labels, "table", (note,))
@@ -205,12 +201,6 @@ def _pictures(examples: dict[str, np.ndarray], place: pathlib.Path) -> datasets.
     if x.dtype.kind == "U":
         return datasets.Pictures(datasets.PictureFiles(place.parent, tuple(x.tolist())), labels)
     return datasets.Pictures(_square(x, place), labels)
-
-
-def _take(source: Any, rows: np.ndarray) -> Any:
-    if isinstance(source, datasets.PictureFiles):
-        return dataclasses.replace(source, names=tuple(source.names[i] for i in rows))
-    return source[rows]
 
 
 def _square(x: np.ndarray, root: pathlib.Path) -> np.ndarray:

@@ -113,13 +113,9 @@ class PrivatePictures:
         parts = {
             "images": datasets.decode_pictures(self.pictures, self.recipe, indices),
             "labels": self.pictures.labels[indices],
-            "mask": np.asarray(drawn.mask[rows]),
+            "mask": drawn.mask[rows],
         }
-        sharding = training.batch_sharding(self.mesh)
-        placed: dict[str, Any] = {
-            name: jax.make_array_from_process_local_data(sharding, part)
-            for name, part in parts.items()
-        }
+        placed: dict[str, Any] = training.place_batch(parts, self.mesh)
         noise = self.plan.noise_key(self.source, step)
         augmentation = jax.random.fold_in(jax.random.key(self.seed), step)
         keys = {"noise": noise, "augmentation": augmentation}

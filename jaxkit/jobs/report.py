@@ -13,6 +13,7 @@ from jaxkit.jobs import pages
 from jaxkit.jobs.runs import RunFiles
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -55,9 +56,7 @@ def loss_figure(
             _column(evaluations, "step"), _column(evaluations, "validation_loss")
         )  # fmt: skip
     plotting.lines(panel, curves, xlabel="step", ylabel="nats per token", title="Loss by step")
-    if baseline is not None:
-        panel.axhline(baseline, color="#999999", linestyle="--", linewidth=1, label="bigram model")
-    panel.legend(frameon=False)
+    _draw_baseline(panel, baseline)
     if len(loss):
         low = min(
             loss.min(),
@@ -79,10 +78,14 @@ def position_figure(by_position: np.ndarray, baseline: float | None) -> Figure:
         ylabel="nats per token",
         title="Validation loss by position in the context",
     )
+    _draw_baseline(panel, baseline)
+    return figure
+
+
+def _draw_baseline(panel: Axes, baseline: float | None) -> None:
     if baseline is not None:
         panel.axhline(baseline, color="#999999", linestyle="--", linewidth=1, label="bigram model")
         panel.legend(frameon=False)
-    return figure
 
 
 def learning_rate_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:

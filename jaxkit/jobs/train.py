@@ -67,7 +67,9 @@ def _train(config: TrainConfig, files: runs.RunFiles, run: training.Run) -> None
     begins = stored is None or not run.steps
     source = runs.open_run(config.init_from) if begins and config.init_from is not None else None
     tokenizer = _tokenizer(config, split.train, source or stored)
-    begun = _begun_from(source) if source or not stored else stored.data.get("init_from")
+    begun = None if stored is None else stored.data.get("init_from")
+    if source is not None:
+        begun = f"step {source.step}, {training.fingerprint(source.params)}"
     description = runs.Description(
         config,
         tokenizer.to_config(),
@@ -283,30 +285,24 @@ def _tokenizer(
     return texts.stored_tokenizer(made, own_rule)
 
 
-def _begun_from(source: runs.Run | None) -> str | None:
-    """Whose parameters a run begins with, if they are another's."""
-    return source and f"step {source.step}, {training.fingerprint(source.params)}"
-
-
 def _parameters_of(source: runs.Run, params: Any) -> Any:
     """The parameters of another run, where those of this one are."""
-    theirs = source.params
-    shapes = [
+    theirs, ours = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in (theirs, params)
+        for tree in (source.params, params)
+    )
+    changed = [
+        f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
+        for name in sorted(theirs | ours)
+        if theirs.get(name) != ours.get(name)
     ]
-    if shapes[0] != shapes[1]:
-        changed = [
-            f"{name} is {shapes[0].get(name, 'absent')} there, {shapes[1].get(name, 'absent')} here"
-            for name in sorted(shapes[0].keys() | shapes[1].keys())
-            if shapes[0].get(name) != shapes[1].get(name)
-        ]
+    if changed:
         raise ValueError(
             f"init_from: {source.files.folder} has other parameters: {'; '.join(changed)}"
         )
     return jax.tree.map(
-        lambda x, like: jax.device_put(np.asarray(x), like.sharding), theirs, params
+        lambda x, like: jax.device_put(np.asarray(x), like.sharding), source.params, params
     )

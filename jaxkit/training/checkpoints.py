@@ -93,17 +93,8 @@ def start_writing(
 ) -> Callable[[], None]:
     """Begin a checkpoint; the state may be donated when this returns.
 
-    Every process calls it, and then what it returns, which may run in a thread.
-
-    Args:
-        path: where it will be; nothing may be there.
-        state: any pytree of arrays and numbers.
-        record: JSON.
-        value: by which the best checkpoint is told.
-
-    Returns:
-        A function that waits for the arrays, adds record and digests and gives the checkpoint its
-        name.
+    Every process calls it, and then what it returns, which may run in a thread: it waits for the
+    arrays, adds record and digests and gives the checkpoint its name.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -247,16 +238,7 @@ def read_record(path: pathlib.Path) -> Record:
 
 
 def load(path: pathlib.Path, like: PyTree | Callable[[dict[str, Any]], PyTree]) -> Restored:
-    """Load a checkpoint that was proved.
-
-    Args:
-        path: the checkpoint; its name is its step.
-        like: arrays, or `jax.ShapeDtypeStruct` with shardings, of the same shapes and types; or a
-            function from the record to them.
-
-    Raises:
-        ValueError: if the state stored has other leaves, all of which are named.
-    """
+    """Load a checkpoint that was proved; `like` is that of `Run.restore`."""
     from orbax.checkpoint import v1 as ocp
 
     found = read_record(path)
@@ -327,19 +309,15 @@ def _require_same_leaves(path: pathlib.Path, stored: list[_Leaf], wanted: list[_
         raise ValueError(f"checkpoint {path} is of another state: {'; '.join(differences)}")
 
 
-class _cause_named:
+@contextlib.contextmanager
+def _cause_named(path: pathlib.Path) -> Iterator[None]:
     """Orbax and TensorStore raise errors of many types for a disk that refuses: name the cause."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, OSError):
-            return
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if found:
-            number = int(found[1])
-            raise OSError(number, os.strerror(number), str(self.path)) from error
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if (found := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

@@ -328,15 +328,12 @@ def _group(op: program_text.Operation, num_devices: int) -> list[int]:
         ids = _iota(named[2] or f"[{num_devices}]").reshape(tuple(sizes.values()))
         joined = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", named[3])]
         others = [axis for axis in range(ids.ndim) if axis not in joined]
-        return ids.transpose(others + joined).reshape(-1, _size(ids, joined))[0].tolist()
+        size = math.prod(ids.shape[axis] for axis in joined)
+        return ids.transpose(others + joined).reshape(-1, size)[0].tolist()
     if strided := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", op.rest):
         shape = tuple(int(n) for n in strided[1].split(","))
         return _iota(strided[2]).reshape(shape)[0].tolist()
     raise ValueError(f"program joins devices in a form that is not known: {op.rest[:300]!r}")
-
-
-def _size(ids: np.ndarray, axes: list[int]) -> int:
-    return math.prod(ids.shape[axis] for axis in axes)
 
 
 def _iota(text: str) -> np.ndarray:

@@ -48,7 +48,7 @@ class BatchIterator(Iterator[Batch]):
     ):
         self._grain = require("grain", "train")
         self.examples_per_epoch = source.order.num_examples
-        self.stream = dict(stream)
+        self.stream = {**stream, **source.described()}
         self._source, self._num_workers = source, num_workers
         self._num_threads = integer("num_threads", num_threads, minimum=0)
         self._step, self._iterator = 0, None
@@ -168,16 +168,9 @@ def token_batches(
 
     order = ExampleOrder(num_examples, seed=seed, shuffle=shuffle)
     rows = BatchRows(batch_size, process_index=process_index, process_count=process_count)
-    stream = {
-        "num_tokens": len(tokens),
-        "sequence_length": int(sequence_length),
-        "batch_size": int(batch_size),
-        "seed": int(seed),
-        "shuffle": bool(shuffle),
-    }
-    return BatchIterator(
-        BatchSource(order, rows, gather, num_epochs), stream, num_threads=num_threads
-    )
+    source = BatchSource(order, rows, gather, num_epochs)
+    stream = {"num_tokens": len(tokens), "sequence_length": int(sequence_length)}
+    return BatchIterator(source, stream, num_threads=num_threads)
 
 
 def array_batches(
@@ -231,15 +224,8 @@ def array_batches(
 
     order = ExampleOrder(len(arrays["inputs"]), seed=seed, shuffle=shuffle)
     rows = BatchRows(batch_size, process_index=process_index, process_count=process_count)
-    stream = {
-        "num_examples": order.num_examples,
-        "batch_size": int(batch_size),
-        "seed": int(seed),
-        "shuffle": bool(shuffle),
-    }
-    return BatchIterator(
-        BatchSource(order, rows, gather, num_epochs), stream, num_threads=num_threads
-    )
+    source = BatchSource(order, rows, gather, num_epochs)
+    return BatchIterator(source, {"num_examples": order.num_examples}, num_threads=num_threads)
 
 
 class BatchSource:
@@ -262,6 +248,13 @@ class BatchSource:
                     f"batch_size must be at most the {order.num_examples} examples of an epoch "
                     f"times num_epochs = {num_epochs}, got {rows.batch_size}"
                 )
+
+    def described(self) -> dict[str, Any]:
+        """What the order of every stream depends on, in JSON types."""
+        order = self.order
+        return {
+            "batch_size": self._rows.batch_size, "seed": order.seed, "shuffle": bool(order.shuffle)
+        }  # fmt: skip
 
     def __len__(self) -> int:
         return self._length

@@ -76,13 +76,7 @@ def picture_batches(
 
     order = ExampleOrder(len(pictures), seed=seed, shuffle=shuffle)
     rows = BatchRows(batch_size, process_index=process_index, process_count=process_count)
-    stream = {
-        "num_examples": len(pictures),
-        "batch_size": int(batch_size),
-        "seed": int(seed),
-        "shuffle": bool(shuffle),
-        "recipe": repr(dataclasses.asdict(recipe)),
-    }
+    stream = {"num_examples": len(pictures), "recipe": repr(dataclasses.asdict(recipe))}
     gather = _Gather(pictures, recipe, order.seed, num_threads)
     source = BatchSource(order, rows, gather, num_epochs)
     return BatchIterator(source, stream, num_threads=2, num_workers=num_workers)

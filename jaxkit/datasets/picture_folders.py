@@ -23,16 +23,9 @@ TRAIN_FOLDERS = ("train", "training", "train_set", "training_set")
 TEST_FOLDERS = {
     "train-test-folders": ("test", "testing", "test_set"),
     "train-val-folders": (
-        "val",
-        "valid",
-        "validation",
-        "val_set",
-        "validation_set",
-        "dev",
-        "eval",
-        "evaluation",
+        "val", "valid", "validation", "val_set", "validation_set", "dev", "eval", "evaluation",
     ),
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -151,10 +152,11 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
         )
         learner = _learner(config, stream, model, backbone)
         training.say(_memory(config, learner, stream, model, backbone))
-        with _Bar(stream) as bar:
+        with training.Console(len(stream.tasks)) as bar:
             result = continual.run_stream(
                 learner, stream, seed=config.seed, folder=run,
-                checkpoint_every=config.checkpoint_every, on_advance=bar.advance,
+                checkpoint_every=config.checkpoint_every,
+                on_advance=functools.partial(_show, bar, stream),
             )  # fmt: skip
         if not result.finished:
             training.say(f"stopped after {result.num_steps} steps; run the same command to resume")
@@ -338,31 +340,19 @@ def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-class _Bar:
-    """A bar over tasks that says what is being done; growth as a line of its own."""
-
-    def __init__(self, stream: continual.Stream):
-        self._names = [task.name for task in stream.tasks]
-        self._bar = training.Console(len(self._names))
-
-    def __enter__(self) -> _Bar:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._bar.__exit__(*exception)
-
-    def advance(self, index: int, piece: continual.Advance) -> None:
-        """Show a piece of work."""
-        name, phase, event = self._names[index], piece.phase, piece.event
-        where = phase.about.get("blocks", "")
-        doing = f"{name}: {phase.kind} {'head' if where == [] else where} {piece.share:.0%}"
-        self._bar.step({"step": index + piece.learnt, "doing": doing})
-        if event is not None and event["kind"] == "expand":
-            score = "" if event["score"] is None else f", score {event['score']:.2f}"
-            training.say(f"task {index + 1} ({name}): block {event['block']} grows{score}")
-        if piece.learnt:
-            training.say(f"task {index + 1} ({name}) learnt")
+def _show(
+    bar: training.Console, stream: continual.Stream, index: int, piece: continual.Advance
+) -> None:
+    """A piece of work on a bar over tasks; growth as a line of its own."""
+    name, phase, event = stream.tasks[index].name, piece.phase, piece.event
+    where = phase.about.get("blocks", "")
+    doing = f"{name}: {phase.kind} {'head' if where == [] else where} {piece.share:.0%}"
+    bar.step({"step": index + piece.learnt, "doing": doing})
+    if event is not None and event["kind"] == "expand":
+        score = "" if event["score"] is None else f", score {event['score']:.2f}"
+        training.say(f"task {index + 1} ({name}): block {event['block']} grows{score}")
+    if piece.learnt:
+        training.say(f"task {index + 1} ({name}) learnt")
 
 
 def _report(

@@ -76,14 +76,14 @@ def test_the_report_tells_the_settings_of_the_method_as_used_and_no_others(tmp_p
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_and_writes_its_report(tmp_path, small_backbone, monkeypatch):
-    once, advance = [], job._Bar.advance
+    once, show = [], job._show
 
-    def stopping(bar, index, piece):
-        advance(bar, index, piece)
+    def stopping(bar, stream, index, piece):
+        show(bar, stream, index, piece)
         if index == 1 and not once:
             once.append(signal.raise_signal(signal.SIGTERM))
 
-    monkeypatch.setattr(job._Bar, "advance", stopping)
+    monkeypatch.setattr(job, "_show", stopping)
     config = fast(tmp_path, threshold=0.1)
     stopped = job.learn_stream(config)
     assert stopped.report is None

@@ -22,9 +22,6 @@ def load_tokens(
         vocab_size: ids must be below it; the whole file is looked through.
         dtype: of raw numbers, `"uint8"`, `"uint16"` or `"uint32"`; a `.npy` file says its own.
 
-    Returns:
-        The tokens, `[tokens]`, mapped.
-
     Raises:
         ValueError: if the file is missing or no flat array of unsigned integers, its size is no
             whole number of tokens, or an id is too large; the message names its place.

@@ -179,9 +179,6 @@ class PictureRecipe:
         Args:
             batch: `"images"` uint8 `[B, S, S, C]`, and of training pictures `"flip"` bool `[B]`
                 and `"offset"` int `[B, 2]`, as `picture_batches` makes them.
-
-        Returns:
-            What the network gets.
         """
         x = batch["images"].astype(jnp.float32) / 255
         x = (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
@@ -239,9 +236,6 @@ def picture_recipe(
             transformers), `"imagenet"` (DeiT, MAE, DINO), `"clip"`, `"cifar10"`, `"cifar100"`,
             `"mnist"`, or numbers `"m/s"` or `"m,m,m/s,s,s"`. The published SEMA numbers use none,
             although its weights were trained with half.
-
-    Returns:
-        The recipe.
 
     Raises:
         ValueError: if a name is unknown, or the numbers cannot be read.

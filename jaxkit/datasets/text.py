@@ -47,29 +47,13 @@ class Corpus:
 
     @classmethod
     def from_tokens(cls, tokens: UInt[np.ndarray, " tokens"], name: str) -> Corpus:
-        """Hold tokens that another program made, see `load_tokens`.
-
-        Args:
-            tokens: the tokens.
-            name: what to call them.
-
-        Returns:
-            The corpus.
-        """
+        """Hold tokens that another program made, see `load_tokens`, under a name for messages."""
         digest = _digest(tokens)
         return cls(np.empty(0, np.uint8), name, f"{len(tokens)}-{digest}", tokens)
 
     @classmethod
     def from_text(cls, text: str, name: str) -> Corpus:
-        """Hold a text in memory.
-
-        Args:
-            text: the text.
-            name: what to call it.
-
-        Returns:
-            The corpus.
-        """
+        """Hold a text in memory, under a name for messages."""
         content = text.encode("utf-8")
         fingerprint = f"{len(content)}-{hashlib.sha256(content).hexdigest()}"
         return cls(np.frombuffer(content, np.uint8), name, fingerprint)
@@ -168,9 +152,6 @@ def load_text(
         broken: `"error"` stops at a file or row that cannot be read, `"skip"` logs how many.
         cache_dir: folder for the text that is written, found again by contents and options; writing
             continues where it was interrupted.
-
-    Returns:
-        The two texts.
 
     Raises:
         ImportError: for `.zst` without the `datasets` extra, for Parquet without `parquet`.

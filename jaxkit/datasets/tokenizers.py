@@ -133,9 +133,6 @@ class CharTokenizer:
             unknown: as above; with `"skip"` and `"replace"` the 255 most frequent characters are
                 kept.
 
-        Returns:
-            The tokenizer.
-
         Raises:
             AlphabetError: under `"error"`, if the text has more than 255 different characters.
             ValueError: if it is empty.
@@ -269,9 +266,6 @@ def tokenizer_from_config(config: Mapping[str, Any]) -> Tokenizer:
 
     Args:
         config: the dictionary; its `kind` is `"bytes"`, `"characters"` or `"json"`.
-
-    Returns:
-        The tokenizer.
 
     Raises:
         ValueError: if the kind is unknown or the other entries do not fit it.

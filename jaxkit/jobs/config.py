@@ -370,11 +370,7 @@ class TrainConfig:
         )  # fmt: skip
 
     def optimizer(self, vocab_size: int) -> optax.GradientTransformation:
-        """Record gradient norms, clip, AdamW or Adafactor with decay on matrices.
-
-        Args:
-            vocab_size: size of the vocabulary.
-        """
+        """Record gradient norms, clip, AdamW or Adafactor with decay on matrices."""
         moments: dict[str, Any] = {"b1": self.b1, "b2": self.b2}
         schedule = self.schedule_function()
         if self.algorithm == "adafactor":

@@ -32,9 +32,6 @@ def decipher_run(
         probe_steps: updates of the probe.
         seed: seed of the key and of the probe.
 
-    Returns:
-        What was read: the key by context length, and the text.
-
     Raises:
         ValueError: if the run knows names or reads more than characters, its training text is not
             what it was, or the text is too short or holds a character that the tokenizer does not

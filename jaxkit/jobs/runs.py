@@ -102,9 +102,6 @@ def open_run(
         unknown: what its tokenizer of characters does with others (`datasets.CharTokenizer`); None
             for what it did in training.
 
-    Returns:
-        The run.
-
     Raises:
         ValueError: if there is no run there, or no checkpoint yet.
         OSError: if no checkpoint can be read.

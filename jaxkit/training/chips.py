@@ -63,9 +63,6 @@ def model_flops_utilization(flops_per_second: float) -> float | None:
     Args:
         flops_per_second: model FLOP/s of the whole run (see `train_flops_per_token`).
 
-    Returns:
-        A fraction, or None.
-
     Example:
         >>> model_flops_utilization(1e9) is None  # a CPU has no entry in CHIPS
         True
@@ -84,9 +81,6 @@ def topology_devices(topology: str) -> list[Any]:
         topology: a TPU's kind and shape, `"v5e:16x16"`, `"v5p:4x4x8"`, `"v6e:4x4"`; `"cpu:16"` for
             simulated devices, which must be asked for before JAX first uses a device; or `"local"`
             for the devices that are here.
-
-    Returns:
-        The devices.
 
     Raises:
         ValueError: if there is no such topology.
@@ -221,9 +215,6 @@ def roofline(cost: programs.ProgramCost, mesh: Mesh) -> Roofline | None:
     Args:
         cost: from `program_cost`.
         mesh: the program's.
-
-    Returns:
-        The times of its parts.
 
     Example:
         >>> from jaxkit import training

@@ -120,9 +120,6 @@ def drive(
         record: `record(step)` is JSON to store in a checkpoint beside the state.
         progress: where to show it.
 
-    Returns:
-        The last state and step, and whether the run is complete.
-
     Raises:
         ValueError: if more than `num_steps` were made before.
         Exception: what `advance` or its rows raise; the checkpoints before it stand.

@@ -19,14 +19,11 @@ from jaxkit.datasets import mapped
 
 
 def fingerprint(tree: PyTree) -> str:
-    """SHA-256 of the arrays of a pytree, their paths, shapes and types: which data, which key.
+    """SHA-256 of the arrays of a pytree, their paths, shapes and types, in hexadecimal digits.
 
     Args:
         tree: of arrays, keys, numbers, and what knows its own `fingerprint`, like pictures that
             are not decoded yet.
-
-    Returns:
-        64 hexadecimal digits.
 
     Example:
         >>> fingerprint({"x": np.arange(3)}) == fingerprint({"x": np.arange(3)})

@@ -67,9 +67,6 @@ def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
         text: see `parse_mesh`.
         devices: other devices to make it over, such as `topology_devices`.
 
-    Returns:
-        The mesh.
-
     Raises:
         ValueError: as `parse_mesh`.
 

@@ -317,9 +317,6 @@ def read_run(
         identity: what the run must be, as for `Run.identify`; None for any.
         report: called with a line of text for each damaged checkpoint that was passed over.
 
-    Returns:
-        Step, state and record.
-
     Raises:
         ValueError: if there is none, the state stored has other leaves, or the run is another; all
             differences are named.

@@ -135,14 +135,11 @@ def automatic_axes(function: Callable[..., Any], out_shardings: Any = None) -> C
 
 
 def partition_count(name: str, mesh: AbstractMesh | None) -> int:
-    """Into how many parts `constrain` splits an axis of this logical name.
+    """Into how many parts `constrain` splits an axis of this logical name; 1 without a mesh.
 
     Args:
         name: a name of `RULES`.
         mesh: from `mesh_in_use`.
-
-    Returns:
-        The number; 1 without a mesh.
 
     Example:
         >>> partition_count("batch", None)
@@ -294,9 +291,6 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     Args:
         batch: arrays whose leading axis is this process's part of the rows (see `local_rows`).
         mesh: from `make_mesh`.
-
-    Returns:
-        Global arrays of the same names.
 
     Example:
         >>> place_batch({"x": np.arange(8)}, meshes.make_mesh())["x"].shape

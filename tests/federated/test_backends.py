@@ -72,10 +72,7 @@ def test_every_backend_agrees_with_vmap_to_1e_6(problem, reference, quick_jit, n
     "name",
     [
         "fedsmoo",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("fedadam", "scaffold", "fedsmoo", "fedadmm")
-        ),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedadam", "scaffold", "fedadmm")),
     ],
 )
 def test_each_kind_of_state_agrees_on_a_mesh(problem, devices, quick_jit, name):

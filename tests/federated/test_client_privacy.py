@@ -169,13 +169,14 @@ def test_what_changes_a_message_after_its_clip_is_refused(problem):
 
 
 @pytest.mark.slow
-def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem):
+def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem, quick_jit):
     sampler = fl.uniform_sampler(10, 1)
-    drawn = []
+    parts, drawn = (problem.data, sampler), []
     for _ in range(2):  # the same public key, two sources
         method = private(fl.fedavg(), sampler)
         state = fl.init_state(method, problem.params, 10, jax.random.key(0))
-        released, _ = fl.federated_round(method, problem.training, state, problem.data, sampler)
+        step = quick_jit(lambda s, m=method: fl.federated_round(m, problem.training, s, *parts)[0])
+        released = step(state)
         drawn.append(np.asarray(released.params["w"]))
     assert not np.any(drawn[0] == drawn[1])
     source = privacy.NoiseSource.from_os()

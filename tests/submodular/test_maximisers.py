@@ -48,8 +48,8 @@ def test_lazy_greedy_equals_greedy_with_no_more_queries(kinds, seed):
 @pytest.mark.slow
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(seed=st.integers(0, 10**6))
-def test_lazy_greedy_equals_greedy_for_every_kind(kinds, seed):
-    check_lazy(kinds, kinds, seed)
+def test_lazy_greedy_equals_greedy_for_every_other_kind(kinds, seed):
+    check_lazy(kinds, kinds.keys() - QUICK_KINDS, seed)
 
 
 @hypothesis.given(seed=st.integers(0, 10**6))

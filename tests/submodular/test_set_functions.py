@@ -116,7 +116,7 @@ QUICK_KINDS = (
 @hypothesis.given(seed=st.integers(0, 10**6))
 def test_gains_are_differences_of_values_diminish_and_ignore_repetition(kinds, quick, seed):
     # One example tries every kind: kinds differ in shape, so each compiles once.
-    for name in QUICK_KINDS if quick else kinds:
+    for name in QUICK_KINDS if quick else kinds.keys() - QUICK_KINDS:
         rng = np.random.default_rng(seed)
         function = kinds[name](rng, 7)
         order = jnp.asarray(rng.permutation(7))

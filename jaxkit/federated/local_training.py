@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import validation
+from jaxkit.convolutions import channels_last
 from jaxkit.federated import algorithm as algorithms
 from jaxkit.federated import clients
 
@@ -193,6 +194,7 @@ def train_locally(
             rows = training.augment(rows, jax.random.fold_in(batch.keys, 1))
         weights = None if full else batch.real.astype(jnp.float32)
 
+        @channels_last
         def gradient(at):
             if algorithm.model_state is None:
                 return *gradient_fn(at, rows, weights, batch.keys), None

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxkit import datasets, training, validation, width
+from jaxkit.convolutions import channels_last
 from jaxkit.jobs import private_classifier
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Program:
         return jax.vmap(several, (0, 0, 0, None))(state, images, batch["labels"], rates)
 
     def _advance_one(self, state: Classifiers, images: Any, labels: Any, rate: Any):
-        gradient = jax.value_and_grad(self._network.loss, has_aux=True)
+        gradient = channels_last(jax.value_and_grad(self._network.loss, has_aux=True))
         (loss, stats), grads = gradient(state.params, state.stats, images, labels)
         updates, opt_state = self._direction.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
@@ -178,6 +179,7 @@ class Program:
     def _correct_all(self, state: Classifiers, images: Any, labels: Any) -> jax.Array:
         images = self._recipe.prepare({"images": images})
 
+        @channels_last
         def one(params: Any, stats: Any) -> jax.Array:
             logits, _ = self._network.logits(params, stats, images)
             return (logits.argmax(-1) == labels).sum()

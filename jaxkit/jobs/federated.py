@@ -78,7 +78,8 @@ class FederatedConfig(picture_problem.PictureConfig):
         eps: of the server's step.
         weighting: equal, or examples to weigh clients by their size.
         relaxed_init: beta of the relaxed start (--beta of the official program); 0 for none.
-        chunk_size: clients that a device trains at a time; by default all of the cohort.
+        chunk_size: clients that a device trains at a time; by default all of the cohort if the
+            network is a perceptron, otherwise one.
         on_host: leave pictures and client state in host memory and move only the cohort's part.
         mesh: clients=N divides the clients over N devices; by default one device.
         evaluate_every: rounds between evaluations on the test pictures.
@@ -250,13 +251,15 @@ def _run(
         sampler = federated.uniform_sampler(clients, config.cohort_size)
     else:
         sampler = federated.bernoulli_sampler(clients, config.participation)
-    client_map = federated.vmap_clients(config.chunk_size)
+    # Many kernels at once are grouped convolutions, slower than one client after another.
+    chunk_size = config.chunk_size or (None if config.model in ("logistic", "mlp") else 1)
+    client_map = federated.vmap_clients(chunk_size)
     if config.mesh:
         count = int(config.mesh.removeprefix("clients="))
         if count > jax.device_count():
             raise ValueError(f"mesh must have at most {jax.device_count()} devices, got {count}")
         mesh = federated.clients_mesh(jax.devices()[:count])
-        client_map = federated.shard_clients(mesh, chunk_size=config.chunk_size)
+        client_map = federated.shard_clients(mesh, chunk_size=chunk_size)
     down, up = traffic(method, params)
     training.say(
         f"{method.name}, seed {seed}: a client receives {down / 2**20:.2f} MiB and sends "

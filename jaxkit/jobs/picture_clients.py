@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from jaxkit import datasets, federated
+from jaxkit.convolutions import channels_last
 from jaxkit.jobs import picture_problem
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Problem(NamedTuple):
     def correct(self, params: Any, stats: Any, test: Any) -> tuple[jax.Array, jax.Array]:
         """Which test pictures are classified rightly, bool `[n]`, and their mean loss."""
 
+        @channels_last
         def one(batch):
             images = self.recipe.prepare({"images": batch[0]})
             logits, _ = self.network.logits(params, stats, images)

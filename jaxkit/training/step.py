@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxkit import validation
+from jaxkit.convolutions import channels_last
 from jaxkit.training import sharding
 
 LossFunction = Callable[[Any, Any, Key[Array, ""]], Float[Array, ""]]
@@ -201,7 +202,7 @@ def make_train_step(
         (1.0, 0.8)
     """
     validation.integer("accumulation_steps", accumulation_steps, minimum=1)
-    gradient = gradient_fn or jax.value_and_grad(loss_fn)
+    gradient = channels_last(gradient_fn or jax.value_and_grad(loss_fn))
     optimizer = optax.with_extra_args_support(optimizer)
 
     def accumulate(params: PyTree, batch: Any, key: Key[Array, ""]) -> tuple[Array, PyTree]:

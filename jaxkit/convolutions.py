@@ -119,13 +119,14 @@ def _product_with_patches(
     rhs_dilation: Sequence[int],
     precision: Any,
     preferred_element_type: Any,
-    **_: Any,
+    **groups: Any,
 ) -> jax.Array:
     """A convolution as one matrix product, for kernels larger than what they slide over."""
     zero = jnp.zeros((), images.dtype)
     edges = [(low, high, by - 1) for (low, high), by in zip(padding, lhs_dilation, strict=True)]
     padded = jax.lax.pad(images, zero, [(0, 0, 0), *edges, (0, 0, 0)])
-    *sides, _, width = kernel.shape
+    del groups
+    sides, width = kernel.shape[:-2], kernel.shape[-1]
     ends = [
         size - by * (side - 1)
         for size, side, by in zip(padded.shape[1:-1], sides, rhs_dilation, strict=True)

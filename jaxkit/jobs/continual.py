@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from rich import table
 
-from jaxkit import continual, files, models, training, validation
+from jaxkit import continual, datasets, files, models, training, validation
+from jaxkit.datasets.extras import require
 from jaxkit.jobs import options, pages
 
 if TYPE_CHECKING:
@@ -146,9 +147,13 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
     SIGINT and SIGTERM save the run and end it.
     """
     folder = pathlib.Path(config.runs) / config.name
+    # Whatever may be missing, an extra or a file, is so before a folder is made.
+    require("matplotlib", "train")
+    stream, pretraining = _stream(config)
+    loaded = _weights(config, stream)
     with training.Run(folder) as run:
-        stream, model, backbone = _stream_and_backbone(
-            config, folder, described=run.identity is not None
+        model, backbone = loaded or _pretrained(
+            config, stream, pretraining, folder, described=run.identity is not None
         )
         learner = _learner(config, stream, model, backbone)
         training.say(_memory(config, learner, stream, model, backbone))
@@ -164,38 +169,33 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
         return ContinualFiles(folder, _report(config, folder, learner, stream, result), result)
 
 
-def _stream_and_backbone(
-    config: ContinualConfig, folder: pathlib.Path, described: bool
-) -> tuple[continual.Stream, models.VisionTransformer, Any]:
-    pretraining = None
+def _stream(config: ContinualConfig) -> tuple[continual.Stream, datasets.ArraySplit | None]:
+    """The stream, and what else there is to pre-train a backbone on."""
     if config.stream == "digits":
         if config.weights is not None:
             raise ValueError("weights must be left out for stream='digits', whose images are 8 x 8")
-        stream, pretraining = continual.digits_stream(config.seed)
-    else:
-        size = _given(config.image_size, 32 if config.weights is None else 224)
-        stream = continual.folder_stream(
-            config.stream, image_size=size, layout=config.layout, benchmark=config.benchmark,
-            classes_per_task=config.classes_per_task, class_order=_class_order(config),
-            augment=config.augment, seed=config.seed,
-        )  # fmt: skip
-    if config.weights is not None:
-        loaded = models.load_vision_transformer(
-            config.weights, image_size=stream.tasks[0].image_shape[0],
-            num_heads=config.num_heads, normalization=config.normalization,
-        )  # fmt: skip
-        for note in loaded.notes:
-            training.say(note)
-        return stream, loaded.model, loaded.variables
-    if pretraining is None:
-        first = stream.tasks[0]
-        images, labels = first.train_images, np.searchsorted(first.classes, first.train_labels)
-        images = images if isinstance(images, np.ndarray) else images.mapped()
-    else:
-        images, labels = pretraining.train_inputs, np.asarray(pretraining.train_labels)
-    size, _, channels = stream.tasks[0].image_shape
-    model = continual.tiny_vision_transformer(size, channels, int(labels.max()) + 1)
-    return stream, model, _pretrained(config, model, images, labels, folder, described)
+        return continual.digits_stream(config.seed)
+    size = _given(config.image_size, 32 if config.weights is None else 224)
+    stream = continual.folder_stream(
+        config.stream, image_size=size, layout=config.layout, benchmark=config.benchmark,
+        classes_per_task=config.classes_per_task, class_order=_class_order(config),
+        augment=config.augment, seed=config.seed,
+    )  # fmt: skip
+    return stream, None
+
+
+def _weights(
+    config: ContinualConfig, stream: continual.Stream
+) -> tuple[models.VisionTransformer, Any] | None:
+    if config.weights is None:
+        return None
+    loaded = models.load_vision_transformer(
+        config.weights, image_size=stream.tasks[0].image_shape[0],
+        num_heads=config.num_heads, normalization=config.normalization,
+    )  # fmt: skip
+    for note in loaded.notes:
+        training.say(note)
+    return loaded.model, loaded.variables
 
 
 def _class_order(config: ContinualConfig) -> int | str | list[str] | None:
@@ -208,15 +208,22 @@ def _class_order(config: ContinualConfig) -> int | str | list[str] | None:
 
 def _pretrained(
     config: ContinualConfig,
-    model: models.VisionTransformer,
-    images: np.ndarray,
-    labels: np.ndarray,
+    stream: continual.Stream,
+    pretraining: datasets.ArraySplit | None,
     folder: pathlib.Path,
     described: bool,
-) -> Any:
+) -> tuple[models.VisionTransformer, Any]:
     """Pre-train, or read back what this run pre-trained before it was interrupted."""
     from flax import serialization
 
+    if pretraining is None:
+        first = stream.tasks[0]
+        images, labels = first.train_images, np.searchsorted(first.classes, first.train_labels)
+        images = images if isinstance(images, np.ndarray) else images.mapped()
+    else:
+        images, labels = pretraining.train_inputs, np.asarray(pretraining.train_labels)
+    side, _, channels = stream.tasks[0].image_shape
+    model = continual.tiny_vision_transformer(side, channels, int(labels.max()) + 1)
     made_of = training.fingerprint((config.seed, images, labels))[:16]
     path = folder / f"backbone-{made_of}.msgpack"
     if described and not path.exists():
@@ -228,7 +235,7 @@ def _pretrained(
     like = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
     if path.exists():
         try:
-            return serialization.from_bytes(like, path.read_bytes())
+            return model, serialization.from_bytes(like, path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path} is not this run's backbone ({error})") from None
     training.say(f"pre-training a backbone on {len(images)} images")
@@ -236,7 +243,7 @@ def _pretrained(
         jax.random.key(config.seed), model, images, labels, batch_size=min(64, len(images))
     )
     files.write_atomically(path, serialization.to_bytes(backbone))
-    return backbone
+    return model, backbone
 
 
 def _learner(

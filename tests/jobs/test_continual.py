@@ -36,6 +36,15 @@ def test_weights_do_not_fit_digits(tmp_path):
         job.learn_stream(fast(tmp_path, weights="vit.safetensors"))
 
 
+def test_a_missing_extra_leaves_no_folder(tmp_path, monkeypatch):
+    for module, extra in (("sklearn.datasets", "datasets"), ("matplotlib", "train")):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            with pytest.raises(ImportError, match=rf"jaxkit\[{extra}\]"):
+                job.learn_stream(fast(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_unknown_method_is_refused(tmp_path, bad_input):
     with pytest.raises(ValueError, match="did you mean 'sema'"):
         job.learn_stream(fast(tmp_path, method="semma"))

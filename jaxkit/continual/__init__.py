@@ -33,6 +33,7 @@ from jaxkit.continual.expandable_state import (
     active_slots,
     add_adapter,
     init_sema,
+    parameter_counts,
 )
 from jaxkit.continual.figures import (
     accuracy_matrix_figure,
@@ -40,26 +41,12 @@ from jaxkit.continual.figures import (
     growth_pictures_figure,
     router_weights_figure,
 )
-from jaxkit.continual.forward_pass import (
-    adapted_forward,
-    expansion_scores,
-)
-from jaxkit.continual.image_folders import (
-    folder_stream,
-)
+from jaxkit.continual.forward_pass import adapted_forward, expansion_scores
+from jaxkit.continual.image_folders import folder_stream
 from jaxkit.continual.l2p import L2P
-from jaxkit.continual.parameter_counts import (
-    parameter_counts,
-)
-from jaxkit.continual.pretraining import (
-    pretrain_backbone,
-    tiny_vision_transformer,
-)
+from jaxkit.continual.pretraining import pretrain_backbone, tiny_vision_transformer
 from jaxkit.continual.prompts import PromptLearner
-from jaxkit.continual.prototypes import (
-    AdaptedPrototypes,
-    SimpleCIL,
-)
+from jaxkit.continual.prototypes import AdaptedPrototypes, SimpleCIL
 from jaxkit.continual.ranpac import RanPAC
 from jaxkit.continual.sema import (
     SEMALearner,
@@ -68,9 +55,7 @@ from jaxkit.continual.sema import (
     grow_on_shift,
     never_grow,
 )
-from jaxkit.continual.sema_programs import (
-    where_trainable,
-)
+from jaxkit.continual.sema_programs import where_trainable
 from jaxkit.continual.stream_metrics import (
     average_accuracy,
     average_incremental_accuracy,
@@ -79,13 +64,7 @@ from jaxkit.continual.stream_metrics import (
     pooled_accuracies,
     stage_accuracies,
 )
-from jaxkit.continual.stream_runs import (
-    Advance,
-    Learner,
-    Phase,
-    StreamResult,
-    run_stream,
-)
+from jaxkit.continual.stream_runs import Advance, Learner, Phase, StreamResult, run_stream
 from jaxkit.continual.streams import (
     Stream,
     Task,

@@ -92,8 +92,8 @@ def cosine_rates(learning_rate: float, num_epochs: int) -> Float[np.ndarray, " n
 
 def pad_rows(rows: Any, size: int) -> Float[np.ndarray, "size ..."]:
     """Float32 rows, with zeros after them up to `size`."""
-    missing = size - len(rows)
-    return np.pad(np.asarray(rows, np.float32), [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+    found, missing = np.asarray(rows, np.float32), size - len(rows)
+    return np.pad(found, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else found
 
 
 def padded_batches(rows: Any, size: int) -> Iterator[tuple[Float[np.ndarray, "size ..."], int]]:
@@ -101,6 +101,7 @@ def padded_batches(rows: Any, size: int) -> Iterator[tuple[Float[np.ndarray, "si
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield pad_rows(part, size), len(part)
+        forget_pages(rows)
 
 
 _SUM, _ROWS = optax.microbatching.AccumulationType.SUM, optax.microbatching.AccumulationType.CONCAT

@@ -50,7 +50,7 @@ class SEMAConfig:
         scan_batch_size: images that are scored together.
         steps_per_call: steps in one call of a compiled program.
         activation_bytes: memory that activations may take on a device: what does not fit goes
-            through the model in parts; by default 512 MiB, or 8 GiB on an accelerator.
+            through the model in parts; by default 256 MiB, or 8 GiB on an accelerator.
 
     Raises:
         ValueError: if a number is out of range, or a name is unknown.
@@ -170,12 +170,11 @@ class SEMAState(NamedTuple):
 def init_sema(key: Key[Array, ""], config: SEMAConfig) -> SEMAState:
     """Make the state before the first task: one fresh adapter in every block.
 
+    All is float32, whatever the backbone computes in.
+
     Args:
         key: typed key.
         config: shapes.
-
-    Returns:
-        The state. All float32, whatever the backbone computes in.
 
     Example:
         >>> model = models.VisionTransformer(8, 4, 1, width=8, depth=1, num_heads=2, mlp_dim=16)
@@ -291,6 +290,50 @@ def _fill_slot(
         write(state.descriptors, descriptor),
         write(state.records, nothing),
         state.num_active.at[index].add(1),
+    )
+
+
+class ParameterCounts(NamedTuple):
+    """How large SEMA is.
+
+    Attributes:
+        adapters: adapters in use, over all blocks.
+        inference: parameters of adapters and head, as the paper's table 5 counts.
+        routers: parameters of the router columns in use, needed at inference too.
+        descriptors: parameters of the descriptors in use, needed to notice shifts.
+    """
+
+    adapters: int
+    inference: int
+    routers: int
+    descriptors: int
+
+
+def parameter_counts(config: SEMAConfig, num_added: int) -> ParameterCounts:
+    """Count parameters after `num_added` expansions.
+
+    `adapters (2dr + r + d) + C (d + 1)` at inference.
+
+    Args:
+        config: shapes.
+        num_added: adapters added after the first task, over all blocks.
+
+    Source: arXiv 2403.18886 table 5.
+
+    Example:
+        >>> cifar100 = SEMAConfig(models.VisionTransformer(), num_classes=100)
+        >>> parameter_counts(cifar100, 9 * 3).inference
+        1065940
+    """
+    validation.integer("num_added", num_added, minimum=0)
+    d, r, m = config.model.width, config.adapter_dim, config.descriptor_dim
+    adapters = config.model.depth + num_added
+    growing = config.num_expandable + num_added
+    return ParameterCounts(
+        adapters,
+        adapters * (2 * d * r + r + d) + config.num_classes * (d + 1),
+        growing * (d + 1),
+        growing * (2 * d * m + m + d),
     )
 
 

@@ -53,7 +53,6 @@ def pretrain_backbone(
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     warmup_steps: int = 50,
-    progress: training.Progress | None = None,
 ) -> PyTree:
     """Train a backbone as a classifier with AdamW: warm-up, cosine, photometric augmentation.
 
@@ -66,7 +65,6 @@ def pretrain_backbone(
         batch_size: images a step; the last, smaller batch of a pass is left out.
         learning_rate: peak.
         warmup_steps: steps to the peak.
-        progress: told of every tenth pass.
 
     Returns:
         Variables for `model.apply`.
@@ -120,11 +118,8 @@ def pretrain_backbone(
         order = rng.permutation(len(images))
         for rows in np.split(order[: per_epoch * batch_size], per_epoch):
             state, metrics = step(state, {"images": images[rows], "labels": labels[rows]})
-        done = (epoch + 1) * per_epoch
         if epoch % 10 == 9 or epoch == num_epochs - 1:
             loss = float(metrics.loss)
             if not np.isfinite(loss):
-                raise FloatingPointError(f"pre-training diverged by step {done}: loss {loss}")
-            if progress is not None:
-                progress.step({"step": done, "loss": loss})
+                raise FloatingPointError(f"pre-training diverged by pass {epoch + 1}: loss {loss}")
     return {"params": state.params}

@@ -76,7 +76,6 @@ class PromptLearner:
         batch_size: images of a step.
         scan_batch_size: images of a forward pass in tests.
         steps_per_call: steps in one call of a compiled program.
-        name: shown in reports; by default the method's.
 
     Raises:
         ValueError: if a number is out of range.
@@ -100,7 +99,6 @@ class PromptLearner:
         batch_size: int = 32,
         scan_batch_size: int = 128,
         steps_per_call: int = 32,
-        name: str | None = None,
     ):
         self._settings = {
             "num_classes": num_classes, "num_epochs": num_epochs, "batch_size": batch_size,
@@ -109,7 +107,7 @@ class PromptLearner:
         for field, value in self._settings.items():
             validation.integer(field, value, minimum=1)
         self._rate = validation.number("learning_rate", learning_rate, minimum=0)
-        self.name = type(prompting).__name__ if name is None else name
+        self.name = type(prompting).__name__
         self._model, self._backbone, self._prompting = model, backbone, prompting
 
     def description(self) -> Mapping[str, Any]:

@@ -30,6 +30,11 @@ class Prototypes(NamedTuple):
     counts: Int[Array, " C"]
 
 
+def no_prototypes(num_classes: int, num_features: int) -> Prototypes:
+    """Prototypes before any example."""
+    return Prototypes(jnp.zeros((num_classes, num_features)), jnp.zeros(num_classes, jnp.int32))
+
+
 def add_to_prototypes(
     prototypes: Prototypes, features: Float[Array, "B f"], labels: Int[Array, " B"]
 ) -> Prototypes:
@@ -58,7 +63,6 @@ class SimpleCIL:
         backbone: its variables.
         num_classes: classes of the whole stream.
         batch_size: images of a forward pass.
-        name: shown in reports.
 
     Raises:
         ValueError: if a number is not positive.
@@ -75,26 +79,18 @@ class SimpleCIL:
         num_classes: int,
         *,
         batch_size: int = 128,
-        name: str = "SimpleCIL",
     ):
-        self.name, self._model, self._backbone = name, model, backbone
+        self.name, self._width = "SimpleCIL", model.width
         self._classes = validation.integer("num_classes", num_classes, minimum=1)
-        validation.integer("batch_size", batch_size, minimum=1)
         self._features = FrozenFeatures(model, backbone, batch_size)
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
-        return {
-            "learner": self.name,
-            "num_classes": self._classes,
-            "model": repr(self._model),
-            "backbone": training.fingerprint(self._backbone),
-        }
+        return {"learner": self.name, "num_classes": self._classes, **self._features.description()}
 
     def init(self, seed: int) -> Prototypes:
         """Make the state before the first task."""
-        shape = (self._classes, self._model.width)
-        return Prototypes(jnp.zeros(shape), jnp.zeros(self._classes, jnp.int32))
+        return no_prototypes(self._classes, self._width)
 
     def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
         """The features of the task's classes are averaged."""
@@ -115,8 +111,13 @@ class FrozenFeatures:
     """Class tokens of the frozen backbone, float32, kept for pictures on disk that are in use."""
 
     def __init__(self, model: models.VisionTransformer, backbone: PyTree, batch_size: int):
-        self._model, self._backbone, self._batch_size = model, backbone, batch_size
+        self._model, self._backbone = model, backbone
+        self._batch_size = validation.integer("batch_size", batch_size, minimum=1)
         self._kept: weakref.WeakKeyDictionary[PictureImages, Any] = weakref.WeakKeyDictionary()
+
+    def description(self) -> dict[str, Any]:
+        """Whose features they are."""
+        return {"model": repr(self._model), "backbone": training.fingerprint(self._backbone)}
 
     def __call__(self, images: Images) -> Float[np.ndarray, "n d"]:
         """One compilation serves any number of images."""
@@ -154,7 +155,6 @@ class AdaptedPrototypes:
 
     Args:
         adapted: learner of the first task; `never_grow` spares it descriptors that nothing reads.
-        name: shown in reports.
 
     Example:
         >>> from jaxkit.continual import SEMAConfig, never_grow
@@ -165,8 +165,8 @@ class AdaptedPrototypes:
         (3, 16)
     """
 
-    def __init__(self, adapted: SEMALearner, *, name: str = "adapter + prototypes"):
-        self.name, self._adapted, config = name, adapted, adapted.config
+    def __init__(self, adapted: SEMALearner):
+        self.name, self._adapted, config = "adapter + prototypes", adapted, adapted.config
         self._frozen = FrozenFeatures(config.model, adapted.backbone, config.scan_batch_size)
 
     def description(self) -> Mapping[str, Any]:
@@ -176,8 +176,7 @@ class AdaptedPrototypes:
     def init(self, seed: int) -> AdaptedPrototypesState:
         """Make the state before the first task."""
         config = self._adapted.config
-        shape = (config.num_classes, 2 * config.model.width)
-        empty = Prototypes(jnp.zeros(shape), jnp.zeros(config.num_classes, jnp.int32))
+        empty = no_prototypes(config.num_classes, 2 * config.model.width)
         return AdaptedPrototypesState(self._adapted.init(seed), empty)
 
     def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:

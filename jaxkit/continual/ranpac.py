@@ -12,7 +12,7 @@ import scipy.linalg
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxkit import models, training, validation
+from jaxkit import models, validation
 from jaxkit.continual.picture_images import Images
 from jaxkit.continual.prototypes import FrozenFeatures
 from jaxkit.continual.stream_runs import Phase, Phases
@@ -52,7 +52,6 @@ class RanPAC:
         num_classes: classes of the whole stream.
         num_projections: M; the gram matrix is `[M, M]`.
         batch_size: images of a forward pass.
-        name: shown in reports.
 
     Raises:
         ValueError: if a number is not positive.
@@ -70,26 +69,23 @@ class RanPAC:
         *,
         num_projections: int = 10_000,
         batch_size: int = 128,
-        name: str = "RanPAC",
     ):
-        self.name, self._model, self._backbone = name, model, backbone
+        self.name, self._width = "RanPAC", model.width
         self._classes = validation.integer("num_classes", num_classes, minimum=1)
         self._projections = validation.integer("num_projections", num_projections, minimum=1)
-        validation.integer("batch_size", batch_size, minimum=1)
         self._features = FrozenFeatures(model, backbone, batch_size)
 
     def description(self) -> Mapping[str, Any]:
         """Settings that a resumed run must share."""
         return {
-            "learner": self.name, "num_classes": self._classes, "model": repr(self._model),
-            "num_projections": self._projections,
-            "backbone": training.fingerprint(self._backbone),
+            "learner": self.name, "num_classes": self._classes,
+            "num_projections": self._projections, **self._features.description(),
         }  # fmt: skip
 
     def init(self, seed: int) -> RandomRidge:
         """Draw the projection, standard normal."""
         m, c = self._projections, self._classes
-        drawn = jax.random.normal(jax.random.key(seed), (self._model.width, m))
+        drawn = jax.random.normal(jax.random.key(seed), (self._width, m))
         return RandomRidge(drawn, jnp.zeros((2, m, m)), jnp.zeros((2, m, c)), jnp.zeros((m, c)))
 
     def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from jaxkit.continual import sema_programs as programs
 from jaxkit.continual.batches import StepBatches, padded_batches
 from jaxkit.continual.expandable_state import SEMAConfig, init_sema
 from jaxkit.continual.picture_images import Images
-from jaxkit.continual.sema_programs import Augment, Learning
+from jaxkit.continual.sema_programs import Learning
 from jaxkit.continual.sema_task import SEMATask
 from jaxkit.continual.stream_runs import Phases
 from jaxkit.continual.streams import Stream
@@ -66,10 +66,9 @@ def never_grow(task: SEMATask) -> Phases:
 
     Example:
         >>> from jaxkit import continual, models
-        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
-        >>> learner = SEMALearner(config, {}, never_grow)
-        >>> [phase.kind for phase in learner.phases(stream, 1, seed=0)]
+        >>> phases = SEMALearner(config, {}, never_grow).phases
+        >>> [phase.kind for phase in phases(continual.digits_stream()[0], 1, seed=0)]
         ['train']
     """
     yield task.train(task.blocks if task.is_first else [])
@@ -80,10 +79,9 @@ def grow_every_task(task: SEMATask) -> Phases:
 
     Example:
         >>> from jaxkit import continual, models
-        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
-        >>> learner = SEMALearner(config, {}, grow_every_task)
-        >>> [phase.kind for phase in learner.phases(stream, 1, seed=0)]
+        >>> phases = SEMALearner(config, {}, grow_every_task).phases
+        >>> [phase.kind for phase in phases(continual.digits_stream()[0], 1, seed=0)]
         ['expand', 'expand', 'expand', 'train']
     """
     if not task.is_first:
@@ -97,10 +95,9 @@ def finetune_adapters(task: SEMATask) -> Phases:
 
     Example:
         >>> from jaxkit import continual, models
-        >>> stream, _ = continual.digits_stream()
         >>> config = SEMAConfig(models.VisionTransformer(), num_classes=30)
-        >>> learner = SEMALearner(config, {}, finetune_adapters)
-        >>> [phase.kind for phase in learner.phases(stream, 1, seed=0)]
+        >>> phases = SEMALearner(config, {}, finetune_adapters).phases
+        >>> [phase.kind for phase in phases(continual.digits_stream()[0], 1, seed=0)]
         ['train']
     """
     yield task.train(task.blocks, everything=True)
@@ -113,7 +110,6 @@ class SEMALearner:
         config: shapes, and how it trains.
         backbone: variables of `config.model`.
         phases: the method: the phases of a task.
-        augment: of training images; without one, whatever is frozen is computed once a phase.
         mesh: devices to split each batch over, on its axis `data`.
         name: shown in reports.
 
@@ -136,12 +132,11 @@ class SEMALearner:
         backbone: PyTree,
         phases: Callable[[SEMATask], Phases] = grow_on_shift,
         *,
-        augment: Augment | None = None,
         mesh: Mesh | None = None,
         name: str = "SEMA",
     ):
         self.config, self.name = config, name
-        self.augment, self._phases, self.devices = augment, phases, _Devices(mesh)
+        self._phases, self.devices = phases, _Devices(mesh)
         for field in ("batch_size", "scan_batch_size"):
             size = getattr(config, field)
             if mesh is not None and size % mesh.shape["data"]:
@@ -167,7 +162,6 @@ class SEMALearner:
             "phases": self._phases.__name__,
             **facts,
             "threshold": str(self.config.threshold),
-            "augmented": self.augment is not None,
             "backbone": training.fingerprint(self.backbone),
         }
 
@@ -204,10 +198,15 @@ class SEMALearner:
 
     def in_batches(self, run: Callable[[Any], Sequence[Any]], inputs: Any) -> list[np.ndarray]:
         """What a program makes of any number of rows."""
-        parts, host = [], self.devices.host
-        for padded, count in padded_batches(inputs, self.config.scan_batch_size):
-            parts.append([host(x)[:count] for x in run(self.devices.rows(padded))])
+        parts = self.each_batch(run, inputs)
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def each_batch(
+        self, run: Callable[[Any], Sequence[Any]], inputs: Any
+    ) -> Iterator[list[np.ndarray]]:
+        """The same batch by batch."""
+        for padded, count in padded_batches(inputs, self.config.scan_batch_size):
+            yield [self.devices.host(x)[:count] for x in run(self.devices.rows(padded))]
 
 
 class _Devices:
@@ -216,19 +215,16 @@ class _Devices:
     def __init__(self, mesh: Mesh | None):
         self._mesh = mesh
 
-    def _put(self, tree: Any, *axes: str | None) -> Any:
+    def everywhere(self, tree: Any, *axes: str | None) -> Any:
         if self._mesh is None:
             return tree
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(*axes)))
 
-    def everywhere(self, tree: Any) -> Any:
-        return self._put(tree)
-
     def rows(self, rows: Any) -> Any:
-        return self._put(rows, "data")
+        return self.everywhere(rows, "data")
 
     def batches(self, batches: StepBatches) -> StepBatches:
-        split = self._put((batches.inputs, batches.labels), None, "data")
+        split = self.everywhere((batches.inputs, batches.labels), None, "data")
         return StepBatches(*split, *self.everywhere(tuple(batches)[2:]))
 
     def host(self, x: Array) -> np.ndarray:

@@ -8,7 +8,6 @@ so that streams with other weights share them, and so do configurations with one
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,8 +26,6 @@ from jaxkit.continual.expandable_state import (
     SEMAState,
 )
 
-#: From a typed key and images to images, for training only.
-Augment = Callable[[Key[Array, ""], Float[Array, "B H W C"]], Float[Array, "B H W C"]]
 #: What classification starts from: images; images, of which only what lies above the frozen blocks
 #: may train, so that no gradient passes through those; tokens at block `expand_from`; features, so
 #: that only the head can change.
@@ -105,11 +102,10 @@ def begin_phase(config: SEMAConfig, sema: SEMAState) -> Learning:
     return Learning(sema, rule.init(sema.params), rule.init(sema.descriptors))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def train_steps(
     config: SEMAConfig,
     source: Source,
-    augment: Augment | None,
     backbone: PyTree,
     learning: Learning,
     trainable: Trainable,
@@ -126,8 +122,6 @@ def train_steps(
     def step(learning: Learning, batch: StepBatches) -> tuple[Learning, Array]:
         sema, inputs = learning.sema, batch.inputs
         step_key = jax.random.fold_in(key, batch.step)
-        if augment is not None and source in ("images", "images_above"):
-            inputs = augment(jax.random.fold_in(step_key, 0), inputs)
         blocks = config.model.depth - (0 if source == "images" else config.expand_from)
         size = len(inputs) if source == "features" else _at_once(config, inputs, blocks)
         routing_key = jax.random.fold_in(step_key, 1)
@@ -161,11 +155,10 @@ def train_steps(
     return run_steps(step, learning, batches)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def describe_steps(
     config: SEMAConfig,
     source: Literal["images", "pooled"],
-    augment: Augment | None,
     backbone: PyTree,
     learning: Learning,
     blocks: Bool[Array, " E"],
@@ -182,8 +175,6 @@ def describe_steps(
         pooled = batch.inputs
         if source == "images":
             step_key = jax.random.fold_in(key, batch.step)
-            if augment is not None:
-                pooled = augment(jax.random.fold_in(step_key, 0), pooled)
             routing_key = jax.random.fold_in(step_key, 1)
             pooled = observe(config, backbone, learning.sema, pooled, key=routing_key).pooled
         sema = record_newest(learning.sema, pooled, blocks, batch.num_valid)

@@ -15,14 +15,13 @@ from jaxkit.continual.batches import (
     cosine_rates,
     draw_order,
     pad_rows,
-    padded_batches,
 )
 from jaxkit.continual.descriptors import record_statistics
 from jaxkit.continual.expandable_state import SEMAConfig, SEMAState, add_adapter
 from jaxkit.continual.sema_programs import Learning, Source, Trainable
 from jaxkit.continual.stream_runs import Phase, training_phase
 from jaxkit.continual.streams import Task
-from jaxkit.datasets.mapped import write_mapped
+from jaxkit.datasets.mapped import forget_pages, write_mapped
 
 if TYPE_CHECKING:
     from jaxkit.continual.sema import SEMALearner
@@ -47,7 +46,7 @@ class SEMATask:
         self._learner, self._task, self._index, self._seed = learner, task, index, seed
         self._config, self._static = learner.config, learner.static
         self._key, self._part = jax.random.key(seed), -1
-        self._is_fresh = learner.augment is not None or task.is_augmented
+        self._is_fresh = task.is_augmented
         self._tokens_kept: np.ndarray | None = None
 
     def scan(self, number: int, batch: int, closed: Collection[int]) -> Phase:
@@ -67,6 +66,7 @@ class SEMATask:
             for start in range(batch * config.scan_batch_size, len(order), config.scan_batch_size):
                 rows = order[start : start + config.scan_batch_size]
                 padded = devices.rows(pad_rows(tokens[rows], config.scan_batch_size))
+                forget_pages(tokens)
                 score, of_samples = programs.score_tokens(
                     self._static, self._learner.backbone, state.sema, padded,
                     np.int32(len(rows)), key,
@@ -123,8 +123,7 @@ class SEMATask:
 
         def run(state: Learning, batches: StepBatches) -> tuple[Learning, Array]:
             return programs.train_steps(
-                self._static, source, learner.augment, learner.backbone, state, trainable,
-                classes, batches, key,
+                self._static, source, learner.backbone, state, trainable, classes, batches, key
             )  # fmt: skip
 
         rates = cosine_rates(config.train_learning_rate, config.train_epochs)
@@ -137,8 +136,8 @@ class SEMATask:
 
         def run(state: Learning, batches: StepBatches) -> tuple[Learning, Array]:
             return programs.describe_steps(
-                self._static, "images" if self._is_fresh else "pooled", learner.augment,
-                learner.backbone, state, chosen, batches, key,
+                self._static, "images" if self._is_fresh else "pooled", learner.backbone, state,
+                chosen, batches, key,
             )  # fmt: skip
 
         def inputs(state: Learning) -> Any:
@@ -182,19 +181,13 @@ class SEMATask:
     def _tokens(self, state: Learning) -> np.ndarray:
         if self._tokens_kept is None:
             learner, static, model = self._learner, self._static, self._config.model
-            made = (
-                learner.devices.host(
-                    programs.prefix_tokens(
-                        static, learner.backbone, state.sema, learner.devices.rows(padded)
-                    )
-                )[:count].ravel()
-                for padded, count in padded_batches(
-                    self._task.train_images, self._config.scan_batch_size
-                )
+            made = learner.each_batch(
+                lambda part: [programs.prefix_tokens(static, learner.backbone, state.sema, part)],
+                self._task.train_images,
             )
             # On disk: of ViT-B/16 they are 0.6 MB an image.
-            tokens = write_mapped(made, np.float32)
-            self._tokens_kept = tokens.reshape(-1, model.num_tokens, model.width)
+            kept = write_mapped((tokens.ravel() for (tokens,) in made), np.float32)
+            self._tokens_kept = kept.reshape(-1, model.num_tokens, model.width)
         return self._tokens_kept
 
     def _observe(self, state: Learning) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-# Row i, column j: accuracy on task i after training task j. Entries with j < i are not read.
+# Entries with j < i are not read.
 Matrix = Float[np.ndarray, "T T"]
 
 
@@ -24,9 +24,6 @@ def average_accuracy(accuracy: Matrix) -> float:
 
     Args:
         accuracy: `accuracy[i, j]` on task i after training task j, as a fraction.
-
-    Returns:
-        The mean; each task weighs the same.
 
     Raises:
         ValueError: if it is no square matrix of fractions.

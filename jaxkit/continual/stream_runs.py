@@ -94,20 +94,11 @@ def training_phase(
     about: Mapping[str, Any] = {},
     rate_name: str = "learning_rate",
 ) -> Phase:
-    """Gradient steps over passes of a task's data, each pass in an order of its own.
+    """Gradient steps over passes of a task's data, each in an order that the numbers `order` seed.
 
-    Args:
-        kind: what it is, in a word.
-        task: whose labels are learnt.
-        run: from a state and the batches of some steps to the state after them and their losses.
-        inputs: from the state to rows to draw batches from; asked once.
-        begin: makes the state of the first step, its optimizer afresh.
-        order: numbers that seed the orders of the passes.
-        learning_rates: of each pass.
-        batch_size: rows of a step.
-        steps_per_call: steps that `run` takes at most.
-        about: facts for the event, which tells the last loss besides.
-        rate_name: the setting to lower if a loss is not finite.
+    `run` takes a state and the batches of some steps, `steps_per_call` at most, to the state after
+    them and their losses; `inputs` makes rows to draw from of the state, once; `begin` the state of
+    the first step. `rate_name` is the setting to lower if a loss is not finite.
     """
     num_steps = len(learning_rates) * -(-len(task.train_labels) // batch_size)
     rows: list[Any] = []

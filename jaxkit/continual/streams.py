@@ -245,7 +245,6 @@ def domain_incremental_stream(
     parts: Sequence[tuple[str, str, ArraySplit]],
     class_names: Sequence[str],
     *,
-    shared_classes: bool = False,
     name: str = "domains",
 ) -> Stream:
     """Arrange labelled parts of several domains into a stream.
@@ -253,9 +252,8 @@ def domain_incremental_stream(
     Args:
         parts: name of the task, name of its domain, and its images with labels `0..c-1`; a domain
             may return with other images.
-        class_names: names of the classes, the same in every domain.
-        shared_classes: whether a class is the same in every domain; otherwise each domain has
-            classes of its own, numbered after those of the domains before it.
+        class_names: names of the classes, the same in every domain; yet each domain has classes of
+            its own, numbered after those of the domains before it.
         name: shown in reports.
 
     Raises:
@@ -272,8 +270,7 @@ def domain_incremental_stream(
     domains: dict[str, int] = {}
     tasks = []
     for task_name, domain, split in parts:
-        index = domains.setdefault(domain, len(domains))
-        offset = 0 if shared_classes else index * size
+        offset = size * domains.setdefault(domain, len(domains))
         labels = [np.asarray(x) for x in (split.train_labels, split.test_labels)]
         for x in labels:
             if x.dtype == object or x.min() < 0 or x.max() >= size:
@@ -283,10 +280,7 @@ def domain_incremental_stream(
         train, test = (x.astype(np.int32) + offset for x in labels)
         classes = tuple(int(c) for c in np.unique(train))
         tasks.append(Task(task_name, split.train_inputs, train, split.test_inputs, test, classes))
-    if shared_classes:
-        names = tuple(class_names)
-    else:
-        names = tuple(f"{domain} {c}" for domain in domains for c in class_names)
+    names = tuple(f"{domain} {c}" for domain in domains for c in class_names)
     return Stream(name, tuple(tasks), names)
 
 

@@ -54,7 +54,7 @@ class ContinualConfig:
         train_learning_rate: of adapters, routers and head; by default 0.005, or 0.05 for a backbone
             trained here; of prompts, keys and head, 0.00375 or 0.03.
         describe_learning_rate: of descriptors; by default 0.01, or 0.05 likewise.
-        batch_size: images of a training step; those whose activations do not fit 512 MiB (8 GiB
+        batch_size: images of a training step; those whose activations do not fit 256 MiB (8 GiB
             on an accelerator) go through the model in parts.
         scan_batch_size: images that are scored or tested together.
         checkpoint_every: optimizer steps between checkpoints.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -123,9 +124,6 @@ def splash(query: Array, key: Array, value: Array, *, interpret: bool = False) -
     """JAX's splash attention for TPU: blocks of keys, nothing of size ``[T, T]``.
 
     On a mesh each device attends over its rows and heads.
-
-    Raises:
-        ValueError: if the length or the width of a head is not a multiple of 128.
     """
     if not splash_fits(query):
         raise ValueError(
@@ -156,21 +154,10 @@ def _splash_kernel(length: int, num_heads: int, interpret: bool) -> Any:
 
     block = next(size for size in (512, 256, 128) if length % size == 0)
     mask = splash_attention_mask.CausalMask((length, length))
-    sizes = splash_attention_kernel.BlockSizes(
-        **dict.fromkeys(
-            (
-                "block_q",
-                "block_kv",
-                "block_kv_compute",
-                "block_q_dkv",
-                "block_kv_dkv",
-                "block_kv_dkv_compute",
-                "block_q_dq",
-                "block_kv_dq",
-            ),
-            block,
-        )
-    )
+    # Of queries, of keys and values and of what is computed at once, forward and backward.
+    names = [f.name for f in dataclasses.fields(splash_attention_kernel.BlockSizes)]
+    blocks: Any = {name: block for name in names if name.startswith("block_")}
+    sizes = splash_attention_kernel.BlockSizes(**blocks)
     # The tables of the mask are numbers for every program, not values of the one being traced.
     with jax.ensure_compile_time_eval():
         return splash_attention_kernel.make_splash_mha(

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from jaxkit import training, validation
 from jaxkit.models import decoder_blocks, products, readout
-from jaxkit.models.automatic_methods import on_automatic_axes
 from jaxkit.models.decoder_config import DecoderConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_automatic_axes(method: F) -> F:
+    """Let a method of a module run where the mesh has explicit axes, see `automatic_axes`."""
+
+    @functools.wraps(method)
+    def run(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        known = self.scope is not None
+        mesh = training.explicit_mesh(self.variables, arguments, options) if known else None
+        if mesh is None:
+            return method(self, *arguments, **options)
+        if self.is_initializing():
+            # Whole on every device, so that nothing is ambiguous; parameters are placed later.
+            whole = NamedSharding(mesh, PartitionSpec())
+            arguments, options = jax.tree.map(
+                lambda x: jax.sharding.reshard(x, whole), (arguments, options)
+            )
+            return method(self, *arguments, **options)
+        module, variables = self.unbind()
+
+        def apply(variables: Any, arguments: Any, options: Any) -> Any:
+            return module.apply(variables, *arguments, **options, method=method)
+
+        return training.automatic_axes(apply)(variables, arguments, options)
+
+    return run  # type: ignore[return-value]
 
 
 class KeyValueCache(NamedTuple):
@@ -39,9 +68,6 @@ def empty_cache(config: DecoderConfig, batch_size: int, length: int) -> KeyValue
         config: the model's configuration.
         batch_size: number of sequences ``B``.
         length: number of tokens ``S`` it can hold, prompt included.
-
-    Returns:
-        An empty cache.
 
     Example:
         >>> empty_cache(DecoderConfig(vocab_size=8), 2, 16).keys.shape
@@ -270,13 +296,7 @@ def validate_tokens(tokens: Any, vocab_size: int) -> None:
 
 
 def initializer(model: DecoderLM) -> Callable[[Key[Array, ""]], Any]:
-    """Make the function from a key to the model's variables, sharding metadata included.
-
-    Args:
-        model: the language model.
-
-    Returns:
-        `init(key)`, to call, to `jax.jit`, or to `jax.eval_shape`.
+    """Make `init(key)`, to the model's variables with their sharding metadata.
 
     Example:
         >>> model = DecoderLM(DecoderConfig(vocab_size=8, d_model=16))

@@ -45,34 +45,19 @@ def _sum_over_batch(batch_size: int, groups: int, gradient: Array) -> tuple[Arra
 _broadcast_over_batch.defvjp(_broadcast_forward, _sum_over_batch)
 
 
-def _recency_bias(config: DecoderConfig) -> np.ndarray:
+def relative_bias(module: nn.Module, config: DecoderConfig) -> Float[Array, "H N"]:
+    """Declare the table of T5 biases: one learned number a head and bucket."""
     table = np.zeros((config.num_heads, config.num_buckets), np.float32)
     if config.recency_heads:
         slope = -1.5 * np.arange(config.num_buckets)
         slope[0] = -6.0  # the token itself is already in the residual stream
         table[::2] = slope
-    return table
-
-
-def relative_bias(module: nn.Module, config: DecoderConfig) -> Float[Array, "H N"]:
-    """Declare the table of T5 biases: one learned number a head and bucket."""
-    return module.param(
-        "relative_bias",
-        nn.with_logical_partitioning(
-            lambda *_: jnp.asarray(_recency_bias(config)), ("heads", None)
-        ),
-    )  # type: ignore[return-value]
+    init = nn.with_logical_partitioning(lambda *_: jnp.asarray(table), ("heads", None))
+    return module.param("relative_bias", init)  # type: ignore[return-value]
 
 
 class RMSNorm(nn.Module):
-    r"""Root-mean-square normalisation, statistics in float32: ``s x / sqrt(mean(x^2) + epsilon)``.
-
-    Example:
-        >>> module = RMSNorm()
-        >>> y, _ = module.init_with_output(jax.random.key(0), jnp.full((1, 4), 3.0))
-        >>> y.round(3).tolist()
-        [[1.0, 1.0, 1.0, 1.0]]
-    """
+    """``s x / sqrt(mean(x^2) + epsilon)``, statistics in float32."""
 
     epsilon: float = 1e-6
 
@@ -87,15 +72,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
-
-    Example:
-        >>> config = DecoderConfig(vocab_size=8, d_model=16, num_layers=1, position="none")
-        >>> block, x = Block(config), jnp.ones((1, 3, 16))
-        >>> params = jax.eval_shape(block.init, jax.random.key(0), x, None, 0, None)
-        >>> jax.eval_shape(block.apply, params, x, None, 0, None)[0].shape
-        (1, 3, 16)
-    """
+    """One layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
     config: DecoderConfig
 
@@ -212,13 +189,8 @@ class Block(nn.Module):
             "gate": ("embed", "mlp"),
             "down": ("mlp", "embed"),
         }[name]
-        sizes = {
-            "embed": c.d_model,
-            "heads": c.num_heads,
-            "kv_heads": c.kv_heads,
-            "head_dim": c.head_dim,
-            "mlp": c.d_ff,
-        }
+        sizes = {"embed": c.d_model, "heads": c.num_heads, "kv_heads": c.kv_heads,
+                 "head_dim": c.head_dim, "mlp": c.d_ff}  # fmt: skip
         fan_in = {"out": c.num_heads * c.head_dim, "down": c.d_ff}.get(name, c.d_model)
         init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
         return self.param(name, init, tuple(sizes[axis] for axis in axes)), axes  # type: ignore

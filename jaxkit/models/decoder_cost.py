@@ -34,9 +34,6 @@ def train_flops_per_token(config: DecoderConfig, sequence_length: int) -> int:
         config: the model.
         sequence_length: context length ``T``.
 
-    Returns:
-        FLOPs per token.
-
     Example:
         >>> paper = DecoderConfig(
         ...     128, d_model=1024, num_layers=12, num_heads=8, head_dim=128, d_ff=4096)
@@ -69,13 +66,7 @@ class ParameterCounts(NamedTuple):
 
 
 def parameter_counts(config: DecoderConfig) -> ParameterCounts:
-    """Count the parameters of a model by kind.
-
-    Args:
-        config: the model.
-
-    Returns:
-        The counts; their sum is the size of the parameter tree.
+    """Count the parameters of a model by kind; the sum is the size of its parameter tree.
 
     Example:
         >>> sum(parameter_counts(DecoderConfig(128, embedding="given")))

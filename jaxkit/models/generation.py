@@ -83,16 +83,9 @@ def generate(
 
 
 def likeliest(
-    logits: Float[Array, "B V"],
-    top_k: int | None,
-    top_p: float | Float[Array, ""] | None,
+    logits: Float[Array, "B V"], top_k: int | None, top_p: float | Float[Array, ""] | None
 ) -> Float[Array, "B V"]:
-    """Logits of the tokens that may be drawn, minus infinity elsewhere; see `generate`.
-
-    Example:
-        >>> likeliest(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), None, 0.7).argmin(-1).tolist()
-        [2]
-    """
+    """Logits of the tokens that may be drawn, minus infinity elsewhere; see `generate`."""
     if top_k is not None and top_k < logits.shape[-1]:
         last = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits < last, -jnp.inf, logits)

@@ -19,19 +19,8 @@ def t5_bucket(
     .. math:: b(n) = n \text{ if } n < h, \text{ else }
         \min\bigl(2h - 1,\ h + \lfloor h \log(n / h) / \log(M / h) \rfloor\bigr).
 
-    Args:
-        distance: query position minus key position, integers; negative ones count as 0.
-        num_buckets: number of buckets, even.
-        max_distance: the distance :math:`M` from which on everything falls into the last bucket.
-
-    Returns:
-        Bucket indices of the same shape, int32 in ``[0, num_buckets)``.
-
-    Source: Raffel et al. 2020 (T5), the causal case; the language model of arXiv 2305.16349 §3.1.
-
-    Example:
-        >>> [int(b) for b in t5_bucket(jnp.array([0, 3, 15, 16, 18, 19, 113, 5000]))]
-        [0, 3, 15, 16, 16, 17, 31, 31]
+    `distance` is the query's position minus the key's, negative ones count as 0; `M` is
+    `max_distance`. Source: Raffel et al. 2020 (T5), the causal case; arXiv 2305.16349 §3.1.
     """
     exact = num_buckets // 2
     distance = jnp.maximum(jnp.asarray(distance), 0)
@@ -45,17 +34,8 @@ def t5_bucket(
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """Slope of each head in ALiBi: the geometric sequence ``2^(-8 i / H)``, ``i = 1 .. H``.
 
-    Args:
-        num_heads: number of heads ``H``.
-
-    Returns:
-        ``[H]`` float32 slopes; the bias at distance ``n`` is ``-slope * n``.
-
-    Source: Press et al. 2022 (ALiBi) §3; for ``H`` not a power of two the same formula is used.
-
-    Example:
-        >>> alibi_slopes(4).tolist()
-        [0.25, 0.0625, 0.015625, 0.00390625]
+    The bias at distance ``n`` is ``-slope * n``. Source: Press et al. 2022 (ALiBi) §3; for ``H``
+    not a power of two the same formula is used.
     """
     return (2.0 ** (-8.0 * np.arange(1, num_heads + 1) / num_heads)).astype(np.float32)
 
@@ -67,20 +47,7 @@ def rotate(
 
     .. math:: \theta_{t,k} = t \cdot \text{base}^{-2k/K}, \quad k = 0 .. K/2 - 1
 
-    Args:
-        x: queries or keys ``[B, T, H, K]`` with even ``K``.
-        positions: absolute position of each of the ``T`` tokens.
-        base: the wavelength base.
-
-    Returns:
-        The rotated array, same shape and dtype.
-
     Source: Su et al. 2021 (RoFormer) eq. 34, in the half-split layout.
-
-    Example:
-        >>> x = jnp.ones((1, 2, 1, 4))
-        >>> bool(jnp.allclose(rotate(x, jnp.arange(2))[0, 0], x[0, 0]))
-        True
     """
     half = x.shape[-1] // 2
     frequency = jnp.exp(-math.log(base) / half * jnp.arange(half, dtype=jnp.float32))

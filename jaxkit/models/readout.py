@@ -47,16 +47,7 @@ def scores(
 
     .. math:: s_{b,t,v} = \langle h_{b,t}, E_b[v] \rangle / \sqrt{D}
 
-    Args:
-        hidden: hidden states ``[B, T, D]``; the table is cast to their type.
-        table: one table ``[V, D]``, or one a sequence ``[B, V, D]``.
-
-    Returns:
-        Float32 scores ``[B, T, V]``.
-
-    Example:
-        >>> scores(jnp.ones((1, 2, 4)), jnp.ones((3, 4)))[0, 0].tolist()
-        [2.0, 2.0, 2.0]
+    The table, one or one a sequence, is cast to the type of the hidden states; scores are float32.
 
     Source: arXiv 2305.16349 §2.3; the factor is not in the paper: with :math:`|h| \approx \sqrt{D}`
     a matching row scores :math:`\sqrt{D}` against noise of variance 1.

@@ -109,9 +109,6 @@ def resnet18(num_classes: int, *, stem: Literal["imagenet", "cifar"] = "imagenet
         num_classes: number of logits; 11,181,642 parameters with 10.
         stem: as in `ResNet`; `"cifar"` costs 15 times as much on 32 x 32 pixels.
 
-    Returns:
-        The network.
-
     Example:
         >>> resnet18(10).groups
         2
@@ -125,9 +122,6 @@ def resnet20(num_classes: int, *, norm: Literal["group", "batch"] = "batch") -> 
     Args:
         num_classes: number of logits.
         norm: as in `ResNet`.
-
-    Returns:
-        The network.
 
     Source: arXiv 1512.03385 §4.2.
 
@@ -149,9 +143,6 @@ def wide_resnet(
         width: times the channels of the narrow network.
         norm: as in `ResNet`.
 
-    Returns:
-        The network.
-
     Raises:
         ValueError: if the depth is not 6 n + 4.
 
@@ -166,15 +157,9 @@ def wide_resnet(
         raise ValueError(f"depth must be 6 n + 4 for a positive n, got {depth}")
     widths = tuple(c * validation.integer("width", width, minimum=1) for c in (16, 32, 64))
     return ResNet(
-        num_classes,
-        widths,
-        (blocks,) * 3,
-        "cifar",
-        stem_width=16,
-        block="preactivation",
-        norm=norm,
-        groups=16,
-    )
+        num_classes, widths, (blocks,) * 3, "cifar", stem_width=16, block="preactivation",
+        norm=norm, groups=16,
+    )  # fmt: skip
 
 
 def linear(features: int, name: str) -> nn.Dense:

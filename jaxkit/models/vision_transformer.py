@@ -292,11 +292,11 @@ class VisionTransformer(nn.Module):
 
 
 def activation_limit() -> int:
-    """Memory that activations may take on a device: 512 MiB, or 8 GiB on an accelerator.
+    """Memory that activations may take on a device: 256 MiB, or 8 GiB on an accelerator.
 
     On a CPU parts of this size are faster than larger ones; an accelerator is idle on small ones.
     """
-    return 2**29 if jax.default_backend() == "cpu" else 2**33
+    return 2**28 if jax.default_backend() == "cpu" else 2**33
 
 
 class _PatchEmbedding(nn.Module):

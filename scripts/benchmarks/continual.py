@@ -197,7 +197,7 @@ def _jax_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
 
     def train(source: sema_programs.Source, inputs: np.ndarray) -> np.ndarray:
         _, losses = sema_programs.train_steps(
-            config, source, None, backbone, learning, trainable, classes, steps(inputs, 0.05), key
+            config, source, backbone, learning, trainable, classes, steps(inputs, 0.05), key
         )
         return np.asarray(losses)
 
@@ -209,7 +209,6 @@ def _jax_phases(problem: dict[str, Any]) -> dict[str, Callable[[], np.ndarray]]:
             sema_programs.describe_steps(
                 config,
                 "images",
-                None,
                 backbone,
                 learning,
                 grown,

@@ -192,7 +192,6 @@ def sema_step(devices: list[Any]) -> RoomProgram:
     lowered = sema_programs.train_steps.lower(
         config,
         "images",
-        None,
         placed(backbone, mesh),
         placed(learning, mesh),
         placed(trainable, mesh),

@@ -339,7 +339,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch():
     def learnt(config):
         learning = sema_programs.begin_phase(config, continual.init_sema(key, config))
         learning, losses = sema_programs.train_steps(
-            config, "images", None, _backbone(), learning, trainable, np.ones(3, bool), steps, key
+            config, "images", _backbone(), learning, trainable, np.ones(3, bool), steps, key
         )
         seen = sema_programs.predict_images(
             config, _backbone(), learning.sema, steps.inputs[0], key

@@ -275,18 +275,3 @@ def test_eight_devices_give_the_numbers_of_one(backbone, stream, whole, devices)
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     made = {name: count - before[name] for name, count in compilations().items()}
     assert (made["train_steps"], made["describe_steps"], made["score_tokens"]) == (3, 1, 1)
-
-
-@pytest.mark.slow
-def test_augmented_images_train_the_same_phases(backbone, stream):
-    def flip(key, images):
-        return jax.numpy.where(
-            jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, ::-1], images
-        )
-
-    learner, before = continual.SEMALearner(CONFIG, backbone, augment=flip), compilations()
-    result = continual.run_stream(learner, stream, seed=3)
-    assert (2, 0) in result.expansions
-    after = compilations()  # of images, and of images above what is frozen
-    assert after["train_steps"] - before["train_steps"] == 2
-    assert after["describe_steps"] - before["describe_steps"] == 1

@@ -6,6 +6,7 @@ can have taken from it. A factor C / norm then keeps the rounded result within C
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,24 +70,27 @@ def rounding(count: float, dtype: Any) -> float:
     return count * unit / (1 - min(count * unit, 0.5))
 
 
-def norm_bound(leaf: Shaped[Array, " ..."]) -> Float[Array, ""]:
-    """The norm of an array, never below the true one; infinite or NaN where it is not finite.
+@jax.jit
+def norm_bound(*leaves: Shaped[Array, " ..."]) -> Float[Array, ""]:
+    """The norm of all entries of arrays, never below the true one; infinite or NaN where one is.
 
     The largest entry is divided out first, so that squares neither vanish nor overflow, and sums
     are made in blocks, so that small entries are not lost beside a long sum.
     """
-    leaf = leaf.astype(wide(leaf.dtype))
-    largest = jnp.max(jnp.abs(leaf), initial=0)
+    leaves = tuple(leaf.astype(wide(leaf.dtype)) for leaf in leaves)
+    largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves])
     unit = divisor(largest)
-    total, added = jnp.square(leaf / unit).ravel(), 0
-    while total.size > 1:
-        block = min(_BLOCK, total.size)
-        total = jnp.pad(total, (0, -total.size % block)).reshape(-1, block).sum(1)
+    parts, added = [jnp.square(leaf / unit).ravel() for leaf in leaves], 0
+    while len(parts) > 1 or parts[0].size > 1:
+        block = min(_BLOCK, max(part.size for part in parts))
+        parts = [jnp.pad(part, (0, -part.size % block)).reshape(-1, block).sum(1) for part in parts]
         # Without a barrier the compiler joins the levels to one long sum.
-        total, added = jax.lax.optimization_barrier(total), added + block
+        total, added = jax.lax.optimization_barrier(jnp.concatenate(parts)), added + block
+        parts = [total]
     # A root has half the relative error of its square.
-    error = rounding(added / 2 + 5, leaf.dtype)
-    return jnp.where(jnp.isfinite(largest), unit, largest) * jnp.sqrt(total.sum()) * (1 + error)
+    error = rounding(added / 2 + 5, largest.dtype)
+    norm = jnp.where(jnp.isfinite(largest), unit, largest) * jnp.sqrt(parts[0].sum())
+    return norm * (1 + error)
 
 
 def joint_norm(norms: list[Float[Array, " *B"]]) -> Float[Array, " *B"]:

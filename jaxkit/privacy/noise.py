@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from jaxkit.privacy.clipped_gradients import BoundedSum
 
 #: From a key, the number of a release and a tree: standard normals shaped like the tree.
 Draw = Callable[[Key[Array, ""], Any, PyTree], PyTree]
+#: Numbers of the arrays that are drawn as parts of one vector (16 MiB).
+_DRAWN_TOGETHER = 2**22
 
 
 class NoiseState(NamedTuple):
@@ -36,17 +39,30 @@ def gaussian_draw(
     The draw depends on the key, the number and the shapes alone: not on devices or sharding.
     """
     leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.fold_in(key, index), len(leaves))
+    types = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
+    # Small arrays are parts of one vector, which compiles in a fraction of the time; a large one
+    # is drawn alone, so that devices may hold parts of it.
+    groups: list[list[int]] = []
+    for place in sorted(range(len(leaves)), key=lambda place: leaves[place].size):
+        together = groups[-1] if groups else []
+        size = sum(leaves[i].size for i in together) + leaves[place].size
+        if together and size <= _DRAWN_TOGETHER and types[together[0]] == types[place]:
+            together.append(place)
+        else:
+            groups.append([place])
+    keys = jax.random.split(jax.random.fold_in(key, index), (len(groups), 2))
     draws: list[Any] = [None] * len(leaves)
-    alike: dict[Any, list[int]] = {}
-    for place, leaf in enumerate(leaves):
-        kind = leaf.size, jnp.promote_types(leaf.dtype, jnp.float32)
-        alike.setdefault(kind, []).append(place)
-    for (size, dtype), places in alike.items():
-        # The same numbers as in a draw for each, of its shape, compiled in a fraction of the time.
-        flat = jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys[np.array(places)])  # noqa: B023
-        for row, place in zip(flat, places, strict=True):
-            draws[place] = row.reshape(leaves[place].shape)
+    for pair, places in zip(keys, groups, strict=True):
+        dtype, sizes = types[places[0]], [leaves[place].size for place in places]
+        if sizes[0] > _DRAWN_TOGETHER:
+            draws[places[0]] = jax.random.normal(pair[0], leaves[places[0]].shape, dtype)
+            continue
+        # A loop is not fused into its readers, each of which would compile, and make, normals anew.
+        half = -(-sum(sizes) // 2)
+        normals = functools.partial(jax.random.normal, shape=(half,), dtype=dtype)
+        flat = jax.lax.map(normals, pair).reshape(-1)
+        for place, part in zip(places, jnp.split(flat, np.cumsum(sizes)), strict=False):
+            draws[place] = part.reshape(leaves[place].shape)
     return jax.tree.unflatten(structure, draws)
 
 

@@ -341,9 +341,17 @@ def test_clip_norms_that_adapt_reach_their_quantile_and_pay_for_the_counts():
         plain.next_clip_norm(gradient(jnp.zeros(()), norms), keys[0])
 
 
-def test_arrays_of_one_size_get_the_draws_that_each_would_get_alone():
-    like = {"a": jnp.zeros((4, 6)), "b": jnp.zeros(24), "c": jnp.zeros(5), "d": jnp.zeros((2, 12))}
+@pytest.mark.parametrize("most", [2**22, 24, 5, 0])
+def test_arrays_have_normals_of_their_own_however_many_are_drawn_together(most, monkeypatch):
+    monkeypatch.setattr("jaxkit.privacy.noise._DRAWN_TOGETHER", most)
+    like = [jnp.zeros(shape) for shape in ((4, 6), 24, 5, (), (0, 3), (30, 9))]
+    like.append(jnp.zeros(7, jnp.bfloat16))
     drawn = gaussian_draw(jax.random.key(3), 7, like)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(3), 7), 4)
-    for key, (name, leaf) in zip(keys, like.items(), strict=True):
-        np.testing.assert_array_equal(drawn[name], jax.random.normal(key, leaf.shape))
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, like)
+    numbers = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(drawn)])
+    assert numbers.dtype == np.float32
+    assert len(np.unique(numbers)) == len(numbers)
+    assert scipy.stats.kstest(numbers, "norm").pvalue > 1e-3
+    # Nor are they those of another release.
+    other = gaussian_draw(jax.random.key(3), 8, like)
+    assert not np.isin(numbers, np.concatenate([np.ravel(x) for x in jax.tree.leaves(other)])).any()

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkit import privacy
+
 TOLERANCE = 1e-5
 
 
@@ -17,30 +19,44 @@ def flat(tree):
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
 
 
-def contributions(gradient, difference=False, key=None):
-    """A compiled function of (params, moved, batch): what each example alone adds ``[B, P]``."""
+def differences(gradient):
+    """The differences to another point, as what `check` takes."""
 
-    def alone(params, moved, batch, mask):
-        if not difference:
-            return gradient(params, batch, key, mask).total
-        return gradient.difference(params, moved, batch, gradient.clip_norm, key, mask).total
+    def apply(params, batch, key, mask, moved):
+        return gradient.difference(params, moved, batch, 1.0, key, mask)
 
-    each = jax.jit(jax.vmap(alone, (None, None, None, 0)))
-
-    def run(params, moved, batch):
-        rows = len(jax.tree.leaves(batch)[0])
-        return flat(each(params, moved, batch, jnp.eye(rows, dtype=jnp.int32)))
-
-    return run
+    return apply
 
 
-def check(gradient, params, batches, *, moved=None, clip_norm=1.0, key=None):
-    """No example of any batch may add more than the clip norm; returns what they add."""
-    run = contributions(gradient, moved is not None, key)
-    found = [run(params, moved, batch) for batch in batches]
-    for index, each in enumerate(found):
-        norms = np.linalg.norm(each, axis=1)
-        assert np.all(norms <= clip_norm * (1 + TOLERANCE)), (index, norms)
+def check(*sums, weights, batches):
+    """No example of any batch may add more than 1; returns what they add ``[N, B, P]`` to each sum.
+
+    One program makes all sums, clipped gradients or `differences`, of all batches, since compiling
+    takes most of the time. `weights` are parameters, and others.
+    """
+    masks = jnp.eye(len(jax.tree.leaves(batches[0])[0]), dtype=jnp.int32)
+
+    def each(weights, batches):
+        def alone(batch):
+            def totals(mask):
+                found = []
+                for each in sums:
+                    other = () if isinstance(each, privacy.ClippedGradient) else weights[1:]
+                    found.append(each(weights[0], batch, None, mask, *other).total)
+                return found
+
+            return jax.lax.map(totals, masks)
+
+        return jax.lax.map(alone, batches)
+
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    found = []
+    for adds in jax.device_get(jax.jit(each)(weights, stacked)):
+        count, rows = jax.tree.leaves(adds)[0].shape[:2]
+        whole = flat(jax.tree.map(lambda x, n=count * rows: x.reshape(n, -1), adds))
+        found.append(whole.reshape(count, rows, -1))
+        norms = np.linalg.norm(found[-1], axis=2)
+        assert np.all(norms <= 1 + TOLERANCE), (len(found), norms)
     return found
 
 
@@ -170,7 +186,7 @@ def gated(rng, d, t):
 
 
 def low_rank(rng, d, t):
-    frozen = jnp.asarray(rng.normal(size=(d, d)), jnp.float32)
+    frozen = rng.normal(size=(d, d)).astype(np.float32)
     return {"a": (d, 1), "b": (1, d)}, lambda p, h: h @ (frozen + p["a"] @ p["b"]), (t, d)
 
 
@@ -192,7 +208,7 @@ def random_model(seed):
         shapes.append(shape)
         applies.append(apply)
     params = [
-        {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in layer.items()}
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in layer.items()}
         for layer in shapes
     ]
     bounded = rng.integers(2)
@@ -214,6 +230,6 @@ def random_model(seed):
         spoiled = x.copy()
         spoiled[0, : int(rng.integers(1, 4))] = value
         batches.append((spoiled, weight))
-    moved = jax.tree.map(lambda leaf: leaf * (1 + 10.0 ** -rng.integers(1, 6)), params)
+    moved = jax.tree.map(lambda leaf: leaf * np.float32(1 + 10.0 ** -rng.integers(1, 6)), params)
     names = [layer.__name__ for layer in chosen]
-    return loss, params, moved, jax.tree.map(jnp.asarray, batches), names
+    return loss, params, moved, batches, names

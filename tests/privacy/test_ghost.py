@@ -153,14 +153,13 @@ def test_models_of_every_kind_are_clipped_as_by_vmap_and_rows_do_not_show_in_oth
     params, *batches = model_case(model, rows, length)
     for factor in factors:  # gradients, or differences to other parameters
         moved = jax.tree.map(lambda leaf, factor=factor: leaf * factor, params)
-        other = None if factor == 1 else moved
-        ghostly, plain = (
-            attack.check(
-                privacy.clipped_grad_sum(model_loss(model), 1.0, method=method),
-                params, batches, moved=other,
-            )
+        sums = [
+            privacy.clipped_grad_sum(model_loss(model), 1.0, method=method)
             for method in ("ghost", "vmap")
-        )  # fmt: skip
+        ]
+        if factor != 1:
+            sums = [attack.differences(gradient) for gradient in sums]
+        ghostly, plain = attack.check(*sums, weights=(params, moved), batches=batches)
         for here, there in zip(ghostly, plain, strict=True):
             np.testing.assert_allclose(here, there, atol=2e-4)
         # What a row adds does not depend on another row's weight.
@@ -239,7 +238,7 @@ def test_gradients_that_cancel_over_positions_stay_within_the_bound(form, shape,
         return jnp.mean(strength * jnp.mean(jnp.square(y[:, 0] - y[:, 1]), -1))
 
     gradient = privacy.clipped_grad_sum(loss, 1.0, method="ghost", mode="normalised")
-    found = attack.check(gradient, w, batches)
+    (found,) = attack.check(gradient, weights=(w,), batches=batches)
     if form == "direct":  # and the bound costs little unless nearly everything cancels
         assert min(np.linalg.norm(each, axis=1).min() for each in found[:10]) >= 0.9
 
@@ -261,13 +260,15 @@ def test_losses_built_at_random_keep_every_example_within_the_bound(seed):
 def attack_random_model(seed):
     loss, params, moved, batches, names = attack.random_model(seed)
     mode = clipping.MODES[(seed + 1) % 4]
-    by_ghost, by_vmap = (
-        attack.check(privacy.clipped_grad_sum(loss, 1.0, mode=mode, method=method), params, batches)
+    ghostly, plain = (
+        privacy.clipped_grad_sum(loss, 1.0, mode=mode, method=method)
         for method in ("ghost", "vmap")
     )
+    by_ghost, by_vmap, _ = attack.check(
+        ghostly, plain, attack.differences(ghostly),
+        weights=(params, moved), batches=batches,
+    )  # fmt: skip
     np.testing.assert_allclose(by_ghost[0], by_vmap[0], atol=2e-4, err_msg=str(names))
-    gradient = privacy.clipped_grad_sum(loss, 1.0, method="ghost")
-    attack.check(gradient, params, batches, moved=moved)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1.0, 1e30, 2e38])

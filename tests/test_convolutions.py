@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,44 +31,52 @@ def gradient_of(**options):
     )
 
 
-def close(found, expected):
+def close(found, expected, case=""):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=str(case))
 
 
-@pytest.mark.parametrize(
-    ("images", "kernel", "options"),
-    [
-        ((2, 8, 7, 3), (3, 3, 3, 4), {"dimension_numbers": ORDER}),
-        ((2, 8, 7, 3), (3, 2, 3, 4), {"dimension_numbers": ORDER, "window_strides": (2, 3)}),
-        ((2, 3, 8, 7), (4, 3, 3, 3), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
-        ((8, 3, 7, 2), (3, 4, 3, 3), {"dimension_numbers": ("HCWN", "IOHW", "CNHW")}),
-        ((2, 8, 7, 4), (3, 3, 2, 6), {"dimension_numbers": ORDER, "feature_group_count": 2}),
-        ((2, 9, 9, 3), (3, 3, 3, 4), {"dimension_numbers": ORDER, "rhs_dilation": (2, 3)}),
-        ((2, 5, 5, 3), (3, 3, 3, 4), {"dimension_numbers": ORDER, "lhs_dilation": (2, 1)}),
-        # Kernels larger than the image.
-        ((3, 2, 2, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER}),
-        ((3, 1, 1, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER, "window_strides": (2, 2)}),
-        ((3, 2, 4, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER, "window_strides": (2, 1)}),
-        ((3, 2, 3, 5), (3, 2, 5, 4), {"dimension_numbers": ORDER, "rhs_dilation": (2, 3)}),
-        ((3, 2, 2, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER, "lhs_dilation": (1, 3)}),
-        ((3, 2, 2, 4), (3, 3, 2, 4), {"dimension_numbers": ORDER, "feature_group_count": 2}),
-    ],
-)
-def test_gradients_are_those_of_the_function(images, kernel, options):
-    options = {"window_strides": (1, 1), "padding": [(2, 3), (1, 2)], **options}
-    gradient = gradient_of(**options)
-    given = draw(*kernel), draw(*images, seed=1)
-    close(jax.jit(channels_last(gradient))(*given), jax.jit(gradient)(*given))
+#: Shapes of images and kernel, and options where not the usual ones.
+CASES: list[tuple[Any, Any, dict[str, Any]]] = [
+    ((2, 8, 7, 3), (3, 3, 3, 4), {"dimension_numbers": ORDER}),
+    ((2, 8, 7, 3), (3, 2, 3, 4), {"dimension_numbers": ORDER, "window_strides": (2, 3)}),
+    ((2, 3, 8, 7), (4, 3, 3, 3), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+    ((8, 3, 7, 2), (3, 4, 3, 3), {"dimension_numbers": ("HCWN", "IOHW", "CNHW")}),
+    ((2, 8, 7, 4), (3, 3, 2, 6), {"dimension_numbers": ORDER, "feature_group_count": 2}),
+    ((2, 9, 9, 3), (3, 3, 3, 4), {"dimension_numbers": ORDER, "rhs_dilation": (2, 3)}),
+    ((2, 5, 5, 3), (3, 3, 3, 4), {"dimension_numbers": ORDER, "lhs_dilation": (2, 1)}),
+    # Kernels larger than the image.
+    ((3, 2, 2, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER}),
+    ((3, 1, 1, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER, "window_strides": (2, 2)}),
+    ((3, 2, 4, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER, "window_strides": (2, 1)}),
+    ((3, 2, 3, 5), (3, 2, 5, 4), {"dimension_numbers": ORDER, "rhs_dilation": (2, 3)}),
+    ((3, 2, 2, 5), (3, 3, 5, 4), {"dimension_numbers": ORDER, "lhs_dilation": (1, 3)}),
+    ((3, 2, 2, 4), (3, 3, 2, 4), {"dimension_numbers": ORDER, "feature_group_count": 2}),
+    # Sequences and volumes.
+    *(
+        ((2, 3, *(size,) * space), (4, 3, *(3,) * space), {"window_strides": (2,) * space})
+        for space in (1, 3)
+        for size in (2, 5)
+    ),
+]
 
 
-@pytest.mark.parametrize("space", [1, 3])
-def test_sequences_and_volumes(space):
-    gradient = gradient_of(window_strides=(2,) * space, padding="SAME")
-    for size in (2, 5):
-        given = draw(*(4, 3), *(3,) * space), draw(2, 3, *(size,) * space, seed=1)
-        close(jax.jit(channels_last(gradient))(*given), jax.jit(gradient)(*given))
+def test_gradients_are_those_of_the_function():
+    def gradients(wrap):
+        found = []
+        for images, kernel, options in CASES:
+            space = len(images) - 2
+            edges = [(2, 3), (1, 2), (1, 1)][:space]
+            options = {"window_strides": (1,) * space, "padding": edges, **options}
+            found.append(wrap(gradient_of(**options))(draw(*kernel), draw(*images, seed=1)))
+        return found
+
+    found, expected = (
+        jax.jit(gradients, static_argnums=0)(f) for f in (channels_last, lambda f: f)
+    )
+    for case, *pair in zip(CASES, found, expected, strict=True):
+        close(*pair, case)
 
 
 def test_narrow_types_and_precision_are_kept():

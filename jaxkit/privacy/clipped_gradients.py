@@ -289,6 +289,7 @@ def clipped_grad_sum(
 
     def bounded(found, params, bound, mode, direct, count, losses, aux, gradients):
         limits = clipping.leaf_bounds(bound, params)
+        gradients = clipping.computed_once(gradients)
         norms = _norms(gradients, direct, count, mode == "per_layer" or isinstance(limits, list))
         scales = clipping.bound_leaves(norms, limits, mode)
         each = scales.scales if len(norms) == len(gradients) else scales.scales[:1] * len(gradients)

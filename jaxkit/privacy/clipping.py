@@ -209,6 +209,7 @@ def clip_per_example(
     batch_size("gradients", gradients)
     leaves, structure = jax.tree.flatten(gradients)
     bounds = leaf_bounds(clip_norm, gradients)
+    leaves = computed_once(leaves)
     norms = [jax.vmap(norm_bound)(leaf) for leaf in leaves]
     bound = bound_leaves(norms, bounds, mode)
     clipped = [
@@ -221,6 +222,39 @@ def clip_per_example(
         bound.clipped,
         bound.non_finite,
     )
+
+
+def computed_once(tree: PyTree) -> PyTree:
+    """The same values, made once: readers see them rounded alike, so a norm holds for a sum.
+
+    A compiler may put what computes an array into each of its readers and contract it differently
+    there; where terms cancel, as in differences of gradients, the two then differ visibly. XLA's
+    CPU compiler ignores `optimization_barrier`, but not a loop whose length it cannot know.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [index for index, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    for index, leaf in zip(arrays, _held([leaves[i] for i in arrays]), strict=True):
+        leaves[index] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+@jax.custom_jvp
+def _held(arrays: list[jax.Array]) -> list[jax.Array]:
+    if not arrays:
+        return []
+
+    def looped(*arrays):
+        once = jnp.minimum(1, 1 + jnp.sum(arrays[0].ravel()[:1] > 0))
+        step = lambda i, held: [array + i.astype(array.dtype) for array in held]  # noqa: E731
+        return jax.lax.fori_loop(0, once, step, list(arrays))
+
+    barrier = lambda *arrays: list(jax.lax.optimization_barrier(arrays))  # noqa: E731
+    return jax.lax.platform_dependent(*arrays, cpu=looped, default=barrier)
+
+
+@_held.defjvp
+def _(primals, tangents):
+    return _held(*primals), tangents[0]
 
 
 def finite_entries(leaf: Shaped[Array, " ..."]) -> Float[Array, " ..."]:

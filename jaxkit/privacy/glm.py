@@ -61,6 +61,7 @@ def glm_clipped_grad_sum(
     def clipped_sum(x, slopes, losses, count, bound, mode):
         # One gradient is one outer product; entries that are not finite count as such.
         gradients = factors.outer_products(slopes[:, None, None], x[:, None, :])
+        gradients = clipping.computed_once(gradients)
         bounds = clipping.bound_leaves([gradients.norms()], bound, mode)
         total = gradients.weighted_sum(bounds.scales[0] * count)[0]
         return counted_sum(total, losses, bounds.clipped, bounds.non_finite, count)

@@ -248,6 +248,11 @@ def test_random_losses_keep_every_example_within_the_bound(seed):
     attack_random_model(seed)
 
 
+def test_a_difference_whose_terms_cancel_is_summed_as_its_norm_was_taken():
+    """Compiled by quick options, XLA once made the difference anew, and rounded it otherwise."""
+    attack_random_model(769811)
+
+
 @pytest.mark.slow
 @hypothesis.settings(max_examples=int(os.environ.get("JAXKIT_MODULES", "40")))
 @hypothesis.given(st.integers(0, 2**32 - 1))

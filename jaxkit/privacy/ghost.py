@@ -18,6 +18,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxkit.convolutions import channels_last
 from jaxkit.privacy import clipping, factors, uses
 
 #: Axes of a mesh that rows may be split over.
@@ -137,7 +138,7 @@ class RowProgram:
             for use in self.uses
             if use.view.param in self.ghost
         ]
-        derivative = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        derivative = channels_last(jax.value_and_grad(loss, (0, 1), has_aux=True))
         if self._one_by_one:
             found = jax.lax.map(lambda row: derivative(kept, zeros, *row), (rows, keys))
         else:

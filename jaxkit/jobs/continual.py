@@ -151,6 +151,7 @@ def learn_stream(config: ContinualConfig) -> ContinualFiles:
     require("matplotlib", "train")
     stream, pretraining = _stream(config)
     loaded = _weights(config, stream)
+    training.share_freed_memory()
     with training.Run(folder) as run:
         model, backbone = loaded or _pretrained(
             config, stream, pretraining, folder, described=run.identity is not None

@@ -14,7 +14,7 @@ microbatches; put the `tensor` axis of a mesh inside a process.
 from jaxkit.training.chips import Roofline, model_flops_utilization, roofline, topology_devices
 from jaxkit.training.driver import Cadence, Lap, drive
 from jaxkit.training.event_files import EventFiles
-from jaxkit.training.host_memory import keep_freed_memory
+from jaxkit.training.host_memory import keep_freed_memory, share_freed_memory
 from jaxkit.training.identities import fingerprint, program_fingerprint
 from jaxkit.training.mesh import AXES, distributed_run, make_mesh, mesh_in_use
 from jaxkit.training.metrics import NonFiniteLossError, read_metrics, require_finite
@@ -82,6 +82,7 @@ __all__ = [
     "require_finite",
     "roofline",
     "say",
+    "share_freed_memory",
     "state_shardings",
     "terminal",
     "topology_devices",

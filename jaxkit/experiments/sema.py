@@ -119,9 +119,7 @@ def make_learner(
                 tasks, num_components=8 * tasks, prompt_length=4, blocks=(0, 1, 2)
             ),
         }[name]
-        return continual.PromptLearner(
-            *frozen, prompting, learning_rate=0.03, num_epochs=20, name=name
-        )
+        return continual.PromptLearner(*frozen, prompting, learning_rate=0.03, num_epochs=20)
     config = dataclasses.replace(problem.config, threshold=threshold, routing=routing)
     phases = GROWING.get(name, continual.never_grow)
     learner = continual.SEMALearner(config, problem.backbone, phases, name=name)

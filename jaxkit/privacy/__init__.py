@@ -61,8 +61,9 @@ Sharp edges:
 from jaxkit.privacy.accounting import epsilon_spent
 from jaxkit.privacy.auditing import audit_llr, audit_noise, spiderboost_scores
 from jaxkit.privacy.batches import Sampling, fixed_sampling, full_batches, poisson_sampling
+from jaxkit.privacy.bounded_sums import BoundedSum, ClippedGradient
 from jaxkit.privacy.checks import check_private
-from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, clipped_grad_sum
+from jaxkit.privacy.clipped_gradients import clipped_grad_sum
 from jaxkit.privacy.clipping import clip_per_example
 from jaxkit.privacy.glm import glm_clipped_grad_sum, logistic_loss
 from jaxkit.privacy.mechanisms import dp_sgd_mechanism

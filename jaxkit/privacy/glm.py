@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkit.privacy import clipping, factors
-from jaxkit.privacy.clipped_gradients import ClippedGradient, counted_sum
+from jaxkit.privacy.bounded_sums import ClippedGradient, counted_sum
 
 #: One example's loss as a function of its score <w, x> and its label.
 ScalarLoss = Callable[[Float[Array, ""], Any], Float[Array, ""]]

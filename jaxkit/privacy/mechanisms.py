@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxkit import validation
 from jaxkit.privacy import batches
-from jaxkit.privacy.clipped_gradients import Neighbours
+from jaxkit.privacy.bounded_sums import Neighbours
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from jaxkit import validation
-from jaxkit.privacy.clipped_gradients import BoundedSum
+from jaxkit.privacy.bounded_sums import BoundedSum
 
 #: From a key, the number of a release and a tree: standard normals shaped like the tree.
 Draw = Callable[[Key[Array, ""], Any, PyTree], PyTree]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from jaxkit import validation
 from jaxkit.privacy import accounting, mechanisms, statement
-from jaxkit.privacy.clipped_gradients import ClippedGradient
+from jaxkit.privacy.bounded_sums import ClippedGradient
 from jaxkit.privacy.randomness import NoiseSource
 
 

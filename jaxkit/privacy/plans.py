@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from jaxkit import validation
 from jaxkit.privacy import accounting, batches, calibration, mechanisms, noise, statement
 from jaxkit.privacy.batches import Batch, Sampling
-from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, Neighbours
+from jaxkit.privacy.bounded_sums import BoundedSum, ClippedGradient, Neighbours
 from jaxkit.privacy.randomness import NoiseSource
 
 

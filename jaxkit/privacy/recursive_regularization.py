@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import clipping, noise
-from jaxkit.privacy.clipped_gradients import ClippedGradient, widened
+from jaxkit.privacy.bounded_sums import ClippedGradient, widened
 from jaxkit.privacy.one_pass import OnePass
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import accounting, batches, calibration, clipping, mechanisms, noise, statement
-from jaxkit.privacy.clipped_gradients import BoundedSum, ClippedGradient, Mask, Neighbours
+from jaxkit.privacy.bounded_sums import BoundedSum, ClippedGradient, Mask, Neighbours
 from jaxkit.privacy.randomness import NoiseSource
 
 

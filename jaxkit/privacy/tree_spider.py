@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import clipping, noise
-from jaxkit.privacy.clipped_gradients import widened
+from jaxkit.privacy.bounded_sums import widened
 from jaxkit.privacy.one_pass import OnePass
 
 DifferenceBound = Literal["distance", "worst_case"]

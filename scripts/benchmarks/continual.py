@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from jaxkit import continual, models
+from jaxkit import continual, models, training
 from jaxkit.continual import batches, forward_pass, sema_programs
 from jaxkit.experiments.evidence import Table
 
@@ -103,6 +103,7 @@ def pictures(batch_size: int = 32, scan_batch_size: int = 128) -> Table:
         batch_size: images of a training step.
         scan_batch_size: images that are scored together.
     """
+    training.share_freed_memory()  # as `jaxkit continual` does
     model = models.VisionTransformer(num_classes=0)
     rows, start = [], time.time()
 

@@ -43,11 +43,11 @@ def write_mapped(
     return read_mapped(path, dtype)
 
 
-def forget_pages(array: np.ndarray) -> None:
+def forget_pages(array: Any) -> None:
     """Let go of the pages of a mapped array that were read: after a piece of a pass over all.
 
-    They would count as memory of the process until something else needs it. Arrays that are not
-    mapped for reading alone stay as they are: a private copy would lose what was written to it.
+    They would count as memory of the process until something else needs it. What is not an array
+    mapped for reading alone stays as it is: a private copy would lose what was written to it.
     """
     base: Any = array
     read_only = False

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from jaxkit import validation
+from jaxkit import training, validation
 from jaxkit.privacy.bounded_sums import BoundedSum
 
 #: From a key, the number of a release and a tree: standard normals shaped like the tree.
 Draw = Callable[[Key[Array, ""], Any, PyTree], PyTree]
-#: Numbers of the arrays that are drawn as parts of one vector (16 MiB).
-_DRAWN_TOGETHER = 2**22
+#: Numbers of the arrays that are drawn as parts of one vector (1 MiB).
+_DRAWN_TOGETHER = 2**18
 
 
 class NoiseState(NamedTuple):
@@ -62,7 +62,9 @@ def gaussian_draw(
         normals = functools.partial(jax.random.normal, shape=(half,), dtype=dtype)
         flat = jax.lax.map(normals, pair).reshape(-1)
         for place, part in zip(places, jnp.split(flat, np.cumsum(sizes)), strict=False):
-            draws[place] = part.reshape(leaves[place].shape)
+            draw = part.reshape(leaves[place].shape)
+            # Each device makes all of it: parts would have to be exchanged.
+            draws[place] = training.constrain(draw, *[None] * draw.ndim)
     return jax.tree.unflatten(structure, draws)
 
 

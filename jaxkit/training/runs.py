@@ -52,7 +52,7 @@ class Run:
 
     Raises:
         OSError: if another process holds the folder, or the disk refuses.
-        ValueError: if a number of `keep` is not positive.
+        ValueError: if a number of `keep` is not positive, or the folder's name is empty.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -74,6 +74,8 @@ class Run:
         keep: Keep = Keep(),  # noqa: B008 - a constant
         report: Callable[[str], None] = showing.say,
     ):
+        if not os.fspath(folder):
+            raise ValueError("folder must name a folder ('.' is the current one), got ''")
         validation.integer("keep.latest", keep.latest, minimum=1)
         if keep.every is not None:
             validation.integer("keep.every", keep.every, minimum=1)

@@ -454,6 +454,11 @@ def test_what_to_keep_is_positive(tmp_path, keep):
         training.Run(tmp_path, keep=keep)
 
 
+def test_a_run_is_not_written_beside_the_program_because_its_folder_has_no_name():
+    with pytest.raises(ValueError, match="folder must name a folder .* got ''"):
+        training.Run("")
+
+
 _TOGETHER = """
 import json, sys
 from jaxkit import training

@@ -455,7 +455,7 @@ def test_what_to_keep_is_positive(tmp_path, keep):
 
 
 def test_a_run_is_not_written_beside_the_program_because_its_folder_has_no_name():
-    with pytest.raises(ValueError, match="folder must name a folder .* got ''"):
+    with pytest.raises(ValueError, match=r"folder must name a folder .* got ''"):
         training.Run("")
 
 

@@ -29,7 +29,7 @@ def channels_last(function: Callable[..., T]) -> Callable[..., T]:
 
     def run(*args: Any) -> T:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        program = _rewritten(closed) if _convolves(closed.jaxpr) else closed
+        program = _rewritten(closed)
         leaves = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
@@ -37,9 +37,7 @@ def channels_last(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def _convolves(held: Any) -> bool:
-    if isinstance(held, core.ClosedJaxpr):
-        return _convolves(held.jaxpr)
-    if isinstance(held, core.Jaxpr):
+    if isinstance(held, core.Jaxpr | core.ClosedJaxpr):
         return any(
             eqn.primitive is jax.lax.conv_general_dilated_p
             # Its body names axes of a mesh that are bound nowhere else.

@@ -229,7 +229,7 @@ def computed_once(tree: PyTree) -> PyTree:
 
     A compiler may put what computes an array into each of its readers and contract it differently
     there; where terms cancel, as in differences of gradients, the two then differ visibly. XLA's
-    CPU compiler ignores `optimization_barrier`, but not a loop whose length it cannot know.
+    CPU compiler drops `optimization_barrier` before it fuses, but keeps a loop of unknown length.
     """
     leaves, structure = jax.tree.flatten(tree)
     arrays = [index for index, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
@@ -244,7 +244,8 @@ def _held(arrays: list[jax.Array]) -> list[jax.Array]:
         return []
 
     def looped(*arrays):
-        once = jnp.minimum(1, 1 + jnp.sum(arrays[0].ravel()[:1] > 0))
+        # Of all entries: an array, or a part of one, that is a constant would tell the length.
+        once = jnp.minimum(1, 1 + sum(jnp.sum(array > 0) for array in arrays))
         step = lambda i, held: [array + i.astype(array.dtype) for array in held]  # noqa: E731
         return jax.lax.fori_loop(0, once, step, list(arrays))
 

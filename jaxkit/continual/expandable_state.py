@@ -50,7 +50,8 @@ class SEMAConfig:
         scan_batch_size: images that are scored together.
         steps_per_call: steps in one call of a compiled program.
         activation_bytes: memory that activations may take on a device: what does not fit goes
-            through the model in parts; by default 256 MiB, or 8 GiB on an accelerator.
+            through the model in parts; by default 256 MiB, or 8 GiB on an accelerator. Random
+            routings draw for each part, so they draw otherwise where parts differ.
 
     Raises:
         ValueError: if a number is out of range, or a name is unknown.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxkit import federated, models
 from jaxkit.convolutions import channels_last
 
 ORDER = ("NHWC", "HWIO", "NHWC")
@@ -168,3 +169,24 @@ def test_values_of_an_outer_trace_may_be_closed_over():
     for image in images:
         kernel -= 0.1 * jax.grad(convolved)(kernel, image[None])
     close(found, kernel)
+
+
+def test_a_client_trains_by_them():
+    model = models.LeNet(3)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
+
+    def loss_fn(params, batch, key):
+        return jnp.mean(model.apply({"params": params}, batch["x"])[:, 0] ** 2)
+
+    data = federated.stack_clients({"x": np.ones((2, 4, 16, 16, 1), np.float32)})
+    training = federated.LocalTraining(loss_fn, batch_size=2, num_epochs=2)
+    method = federated.fedspeed()
+    sampler, client_map = federated.uniform_sampler(2, 1), federated.vmap_clients(1)
+    text = str(
+        jax.make_jaxpr(
+            lambda state: federated.federated_round(
+                method, training, state, data, sampler, client_map
+            )[0]
+        )(federated.init_state(method, params, 2, jax.random.key(0)))
+    )
+    assert len(FAST.findall(text)) == text.count("lhs_spec") > 0

@@ -17,8 +17,8 @@ from jaxkit.privacy.bounded_sums import BoundedSum
 
 #: From a key, the number of a release and a tree: standard normals shaped like the tree.
 Draw = Callable[[Key[Array, ""], Any, PyTree], PyTree]
-#: Numbers of the arrays that are drawn as parts of one vector (1 MiB).
-_DRAWN_TOGETHER = 2**18
+#: Numbers of the arrays that are drawn as parts of one vector (4 MiB).
+_DRAWN_TOGETHER = 2**20
 
 
 class NoiseState(NamedTuple):

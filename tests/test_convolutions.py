@@ -96,6 +96,55 @@ def test_narrow_types_and_precision_are_kept():
     assert "Precision.HIGHEST" in str(jax.make_jaxpr(channels_last(gradient))(*given))
 
 
+LARGEST = (-np.inf, jax.lax.max)
+#: Shape, window, strides and padding.
+POOLINGS: list[tuple[tuple[int, ...], ...]] = [
+    ((2, 9, 8, 3), (1, 3, 3, 1), (1, 2, 2, 1), (0, 1, 1, 0)),
+    ((2, 9, 8, 3), (1, 2, 2, 1), (1, 2, 2, 1), (0, 0, 0, 0)),
+    ((2, 7, 8, 3), (1, 3, 2, 1), (1, 1, 3, 1), (0, 2, 0, 0)),
+    ((5, 4, 6), (2, 1, 3), (1, 1, 2), (1, 0, 0)),
+    ((7,), (3,), (2,), (1,)),
+    ((2, 6, 6, 3), (1, 1, 1, 1), (1, 2, 2, 1), (0, 0, 0, 0)),
+    ((1, 40, 2), (1, 35, 1), (1, 1, 1), (0, 0, 0)),
+    ((2, 5), (1, 3), (1, 2), (0, 1)),  # of the smallest entry
+]
+
+
+def test_the_gradient_of_pooling_goes_to_the_first_largest_entry():
+    def gradients(wrap):
+        found = []
+        for shape, window, strides, edges in POOLINGS:
+            values = jnp.round(2 * draw(*shape))  # most windows hold their largest entry twice
+
+            def loss(x, window=window, strides=strides, edges=edges):
+                given = window, strides, [(edge, edge) for edge in edges]
+                worst, find = (np.inf, jax.lax.min) if x.shape == (2, 5) else LARGEST
+                best = jax.lax.reduce_window(x, worst, find, *given)
+                return jnp.vdot(draw(*best.shape, seed=1), best**2)
+
+            found += [wrap(jax.grad(loss))(values)]
+        found += [wrap(jax.vmap(jax.grad(loss)))(jnp.stack([values, -values]))]  # of the last
+        return found
+
+    found, expected = (
+        jax.jit(gradients, static_argnums=0)(f) for f in (channels_last, lambda f: f)
+    )
+    for case, *pair in zip([*POOLINGS, "batched"], found, expected, strict=True):
+        close(*pair, case)
+
+
+def test_pooling_in_narrow_types():
+    def loss(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3,), (1,), "VALID").sum()
+
+    values = jnp.asarray([3.0, 1, 3, 3, 1, 0, 5], jnp.bfloat16)
+    gradient = jax.jit(channels_last(jax.grad(loss)))
+    assert "select_and_scatter" not in gradient.lower(values).as_text()
+    found = gradient(values)
+    assert found.dtype == jnp.bfloat16
+    assert found.tolist() == [1, 0, 2, 1, 0, 0, 1]
+
+
 def looped(loss):
     """A loss in a scan, a branch, a checkpoint, an inner program and a rule of its own."""
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import pathlib
 import re
@@ -25,7 +26,8 @@ from jaxtyping import PyTree
 #: Written last: a digest for every other file, as `sha256sum` writes and checks them.
 SUMS = "SHA256SUMS"
 _RECORD, _ARRAYS = "record.json", "state"
-
+#: Numbers written at a time (128 MiB in float32): Orbax holds them twice more until they are.
+_TOGETHER = 2**25
 
 #: Orbax numbers its operations for the whole process: two at a time take each other's signals.
 _ORBAX = threading.Lock()
@@ -50,12 +52,13 @@ class DamagedCheckpointError(OSError):
 
 
 class _Leaf(NamedTuple):
-    """A leaf of a state: where, how large, of what type, and its numbers if it is stored."""
+    """A leaf of a state: where, how large, of what type, in which part of the files, its value."""
 
     path: str
     dtype: str
     shape: tuple[int, ...]
-    value: Any
+    part: int
+    value: Any = None
 
     @classmethod
     def of(cls, path: Any, value: Any) -> _Leaf:
@@ -63,7 +66,7 @@ class _Leaf(NamedTuple):
         held = value if hasattr(value, "dtype") else np.asarray(value)
         if isinstance(held, np.ndarray | np.generic) and held.dtype.kind in "OSUMm":
             raise TypeError(f"state{name} must be an array or a number, got {value!r}")
-        return cls(name, str(held.dtype), tuple(held.shape), held)
+        return cls(name, str(held.dtype), tuple(held.shape), 0, held)
 
     @property
     def empty(self) -> bool:
@@ -99,33 +102,46 @@ def start_writing(
     from orbax.checkpoint import v1 as ocp
 
     writing = path.with_name(f".{path.name}.writing")
-    leaves = _leaves(state)
-    layout = [[leaf.path, leaf.dtype, leaf.shape] for leaf in leaves]
+    several = jax.process_count() > 1
+    leaves = _leaves(state) if several else _in_parts(_leaves(state))
+    layout = [leaf[:-1] for leaf in leaves]
     text = json.dumps({"record": dict(record), "value": value, "state": layout}, indent=1)
     if jax.process_index() == 0:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-    arrays = {leaf.path: _stored(leaf.value) for leaf in leaves if not leaf.empty}
-    written = None
-    if arrays:
+    parts: dict[int, dict[str, Any]] = {}
+    for leaf in leaves:
+        if not leaf.empty:
+            parts.setdefault(leaf.part, {})[leaf.path] = _stored(leaf.value)
+
+    def begin() -> Any:
+        part, arrays = parts.popitem()
+        return ocp.save_async(str(writing / _ARRAYS / str(part)), arrays)
+
+    begun = None
+    if several and parts:  # what other processes hold a part of is no copy, and may be donated
         _ORBAX.acquire()
         try:
             with _cause_named(path):
-                written = ocp.save_async(str(writing / _ARRAYS), arrays)
+                begun = begin()
         finally:
-            if written is None:
+            if begun is None:
                 _ORBAX.release()
 
     def finish() -> None:
         with _cause_named(path):
-            if written is not None:
-                try:
+            try:
+                if begun is not None:
                     # Only this ends the thread and the event loop that Orbax made for the save.
-                    written.result()
-                except BaseException:
-                    shutil.rmtree(writing, ignore_errors=True)  # it may have filled the disk
-                    raise
-                finally:
+                    begun.result()
+                while parts:
+                    with _ORBAX:
+                        begin().result()
+            except BaseException:
+                shutil.rmtree(writing, ignore_errors=True)  # it may have filled the disk
+                raise
+            finally:
+                if begun is not None:
                     _ORBAX.release()
             if jax.process_index() == 0:
                 (writing / _RECORD).write_text(text, "utf-8")
@@ -134,6 +150,17 @@ def start_writing(
                 _sync(path.parent)
 
     return finish
+
+
+def _in_parts(leaves: list[_Leaf]) -> list[_Leaf]:
+    part, size, found = 0, 0, []
+    for leaf in leaves:
+        count = math.prod(leaf.shape)
+        if size and size + count > _TOGETHER:
+            part, size = part + 1, 0
+        size += count
+        found.append(leaf._replace(part=part))
+    return found
 
 
 def _seal(folder: pathlib.Path) -> None:
@@ -233,7 +260,7 @@ class Record(NamedTuple):
 def read_record(path: pathlib.Path) -> Record:
     """Read what lies beside the arrays of a checkpoint."""
     found = json.loads((path / _RECORD).read_text("utf-8"))
-    leaves = [_Leaf(name, dtype, tuple(shape), None) for name, dtype, shape in found["state"]]
+    leaves = [_Leaf(name, dtype, tuple(shape), part) for name, dtype, shape, part in found["state"]]
     return Record(found["record"], found["value"], leaves)
 
 
@@ -246,11 +273,12 @@ def load(path: pathlib.Path, like: PyTree | Callable[[dict[str, Any]], PyTree]) 
         like = like(found.record)
     wanted = _leaves(like)
     _require_same_leaves(path, found.leaves, wanted)
-    arrays: Any = {}
-    if not all(leaf.empty for leaf in wanted):
-        abstract = {leaf.path: _abstract(leaf.value) for leaf in wanted if not leaf.empty}
+    arrays, values = {}, {leaf.path: leaf.value for leaf in wanted}
+    for part in {leaf.part for leaf in found.leaves if not leaf.empty}:
+        stored = [leaf.path for leaf in found.leaves if leaf.part == part and not leaf.empty]
         with _ORBAX:
-            arrays = ocp.load(str(path / _ARRAYS), abstract)
+            abstract = {name: _abstract(values[name]) for name in stored}
+            arrays |= ocp.load(str(path / _ARRAYS / str(part)), abstract)
     leaves = [
         _as_wanted(leaf, given, arrays.get(leaf.path))
         for leaf, given in zip(wanted, jax.tree.leaves(like), strict=True)

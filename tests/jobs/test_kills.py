@@ -157,7 +157,7 @@ def final(run):
         for path in run.glob("*.jsonl")
     }
     record = json.loads((step / "record.json").read_text())
-    return {"step": step.name, "record": record, **logs}, ocp.load(str(step / "state"))
+    return {"step": step.name, "record": record, **logs}, ocp.load(str(step / "state" / "0"))
 
 
 def names(folder):

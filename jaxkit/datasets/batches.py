@@ -212,9 +212,15 @@ def array_batches(
         >>> sorted(next(batches)["labels"].tolist())
         [0, 1, 2, 3]
     """
-    arrays = {"inputs": np.asarray(inputs)}
-    if labels is not None:
-        arrays["labels"] = np.asarray(labels)
+    given = {"inputs": inputs} if labels is None else {"inputs": inputs, "labels": labels}
+    arrays = {}
+    for name, values in given.items():
+        try:
+            arrays[name] = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"{name} must be one array: {error}") from None
+        if arrays[name].dtype == object:
+            raise TypeError(f"{name} must be an array of one type, got objects: {values!r:.80}")
     lengths = {name: array.shape[:1] for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or lengths["inputs"] in ((), (0,)):
         raise ValueError(f"inputs and labels must have one length >= 1, got {lengths}")

@@ -89,7 +89,8 @@ class Pictures:
         tasks: the task that each arrives with, `[n]`, where the data have tasks.
 
     Raises:
-        ValueError: if numbers of pictures and labels differ.
+        TypeError: if an array is not uint8, or labels or tasks are not integers.
+        ValueError: if numbers of pictures and labels differ, or channels are not 1 or 3 and last.
 
     Example:
         >>> pictures = Pictures(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1], np.int32))
@@ -102,6 +103,17 @@ class Pictures:
     tasks: Int32[np.ndarray, " n"] | None = None
 
     def __post_init__(self):
+        if not isinstance(self.source, PictureFiles):
+            kind = getattr(self.source, "dtype", type(self.source).__name__)
+            if kind != np.uint8:
+                raise TypeError(f"source must be PictureFiles or an array of uint8, got {kind}")
+            shape = self.source.shape
+            if len(shape) != 4 or shape[-1] not in (1, 3):
+                raise ValueError(f"source must be [n, H, W, C] with C of 1 or 3, got {shape}")
+        for name in ("labels", "tasks"):
+            numbers = getattr(self, name)
+            if numbers is not None and np.asarray(numbers).dtype.kind not in "iu":
+                raise TypeError(f"{name} must be integers, got {np.asarray(numbers).dtype}")
         if len(self.source) != len(self.labels):
             raise ValueError(
                 f"labels must be {len(self.source)} like the pictures, got {len(self.labels)}"

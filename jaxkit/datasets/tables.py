@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import numpy as np
 
 from jaxkit.datasets.array_files import read_csv
@@ -12,7 +15,9 @@ from jaxkit.validation import choice
 _TABLES = ("iris", "wine", "breast_cancer", "digits", "diabetes")
 
 
-def load_table(name: str, *, test_fraction: float = 0.2, seed: int = 0) -> ArraySplit:
+def load_table(
+    name: str | os.PathLike[str], *, test_fraction: float = 0.2, seed: int = 0
+) -> ArraySplit:
     """Load a table, standardised on its training part.
 
     Args:
@@ -35,7 +40,8 @@ def load_table(name: str, *, test_fraction: float = 0.2, seed: int = 0) -> Array
         >>> load_table("iris").train_inputs.shape
         (120, 4)
     """
-    if name.endswith(".csv"):
+    name = os.fspath(name)
+    if name.lower().endswith(".csv"):
         features, written = read_csv(name)
         labels, names = _number_labels(written)
         return standardise(
@@ -89,6 +95,17 @@ def _number_labels(written: list[str] | None) -> tuple[np.ndarray | None, tuple[
         return None, ()
     try:
         return np.array([int(label) for label in written], np.int32), ()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, ValueError) and _are_numbers(written):  # targets, or 1.0 for 1
+            raise ValueError(
+                f"column 'label' must hold integers or names, got numbers such as {written[0]!r}"
+            ) from None
         names, numbers = np.unique(written, return_inverse=True)
         return numbers.astype(np.int32), tuple(map(str, names))
+
+
+def _are_numbers(written: list[str]) -> bool:
+    try:
+        return all(math.isfinite(float(label)) for label in written)
+    except ValueError:
+        return False

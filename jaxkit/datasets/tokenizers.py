@@ -219,7 +219,7 @@ class JsonTokenizer:
     def __init__(self, path: str | os.PathLike[str], *, fingerprint: str | None = None):
         self.path = pathlib.Path(path)
         if not self.path.is_file():
-            raise ValueError(f"tokenizer file {self.path} does not exist")
+            raise ValueError(f"tokenizer file {self.path} does not exist or is not a file")
         content = self.path.read_bytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
         if fingerprint not in (None, self.fingerprint):

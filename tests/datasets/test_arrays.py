@@ -146,8 +146,11 @@ def test_a_table_of_the_user_is_standardised_and_its_labels_numbered(tmp_path):
     assert split.label_names == ("ant", "cat, old", "dog")
     np.testing.assert_allclose(split.train_inputs.mean(), 0, atol=1e-6)
     (tmp_path / "a.csv").write_text("x,label,y\n1,7,2\n\n3,8,4\n5,9,6\n")
-    split = datasets.load_table(str(tmp_path / "a.csv"))
+    split = datasets.load_table(tmp_path / "a.csv")
     assert (split.train_labels.dtype, split.label_names) == (np.int32, ())
+    (tmp_path / "a.csv").write_text("x,label\n1,1.5\n2,2.5\n")
+    with pytest.raises(ValueError, match=r"integers or names, got numbers such as '1\.5'"):
+        datasets.load_table(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])

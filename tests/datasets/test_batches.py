@@ -244,6 +244,13 @@ def test_arrays_must_have_one_length(bad_input, arrays):
         datasets.array_batches(*arrays, batch_size=2, seed=0)
 
 
+def test_rows_that_make_no_array_are_refused_by_name(bad_input):
+    with pytest.raises(TypeError, match="labels must be an array of one type, got objects"):
+        datasets.array_batches(np.zeros((2, 1)), np.array([1, "a"], object), batch_size=2, seed=0)
+    with pytest.raises(ValueError, match=r"inputs must be one array: .* inhomogeneous"):
+        datasets.array_batches([(np.ones(3), 1), (np.ones(3), 0)], batch_size=2, seed=0)
+
+
 def test_without_grain_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ImportError, match=r"grain is not installed: pip install 'jaxkit\[train\]'"):

@@ -658,6 +658,20 @@ def test_a_normalization_that_is_none_is_refused(text, message):
         datasets.picture_recipe("plain", normalization=text)
 
 
+@pytest.mark.parametrize(
+    ("source", "labels", "error", "message"),
+    [
+        (np.zeros((2, 8, 8, 3)), np.zeros(2, int), TypeError, "array of uint8, got float64"),
+        (np.zeros((2, 8, 8), np.uint8), np.zeros(2, int), ValueError, r"with C of 1 or 3, got"),
+        (np.zeros((2, 3, 8, 8), np.uint8), np.zeros(2, int), ValueError, r"got \(2, 3, 8, 8\)"),
+        (np.zeros((2, 8, 8, 1), np.uint8), np.array(["a", "b"]), TypeError, "labels must be int"),
+    ],
+)
+def test_arrays_that_are_no_labelled_bytes_are_refused(bad_input, source, labels, error, message):
+    with pytest.raises(error, match=message):
+        datasets.Pictures(source, labels)
+
+
 def test_three_numbers_do_not_normalize_grey_pictures():
     pictures = datasets.Pictures(np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="the pictures have one channel"):

@@ -134,6 +134,7 @@ class PromptLearner:
             FloatingPointError: if a loss is not finite.
         """
         s, task = self._settings, stream.tasks[task_index]
+        stream.require_room(s["num_classes"])
         classes = np.isin(np.arange(s["num_classes"]), task.classes)
 
         def begin(state: PromptLearning) -> PromptLearning:

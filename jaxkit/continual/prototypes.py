@@ -94,6 +94,7 @@ class SimpleCIL:
 
     def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
         """The features of the task's classes are averaged."""
+        stream.require_room(self._classes)
         task = stream.tasks[task_index]
 
         def average(state: Prototypes, *_: int) -> tuple[Prototypes, int, dict[str, Any]]:

@@ -90,6 +90,7 @@ class RanPAC:
 
     def phases(self, stream: Stream, task_index: int, seed: int) -> Phases:
         """The task's examples are added to the sums, and the ridge is solved."""
+        stream.require_room(self._classes)
         task = stream.tasks[task_index]
 
         def fit(state: RandomRidge, *_: int) -> tuple[RandomRidge, int, dict[str, Any]]:

@@ -177,11 +177,7 @@ class SEMALearner:
             ValueError: if a block is full, or the stream has more classes than the head.
             FloatingPointError: if a loss, a score or a descriptor's statistics are not finite.
         """
-        if stream.num_classes > self.config.num_classes:
-            raise ValueError(
-                f"num_classes must be at least the stream's {stream.num_classes}, got "
-                f"{self.config.num_classes}"
-            )
+        stream.require_room(self.config.num_classes)
         return self._phases(SEMATask(self, stream.tasks[task_index], task_index, seed))
 
     def predict(self, state: Learning, images: Images) -> Float[np.ndarray, "B classes"]:

@@ -30,7 +30,7 @@ class Task:
     Raises:
         ValueError: if there is no image, lengths differ, a label is not among `classes`, or images
             are not finite numbers in [0, 1].
-        TypeError: if labels are no integers.
+        TypeError: if labels are no arrays of integers.
 
     Example:
         >>> images = np.zeros((2, 8, 8, 1), np.float32)
@@ -48,6 +48,15 @@ class Task:
     def __post_init__(self):
         if not self.classes:
             raise ValueError(f"classes of task {self.name!r} must not be empty")
+        if list(self.classes) != sorted(set(self.classes)):
+            raise ValueError(
+                f"classes of task {self.name!r} must be sorted, none twice, got {self.classes}"
+            )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError(
+                f"test_images of task {self.name!r} must have the shape of its train_images, "
+                f"{self.image_shape}, got {self.test_images.shape[1:]}"
+            )
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
             place = f"of task {self.name!r}"
@@ -60,8 +69,7 @@ class Task:
                     f"{part}_labels {place} must be {len(images)} like the images, got "
                     f"{len(labels)}"
                 )
-            if not np.issubdtype(labels.dtype, np.integer):
-                raise TypeError(f"{part}_labels {place} must be integers, got {labels.dtype}")
+            _check_labels(f"{part}_labels {place}", labels)
             stray = np.setdiff1d(labels, self.classes)
             if len(stray):
                 raise ValueError(
@@ -129,12 +137,25 @@ class Stream:
         """Classes of all tasks together."""
         return len(self.class_names)
 
+    def require_room(self, num_classes: int) -> None:
+        """Refuse a learner of fewer classes."""
+        if num_classes < self.num_classes:
+            raise ValueError(
+                f"num_classes must be at least the stream's {self.num_classes}, got {num_classes}"
+            )
+
     def seen_classes(self, task_index: int) -> np.ndarray:
         """Which classes have arrived by the end of a task, bool `[C]`."""
         seen = np.zeros(self.num_classes, bool)
         for task in self.tasks[: task_index + 1]:
             seen[list(task.classes)] = True
         return seen
+
+
+def _check_labels(name: str, labels: np.ndarray) -> None:
+    dtype = getattr(labels, "dtype", type(labels).__name__)
+    if getattr(dtype, "kind", "") not in ("i", "u"):
+        raise TypeError(f"{name} must be an array of integers, got {dtype}")
 
 
 def check_images(name: str, images: np.ndarray) -> None:
@@ -173,6 +194,7 @@ def class_incremental_stream(
         The stream; classes are numbered in the order in which they arrive.
 
     Raises:
+        TypeError: if labels are not integers.
         ValueError: if there are no labels, `classes_per_task` is not positive, or the order lacks
             a class.
 
@@ -185,6 +207,8 @@ def class_incremental_stream(
     if split.train_labels is None or split.test_labels is None:
         raise ValueError("split must have labels, got none")
     train, test = np.asarray(split.train_labels), np.asarray(split.test_labels)
+    _check_labels("train_labels", train)
+    _check_labels("test_labels", test)
     names = tuple(split.label_names or map(str, range(int(train.max()) + 1)))
     return by_class(
         (split.train_inputs, train), (split.test_inputs, test), names, classes_per_task,
@@ -227,7 +251,10 @@ def _order_classes(
     classes: np.ndarray, names: tuple[str, ...], class_order: int | Sequence[str]
 ) -> np.ndarray:
     if isinstance(class_order, str):
-        validation.choice("class_order", str(class_order), ["sorted"])
+        if class_order != "sorted":
+            raise ValueError(
+                f"class_order must be 'sorted', a seed or the names in order, got {class_order!r}"
+            )
         return classes
     if not isinstance(class_order, Sequence):
         seed = validation.seed("class_order", class_order)
@@ -273,9 +300,10 @@ def domain_incremental_stream(
         offset = size * domains.setdefault(domain, len(domains))
         labels = [np.asarray(x) for x in (split.train_labels, split.test_labels)]
         for x in labels:
-            if x.dtype == object or x.min() < 0 or x.max() >= size:
+            if x.dtype.kind not in "iu" or x.min() < 0 or x.max() >= size:
                 raise ValueError(
-                    f"labels of task {task_name!r} must be 0 to {size - 1}, one a class name"
+                    f"labels of task {task_name!r} must be 0 to {size - 1}, one a class "
+                    f"name, got {x!r:.80}"
                 )
         train, test = (x.astype(np.int32) + offset for x in labels)
         classes = tuple(int(c) for c in np.unique(train))

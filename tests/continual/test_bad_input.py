@@ -59,19 +59,45 @@ GOOD = {
     [
         ({"train_labels": np.array([0, 2])}, ValueError, r"task 'first'.*got \[2\]"),
         ({"train_labels": np.array([0, -1])}, ValueError, r"got \[-1\]"),
-        ({"train_labels": np.array([0.0, 1.0])}, TypeError, "must be integers, got float64"),
+        ({"train_labels": np.array([0.0, 1.0])}, TypeError, "array of integers, got float64"),
         ({"train_labels": np.array([0])}, ValueError, "must be 2 like the images, got 1"),
         ({"train_labels": np.array([0, 0])}, ValueError, "must hold every class"),
         ({"train_images": np.zeros((0, 8, 8, 1), np.float32)}, ValueError, "must be images"),
         ({"train_images": np.zeros((2, 8, 8, 1), np.uint8)}, ValueError, "divide bytes by 255"),
         ({"test_images": np.full((1, 8, 8, 1), 255.0)}, ValueError, "255 to 255"),
         ({"test_images": np.full((1, 8, 8, 1), np.nan)}, ValueError, "must be finite"),
+        ({"train_labels": [0, 1]}, TypeError, "array of integers, got list"),
+        ({"test_images": np.zeros((1, 4, 8, 1))}, ValueError, r"the shape of its train_images"),
         ({"classes": ()}, ValueError, "must not be empty"),
+        ({"classes": (1, 0)}, ValueError, r"must be sorted, none twice, got \(1, 0\)"),
     ],
 )
 def test_tasks_are_checked_when_made(change, error, message, bad_input):
     with pytest.raises(error, match=message):
         continual.Task(**{**GOOD, **change})
+
+
+def test_labels_that_are_no_numbers_of_classes_are_refused(bad_input):
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    for labels in (np.array([0.0, 1.0]), np.array(["a", "b"])):
+        split = ArraySplit(images, labels, images, labels)
+        with pytest.raises(TypeError, match="train_labels must be an array of integers"):
+            continual.class_incremental_stream(split, 1)
+        with pytest.raises(ValueError, match="labels of task 'a' must be 0 to 1"):
+            continual.domain_incremental_stream([("a", "d", split)], "xy")
+
+
+def test_a_learner_of_fewer_classes_is_refused_before_it_learns():
+    stream = continual.Stream("s", (continual.Task(**GOOD),), ("a", "b"))
+    learners = (
+        continual.SimpleCIL(MODEL, {}, 1),
+        continual.RanPAC(MODEL, {}, 1, num_projections=4),
+        continual.PromptLearner(MODEL, {}, 1, continual.L2P(2, 1, 1)),
+        continual.SEMALearner(continual.SEMAConfig(MODEL, 1, 2, 2, 1, 1, capacity=1), {}),
+    )
+    for learner in learners:
+        with pytest.raises(ValueError, match="num_classes must be at least the stream's 2, got 1"):
+            next(iter(learner.phases(stream, 0, 0)))
 
 
 def test_streams_are_checked_when_made(bad_input):

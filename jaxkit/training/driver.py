@@ -121,7 +121,8 @@ def drive(
         progress: where to show it.
 
     Raises:
-        ValueError: if more than `num_steps` were made before.
+        TypeError: if `advance` returns no `Lap`.
+        ValueError: if more than `num_steps` were made before, or `advance` makes none or too many.
         Exception: what `advance` or its rows raise; the checkpoints before it stand.
         OSError: if a file cannot be written.
 
@@ -152,7 +153,12 @@ def drive(
                 progress.step(row)
 
         while not finished and not stopping:
-            lap = advance(state, step, cadence.until_next(step, num_steps))
+            most = cadence.until_next(step, num_steps)
+            lap = advance(state, step, most)
+            if not isinstance(lap, Lap):
+                raise TypeError(f"advance must return a Lap, got {type(lap).__name__}")
+            if not (lap.finished or 1 <= lap.steps <= (most or lap.steps)):
+                raise ValueError(f"advance must make 1 to most={most} steps, got {lap.steps}")
             state, laps = lap.state, laps + 1
             settle(clock.lap())
             step, rows, clock.steps, measured = step + lap.steps, lap.rows, lap.steps, None

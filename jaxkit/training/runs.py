@@ -112,7 +112,12 @@ class Run:
                 concurrent.futures.wait([self._saving])
 
     def _claim(self) -> bool:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(
+                f"{self.folder} must be a folder, and it or one that is to hold it is a file"
+            ) from None
         handle = self._open.enter_context((self.folder / _LOCK).open("w"))
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -144,6 +144,14 @@ def test_laps_of_several_steps_end_where_something_is_due():
     assert seen == [(0, 5), (4, 1), (5, 1), (6, 4), (10, 1)]
 
 
+@pytest.mark.parametrize("steps", [0, 9])
+def test_a_lap_that_would_never_arrive_is_refused(steps):
+    with pytest.raises(ValueError, match=f"advance must make 1 to most=3 steps, got {steps}"):
+        training.drive(lambda state, step, most: training.Lap(state, steps), (), num_steps=3)
+    with pytest.raises(TypeError, match="advance must return a Lap, got float"):
+        training.drive(lambda state, step, most: 0.5, (), num_steps=3)  # type: ignore[arg-type]
+
+
 def test_a_lap_may_end_the_run_and_ask_for_a_checkpoint(tmp_path):
     def advance(state, step, most):
         assert most is None

@@ -58,9 +58,12 @@ def generate(
         validation.integer("top_k", top_k, minimum=1)
     if top_p is not None:
         validation.number("top_p", top_p, minimum=0, maximum=1, open_minimum=True)
+    prompt = jnp.asarray(prompt)
+    if prompt.ndim != 2 or 0 in prompt.shape:
+        raise ValueError(
+            f"prompt must be ids [B, T], at least one token each, got shape {prompt.shape}"
+        )
     batch_size, length = prompt.shape
-    if length == 0:
-        raise ValueError("prompt must hold at least one token, got none")
 
     def sample(key: Key[Array, ""], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
         tempered = likeliest(logits / jnp.maximum(temperature, 1e-6), top_k, top_p)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Float
 
-from jaxkit.models.resnet import linear, uniform_fan_in
+from jaxkit import validation
+from jaxkit.models.resnet import linear, pixels, uniform_fan_in
 
 
 class LeNet(nn.Module):
@@ -32,7 +33,7 @@ class LeNet(nn.Module):
         self, images: Float[jax.Array, "B H W C"], *, train: bool = False
     ) -> Float[jax.Array, "B num_classes"]:
         """Return the logits of normalized images."""
-        x = images
+        x = pixels(images, 16)
         for layer in (1, 2):
             x = nn.Conv(
                 64, (5, 5), padding="VALID", kernel_init=uniform_fan_in, name=f"conv{layer}"
@@ -66,7 +67,7 @@ class VGG11(nn.Module):
         self, images: Float[jax.Array, "B H W C"], *, train: bool = False
     ) -> Float[jax.Array, "B num_classes"]:
         """Return the logits of normalized images."""
-        x, layer = images, 0
+        x, layer = pixels(images, 32), 0
         for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             for width in widths:
                 layer += 1
@@ -100,7 +101,7 @@ class MLP(nn.Module):
         self, images: Float[jax.Array, "B H W C"], *, train: bool = False
     ) -> Float[jax.Array, "B num_classes"]:
         """Return the logits of normalized images."""
-        return _layers(_flat(images), self.hidden, self.num_classes)
+        return _layers(_flat(pixels(images, 1)), self.hidden, self.num_classes)
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -109,6 +110,8 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _layers(x: jax.Array, hidden: tuple[int, ...], num_classes: int) -> jax.Array:
+    validation.integer("num_classes", num_classes, minimum=1)
     for layer, width in enumerate(hidden, 1):
+        validation.integer("hidden", width, minimum=1)
         x = nn.relu(linear(width, name=f"linear{layer}")(x))
     return linear(num_classes, name="head")(x)

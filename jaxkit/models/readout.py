@@ -95,6 +95,10 @@ def chunked_cross_entropy(
         2.0794
     """
     validation.integer("chunk_size", chunk_size, minimum=1)
+    if targets.shape != hidden.shape[:2]:
+        raise ValueError(
+            f"targets must be {list(hidden.shape[:2])} like hidden, got {targets.shape}"
+        )
     batch, _, width = hidden.shape
     vocab_size = embedding.shape[-2]
     computed = embedding if isinstance(embedding, TokenTable) else None

@@ -85,7 +85,8 @@ class ResNet(nn.Module):
                 dtype=self.dtype,
             )  # fmt: skip
         imagenet, width = self.stem == "imagenet", self.stem_width or self.widths[0]
-        x = images if self.dtype is None else images.astype(self.dtype)
+        x = pixels(images, 1)
+        x = x if self.dtype is None else x.astype(self.dtype)
         x = _convolution(x, width, 7 if imagenet else 3, 2 if imagenet else 1, name="stem")
         if self.block == "basic":
             x = nn.relu(norm(name="stem_norm")(x))
@@ -160,6 +161,15 @@ def wide_resnet(
         num_classes, widths, (blocks,) * 3, "cifar", stem_width=16, block="preactivation",
         norm=norm, groups=16,
     )  # fmt: skip
+
+
+def pixels(images: jax.Array, side: int) -> jax.Array:
+    """Return `images` if they are `[B, H, W, C]` with at least `side` pixels a side, or raise."""
+    if images.ndim != 4 or min(images.shape[1:3]) < side:
+        raise ValueError(
+            f"images must be [B, H, W, C] with H and W of at least {side}, got {images.shape}"
+        )
+    return images
 
 
 def linear(features: int, name: str) -> nn.Dense:

@@ -56,6 +56,8 @@ def test_bad_input_is_refused(bad_input):
         models.generate(MODEL, params(), PROMPT, 0, key)
     with pytest.raises(ValueError, match="at least one token"):
         models.generate(MODEL, params(), PROMPT[:, :0], 1, key)
+    with pytest.raises(ValueError, match=r"prompt must be ids \[B, T\]"):
+        models.generate(MODEL, params(), PROMPT[0], 1, key)
     with pytest.raises(ValueError, match="temperature"):
         models.generate(MODEL, params(), PROMPT, 1, key, temperature=-1.0)
 

@@ -135,11 +135,20 @@ def test_running_statistics_follow_the_batches():
     assert models.resnet18(10).norm == "group"
 
 
+def apply(model, shape):
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, "float32"))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: models.ResNet(10, (4, 8), (1,)), "blocks must be 2 like widths"),
         (lambda: models.ResNet(10, norm="layer"), "norm must be one of 'group', 'batch'"),
+        (lambda: apply(models.LeNet(10), (1, 8, 8, 3)), r"H and W of at least 16, got \(1, 8, 8"),
+        (lambda: apply(models.VGG11(10), (1, 8, 8, 3)), r"H and W of at least 32, got \(1, 8, 8"),
+        (lambda: apply(models.resnet20(10), (1, 32, 32)), r"\[B, H, W, C\] .* got \(1, 32, 32\)"),
+        (lambda: apply(models.MLP(0), (1, 2, 2, 1)), "num_classes must be an integer >= 1"),
+        (lambda: apply(models.MLP(2, (0,)), (1, 2, 2, 1)), "hidden must be an integer >= 1"),
         (lambda: models.wide_resnet(10, depth=17), r"depth must be 6 n \+ 4 .* got 17"),
     ],
 )

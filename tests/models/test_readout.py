@@ -98,6 +98,7 @@ def test_a_vocabulary_of_32000_trains_without_a_table_or_logits_per_sequence(met
     [
         ({"chunk_size": 0}, ValueError, "chunk_size must be an integer >= 1"),
         ({"embedding": lambda: np.ones((11, 15))}, ValueError, r"shape \[V, 16\].*got \(11, 15\)"),
+        ({"targets": TARGETS[:, 1:]}, ValueError, "targets must be .* like hidden, got"),
         ({"embedding": lambda: random_table(1)}, ValueError, r"got \(1, 11, 16\)"),
     ],
 )

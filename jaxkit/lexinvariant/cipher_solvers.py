@@ -97,9 +97,20 @@ def match_frequencies(cipher: Int[Array, " T"], unigram: Float[Array, " V"]) -> 
         >>> match_frequencies(jnp.array([2, 2, 0]), jnp.array([0.1, 0.6, 0.3])).tolist()
         [2, 0, 1]
     """
+    _require_ids(cipher, unigram.shape[0])
     counts = jnp.zeros(unigram.shape[0]).at[cipher].add(1.0)
     by_count, by_frequency = (jnp.argsort(-x, stable=True) for x in (counts, unigram))
     return jnp.zeros(unigram.shape[0], by_count.dtype).at[by_count].set(by_frequency)
+
+
+def _require_ids(cipher: Int[Array, " T"], vocab_size: int) -> None:
+    """Refuse a concrete ciphertext with other ids, which would be dropped."""
+    if validation.is_traced(cipher):
+        return
+    ids = np.asarray(cipher)
+    if ids.size == 0 or ids.min() < 0 or ids.max() >= vocab_size:
+        found = f"{ids.min()} to {ids.max()}" if ids.size else "none"
+        raise ValueError(f"cipher must be ids in [0, {vocab_size}), at least one, got {found}")
 
 
 def climb_key(
@@ -128,7 +139,7 @@ def climb_key(
         The key with the best score: plain id of each cipher id, ``[V]``, a permutation.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number or a concrete id is out of range.
 
     Example:
         >>> table = backoff_table(np.array([0, 1, 1, 0, 1, 1, 0, 1]), 2, 1)
@@ -203,6 +214,7 @@ def beam_search_key(
     """
     validation.integer("beam_width", beam_width, minimum=1)
     vocab_size = table.shape[-1]
+    _require_ids(cipher, vocab_size)
     counts = jnp.zeros(vocab_size).at[cipher].add(1.0)
     order = jnp.argsort(-counts, stable=True)
     ids = jnp.arange(vocab_size)

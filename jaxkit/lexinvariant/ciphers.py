@@ -75,7 +75,7 @@ def cipher_key_vote(
         the smaller plain id.
 
     Raises:
-        ValueError: if `start` is negative or `size` not positive.
+        ValueError: if `start` is negative, `size` not positive, or lengths differ.
 
     Example:
         >>> cipher_key_vote(jnp.array([1, 1, 1, 0]), jnp.array([2, 2, 0, 1]), 3).tolist()
@@ -83,6 +83,8 @@ def cipher_key_vote(
 
     Source: arXiv 2305.16349 §3.3.
     """
+    if deciphered.shape != cipher.shape:
+        raise ValueError(f"deciphered must have shape {cipher.shape}, got {deciphered.shape}")
     voting = _window(cipher.shape[0], start, size).astype(jnp.int32)
     votes = jnp.zeros((vocab_size, vocab_size), jnp.int32).at[cipher, deciphered].add(voting)
     return jnp.where(votes.sum(axis=1) > 0, jnp.argmax(votes, axis=1), -1)
@@ -101,12 +103,17 @@ def key_precision(
     Returns:
         Right entries divided by entries voted on; NaN if there are none.
 
+    Raises:
+        ValueError: if the two keys differ in length.
+
     Example:
         >>> float(key_precision(jnp.array([1, 0, -1]), jnp.array([1, 2, 0])))
         0.5
 
     Source: arXiv 2305.16349 §3.3.
     """
+    if found.shape != cipher.shape:
+        raise ValueError(f"found must have shape {cipher.shape} like cipher, got {found.shape}")
     plain = jnp.arange(cipher.shape[0]) if plain is None else plain
     entries = found[cipher[plain]]
     voted = entries >= 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxkit import validation
+from jaxkit import models, validation
 
 
 def adaptive_ngram_losses(
@@ -31,7 +31,8 @@ def adaptive_ngram_losses(
         ``-log q(token[t + 1] | token[: t + 1])`` in nats, ``[B, T - 1]``.
 
     Raises:
-        ValueError: if `order` is negative or `vocab_size` not positive.
+        ValueError: if `order` is negative, `vocab_size` not positive, or a concrete id or the shape
+            is wrong.
 
     Example:
         >>> losses = adaptive_ngram_losses(jnp.array([[3, 0, 3]]), 8, 0)
@@ -42,6 +43,9 @@ def adaptive_ngram_losses(
     """
     validation.integer("vocab_size", vocab_size, minimum=1)
     validation.integer("order", order, minimum=0)
+    if jnp.ndim(tokens) != 2:
+        raise ValueError(f"tokens must have shape [B, T], got {jnp.shape(tokens)}")
+    models.validate_tokens(tokens, vocab_size)
 
     def losses(x: Int[Array, " T"]) -> Float[Array, " T-1"]:
         length = x.shape[0]

@@ -107,7 +107,8 @@ def train_probe(
         features: width of the probe; None for the model's.
 
     Raises:
-        ValueError: if a size is not positive or the text is shorter than a window.
+        ValueError: if a size is not positive, an id is out of range, or the text is shorter than a
+            window.
 
     Example:
         >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
@@ -119,6 +120,7 @@ def train_probe(
     Source: arXiv 2305.16349 §3.3.
     """
     validation.integer("num_steps", num_steps, minimum=1)
+    models.validate_tokens(np.asarray(tokens), model.config.vocab_size)
     probe = DecipherProbe(model.config.vocab_size, features or model.config.d_model)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     gradient = jax.grad(probe_loss(model, probe))

@@ -44,6 +44,7 @@ def sequence_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " 
 
     Raises:
         TypeError: if `index` is not an integer array.
+        ValueError: if it is not flat.
 
     Example:
         >>> keys = sequence_keys(jax.random.key(0), jnp.array([5, 6]))
@@ -52,6 +53,8 @@ def sequence_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " 
     """
     if not jnp.issubdtype(jnp.asarray(index).dtype, jnp.integer):
         raise TypeError(f"index must be integers, got dtype {jnp.asarray(index).dtype}")
+    if jnp.ndim(index) != 1:
+        raise ValueError(f"index must have shape [B], got {jnp.shape(index)}")
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
 
 

@@ -139,7 +139,7 @@ def token_losses(
     """
     if method is None:
         method = "lexinvariant" if model.config.embedding == "given" else "fixed"
-    keys = embeddings.sequence_keys(key, batch["index"])
+    keys = embeddings.sequence_keys(key, _index(batch))
     tokens, table, _ = anonymised(
         model, params, batch["tokens"], keys, method, p, per=per, closed=closed, kind=kind
     )
@@ -157,6 +157,13 @@ def token_losses(
     if table is None:
         table: Any = model.apply(params, method="readout_table")
     return models.chunked_cross_entropy(hidden, targets, table, chunk_size)
+
+
+def _index(batch: Batch) -> Array:
+    if not isinstance(batch, Mapping) or not {"tokens", "index"} <= batch.keys():
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"batch must hold 'tokens' and 'index', got {got}")
+    return batch["index"]
 
 
 def next_token_loss(
@@ -207,7 +214,7 @@ def next_token_loss(
     def loss(params: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
         chance: Any = p
         if callable(p):
-            chance = jax.vmap(p)(batch["index"] // batch_size)  # type: ignore[operator]
+            chance = jax.vmap(p)(_index(batch) // batch_size)  # type: ignore[operator]
         losses = token_losses(
             model,
             params,

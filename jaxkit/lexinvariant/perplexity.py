@@ -33,6 +33,8 @@ def smoothed_perplexity(losses: Float[Array, "B T"], window: int) -> Float[Array
 
     Source: arXiv 2305.16349 §3.2 (with the sign its exponent lacks).
     """
+    if losses.ndim != 2:
+        raise ValueError(f"losses must have shape [B, T], got {losses.shape}")
     length = losses.shape[-1]
     if validation.integer("window", window, minimum=1) > length:
         raise ValueError(f"window must be at most the {length} positions, got {window}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxkit import validation
+from jaxkit import models, validation
 from jaxkit.lexinvariant import embeddings
 
 
@@ -44,7 +44,7 @@ def permute_tokens(
     Raises:
         TypeError: if keys are not typed keys, or tokens not integers.
         ValueError: if `p` is outside [0, 1], `per` is unknown, keys and tokens differ in length,
-            or `closed` is asked for positions.
+            a concrete id is out of range, or `closed` is asked for positions.
 
     Example:
         >>> keys, tokens = jax.random.split(jax.random.key(0), 1), jnp.array([[0, 1, 0, 2]])
@@ -59,6 +59,8 @@ def permute_tokens(
     validation.choice("per", per, ("type", "position"))
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
+    if not validation.is_traced(tokens):
+        models.validate_tokens(tokens, vocab_size)
     embeddings.check_keys(keys, tokens.shape[0])
     if closed and per == "position":
         raise ValueError("closed=True needs per='type': positions of one type may differ")

@@ -98,6 +98,9 @@ def test_a_ciphertext_of_one_symbol_is_solved_without_error():
         (lambda t: lx.backoff_table(np.array([0]), 128, 4), "more than 2\\^26"),
         (lambda t: lx.backoff_table(np.array([0]), 3, 0), "order"),
         (lambda t: lx.beam_search_key(jnp.zeros(2, int), t, 0), "beam_width"),
+        (lambda t: lx.beam_search_key(jnp.array([0, 2]), t), r"ids in \[0, 2\).*got 0 to 2"),
+        (lambda t: lx.climb_key(jnp.array([-1, 0]), t, jax.random.key(0)), "got -1 to 0"),
+        (lambda t: lx.match_frequencies(jnp.zeros(0, int), t[0]), "at least one, got none"),
         (
             lambda t: lx.climb_key(jnp.zeros(2, int), t, jax.random.key(0), num_restarts=0),
             "num_restarts",

@@ -70,6 +70,8 @@ def test_precision_counts_only_the_symbols_asked_for():
         (lambda k: lx.random_cipher(k, 5, [1, 2], [3]), "images must be at least the 2 symbols"),
         (lambda k: lx.cipher_key_vote(jnp.zeros(3, int), jnp.zeros(3, int), 2, -1), "start"),
         (lambda k: lx.cipher_key_vote(jnp.zeros(3, int), jnp.zeros(3, int), 2, 0, 0), "size"),
+        (lambda k: lx.cipher_key_vote(jnp.zeros(3, int), jnp.zeros(2, int), 2), "deciphered must"),
+        (lambda k: lx.key_precision(jnp.arange(3), jnp.arange(4)), "found must have shape"),
     ],
 )
 def test_bad_input_is_refused(call, message, bad_input):

@@ -45,3 +45,7 @@ def test_losses_agree_with_counting_in_dictionaries_and_ignore_names(tokens, ord
 def test_bad_input_is_refused(bad_input):
     with pytest.raises(ValueError, match="order must be an integer >= 0, got -1"):
         lx.adaptive_ngram_losses(jnp.zeros((1, 3), int), 4, -1)
+    with pytest.raises(ValueError, match=r"tokens must be in \[0, 4\), got 4"):
+        lx.adaptive_ngram_losses(jnp.array([[0, 4]]), 4, 1)
+    with pytest.raises(ValueError, match=r"tokens must have shape \[B, T\], got \(3,\)"):
+        lx.adaptive_ngram_losses(jnp.zeros(3, int), 4, 1)

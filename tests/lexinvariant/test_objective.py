@@ -234,6 +234,12 @@ def test_bad_input_is_refused(config, options, message, bad_input):
         lx.next_token_loss(model, **options)(params, BATCH, KEY)
 
 
+@pytest.mark.parametrize("batch", [BATCH["tokens"], {"tokens": BATCH["tokens"]}])
+def test_a_batch_without_tokens_or_index_is_refused(batch, bad_input):
+    with pytest.raises(ValueError, match="batch must hold 'tokens' and 'index', got"):
+        lx.next_token_loss(models.DecoderLM(FIXED))({}, batch, KEY)
+
+
 def test_a_schedule_needs_the_batch_size(bad_input):
     with pytest.raises(ValueError, match="batch_size must be given"):
         lx.next_token_loss(models.DecoderLM(FIXED), p=lx.relabelling_schedule(10))

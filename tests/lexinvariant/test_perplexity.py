@@ -16,3 +16,5 @@ def test_smoothed_perplexity_is_that_of_the_reference(vectors):
 def test_windows_outside_the_sequence_are_refused(window, bad_input):
     with pytest.raises(ValueError, match="window must be"):
         lx.smoothed_perplexity(jnp.zeros((2, 20)), window)
+    with pytest.raises(ValueError, match=r"losses must have shape \[B, T\], got \(20,\)"):
+        lx.smoothed_perplexity(jnp.zeros(20), 2)

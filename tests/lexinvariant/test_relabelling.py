@@ -94,6 +94,8 @@ def test_the_schedule_rises_to_one_and_stays():
         (lambda: lx.permute_tokens(keys()[:2], TOKENS, 7), ValueError, r"shape \(300,\)"),
         (lambda: lx.permute_tokens(keys()[0], TOKENS, 7), ValueError, "one a sequence"),
         (lambda: lx.permute_tokens(keys(), TOKENS * 1.0, 7), TypeError, "must be integers"),
+        (lambda: lx.permute_tokens(keys(), TOKENS + 7, 7), ValueError, r"must be in \[0, 7\), got"),
+        (lambda: lx.sequence_keys(keys()[0], 3), ValueError, r"index must have shape \[B\]"),
         (
             lambda: lx.permute_tokens(keys(), TOKENS, 7, per="position", closed=True),
             ValueError,

@@ -26,7 +26,7 @@ Positional = tyro.conf.Positional
 
 def sample(
     run: Positional[str],
-    prompt: str = "\n",
+    prompt: str | None = None,
     num_tokens: int = 400,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -40,7 +40,7 @@ def sample(
 
     Args:
         run: folder of the run, runs/NAME.
-        prompt: text to continue.
+        prompt: text to continue; by default a newline, or the first of an alphabet without one.
         num_tokens: tokens to add.
         temperature: 1 samples from the model, 0 takes the most probable token.
         top_k: draw among this many of the most probable tokens.
@@ -52,8 +52,11 @@ def sample(
         step: read the checkpoint of this step; by default the newest.
     """
     from jaxkit import jobs
+    from jaxkit.jobs import sampling
 
     opened = jobs.open_run(run, unknown=unknown, step=step)
+    if prompt is None:
+        prompt = sampling.usual_prompt(opened.tokenizer)
     text = jobs.sample_run(
         opened, prompt, num_tokens=num_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
         stop=stop, seed=seed,

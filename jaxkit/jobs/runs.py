@@ -109,12 +109,14 @@ def open_run(
     Example:
         >>> open_run("no/such/run")
         Traceback (most recent call last):
-        ValueError: no/such/run is not a run: it holds no config.json
+        ValueError: no/such/run is not a run: it does not exist
     """
     run = RunFiles.at(folder)
     description = read_description(run)
     if description is None:
-        raise ValueError(f"{folder} is not a run: it holds no config.json")
+        lacks = "is a file" if os.path.exists(folder) else "does not exist"
+        lacks = "holds no config.json" if os.path.isdir(folder) else lacks
+        raise ValueError(f"{folder} is not a run: it {lacks}")
     config = description.config
     try:
         tokenizer = texts.stored_tokenizer(description.tokenizer, unknown)

@@ -8,9 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkit import lexinvariant, models, validation
+from jaxkit import datasets, lexinvariant, models, validation
 from jaxkit.jobs import texts
 from jaxkit.jobs.runs import Run
+
+
+def usual_prompt(tokenizer: datasets.Tokenizer) -> str:
+    r"""A newline, or the first character of an alphabet that has none.
+
+    Example:
+        >>> usual_prompt(datasets.CharTokenizer("ba")), usual_prompt(datasets.ByteTokenizer())
+        ('a', '\n')
+    """
+    alphabet = getattr(tokenizer, "characters", "\n")
+    return "\n" if "\n" in alphabet else alphabet[0]
 
 
 def sample_run(
@@ -45,7 +56,6 @@ def sample_run(
             the tokenizer does not know.
 
     Example:
-        >>> from jaxkit import datasets
         >>> from jaxkit.jobs import runs
         >>> config, tokenizer = runs.TrainConfig(num_layers=1), datasets.CharTokenizer("ab")
         >>> model = config.model(tokenizer.vocab_size)

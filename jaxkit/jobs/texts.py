@@ -11,14 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxkit import datasets
+from jaxkit import datasets, validation
 from jaxkit.jobs.config import TrainConfig
+from jaxkit.jobs.options import INSIDE
 
 
 def load_text(config: TrainConfig) -> datasets.TextSplit:
     """The text that a configuration names."""
     shortest = config.sequence_length + 1
     if config.text is None:
+        if config.validation_fraction != TrainConfig.validation_fraction:
+            raise ValueError(
+                "validation_fraction needs text: the embedded prose keeps a tenth, got "
+                f"{config.validation_fraction}"
+            )
         return datasets.embedded_prose()
     options = dataclasses.asdict(config.corpus)
     held_out, also, dtype = (options.pop(name) for name in ("held_out", "also", "token_dtype"))
@@ -30,6 +36,7 @@ def load_text(config: TrainConfig) -> datasets.TextSplit:
     )  # fmt: skip
     paths = (config.text, *also) if also else config.text
     if held_out is None:
+        validation.number("validation_fraction", config.validation_fraction, **INSIDE)
         return load(paths, validation_fraction=config.validation_fraction)
     return datasets.TextSplit(
         *(load(path, validation_fraction=0).train for path in (paths, held_out))
@@ -53,11 +60,11 @@ def _packed(config: TrainConfig, dtype: str) -> datasets.TextSplit:
     read = functools.partial(datasets.load_tokens, vocab_size=vocab_size, dtype=dtype)
     train = read(str(config.text))
     if config.corpus.held_out is not None:
-        validation = read(config.corpus.held_out)
+        held_out = read(config.corpus.held_out)
     else:
         cut = round(len(train) * (1 - config.validation_fraction))
-        train, validation = train[:cut], train[cut:]
-    parts = {"training": train, "validation": validation}
+        train, held_out = train[:cut], train[cut:]
+    parts = {"training": train, "validation": held_out}
     for part, tokens in parts.items():
         if len(tokens) <= config.sequence_length:
             raise ValueError(

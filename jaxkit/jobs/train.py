@@ -202,6 +202,10 @@ def _may_change(
     stored: runs.Description | None, config: TrainConfig, run: training.Run
 ) -> set[str]:
     free = {f"config.{field}" for field in FREE_FIELDS}
+    # Folder and text may be moved: the text is known by its fingerprint. A private run draws its
+    # noise by them.
+    if not config.private:
+        free |= {"config.name", "config.text"}
     # A finished run may be made longer; the noise of a private one was chosen for its length.
     if stored is not None and not config.private and run.steps[-1:] == [stored.config.steps]:
         if config.steps > stored.config.steps:

@@ -273,6 +273,8 @@ def _read_log(source: Any, wanted: Mapping[str, str], units_per_step: float) -> 
     if path.is_dir() or "tfevents" in path.name:
         rows = event_files.rows(path)
         return logs.from_lines(path, ((i, rename(f"{path}", row)) for i, row in rows))
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
     if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
         raise ValueError(
             f"{path}: a curve file must end in .csv, .jsonl or .ndjson, or be a TensorBoard event "

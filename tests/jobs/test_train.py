@@ -50,12 +50,14 @@ def test_running_a_finished_run_again_changes_nothing(finished_run, small_config
     assert_same(parameters(finished_run), params)
 
 
-def test_a_run_cut_after_a_checkpoint_ends_with_the_same_bits(
+def test_a_run_cut_after_a_checkpoint_and_moved_with_its_text_ends_with_the_same_bits(
     finished_run, small_config, tmp_path, train_until_killed
 ):
     config = small_config(tmp_path)
     train_until_killed(config, step=6)
-    resumed = jobs.train(config)
+    (tmp_path / config.name).rename(tmp_path / "moved")
+    text = shutil.copy(config.text, tmp_path / "moved.txt")
+    resumed = jobs.train(dataclasses.replace(config, name="moved", text=str(text)))
     assert_same(parameters(resumed), parameters(finished_run))
     losses = [
         [row["loss"] for row in training.read_metrics(files.metrics)]

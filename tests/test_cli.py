@@ -60,10 +60,14 @@ def test_a_bad_text_is_one_line_and_exit_code_2(capsys, tmp_path, make, message)
 
 @pytest.mark.usefixtures("bad_input")
 def test_a_run_that_is_not_there_is_one_line_and_exit_code_2(capsys, tmp_path):
-    for command in (["sample", str(tmp_path)], ["evaluate", str(tmp_path), "--text", "x"]):
-        code, _, err = outcome(capsys, *command)
-        assert (code, err.count("\n")) == (2, 1)
-        assert "is not a run" in err
+    (tmp_path / "notes").touch()
+    cases = {"": "holds no config.json", "none": "does not exist", "notes": "is a file"}
+    for name, lack in cases.items():
+        folder = str(tmp_path / name)
+        for command in (["sample", folder], ["evaluate", folder, "--text", "x"]):
+            code, _, err = outcome(capsys, *command)
+            assert (code, err.count("\n")) == (2, 1)
+            assert f"is not a run: it {lack}" in err
 
 
 @pytest.mark.parametrize("typo", ["trian", "Train", "sampel", "fit_curve", "--vesion"])

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from jaxkit import cli, datasets, jobs, models
-from jaxkit.jobs import runs
+from jaxkit.jobs import runs, texts
 
 HANZI = "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
 
@@ -227,3 +227,23 @@ def test_an_edited_tokenizer_is_one_line(capsys, tmp_path, finished_run, tokeniz
     code, _, err = outcome(capsys, "evaluate", tmp_path, "--text", "none.txt")
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"validation_fraction": 0.0},
+            r"validation_fraction must be finite and in \(0, 1\), got 0",
+        ),
+        (
+            {"text": None, "validation_fraction": 0.5},
+            "needs text: the embedded prose keeps a tenth",
+        ),
+    ],
+)
+def test_a_share_of_validation_that_cannot_be_kept_is_refused(
+    small_config, tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        texts.load_text(small_config(tmp_path, **changes))

@@ -517,3 +517,11 @@ def test_two_processes_write_one_run(on_processes, tmp_path):
     assert refused == ["ValueError", "OSError"] * 2
     assert steps == [6, 8]
     assert total == sum((8 + i) ** 2 for i in range(8))
+
+
+def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    for folder in ("notes.txt", "notes.txt/run"):
+        with pytest.raises(NotADirectoryError, match="must be a folder, and it or one that is to"):
+            with training.Run(tmp_path / folder):
+                pass

@@ -30,6 +30,6 @@ def _interpolate(
     before, after = jnp.where(before < 0, after, before), jnp.where(after >= n, before, after)
     low = jnp.take_along_axis(values, jnp.clip(before, 0, n - 1), axis=-1)
     high = jnp.take_along_axis(values, jnp.clip(after, 0, n - 1), axis=-1)
-    share = (index - before) / jnp.maximum(after - before, 1)
+    share = ((index - before) / jnp.maximum(after - before, 1)).astype(values.dtype)
     filled = jnp.where(known, values, low + (high - low) * share)
     return jnp.where(known.any(axis=-1, keepdims=True), filled, jnp.nan)

@@ -50,7 +50,7 @@ class LogDet:
         n = self.num_items
         return LogDetState(
             jnp.zeros((self.max_size, n)),
-            jnp.diagonal(self.kernel) + self.ridge,
+            (jnp.diagonal(self.kernel) + self.ridge).astype(float),  # as the rows
             jnp.zeros(n, bool),
             jnp.zeros((), jnp.int32),
             jnp.zeros(()),

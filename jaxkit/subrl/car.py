@@ -138,7 +138,7 @@ class CarDynamics:
 
     def start(self, key: Key[Array, ""], params: CarParams) -> CarState:
         """At rest, half the time 0.1 m to the left and half to the right of the line."""
-        side = jnp.where(jax.random.bernoulli(key), jnp.float32(0.1), -0.1)
+        side = jnp.where(jax.random.bernoulli(key), 0.1, -0.1).astype(float)
         # Each a number of its own: one in two places could not be donated.
         return CarState(jnp.zeros(()), side, *[jnp.zeros(()) for _ in range(4)])
 

@@ -154,3 +154,8 @@ def test_ant_without_brax_names_what_to_install():
         pytest.skip("brax is installed")
     with pytest.raises(ImportError, match=r"needs brax: pip install 'jaxkit\[ant\]'"):
         subrl.ant_world()
+
+
+def test_the_car_keeps_its_types_under_x64():
+    with jax.enable_x64(True):
+        assert subrl.car_world(horizon=3).num_items == 128

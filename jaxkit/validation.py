@@ -11,6 +11,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from jax import core
 
@@ -108,13 +109,44 @@ def number(
     array = array.astype(np.float64)
     above = (array > minimum) if open_minimum else (array >= minimum)
     below = (array < maximum) if open_maximum else (array <= maximum)
-    if not np.all(np.isfinite(array) & above & below):
+    wrong = ~(np.isfinite(array) & above & below)
+    if wrong.any():
         left = "(" if open_minimum or minimum == -math.inf else "["
         right = ")" if open_maximum or maximum == math.inf else "]"
+        place = np.argwhere(wrong)[0].tolist()
+        got = f"{array[tuple(place)]:g} at {place}" if array.size > 8 else repr(value)
         raise ValueError(
-            f"{name} must be finite and in {left}{minimum:g}, {maximum:g}{right}, got {value!r}"
+            f"{name} must be finite and in {left}{minimum:g}, {maximum:g}{right}, got {got}"
         )
     return value
+
+
+def instance(name: str, value: Any, kind: Any, what: str) -> None:
+    """Raise unless `value` is of this class or runtime protocol, or one of a tuple of them.
+
+    Example:
+        >>> instance("schedules", [1.0], dict, "a mapping from names to schedules")
+        Traceback (most recent call last):
+        TypeError: schedules must be a mapping from names to schedules, got list
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be {what}, got the class {value.__name__} itself")
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def array(name: str, value: Any) -> Any:
+    """Return `value` as an array, a JAX array as it is, or raise where its rows differ in length.
+
+    Example:
+        >>> array("rows", [[1, 2], [3]])
+        Traceback (most recent call last):
+        ValueError: rows must be an array, got rows of different lengths
+    """
+    try:
+        return value if isinstance(value, jax.Array) else np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got rows of different lengths") from None
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -128,7 +160,8 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     if value in allowed:
         return value
-    close = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f": did you mean {close[0]!r}?" if close else ""
+    lower = {one.lower(): one for one in allowed}
+    close = difflib.get_close_matches(str(value).lower(), lower, n=1)
+    hint = f": did you mean {lower[close[0]]!r}?" if close else ""
     names = ", ".join(repr(a) for a in allowed)
     raise ValueError(f"{name} must be one of {names}, got {value!r}{hint}")

@@ -37,3 +37,20 @@ def test_number_refuses_text_and_booleans():
 def test_choice_names_the_closest():
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
         validation.choice("shape", "cosin", ["linear", "cosine"])
+
+
+def test_choice_finds_the_closest_in_another_case():
+    with pytest.raises(ValueError, match="got 'REX': did you mean 'rex'"):
+        validation.choice("profile", "REX", ["linear", "rex"])
+
+
+def test_a_long_array_names_its_first_bad_entry_alone():
+    values = np.ones((3, 5))
+    values[1, 2:] = -4
+    with pytest.raises(ValueError, match=r"in \[0, inf\), got -4 at \[1, 2\]$"):
+        validation.number("costs", values, minimum=0)
+
+
+def test_a_class_in_place_of_an_instance_is_named():
+    with pytest.raises(TypeError, match="x must be a number, got the class int itself"):
+        validation.instance("x", int, int, "a number")

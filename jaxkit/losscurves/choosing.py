@@ -60,6 +60,7 @@ def optimal_zero_tail(
         2494
     """
     total = validation.integer("total_steps", total_steps, minimum=1)
+    validation.instance("law", law, fitting.Law, "a Law, as fit and law make it")
     if not isinstance(law.form, forms.Annealing):
         raise TypeError(f"law must be of Annealing, got {law.form}")
     decay, peak, constants = law.form.decay, law.peak_value(peak_value), law.constants
@@ -157,6 +158,7 @@ def optimal_decay_length(
         0.24
     """
     total = validation.integer("total_steps", total_steps, minimum=1)
+    validation.instance("law", law, fitting.Law, "a Law, as fit and law make it")
     if not isinstance(law.form, forms.Annealing | multi_power.MultiPower):
         raise TypeError(f"law must be of Annealing or MultiPower, got {law.form}")
     peak = law.peak_value(peak_value)
@@ -277,6 +279,7 @@ def rank_schedules(
         >>> rank_schedules(law, schedules.standard_schedules(1e-3, 2000, cooldown=0.3))[0].name
         'wsd_cosine'
     """
+    validation.instance("candidates", candidates, Mapping, "a mapping from names to schedules")
     if not candidates:
         raise ValueError("candidates must hold at least one schedule, got none")
     tables = {

@@ -67,13 +67,13 @@ class Law:
     warmup_steps: tuple[float, ...] = flax.struct.field(pytree_node=False)
     peak: Any = None
     objective: Any = None
-    residuals: Any = None
+    residuals: Any = flax.struct.field(default=None, repr=False)
     converged: Any = None
     condition_number: Any = None
     at_bound: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     huber_delta: float | None = flax.struct.field(pytree_node=False, default=None)
     seen: Extent | None = flax.struct.field(pytree_node=False, default=None)
-    samples: Any = None
+    samples: Any = flax.struct.field(default=None, repr=False)
     misfit: float | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -275,6 +275,7 @@ def predict(
         >>> predict(fit(forms.RateSumPower(), runs), rates[0], steps=np.array([1000]))
         Array([2.3160698], dtype=float32)
     """
+    validation.instance("law", law, Law, "a Law, as fit and law make it")
     alike = law.warmup_steps[0] if len(set(law.warmup_steps)) == 1 else 0
     told = alike or None if warmup_steps is None else warmup_steps
     schedule = curves.if_curve(schedule, "schedule", told)

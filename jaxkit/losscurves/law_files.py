@@ -48,6 +48,7 @@ def write_law(path: str | os.PathLike[str], law: fitting.Law) -> pathlib.Path:
         ...     read_law(write_law(f"{folder}/law.json", law)).constants.floor
         2.0
     """
+    validation.instance("law", law, fitting.Law, "a Law, as fit and law make it")
     names = {maker: name for name, maker in _FORMS.items()}
     form: Any = law.form
     seen, samples = law.seen, law.samples

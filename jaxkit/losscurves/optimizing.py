@@ -80,6 +80,7 @@ def optimal_schedule(
         True
     """
     total_steps = validation.integer("total_steps", total_steps, minimum=2)
+    validation.instance("law", law, fitting.Law, "a Law, as fit and law make it")
     levels = validation.integer("levels", levels, minimum=2)
     peak = law.peak_value(peak_value)
     validation.number("minimum_value", minimum_value, minimum=0, maximum=peak, open_maximum=True)

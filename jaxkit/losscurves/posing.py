@@ -46,11 +46,15 @@ def pose(
     prior: Mapping[str, tuple[float, float]] | None = None,
 ) -> Posed:
     """Check the input of `jaxkit.losscurves.fit` and gather the arrays of its problem."""
+    validation.instance("form", form, forms.Form, "a form such as Annealing(0.999)")
     validation.number("huber_delta", huber_delta, minimum=0, open_minimum=True)
     warmup = form.warmup if warmup is None else warmup
     validation.choice("warmup", warmup, areas.WARMUPS)
     if not isinstance(fitted, Sequence) or isinstance(fitted, curves.LossCurve | str) or not fitted:
-        raise ValueError("curves must be a sequence of at least one LossCurve, table or file")
+        got = "none" if isinstance(fitted, list | tuple) and not fitted else type(fitted).__name__
+        raise ValueError(
+            f"curves must be a sequence of at least one LossCurve, table or file, got {got}"
+        )
     given = _per_curve(warmup_steps, len(fitted))
     checked = [curves.as_curve(curve, f"curves[{i}]", given[i]) for i, curve in enumerate(fitted)]
     warmups = tuple(

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from jaxkit import validation
 from jaxkit.losscurves import curves, fitting
 
 
@@ -55,6 +56,8 @@ def score(
         >>> round(float(score(np.array([2.0, 1.1]), np.array([2.0, 1.0])).mean_relative), 6)
         0.05
     """
+    predicted = validation.array("predicted", predicted)
+    observed = validation.array("observed", observed)
     if np.shape(predicted) != np.shape(observed) or not np.size(observed):
         raise ValueError(
             "predicted and observed must have one shape and a point, got "

@@ -143,6 +143,7 @@ def bound_table(
         >>> [row.name for row in rows]
         ['linear', 'rex']
     """
+    validation.instance("schedules", schedules, Mapping, "a mapping from names to schedules")
     if not schedules:
         raise ValueError("schedules must name at least one schedule, got none")
     total_steps = validation.integer("total_steps", total_steps, minimum=1)

@@ -41,6 +41,7 @@ def plot_schedules(
         >>> rex = profile_schedules.schedule_from_profile("rex", 1.0, 100)
         >>> figure = plot_schedules({"REX": rex})
     """
+    validation.instance("schedules", schedules, Mapping, "a mapping from names to schedules")
     if not schedules:
         raise ValueError("schedules must name at least one schedule, got none")
     if total_steps is None:

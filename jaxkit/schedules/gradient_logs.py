@@ -58,7 +58,11 @@ def read_gradient_norms(path: str | os.PathLike[str]) -> GradientLog:
     log = logs.read_log(path)
     steps, norms = log.column("gradient_norm")
     if len(steps) < 2:
-        raise ValueError(f"{path}: must hold at least 2 rows of gradient_norm, found {len(steps)}")
+        columns = sorted({"step"}.union(*(row.values for row in log.rows)))
+        raise ValueError(
+            f"{path}: must hold at least 2 rows of gradient_norm, found {len(steps)} in the "
+            f"columns {columns}"
+        )
     if (norms < 0).any():
         step = int(steps[np.argmax(norms < 0)])
         (line,) = [row.line for row in log.rows if row.step == step]

@@ -205,7 +205,7 @@ def lengthen_recorder(state: PyTree, total_steps: int, new_total_steps: int) -> 
 
 
 def _real(leaf: Array) -> Array:
-    return (jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf).astype(jnp.float32)
+    return jnp.asarray(jnp.abs(leaf) if jnp.iscomplexobj(leaf) else leaf, jnp.float32)
 
 
 def _recorders(state: PyTree) -> list[GradientNormState]:

@@ -53,8 +53,7 @@ def operand(
     The check makes no copy of the array, so that it can be of the size of memory; of a traced one
     only type and rank are checked.
     """
-    refuse_table(name, value)
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    array = validation.array(name, table(value, name))
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     if not (real or array.dtype == bool):
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
@@ -77,17 +76,24 @@ def operand(
     return jnp.asarray(array, jnp.float32)
 
 
+def item_list(name: str, value: Any) -> jax.Array:
+    """Return integers as int32, or raise; an empty list of any type is one."""
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
+        hint = ": list the items of a mask by np.flatnonzero" if array.dtype == bool else ""
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}{hint}")
+    return jnp.asarray(array).astype(jnp.int32)
+
+
 def indices(name: str, value: Any, size: int) -> jax.Array:
     """Return integers in `[0, size)` as int32, or raise; of traced ones the type is checked."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    array = item_list(name, value)
     if not validation.is_traced(value) and array.size:
         lowest, highest = int(np.asarray(value).min()), int(np.asarray(value).max())
         if lowest < 0 or highest >= size:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"{name} must be in [0, {size}), got {wrong}")
-    return array.astype(jnp.int32)
+    return array
 
 
 def refuse_table(name: str, value: Any) -> None:

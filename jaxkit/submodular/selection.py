@@ -220,6 +220,7 @@ def start(
     min_gain: ArrayLike | None = None,
 ) -> Start:
     """Check what all maximisers share, and build the state of the initial set."""
+    set_functions.check_kind(function)
     n = function.num_items
     available = jnp.ones(n, bool) if mask is None else jnp.asarray(mask)
     if available.dtype != bool:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxkit import pytrees, validation
+from jaxkit.submodular import operands
 from jaxkit.submodular.operands import FlagList, Item, ItemList, Items
 
 State = Any
@@ -70,8 +71,15 @@ class SetFunction(Protocol):
         ...
 
 
+def check_kind(function: Any) -> None:
+    """Raise TypeError unless this is a set function, such as a matrix is not."""
+    what = "a SetFunction, such as facility_location(similarity)"
+    validation.instance("function", function, SetFunction, what)
+
+
 def check(function: SetFunction) -> None:
     """Raise TypeError where shapes or types of the methods do not fit together; nothing is run."""
+    check_kind(function)
     name, few = type(function).__name__, jnp.zeros(2, jnp.int32)
 
     def look():
@@ -131,6 +139,7 @@ def evaluate(function: SetFunction, elements: ItemList) -> Float[Array, ""]:
         elements: items `[s]`, each below `num_items`; -1 (as in `Selection.indices`) is skipped.
 
     Raises:
+        TypeError: if items are not integers, as a mask is not: `np.flatnonzero(mask)` lists it.
         ValueError: if a concrete item is `num_items` or more.
 
     Example:
@@ -138,7 +147,8 @@ def evaluate(function: SetFunction, elements: ItemList) -> Float[Array, ""]:
         >>> float(evaluate(modular(jnp.array([1.0, 2.0, 4.0])), jnp.array([2, 0, -1])))
         5.0
     """
-    elements = jnp.asarray(elements, jnp.int32)
+    check_kind(function)
+    elements = operands.item_list("elements", elements)
     if not validation.is_traced(elements) and elements.size:
         largest = int(np.asarray(elements).max())
         if largest >= function.num_items:

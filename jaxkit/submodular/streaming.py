@@ -96,7 +96,7 @@ class Sieve:
             ValueError: if a concrete item that is to be offered is out of range, or a gain is NaN
                 or infinite (under `jit` the item is left out, and the value of a solution is NaN).
         """
-        elements = jnp.asarray(elements, jnp.int32)
+        elements = operands.item_list("elements", elements)
         valid = jnp.ones(elements.shape, bool) if valid is None else jnp.asarray(valid)
         if not validation.is_traced(elements) and not validation.is_traced(valid):
             operands.indices("elements", elements[valid], function.num_items)

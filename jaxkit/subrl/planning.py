@@ -24,6 +24,7 @@ class Plan(NamedTuple):
 
 
 def _sure(environment: SubmodularEnvironment, what: str) -> None:
+    validation.instance("environment", environment, SubmodularEnvironment, "a world")
     dynamics = environment.dynamics
     if not isinstance(dynamics, tables.TableDynamics) or dynamics.slips:
         raise ValueError(

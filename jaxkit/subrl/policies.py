@@ -261,8 +261,7 @@ class Critic(nn.Module):
 
 def check_policy(policy: Any, observation: Any, environment: Any) -> None:
     """Raise unless a policy's outputs fit an environment's actions."""
-    if not isinstance(policy, Policy):
-        raise TypeError(f"policy must have the methods of Policy, got {type(policy).__name__}")
+    validation.instance("policy", policy, Policy, "an object with the methods of Policy")
 
     if isinstance(policy, TabularPolicy):
         has = (environment.features, environment.num_items, environment.horizon)
@@ -273,7 +272,7 @@ def check_policy(policy: Any, observation: Any, environment: Any) -> None:
             )
 
     def act(key):
-        outputs = policy.apply(policy.init(key, observation), observation)
+        outputs: Any = policy.apply(policy.init(key, observation), observation)
         return outputs, policy.sample(key, outputs)
 
     outputs, action = jax.eval_shape(act, jax.random.key(0))

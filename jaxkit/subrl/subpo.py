@@ -298,6 +298,12 @@ def make_training(
         >>> metrics.mean.shape
         (20,)
     """
+    for name, value, kind in (
+        ("environment", environment, SubmodularEnvironment),
+        ("optimizer", optimizer, optax.GradientTransformation),
+        ("estimator", estimator, Estimator),
+    ):
+        validation.instance(name, value, kind, f"an instance of {kind.__name__}")
     batch_size = validation.integer("batch_size", batch_size, minimum=1)
     if estimator.baseline in ("batch_mean", "leave_one_out") and batch_size < 2:
         raise ValueError(

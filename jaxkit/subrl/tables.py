@@ -108,7 +108,7 @@ def table_dynamics(
         >>> int(dynamics.move(jax.random.key(0), 0, 1, params).position)
         1
     """
-    table = np.asarray(next_state)
+    table = np.asarray(validation.array("next_state", next_state))
     if table.ndim != 2 or table.size == 0:
         raise ValueError(f"next_state must be a table [n, A], got shape {table.shape}")
     if not np.issubdtype(table.dtype, np.integer):

@@ -88,8 +88,8 @@ def coverage_world(
     horizon = validation.integer("horizon", horizon, minimum=2)
     if weights is not None and np.shape(weights) != (rows * columns,):
         raise ValueError(
-            f"weights must be one for each of the {rows * columns} cells, got shape "
-            f"{np.shape(weights)}"
+            f"weights must be a vector, one for each of the {rows * columns} cells of shape "
+            f"{(rows, columns)}, got shape {np.shape(weights)}"
         )
     cover = grids.grid_blocks(shape, block, free)
     options.setdefault("return_scale", block**2 + block * (horizon - 1))

@@ -150,6 +150,7 @@ def adamw_width_scaled(
         >>> round(float(updates["up"][0, 0]), 6)  # -0.01/4 (1 + 0.1*2)
         -0.003
     """
+    validation.instance("scaling", scaling, rules.WidthScaling, "what width_scaling returns")
     for name, value in (("b1", b1), ("b2", b2)):
         validation.number(name, value, minimum=0, maximum=1, open_maximum=True)
     for name, value in (("eps", eps), ("eps_root", eps_root)):

@@ -288,3 +288,31 @@ def test_bad_questions_are_refused_by_name(bad_input, case):
     ask, error, message = BAD[case]
     with pytest.raises(error, match=message):
         ask(published(DEMO))
+
+
+def test_what_is_no_law_no_form_or_has_no_names_is_refused_by_name(tmp_path):
+    form = losscurves.StepPower()
+    law = losscurves.law(form, floor=2.0, scale=1.0, exponent=0.5)
+    rates = np.ones(9)
+    for message, call in (
+        ("law must be a Law", lambda: losscurves.predict("law.json", rates)),
+        ("law must be a Law", lambda: losscurves.write_law(law, tmp_path / "law.json")),
+        ("law must be a Law", lambda: losscurves.optimal_decay_length(law.constants, 9)),
+        ("law must be a Law", lambda: losscurves.optimal_zero_tail(None, 9)),
+        ("law must be a Law", lambda: losscurves.optimal_schedule(None, 9, minimum_value=0.1)),
+        ("candidates must be a mapping", lambda: losscurves.rank_schedules(law, [rates])),
+        ("form must be a form such as", lambda: losscurves.fit("annealing", [])),
+        ("got the class StepPower itself", lambda: losscurves.fit(losscurves.StepPower, [])),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"curves must be a sequence .*, got dict"):
+        losscurves.fit(form, {"a": rates})
+    with pytest.raises(ValueError, match="predicted must be an array, got rows of different"):
+        losscurves.score([[1.0], [1.0, 2.0]], rates)
+
+
+def test_a_law_is_shown_without_its_residuals():
+    law = losscurves.law(losscurves.StepPower(), floor=2.0, scale=1.0, exponent=0.5)
+    assert "residuals" not in repr(law)
+    assert "PowerLaw(floor=2.0" in repr(law)

@@ -162,3 +162,13 @@ def test_bounds_may_be_vmapped_and_compiled():
 def test_bad_input_is_named_with_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("given", [["rex", "linear"], optax.constant_schedule(1.0)])
+def test_schedules_without_names_are_refused(given):
+    for compare in (
+        lambda: schedules.bound_table(given, np.ones(9), 9),
+        lambda: schedules.plot_schedules(given),
+    ):
+        with pytest.raises(TypeError, match="schedules must be a mapping from names to schedules"):
+            compare()

@@ -249,3 +249,16 @@ def test_a_state_without_recorder_or_without_norms_is_refused():
         recorded_norms(both)
     with pytest.raises(ValueError, match="at least one recorded norm"):
         recorded_norms(record_gradient_norms(2).init(PARAMS))
+
+
+def test_norms_with_a_gap_are_read_and_refined_under_x64():
+    transformation = record_gradient_norms(4)
+    state = transformation.init(jnp.ones(1))
+    for gradient in (4.0, jnp.nan, 2.0, 1.0):
+        _, state = transformation.update(jnp.full(1, gradient), state)
+    with jax.enable_x64(True):
+        assert recorded_norms(state).tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_python_numbers_are_leaves():
+    assert float(gradient_norm([[3.0, 4.0]])) == 5.0

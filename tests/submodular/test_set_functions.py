@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 
 from jaxkit import submodular
 
@@ -380,3 +381,42 @@ def test_masked_entries_are_refused_and_not_read(use):
     with pytest.raises(ValueError, match="no masked entries"):
         use(rows)
     use(np.ma.array(np.ones((4, 3))))  # nothing is masked
+
+
+def test_a_mask_or_fractions_are_no_items():
+    function = submodular.modular(jnp.array([1.0, 2.0, 4.0]))
+    with pytest.raises(TypeError, match="list the items of a mask"):
+        submodular.evaluate(function, np.array([False, False, True]))
+    with pytest.raises(TypeError, match="elements must be integers, got dtype float"):
+        submodular.evaluate(function, [1.7])
+    sieve = submodular.sieve_streaming(2)
+    with pytest.raises(TypeError, match="elements must be integers, got dtype bool"):
+        sieve.run(function, sieve.init(function), np.array([False, False, True]))
+    assert float(submodular.evaluate(function, [])) == 0.0
+
+
+def test_what_is_no_set_function_is_refused_by_name():
+    for call in (
+        lambda: submodular.greedy(np.ones((3, 3)), 2),
+        lambda: submodular.lazy_greedy(lambda items: 1.0, 2),
+        lambda: submodular.evaluate(np.ones((3, 3)), [0]),
+        lambda: submodular.DynamicMaximiser(np.ones((3, 3)), 2, jax.random.key(0)),
+    ):
+        with pytest.raises(TypeError, match="function must be a SetFunction, such as"):
+            call()
+
+
+def test_sparse_operands_are_taken_and_ragged_ones_named():
+    incidence = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    function = submodular.weighted_coverage(scipy.sparse.csr_matrix(incidence))
+    assert function.gains(function.init()).tolist() == [1.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match="incidence must be an array, got rows of different"):
+        submodular.weighted_coverage([[0, 1], [1]])
+
+
+def test_log_det_keeps_its_state_under_x64():
+    with jax.enable_x64(True):
+        function = submodular.log_det(np.diag([2.0, 3.0]))
+        value = submodular.evaluate(function, [0, 1])
+        assert value.dtype == jnp.float64
+        np.testing.assert_allclose(value, np.log(6.0), rtol=1e-12)

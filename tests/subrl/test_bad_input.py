@@ -55,7 +55,7 @@ CASES = {
         lambda: subrl.two_rooms_world(start=4),
         r"start must be a free cell, got 4 in the wall at row 0, column 4",
     ),
-    "weights length": (lambda: _world(weights=np.ones(8)), r"one for each of the 9 cells, got"),
+    "weights length": (lambda: _world(weights=np.ones(8)), r"the 9 cells of shape \(3, 3\), got"),
     "weights sign": (lambda: _world(weights=-WEIGHTS), r"weights must be finite and in \[0"),
     "weights nan": (lambda: _world(weights=np.nan * WEIGHTS), r"weights must be finite"),
     "block": (lambda: _world(block=0), r"block must be an integer >= 1, got 0"),
@@ -146,7 +146,7 @@ def test_a_faulty_argument_is_named(name):
 
 
 def test_a_policy_or_set_function_of_another_type_is_refused():
-    with pytest.raises(TypeError, match="policy must have the methods of Policy, got int"):
+    with pytest.raises(TypeError, match=r"policy must be an object .* of Policy, got int"):
         _training(policy=3)
     dynamics, numbers = subrl.table_dynamics([[0]])
     with pytest.raises(TypeError, match="set_function must have the methods of"):
@@ -279,3 +279,21 @@ def test_given_actions_and_weights_that_do_not_fit_are_named():
 def test_shared_items_are_allowed_if_said_so():
     f = cells.item_collection([(0, 1), (0,)], jnp.ones(2), 2, shared=True)
     assert f.gains(f.init()).tolist() == [2.0, 1.0]
+
+
+def test_what_make_training_cannot_use_is_refused_by_name():
+    world, policy, sgd = _world(), _Right(), optax.sgd(0.1)
+    for name, arguments in (
+        ("environment", ("two-rooms", policy, sgd)),
+        ("optimizer", (world, policy, "adam")),
+        ("estimator", (world, policy, sgd, "modular")),
+        ("policy", (world, subrl.CategoricalPolicy, sgd)),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be an .*, got"):
+            subrl.make_training(*arguments)
+    with pytest.raises(TypeError, match="environment must be a world, got str"):
+        subrl.greedy_plan("two-rooms")
+    with pytest.raises(ValueError, match=r"weights must be a vector, .* got shape \(3, 3\)"):
+        _world(weights=np.ones((3, 3)))
+    with pytest.raises(ValueError, match="next_state must be an array, got rows of different"):
+        subrl.table_dynamics([[0, 1], [0]])

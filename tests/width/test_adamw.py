@@ -373,3 +373,8 @@ def test_parameters_the_scaling_does_not_know_are_named():
 def test_multipliers_must_be_positive(factor, bad_input):
     with pytest.raises(ValueError, match=r"multipliers\['w'\]"):
         width.scale_by_width({"w": factor})
+
+
+def test_a_factor_in_place_of_a_scaling_is_refused():
+    with pytest.raises(TypeError, match="scaling must be what width_scaling returns, got int"):
+        width.adamw_width_scaled(1e-3, 0.1, 4)

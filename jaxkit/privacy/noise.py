@@ -31,6 +31,13 @@ class NoiseState(NamedTuple):
     step: Int[Array, ""]
 
 
+# Compiled once, where an update that is not compiled would compile the loop at each step.
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _normals(pair, half, dtype):
+    # A loop is not fused into its readers, each of which would compile, and make, normals anew.
+    return jax.lax.map(functools.partial(jax.random.normal, shape=(half,), dtype=dtype), pair)
+
+
 def gaussian_draw(
     key: Key[Array, ""], index: Int[Array, ""] | int, like: PyTree[Shaped[Array, " ..."]]
 ) -> PyTree[Float[Array, " ..."]]:
@@ -57,10 +64,7 @@ def gaussian_draw(
         if sizes[0] > _DRAWN_TOGETHER:
             draws[places[0]] = jax.random.normal(pair[0], leaves[places[0]].shape, dtype)
             continue
-        # A loop is not fused into its readers, each of which would compile, and make, normals anew.
-        half = -(-sum(sizes) // 2)
-        normals = functools.partial(jax.random.normal, shape=(half,), dtype=dtype)
-        flat = jax.lax.map(normals, pair).reshape(-1)
+        flat = _normals(pair, -(-sum(sizes) // 2), dtype).reshape(-1)
         for place, part in zip(places, jnp.split(flat, np.cumsum(sizes)), strict=False):
             draw = part.reshape(leaves[place].shape)
             # Each device makes all of it: parts would have to be exchanged.

@@ -163,9 +163,14 @@ REUSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def sound_and_other():
+    return [draws(privacy.NoiseSource.public(seed), "run") for seed in (0, 1)]
+
+
 @pytest.mark.parametrize("fault", REUSED)
-def test_noise_that_is_used_again_or_too_small_is_flagged(fault):
-    sound, other = (draws(privacy.NoiseSource.public(seed), "run") for seed in (0, 1))
+def test_noise_that_is_used_again_or_too_small_is_flagged(sound_and_other, fault):
+    sound, other = sound_and_other
     assert privacy.audit_noise(sound).passed
     assert not privacy.audit_noise(REUSED[fault](sound, other)).passed
 

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from jaxkit import privacy
+from jaxkit.privacy import noise as noises
 from jaxkit.privacy.noise import gaussian_draw, privatize_tree_sum
 
 
@@ -32,6 +33,15 @@ def test_noise_is_gaussian_of_the_stated_size():
     assert scipy.stats.kstest(np.asarray(draw) / (2.0 * 3.0 / 4), "norm").pvalue > 1e-3
     again, _ = jax.jit(noise.update)(zeros, state)
     assert abs(np.corrcoef(draw, again)[0, 1]) < 0.03
+
+
+def test_updates_that_are_not_compiled_compile_their_draw_once():
+    noise, zeros = privacy.privatize_sum(1.0, 1), of_size((3, 5))
+    first, state = noise.update(zeros, noise.init(zeros), key=jax.random.key(0))
+    before = noises._normals._cache_size()
+    second, _ = noise.update(zeros, state, key=jax.random.key(1))
+    assert noises._normals._cache_size() == before > 0
+    assert np.all(first != second)
 
 
 def test_noise_is_equal_on_one_and_eight_devices(devices):

@@ -47,9 +47,10 @@ def test_a_run_scores_a_text_as_the_model_does_token_by_token(finished_run):
     result = jobs.evaluate_run(run, datasets.Corpus.from_text(text, "text"))
     ids = run.tokenizer.encode(text).astype(int)
     length, losses = run.config.sequence_length, []
+    apply = jax.jit(run.model.apply)
     for start in range(0, len(ids) - 1, length):
         window = ids[start : start + length + 1]
-        logits = run.model.apply(run.params, jnp.asarray(window[None, :-1]))[0]
+        logits = apply(run.params, jnp.asarray(window[None, :-1]))[0]
         logits = np.array(logits, np.float64)
         logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
         losses += [-logits[i, v] for i, v in enumerate(window[1:])]

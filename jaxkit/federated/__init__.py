@@ -15,9 +15,11 @@ where it is. Sharp edges: without a client step algorithms take `simulator_sgd()
 clips and shrinks; `prox_coef` is 1/lambda; `dual_average="active"` is the printed algorithm and
 breaks down under partial participation; clients weigh the same unless `weighting="examples"`; decay
 the learning rate slowly (0.9995 a round) in long runs of dual methods; `clip_mode="simulator"`
-clips the position of the model too; a loss that couples the examples of a batch (BatchNorm) needs
-full mini-batches and `with_model_state`; donate the state when compiling rounds yourself; client
-state is one or two models a client; metrics are not protected by client-level privacy.
+clips the position of the model too; a loss is the mean over its batch (a sum steps as many times
+further, and is refused where mini-batches are not full); one that couples the examples of a batch
+(BatchNorm) needs full mini-batches and `with_model_state`; donate the state when compiling rounds
+yourself; client state is one or two models a client; metrics are not protected by client-level
+privacy.
 """
 
 from jaxkit.federated.algorithm import (

@@ -193,9 +193,10 @@ def _check_arguments(loss_fn: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.ClientData) -> None:
-    """Refuse a loss that couples the examples of a batch where batches are not full.
+    """Refuse a loss that is no mean over the examples of a batch where batches are not full.
 
-    The mean over two examples has no mixed difference: L(a, c) - L(b, c) - L(a, d) + L(b, d) = 0.
+    The mean over two examples has no mixed difference: L(a, c) - L(b, c) - L(a, d) + L(b, d) = 0,
+    and that of one twice is its loss: L(a, a) = L(a), on average over what a loss draws.
     """
     leaves = jax.tree.leaves(data.examples)
     known = not any(
@@ -212,21 +213,30 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
             four = jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), data.examples)
         else:
             four = jax.tree.map(lambda leaf: _drawn(key, leaf), data.batch_shape(4))
-        pairs = jnp.array([[0, 2], [1, 2], [0, 3], [1, 3]])
+        pairs = jnp.array([[0, 2], [1, 2], [0, 3], [1, 3], [0, 0], [0, 0]])
         # Any parameters show it, known or not.
         leaves, structure = jax.tree.flatten(params)
         drawn = [_drawn(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
         point = jax.tree.unflatten(structure, drawn)
 
-        def loss(pair):
-            batch = jax.tree.map(lambda leaf: leaf[pair], four)
-            batch = batch if training.augment is None else training.augment(batch, key)
-            return training.loss_fn(point, batch, key)
+        def losses_of(count, pairs, keys):
+            def loss(asked):
+                batch, key = jax.tree.map(lambda leaf: leaf[asked[0]], four), asked[1]
+                batch = batch if training.augment is None else training.augment(batch, key)
+                return training.loss_fn(point, jax.tree.map(lambda leaf: leaf[:count], batch), key)
 
-        found = jax.lax.map(loss, pairs)
+            return jax.lax.map(loss, (pairs, keys))
+
+        keys = jnp.stack([key] * 5 + [jax.random.fold_in(key, 1)])
+        found = losses_of(2, pairs, keys)
         if validation.is_traced(found):  # a loss that closes over numbers being swept
             return
-        losses = np.asarray(found, np.float64)
+        losses, twice = np.split(np.asarray(found, np.float64), [4])
+        once = losses_of(1, pairs[4:], keys[4:])
+        if twice[0] != twice[1]:  # it draws: means of many tell
+            keys = jax.random.split(key, 32)
+            twice, once = (losses_of(n, jnp.zeros((32, 2), int), keys) for n in (2, 1))
+        twice, once = np.asarray(twice, np.float64), np.asarray(once, np.float64)
         precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
     mixed = abs(losses @ [1, -1, -1, 1])
     if np.isfinite(losses).all() and mixed > 100 * precision * np.abs(losses).sum():
@@ -235,6 +245,15 @@ def _check_mean(training: local_steps.LocalTraining, params: Any, data: clients.
             "needs full mini-batches: use drop_remainder, or a batch_size that divides the "
             f"clients' numbers of examples, got {training.batch_size} for clients of "
             f"{data.smallest} to {data.examples_per_client}"
+        )
+    # Far from a sum, whose difference is half of L(a, a), so that rounding of any type passes.
+    unsure = abs(twice.mean()) / 16 + 6 * np.sqrt((twice.var() + once.var()) / len(once))
+    if abs(twice.mean() - once.mean()) > unsure:
+        raise ValueError(
+            "loss_fn must be the mean over the examples of a batch where mini-batches are not "
+            "full, because it is then evaluated on single ones, got "
+            f"{once.mean():.4g} for an example and {twice.mean():.4g} for a batch of it twice: "
+            "divide a sum by the number of examples of the batch"
         )
 
 

@@ -29,9 +29,9 @@ class LocalTraining:
     Attributes:
         loss_fn: `(params, batch, key) -> scalar`, the **mean** over the leading axis of the batch,
             whose leaves are [batch, ...]. Where mini-batches are not full, it is evaluated on
-            batches of one and weighted, so that padding never counts; it must then not couple the
-            examples of a batch. With `with_model_state`: `(params, model_state, batch, key) ->
-            (scalar, model_state)`.
+            batches of one and weighted, so that padding never counts; one that couples the examples
+            of a batch, or sums over them, is then refused. With `with_model_state`: `(params,
+            model_state, batch, key) -> (scalar, model_state)`.
         batch_size: B >= 1, or None for all examples of the client at once.
         num_epochs: E >= 1, passes over the client's examples in a round.
         shuffle: whether each pass takes them in a new order.

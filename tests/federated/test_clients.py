@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkit import federated as fl
-from jaxkit.federated import local_training
+from jaxkit.federated import checks, local_training
 
 
 def one_round(method, training, params, data, **options):
@@ -199,6 +199,28 @@ def test_a_loss_that_couples_examples_is_refused_where_batches_are_not_full(prob
     with pytest.raises(ValueError, match="couples the examples"):
         one_round(fl.fedavg(), fl.LocalTraining(normalized, batch_size=20), params, ragged)
     start(fl.LocalTraining(normalized, batch_size=5, drop_remainder=True))
+
+
+def test_a_loss_that_is_no_mean_is_refused_where_batches_are_not_full():
+    def drawn(batch, key):
+        return jnp.mean(batch["x"] ** 2, 1) * jax.random.bernoulli(key, 0.9, batch["y"].shape)
+
+    def train(loss, data, batch_size):
+        training = fl.LocalTraining(loss, batch_size=batch_size)
+        checks.check_run(method, training, state, data, fl.uniform_sampler(2, 2), fl.vmap_clients())
+
+    method = fl.fedavg()
+    state = fl.init_state(method, {"w": jnp.ones(3)}, 2, jax.random.key(0))
+
+    def halves(params, batch, key):
+        return jnp.sum((batch["x"] @ params["w"] - batch["y"]) ** 2) / 2
+
+    ragged, full = clients_of(4, 3), clients_of(4, 2)
+    train(lambda p, b, key: jnp.mean(drawn(b, key)) * p["w"][0], ragged, 2)
+    for sum_of in (halves, lambda p, b, key: jnp.sum(drawn(b, key)) * p["w"][0]):
+        with pytest.raises(ValueError, match="loss_fn must be the mean over the examples"):
+            train(sum_of, ragged, 2)
+    train(halves, full, 2)
 
 
 def test_two_model_states_are_refused(bad_input):

@@ -45,8 +45,9 @@ class FederatedConfig(picture_problem.PictureConfig):
 
     Attributes:
         data: digits, pictures in any layout of datasets.find_pictures (CIFAR, IDX, folders, ...),
-            leaf:FOLDER with train/ and test/ of LEAF's JSON, or a file .csv or .jsonl with client,
-            label, and file or pixels (federated.read_clients).
+            leaf:FOLDER with train/ and test/ of LEAF's JSON (and in it the pictures that these
+            name), or a file .csv or .jsonl with client, label, and file or pixels
+            (federated.read_clients).
         partition: iid, dirichlet:A (equal clients, the paper's), class-dirichlet:A (unequal ones),
             pathological:C (C classes a client), or natural (the users of LEAF, the first folders of
             ROOT/CLIENT/CLASS).

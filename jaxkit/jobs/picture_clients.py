@@ -201,7 +201,8 @@ def _read_table(config: FederatedConfig, seed: int) -> Natural:
 def _pictures(examples: dict[str, np.ndarray], place: pathlib.Path) -> datasets.Pictures:
     x, labels = examples["x"], examples["y"]
     if x.dtype.kind == "U":
-        return datasets.Pictures(datasets.PictureFiles(place.parent, tuple(x.tolist())), labels)
+        folder = place if place.is_dir() else place.parent
+        return datasets.Pictures(datasets.PictureFiles(folder, tuple(x.tolist())), labels)
     return datasets.Pictures(_square(x, place), labels)
 
 

@@ -56,6 +56,19 @@ def test_users_of_leaf_are_trained_on_and_tested_each_on_its_own(tmp_path, capsy
     assert [row["step"] for row in rows] == [1, 2]
 
 
+def test_pictures_that_leaf_names_lie_in_its_folder(tmp_path):
+    for place, (part, gray) in enumerate({"train": 10, "test": 200}.items()):
+        Image.new("RGB", (4, 4), (gray,) * 3).save(tmp_path / f"{part}.png")
+        (tmp_path / part).mkdir()
+        user = {"x": [f"{part}.png"] * 2, "y": [0, place]}
+        content = {"users": ["a"], "num_samples": [2], "user_data": {"a": user}}
+        (tmp_path / part / "faces.json").write_text(json.dumps(content))
+    problem = picture_clients.read_problem(natural(f"leaf:{tmp_path}", tmp_path, image_size=4), 0)
+    assert np.unique(problem.data.examples["x"]).tolist() == [10]
+    assert np.unique(problem.test["x"]).tolist() == [200]
+    assert problem.test["y"].tolist() == [0, 1]
+
+
 def test_faulty_leaf_files_are_refused_by_file_and_user(tmp_path):
     with pytest.raises(ValueError, match="got none in"):
         fl.read_clients(tmp_path)

@@ -56,6 +56,7 @@ class BoundedSum:
 
     def scale(self, factor: Any) -> BoundedSum:
         """The sum times a constant, and its bound with it."""
+        validation.number("factor", factor)
         own = self.verified()
         total, bound = optax.tree.scale(factor, own.total), abs(factor) * own.clip_norm
         return dataclasses.replace(own, total=total, clip_norm=bound).sealed()

@@ -73,7 +73,8 @@ class RowProgram:
         trace = jax.make_jaxpr(program, return_shape=True)
         try:
             self._traced, (loss, aux) = trace(self.leaves, row, key)
-        except flax.errors.TraceContextError as error:  # an NNX layer that updates its statistics
+        except (flax.errors.TraceContextError, NameError) as error:
+            # An NNX layer that updates its statistics, or one that shares them over an axis.
             frames = [frame.f_code.co_qualname for frame, _ in tb.walk_tb(error.__traceback__)]
             layer = _batch_normalisation(frames)
             if layer is None:

@@ -38,6 +38,7 @@ class NoiseSource:
 
     Raises:
         ValueError: if there are not 32 bytes.
+        TypeError: if they are none.
 
     Example:
         >>> source = NoiseSource.from_os()
@@ -49,9 +50,11 @@ class NoiseSource:
     """
 
     def __init__(self, secret: bytes, *, is_secret: bool = False):
+        if not isinstance(secret, bytes):
+            raise TypeError(f"secret must be bytes, got a {type(secret).__name__}")
         if len(secret) != _BYTES:
             raise ValueError(f"secret must have {_BYTES} bytes, got {len(secret)}")
-        self._secret: bytes | None = bytes(secret)
+        self._secret: bytes | None = secret
         self._unlock: Any = lambda: None
         self.is_secret, self._last = is_secret, dict[tuple[str, str], int]()
 
@@ -120,7 +123,7 @@ class NoiseSource:
     @classmethod
     def public(cls, seed: int) -> NoiseSource:
         """Randomness that anyone can recompute, for tests and demonstrations: no privacy."""
-        return cls(hashlib.sha256(f"public {int(seed)}".encode()).digest())
+        return cls(hashlib.sha256(f"public {validation.integer('seed', seed)}".encode()).digest())
 
     @property
     def fingerprint(self) -> str:

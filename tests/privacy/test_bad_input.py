@@ -132,6 +132,7 @@ CASES = {
         lambda: privacy.jl_embed(jnp.ones((2, 3)), jnp.ones((2, 4))),
         r"\(2, 3\) and \(2, 4\)",
     ),
+    "scale": (lambda: GRADIENT(jnp.ones(2), ROWS).scale(np.nan), "factor must be finite"),
     "audit runs": (lambda: privacy.audit_llr(np.ones(3), np.ones(3), 1.0), "at least 30"),
     "audit nan": (lambda: privacy.audit_llr(np.full(40, np.nan), np.ones(40), 1.0), "absent"),
 }  # fmt: skip
@@ -158,6 +159,9 @@ def test_bad_values_are_refused_by_name(name):
         (lambda: privacy.one_pass(GRADIENT, delta=1e-3), "one of epsilon and"),
         (lambda: GRADIENT(jnp.ones(2), ROWS) + GRADIENT(jnp.ones(2), ROWS), "unsupported operand"),
         (lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(4)), "boolean or integer"),
+        (lambda: GRADIENT(jnp.ones(2), ROWS).scale("2"), "factor must be a real number"),
+        (lambda: privacy.NoiseSource.public(0.5), "seed must be an integer, got 0.5"),
+        (lambda: privacy.NoiseSource("x" * 32), "secret must be bytes, got a str"),
         (lambda: batches.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),
     ],
 )

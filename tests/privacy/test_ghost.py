@@ -347,6 +347,11 @@ def test_batch_normalisation_is_refused_by_name_unless_its_averages_are_fixed():
     for method in ("ghost", "vmap"):
         with pytest.raises(ValueError, match="the layer Normalised/BatchNorm_0 normalises"):
             privacy.clipped_grad_sum(loss, 1.0, method=method)(variables["params"], x)
+    shared = nn.BatchNorm(use_running_average=False, axis_name="rows")
+    with pytest.raises(ValueError, match="BatchNorm normalises by statistics of the batch"):
+        privacy.clipped_grad_sum(
+            lambda p, b, k: jnp.mean(shared.apply(p, b, mutable=["batch_stats"])[0]), 1.0
+        )({"params": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}, x)
     fixed = privacy.clipped_grad_sum(lambda p, b, k: loss(p, b, k, True), 1.0)
     assert int(jax.jit(fixed)(variables["params"], x).count) == 4
 

@@ -196,7 +196,8 @@ class PrivateBatches:
         self._training, self._source, self._step = training, source, 0
         size = training.plan.sampling.padded_size // process_count
         self._rows = slice(process_index * size, (process_index + 1) * size)
-        # What is run is part of every key: with another setting or text no draw is the same.
+        # What is run is part of every key: with another setting or text no draw is the same, as it
+        # would be with `PrivacyPlan.draw`, whose plan knows neither.
         run = {**dataclasses.asdict(training.config), **dict.fromkeys(FREE_FIELDS)}
         text = json.dumps([run, training.plan.fingerprint], sort_keys=True).encode()
         digest = hashlib.sha256(text)

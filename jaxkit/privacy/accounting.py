@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
+
 from jaxkit import validation
 from jaxkit.privacy import mechanisms
 from jaxkit.privacy.mechanisms import Mechanism
@@ -19,11 +21,12 @@ Accountant = Literal["pld", "rdp"]
 _RESERVE = 0.01
 #: exp(epsilon) is hardly a number beyond, and nothing is protected.
 LARGEST_EPSILON = 700.0
-#: PLD has no float64 tails below this delta; its grid is too coarse below, or fills the memory
-#: above these epsilon.
-_SMALLEST_PLD_DELTA, _PLD_EPSILONS = 1e-12, (1e-3, 30.0)
+#: PLD has no float64 tails below this delta; its grid fills the memory above this epsilon.
+_SMALLEST_PLD_DELTA, _LARGEST_PLD_EPSILON = 0.9e-12, 30.0
 #: Grids of PLD, each an upper bound: finer ones, to the library's own, where those still differ.
 _PLD_GRIDS = (3e-3, 1e-3, 3e-4, 1e-4)
+#: Runs that lose less, as mu of the central limit, have grids finer in proportion, to a limit.
+_USUAL_LOSS, _FINEST_GRIDS = 0.01, 1e-6
 
 
 def epsilon_spent(
@@ -80,10 +83,11 @@ def analysis(
     left = delta * (1 - _RESERVE) if mechanism.lost else delta
     epsilon, words = (math.inf, "") if wanted == "pld" else (_rdp(mechanism, left), "RDP")
     if mechanism.neighbours == "add_or_remove" and wanted != "rdp":
-        # Where float64 has no tails or the grid would fill the memory, RDP answers alone.
-        low, high = _PLD_EPSILONS
-        if wanted == "pld" or (left >= _SMALLEST_PLD_DELTA and low <= epsilon <= high):
-            pld = _pld(mechanism, left, _PLD_GRIDS[1:2] if coarse else _PLD_GRIDS)
+        # Where float64 has no tails, or the grid would fill the memory or be too coarse, RDP alone.
+        grids = _grids(mechanism, coarse)
+        within = left >= _SMALLEST_PLD_DELTA and epsilon <= _LARGEST_PLD_EPSILON
+        if wanted == "pld" or (within and grids):
+            pld = _pld(mechanism, left, grids or _grids(mechanism, coarse, math.inf)[-1:])
             epsilon, words = (pld, "PLD") if pld <= epsilon else (epsilon, words)
         else:
             words = "RDP, because PLD has no answer at such numbers"
@@ -104,11 +108,23 @@ def _rdp(mechanism: Mechanism, delta: float) -> float:
     }[mechanism.neighbours]
     accountant = library.rdp.RdpAccountant(neighboring_relation=relation)
     with _without_notes():
-        epsilon = float(accountant.compose(mechanism.event).get_epsilon(delta))
-    return epsilon if epsilon >= 0 else math.inf  # NaN, too, is no answer
+        accountant.compose(mechanism.event)
+        # A step's divergence is the logarithm of a number near 1, whose last digits are lost, and
+        # epsilon goes as its root. The library takes what is below 0 for 0.
+        lost = 1e-14 * mechanism.num_releases / (accountant.orders - 1)
+        rdp = np.maximum(accountant.rdp, 0) + lost
+        epsilon, _ = library.rdp.compute_epsilon(accountant.orders, rdp, delta)
+    return float(epsilon) if epsilon >= 0 else math.inf  # NaN, too, is no answer
 
 
-def _pld(mechanism: Mechanism, delta: float, grids: tuple[float, ...]) -> float:
+def _grids(mechanism: Mechanism, coarse: bool, most: float = 0.05) -> list[float]:
+    """Grids whose error, which grows with the releases and the square of the grid, is not most."""
+    fine = min(1.0, max(mechanism.usual_loss / _USUAL_LOSS, _FINEST_GRIDS))
+    grids = (fine * grid for grid in (_PLD_GRIDS[1:2] if coarse else _PLD_GRIDS))
+    return [grid for grid in grids if mechanism.num_releases * grid**2 <= most]
+
+
+def _pld(mechanism: Mechanism, delta: float, grids: list[float]) -> float:
     epsilon = math.inf
     for grid in grids:
         before, epsilon = epsilon, _pld_on(grid, mechanism, delta)

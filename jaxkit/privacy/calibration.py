@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from jaxkit import validation
 from jaxkit.privacy import accounting, batches, mechanisms
 from jaxkit.privacy.accounting import Accountant
 from jaxkit.privacy.mechanisms import Mechanism, Neighbours
+
+#: Logarithm of the noise that a search begins from.
+_START = math.log(64.0)
 
 
 def calibrate(
@@ -31,15 +35,18 @@ def calibrate(
         spent, _ = accounting.analysis(mechanism, delta, which, coarse=coarse)
         return math.log(max(spent, 1e-300) / epsilon) if math.isfinite(spent) else 700.0
 
-    exact = make_mechanism(1.0).gaussian is not None
-    # RDP is quick, and never far below; the answer of the others is near its own.
-    quick = accountant if exact or accountant == "pld" else "rdp"
-    low, level = _bracket(lambda level: excess(level, quick), epsilon, delta)
-    if exact or quick == accountant:
+    if make_mechanism(1.0).gaussian is not None or accountant is not None:
+        low, level = _bracket(excess, epsilon, delta)
+        exact = accountant != "rdp" and make_mechanism(1.0).gaussian is not None
         level = _root(excess, low, level, 1e-11 if exact else 1e-4)
-    else:  # what is coarse is at most RDP's epsilon, so that there is always enough noise
-        level = _root(lambda level: excess(level, quick), low, level, 5e-2)
-        level = _refined(lambda level: excess(level, coarse=True), level, 3e-5)
+    else:
+        # RDP is quick, and never far below, unless it has no answer as small; what is coarse is at
+        # most RDP's epsilon, so that there is always enough noise.
+        first = functools.partial(excess, which="rdp")
+        coarse = functools.partial(excess, coarse=True)
+        first = first if first(_START) <= 0 else coarse
+        level = _root(first, *_bracket(first, epsilon, delta), 5e-2)
+        level = _refined(coarse, level, 3e-5)
         level = _refined(excess, level, 1e-4)
     found = math.exp(level)
     spent = accounting.epsilon_spent(make_mechanism(found), delta, accountant=accountant)
@@ -48,24 +55,24 @@ def calibrate(
     return found
 
 
-def _refined(excess: Callable[[float], float], high: float, width: float) -> float:
+def _refined(excess: Callable[[float], float], level: float, width: float) -> float:
     """As `_root`, near a level that is found to be enough noise, or too little."""
-    spare = excess(high)
+    spare = excess(level)
     if -2 * width <= spare <= 0:
-        return high
-    # Epsilon falls at least as fast as the noise rises.
-    low = high + min(max(spare, -0.35), -1e-4)
-    while excess(low) <= 0:
-        low, high = low - 0.35, low
-    while excess(high) > 0:
-        low, high = high, high + 0.35
+        return level
+    # Epsilon falls at least as fast as the noise rises, but for the steps of a grid.
+    step, low, high = min(max(abs(spare), 10 * width), 0.35), level, level
+    while spare > 0 and excess(high := high + step) > 0:
+        low, step = high, 2 * step
+    while spare <= 0 and excess(low := low - step) <= 0:
+        high, step = low, 2 * step
     return _root(excess, low, high, width)
 
 
 def _bracket(excess: Callable[[float], float], epsilon: float, delta: float) -> tuple[float, float]:
     """Logarithms of two noise levels, a factor of 2 apart, with the budget between them."""
     # From the side of more noise: accountants are slow and coarse where there is too little.
-    start, step = math.log(64.0), math.log(2.0)
+    start, step = _START, math.log(2.0)
     if excess(start) > 0:
         low, high = start, start + step
         while excess(high) > 0:
@@ -93,7 +100,7 @@ def _root(excess: Callable[[float], float], low: float, high: float, width: floa
         if -width <= value <= 0:
             return level
         low, high = (low, level) if value <= 0 else (level, high)
-        if high - low <= width / 100:
+        if high - low <= width:
             return high
         # Secants, as most laws are nearly straight in logarithms; of others each fifth halves.
         run, rise = level - last[0], value - last[1]

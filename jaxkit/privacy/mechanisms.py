@@ -26,6 +26,9 @@ class Mechanism:
         neighbours: the relation that the event is valid for.
         gaussian: mu if the run is exactly mu-Gaussian-DP, else None.
         lost: bound on the probability that a run differs from the event (overflowing batches).
+        num_releases: how many noisy sums there are.
+        usual_loss: size of the privacy loss: mu of its central limit, or the loss of one release
+            ten standard deviations out where that is larger.
     """
 
     description: str
@@ -33,6 +36,8 @@ class Mechanism:
     neighbours: Neighbours
     gaussian: float | None = None
     lost: float = 0.0
+    num_releases: int = 1
+    usual_loss: float = 1.0
 
 
 def dp_accounting() -> Any:
@@ -182,9 +187,17 @@ def _composed(what, groups, neighbours) -> Mechanism:
     mu = None
     if not sampled:
         mu = math.sqrt(sum(count * (effective / z) ** 2 for _, z, count in groups))
+    losses = [
+        sampling.rate * max(
+            math.sqrt(count * math.expm1(min((effective / z) ** 2, 100))),
+            math.expm1(min(10 * effective / z, 100)),
+        )
+        for sampling, z, count in groups
+    ]  # fmt: skip
     lost = sum(count * sampling.overflow for sampling, _, count in groups)
     event = events[0] if len(events) == 1 else library.ComposedDpEvent(tuple(events))
-    return Mechanism(what, event, relation, mu, lost)
+    releases = sum(count for _, _, count in groups)
+    return Mechanism(what, event, relation, mu, lost, releases, math.hypot(*losses))
 
 
 def _event(library, sampling: batches.Sampling, z: float):

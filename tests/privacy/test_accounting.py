@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import pytest
 
@@ -282,6 +283,40 @@ def test_extreme_budgets_get_noise_that_keeps_them_or_one_sentence(rate, steps, 
         assert "\n" not in sentence
 
 
+def central_limit(rate, z, steps, delta):
+    """Epsilon of many small releases: a Gaussian mechanism, solved in closed form."""
+    mu = rate * math.sqrt(steps * math.expm1(z**-2))
+    cdf = statistics.NormalDist().cdf
+    low, high = 0.0, 30 * mu
+    for _ in range(60):
+        epsilon = (low + high) / 2
+        left = cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * cdf(-mu / 2 - epsilon / mu)
+        low, high = (epsilon, high) if left > delta else (low, epsilon)
+    return high
+
+
+def test_tiny_budgets_need_the_noise_of_the_central_limit_and_are_kept():
+    for epsilon in (1e-4, 1e-8):
+        plan = privacy.dp_sgd(GRADIENT, poisson(1e-3), 1000, epsilon=epsilon, delta=1e-9)
+        true = central_limit(1e-3, plan.noise_multiplier, 1000, 1e-9)
+        assert true <= plan.epsilon() <= epsilon <= 1.02 * true
+
+
+@pytest.mark.parametrize("accountant", [None, "rdp"])
+def test_what_rounds_to_nothing_is_not_claimed_to_be_nothing(accountant):
+    # The divergences of these steps are below the last digit of what they are logarithms of.
+    run = mechanisms.dp_sgd_mechanism(poisson(1e-3), 7e5, 1000)
+    claimed = privacy.epsilon_spent(run, 1e-9, accountant=accountant)
+    assert claimed >= central_limit(1e-3, 7e5, 1000, 1e-9) > 0
+
+
+def test_very_long_runs_are_planned_by_what_answers():
+    for steps, epsilon in ((10**8, 1.0), (10**7, 0.1)):
+        plan = privacy.dp_sgd(GRADIENT, poisson(1e-3), steps, epsilon=epsilon, delta=1e-9)
+        assert 0.99 * epsilon < plan.epsilon() <= epsilon
+        assert central_limit(1e-3, plan.noise_multiplier, steps, 1e-9) <= epsilon
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("z", [0.7, 1.0, 4.0])
 def test_epsilons_are_those_of_the_library_called_directly(z):
@@ -292,7 +327,10 @@ def test_epsilons_are_those_of_the_library_called_directly(z):
         event = library.SelfComposedDpEvent(
             library.PoissonSampledDpEvent(rate, library.GaussianDpEvent(z)), steps
         )
-        accountants = library.pld.PLDAccountant(), library.rdp.RdpAccountant()
+        # The library's own grid, 1e-4, is as coarse as the losses of the smallest of these.
+        grid = 1e-4 if mechanism.usual_loss > 0.01 else 1e-5
+        pld = library.pld.PLDAccountant(value_discretization_interval=grid)
+        accountants = pld, library.rdp.RdpAccountant()
         direct = min(a.compose(event).get_epsilon(delta) for a in accountants)
         assert found >= direct * (1 - 1e-3) - 1e-4
         # Above some twenty, which protects nobody, a looser bound may be taken.

@@ -244,10 +244,12 @@ def _held(arrays: list[jax.Array]) -> list[jax.Array]:
         return []
 
     def looped(*arrays):
-        # Of all entries: an array, or a part of one, that is a constant would tell the length.
-        once = jnp.minimum(1, 1 + sum(jnp.sum(array > 0) for array in arrays))
+        # No turn is made, which the compiler cannot know: constants, or parts that are, are not all
+        # of these entries.
+        some = [array.ravel()[:: max(1, array.size // 3)] for array in arrays]
+        turns = jnp.minimum(0, sum(jnp.sum(entries > 0) for entries in some))
         step = lambda i, held: [array + i.astype(array.dtype) for array in held]  # noqa: E731
-        return jax.lax.fori_loop(0, once, step, list(arrays))
+        return jax.lax.fori_loop(0, turns, step, list(arrays))
 
     barrier = lambda *arrays: list(jax.lax.optimization_barrier(arrays))  # noqa: E731
     return jax.lax.platform_dependent(*arrays, cpu=looped, default=barrier)

@@ -63,6 +63,10 @@ CASES = {
         lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(3, bool)),
         r"mask must have shape \(4,\)",
     ),
+    "mask of fewer than none": (
+        lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.array([1, 1, -5, 1])),
+        "mask must count examples, got -5",
+    ),
     "relation": (lambda: GRADIENT.sensitivity("add_or_remov"), "did you mean 'add_or_remove'"),
     "negative noise": (lambda: privacy.privatize_sum(-1.0, 1, KEY), "noise_multiplier"),
     "batch size zero": (lambda: privacy.privatize_sum(1.0, 0, KEY), "expected_batch_size"),

@@ -80,7 +80,13 @@ def norm_bound(*leaves: Shaped[Array, " ..."]) -> Float[Array, ""]:
     leaves = tuple(leaf.astype(wide(leaf.dtype)) for leaf in leaves)
     largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves])
     unit = divisor(largest)
-    parts, added = [jnp.square(leaf / unit).ravel() for leaf in leaves], 0
+    scale = jnp.where(jnp.isfinite(largest), unit, largest)
+    return scale * unit_norm_bound(*(leaf / unit for leaf in leaves))
+
+
+def unit_norm_bound(*leaves: Float[Array, " ..."]) -> Float[Array, ""]:
+    """As `norm_bound`, where the largest entry is about 1 or all are 0: nothing is divided."""
+    parts, added = [jnp.square(leaf).ravel() for leaf in leaves], 0
     while len(parts) > 1 or parts[0].size > 1:
         block = min(_BLOCK, max(part.size for part in parts))
         parts = [jnp.pad(part, (0, -part.size % block)).reshape(-1, block).sum(1) for part in parts]
@@ -88,9 +94,8 @@ def norm_bound(*leaves: Shaped[Array, " ..."]) -> Float[Array, ""]:
         total, added = jax.lax.optimization_barrier(jnp.concatenate(parts)), added + block
         parts = [total]
     # A root has half the relative error of its square.
-    error = rounding(added / 2 + 5, largest.dtype)
-    norm = jnp.where(jnp.isfinite(largest), unit, largest) * jnp.sqrt(parts[0].sum())
-    return norm * (1 + error)
+    error = rounding(added / 2 + 5, leaves[0].dtype)
+    return jnp.sqrt(parts[0].sum()) * (1 + error)
 
 
 def joint_norm(norms: list[Float[Array, " *B"]]) -> Float[Array, " *B"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkit.privacy import clipping
-from jaxkit.privacy.clipping import norm_bound, rounding
+from jaxkit.privacy.clipping import norm_bound, rounding, unit_norm_bound
 
 _EXACT = jax.lax.Precision.HIGHEST
 #: Bytes of dense gradients above which a norm may take the form that needs none.
@@ -39,7 +39,7 @@ class OuterProducts(NamedTuple):
         (rows, length, fan_in), fan_out = self.inputs.shape, self.deltas.shape[2]
         if length == 1:
             slack = 1 + rounding(4, self.deltas.dtype)
-            return jax.vmap(norm_bound)(self.inputs) * jax.vmap(norm_bound)(self.deltas) * slack
+            return _unit_lengths(self.inputs) * _lengths(self.deltas) * slack
         few = length * (fan_in + fan_out) <= fan_in * fan_out
         dense = rows * fan_in * fan_out * self.deltas.dtype.itemsize > DENSE_BYTES
         return jax.vmap(_gram_norm if few and dense and not direct else _direct_norm)(*self)
@@ -160,8 +160,9 @@ class Stacked(NamedTuple):
 Factors = OuterProducts | Lookups | Tied | Stacked
 
 
-def _lengths(x: Float[Array, "T I"]) -> Float[Array, " T"]:
-    return jax.vmap(norm_bound)(x)
+_lengths = jax.vmap(norm_bound)
+#: Of the inputs of `OuterProducts`, whose scale is in the deltas.
+_unit_lengths = jax.vmap(unit_norm_bound)
 
 
 def _scaled(deltas):
@@ -174,7 +175,7 @@ def _scaled(deltas):
 def _direct_norm(a: Float[Array, "T I"], delta: Float[Array, "T O"]) -> Float[Array, ""]:
     delta, unit = _scaled(delta)
     dense = norm_bound(jnp.einsum("ti,to->io", a, delta, precision=_EXACT))
-    reach = jnp.sum(_lengths(a) * _lengths(delta))
+    reach = jnp.sum(_unit_lengths(a) * _lengths(delta))
     return (dense + 2 * rounding(len(a) + 4, a.dtype) * reach) * unit
 
 
@@ -184,7 +185,7 @@ def _gram_norm(a: Float[Array, "T I"], delta: Float[Array, "T O"]) -> Float[Arra
 
 
 def _gram(a, delta):
-    length, reach = len(a), jnp.sum(_lengths(a) * _lengths(delta))
+    length, reach = len(a), jnp.sum(_unit_lengths(a) * _lengths(delta))
     square = lambda x: jnp.einsum("ti,si->ts", x, x, precision=_EXACT)  # noqa: E731
     inner = jnp.maximum(jnp.sum(jnp.sum(square(a) * square(delta), 1)), 0)
     error = rounding(a.shape[1] + delta.shape[1] + 2 * length + 8, a.dtype)
@@ -212,7 +213,7 @@ def _tied_norm(rows, delta, q, a, num_rows):
     cross = jnp.sum(jnp.sum(read * inner, 1))
     looked = _lookup_norm(rows, delta)
     multiplied = _gram(q, a) if _gram_is_smaller(q, a) else _direct_norm(q, a)
-    reach = jnp.sum(_lengths(delta)) + jnp.sum(_lengths(q) * _lengths(a))
+    reach = jnp.sum(_lengths(delta)) + jnp.sum(_unit_lengths(q) * _lengths(a))
     error = rounding(a.shape[1] + len(q) + len(delta) + 16, a.dtype)
     square = looked**2 + multiplied**2 + 2 * cross + error * reach**2
     norm = jnp.sqrt(jnp.maximum(square, 0)) * (1 + rounding(8, a.dtype))

@@ -85,13 +85,19 @@ def pytest_collection():
         gc.set_threshold(20_000, 10, 10)
 
 
-def pytest_runtest_teardown(item, nextitem):
-    same = nextitem is not None and nextitem.path == item.path
-    most, statm = _MOST_RESIDENT_BYTES["test" if same else "file"], pathlib.Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) * 4096 > most:
-        jax.clear_caches()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Forget programs; unlike other hooks this one also sees the examples of docstrings."""
+    try:
+        return (yield)
+    finally:
+        kind = "test" if nextitem is not None and nextitem.path == item.path else "file"
+        statm = pathlib.Path("/proc/self/statm")
+        resident = int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
+        if resident > _MOST_RESIDENT_BYTES[kind]:
+            jax.clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

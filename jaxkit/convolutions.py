@@ -4,7 +4,7 @@ XLA's CPU compiler brings the axes of convolutions into the order of its fast co
 part of a program. In the body of a loop, such as a scan over local steps or microbatches, gradients
 of convolutions run 20 times slower (https://github.com/jax-ml/jax/issues/12868). A convolution with
 a kernel larger than the image, as in the last blocks of a ResNet, runs 50 times slower anywhere,
-and the gradient of a pooling 20 times slower than what it is made of here.
+and the gradient of a pooling is one slow scatter.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from jax.extend import core
 T = TypeVar("T")
 
 #: Sides of a window, added up, above which its gradient stays one operation.
-_MOST_ENTRIES = 32
+_LARGEST_WINDOW = 32
 
 
 def channels_last(function: Callable[..., T]) -> Callable[..., T]:
     """The same function, its convolutions channels last or, for large kernels, matrix products.
 
-    To be wrapped around a gradient: those of convolutions come in other orders of axes. Values are
-    those of `function` to rounding; accelerators fold the transpositions away.
+    To be wrapped around a gradient: those of convolutions come in other orders of axes; that of
+    `max_pool` is made of slices. Values are those of `function` to rounding; accelerators fold the
+    transpositions away.
     """
 
     def run(*args: Any) -> T:
@@ -40,20 +41,20 @@ def channels_last(function: Callable[..., T]) -> Callable[..., T]:
     return run
 
 
-def _convolves(held: Any) -> bool:
+def _is_slow(held: Any) -> bool:
     if isinstance(held, core.Jaxpr | core.ClosedJaxpr):
         return any(
             eqn.primitive in _REPLACED
             # Its body names axes of a mesh that are bound nowhere else.
-            or (eqn.primitive.name != "shard_map" and any(map(_convolves, eqn.params.values())))
+            or (eqn.primitive.name != "shard_map" and any(map(_is_slow, eqn.params.values())))
             for eqn in held.eqns
         )
-    return isinstance(held, tuple | list) and any(map(_convolves, held))
+    return isinstance(held, tuple | list) and any(map(_is_slow, held))
 
 
 def _rewritten(held: Any) -> Any:
     """A program, or a parameter of an equation that holds programs, with convolutions rewritten."""
-    if not _convolves(held):
+    if not _is_slow(held):
         return held
     if isinstance(held, core.ClosedJaxpr):
         return jax.make_jaxpr(lambda *values: _evaluate(held, values))(*held.in_avals)
@@ -186,7 +187,7 @@ def _gradient_of_pooling(
         window_strides=window_strides,
         padding=padding,
     )
-    if sum(window_dimensions) > _MOST_ENTRIES:
+    if sum(window_dimensions) > _LARGEST_WINDOW:
         return whole(source, operand)
     worst = jnp.asarray(-jnp.inf if select_prim is jax.lax.ge_p else jnp.inf, operand.dtype)
 

@@ -412,7 +412,7 @@ class TrainConfig:
             "embedding": "given" if self.embedding == "lexinvariant" else "fixed",
             # Random rows or names give attention nothing constant to find the previous token by.
             "recency_heads": self.embedding != "fixed" and self.position == "t5",
-            # Gradients of single examples gain nothing, and take a third longer to compile.
+            # Gradients of single examples gain nothing, and take longer to compile.
             "unroll_layers": on_cpu and self.num_layers <= 8 and not self.private,
             "readout_multiplier": multiplier,
         }

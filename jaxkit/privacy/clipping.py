@@ -244,6 +244,7 @@ def computed_once(tree: PyTree) -> PyTree:
 
 
 @jax.custom_jvp
+@functools.partial(jax.jit, inline=True)  # once, also where a clip itself is not compiled
 def _held(arrays: list[jax.Array]) -> list[jax.Array]:
     if not arrays:
         return []

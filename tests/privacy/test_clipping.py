@@ -279,3 +279,12 @@ def test_a_sum_over_many_microbatches_is_rounded_once():
     total = float(jax.jit(gradient.__call__)(jnp.zeros(()), rows).total)
     exact = float(np.sum(np.asarray(rows, np.float64)))
     assert abs(total - exact) <= np.spacing(np.float32(exact))
+
+
+def test_a_clip_that_is_not_compiled_compiles_its_barrier_once():
+    rows, found = {"w": jnp.arange(12.0).reshape(4, 3)}, []
+    for _ in range(3):
+        privacy.clip_per_example(rows, 1.0)
+        found.append(clipping._held.fun._cache_size())
+    assert found == [found[0]] * 3
+    assert found[0] > 0

@@ -257,6 +257,9 @@ def _multiplicity(batch: PyTree, mask: Mask) -> Int[Array, " B"]:
         raise ValueError(f"mask must have shape ({rows},) like the batch, got {jnp.shape(mask)}")
     if not jnp.issubdtype(mask.dtype, jnp.integer) and mask.dtype != bool:
         raise TypeError(f"mask must be boolean or integer counts, got {mask.dtype}")
-    if not validation.is_traced(mask) and (least := mask.min()) < 0:
-        raise ValueError(f"mask must count examples, got {int(least)}")
+    if not validation.is_traced(mask):
+        with jax.ensure_compile_time_eval():  # a constant of a traced caller has its numbers too
+            least = int(mask.min())
+        if least < 0:
+            raise ValueError(f"mask must count examples, got {least}")
     return mask.astype(jnp.int32)

@@ -18,6 +18,10 @@ def loss(params, batch, key):
     return jnp.mean(batch @ params)
 
 
+def traced_sum(mask):
+    return jax.jit(lambda params: GRADIENT(params, ROWS, None, mask).total)(jnp.ones(2))
+
+
 GRADIENT = privacy.clipped_grad_sum(loss, 1.0)
 TREE = {"depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 1.0, "beta": 1.0}
 ONCE = privacy.one_pass(GRADIENT, noise_multiplier=1.0, delta=1e-3)
@@ -65,6 +69,10 @@ CASES = {
     ),
     "mask of fewer than none": (
         lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.array([1, 1, -5, 1])),
+        "mask must count examples, got -5",
+    ),
+    "a traced caller's mask of fewer than none": (
+        lambda: traced_sum(jnp.array([1, 1, -5, 1])),
         "mask must count examples, got -5",
     ),
     "relation": (lambda: GRADIENT.sensitivity("add_or_remov"), "did you mean 'add_or_remove'"),

@@ -58,6 +58,7 @@ def picture_batches(
 
     Raises:
         ImportError: without the `train` or the `datasets` extra.
+        TypeError: if `pictures` are not `Pictures`.
         ValueError: if the numbers do not fit together; when iterating, if a picture is damaged.
 
     Example:
@@ -67,6 +68,10 @@ def picture_batches(
         >>> batch["images"].shape, bool((batch["images"][:, 0, 0, 0] == batch["labels"]).all())
         ((4, 8, 8, 1), True)
     """
+    if not isinstance(pictures, Pictures):
+        raise TypeError(
+            f"pictures must be Pictures, such as `train` of a split, got {type(pictures).__name__}"
+        )
     num_workers = integer("num_workers", num_workers, minimum=0)
     if num_threads is None:
         num_threads = 1 if num_workers else os.cpu_count() or 1

@@ -85,7 +85,7 @@ class ClassifyConfig(picture_problem.PictureConfig):
         for rate in self.learning_rates:
             validation.number("learning_rates", rate, minimum=0)
         for name in self.schedules:
-            schedules.profile_by_name(name)
+            validation.choice("schedules", name, schedules.profiles.PROFILES)
         if self.base_width is not None:
             if self.optimizer != "adamw":
                 raise ValueError(f"base_width is for adamw, got {self.base_width} with sgdm")

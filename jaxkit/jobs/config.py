@@ -31,8 +31,8 @@ class PrivacyConfig:
 
     Attributes:
         epsilon: budget of the whole run; without it training is not private.
-        delta: of the guarantee; well below one over the number of windows.
-        clip_norm: largest norm of the gradient of one window.
+        delta: of the guarantee; well below one over the number of windows or pictures.
+        clip_norm: largest norm of the gradient of one window or picture.
         public_noise_seed: draw noise and batches from this seed, so that the run can be repeated
             elsewhere: whoever knows the seed can subtract the noise, and there is no guarantee.
             Without it they come from a secret in RUNS/NAME/private, which may go at the end.
@@ -364,6 +364,7 @@ class TrainConfig:
             return losscurves.chosen_schedule(
                 law, self.steps, peak_value=self.learning_rate, warmup_steps=self.warmup
             )
+        validation.choice("schedule", self.schedule, schedules.profiles.PROFILES)
         return schedules.schedule_from_profile(
             self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup,
             end_value=self.end_value,

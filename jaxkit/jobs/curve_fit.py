@@ -189,6 +189,7 @@ def _schedule(text: str, peak: float, longest: int, warmup: float) -> np.ndarray
     if name in standard:
         schedule = standard[name]
     else:
+        validation.choice("predict", name, (*standard, *schedules.profiles.PROFILES))
         schedule = schedules.schedule_from_profile(name, peak, total, warmup_steps=warmup)
     # The rate in force at step t is that of the update before it.
     rates = losscurves.rates_of(schedule, total - 1)

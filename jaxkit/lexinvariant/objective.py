@@ -137,8 +137,7 @@ def token_losses(
 
     Source: arXiv 2305.16349 §2.3: one draw a training sequence, no gradient to random tables.
     """
-    if method is None:
-        method = "lexinvariant" if model.config.embedding == "given" else "fixed"
+    method = _method(model, method)
     keys = embeddings.sequence_keys(key, _index(batch))
     tokens, table, _ = anonymised(
         model, params, batch["tokens"], keys, method, p, per=per, closed=closed, kind=kind
@@ -196,8 +195,8 @@ def next_token_loss(
         A pure function for `jax.value_and_grad`; see `token_losses` for its arguments.
 
     Raises:
-        ValueError: if `method` is unknown, `p` outside [0, 1], or a schedule comes without
-            `batch_size`.
+        ValueError: if `method` is unknown, `p` outside [0, 1] or given to a method that does not
+            read it, or a schedule comes without `batch_size`.
 
     Example:
         >>> loss = next_token_loss(models.DecoderLM(models.DecoderConfig(vocab_size=8)))
@@ -210,6 +209,9 @@ def next_token_loss(
         validation.integer("batch_size", batch_size, minimum=1)
     else:
         validation.number("p", p, minimum=0, maximum=1)
+    given = callable(p) or validation.is_traced(p) or p != 1
+    if given and (named := _method(model, method)) not in ("relabel", "mixed"):
+        raise ValueError(f"p needs method='relabel' or 'mixed', got p={p!r} with {named!r}")
 
     def loss(params: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
         chance: Any = p
@@ -231,3 +233,9 @@ def next_token_loss(
         return jnp.mean(losses)
 
     return loss
+
+
+def _method(model: models.DecoderLM, method: Method | None) -> Method:
+    if method is None:
+        return "lexinvariant" if model.config.embedding == "given" else "fixed"
+    return method

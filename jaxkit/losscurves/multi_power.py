@@ -59,14 +59,11 @@ def delayed_drops(
     return jnp.sum(drops * effect)
 
 
-@functools.partial(jax.jit, static_argnames="batch_size")
 def multi_power_loss(
     law: MultiPowerLaw,
     for_s1: Float[Array, " steps"],
     for_s2: Float[Array, " steps"],
     steps: Int[ArrayLike, " n"],
-    *,
-    batch_size: int = 16,
 ) -> Float[Array, " n"]:
     r"""Evaluate the Multi-Power Law on rates that a warm-up mode was applied to, O(n x steps).
 
@@ -88,7 +85,7 @@ def multi_power_loss(
         fallen = delayed_drops(law, drops, for_s2[1:], total[step] - before, index <= step)
         return law.floor + law.scale * forward[step] ** -law.exponent - law.drop * fallen
 
-    return lax.map(at, steps, batch_size=batch_size)
+    return lax.map(at, steps, batch_size=16)
 
 
 def check_positive(name: str, learning_rates: ArrayLike) -> None:
@@ -218,6 +215,7 @@ class MultiPower:
         grid = np.meshgrid([0.3, 0.5, 0.8], [10.0, 100.0, 1000.0], [0.3, 0.7], [0.3, 0.7])
         return np.stack([axis.ravel() for axis in grid], axis=-1)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def loss(
         self, law: MultiPowerLaw, for_s1: Any, for_s2: Any, steps: Any, size: Any
     ) -> jax.Array:

@@ -213,6 +213,8 @@ class DecoderLM(nn.Module):
 
     def _run(self, tokens: Array, embedding: Any, cache: Any) -> tuple[Array, Any]:
         c: DecoderConfig = self.config
+        if not hasattr(tokens, "dtype"):
+            raise TypeError(f"tokens must be an array, got a {type(tokens).__name__}")
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -280,8 +282,9 @@ def validate_tokens(tokens: Any, vocab_size: int) -> None:
         Traceback (most recent call last):
         ValueError: tokens must be in [0, 8), got 9 at position (0, 1)
     """
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-        raise TypeError(f"tokens must be integers, got dtype {jnp.result_type(tokens)}")
+    tokens = tokens if hasattr(tokens, "dtype") else np.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
     if validation.is_traced(tokens):
         inside = jnp.all((tokens >= 0) & (tokens < vocab_size))
         checkify.debug_check(inside, f"tokens must be in [0, {vocab_size})")

@@ -63,7 +63,10 @@ class BoundedSum:
 
     def sealed(self) -> BoundedSum:
         """The same, of which whoever calls this has proved the bound."""
-        same = dataclasses.replace(self, total=jax.lax.optimization_barrier(self.total))
+        total = jax.lax.optimization_barrier(self.total)
+        # An array, so that what changes every number of a tree reaches the seal and is named there.
+        bound = jnp.asarray(self.clip_norm, jnp.result_type(float))
+        same = dataclasses.replace(self, total=total, clip_norm=bound)
         same = dataclasses.replace(same, seal=same._hash())
         object.__setattr__(same, "_sealed_numbers", jax.tree.leaves(same))
         return same

@@ -90,7 +90,13 @@ def differences(old: Any, new: Any, name: str = "", depth: int = 3) -> dict[str,
 
 def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
     """A description as it will be read back; NumPy's numbers are numbers."""
-    return json.loads(json.dumps(dict(identity), default=lambda value: value.item()))
+
+    def number(value: Any) -> Any:
+        if getattr(value, "size", 0) != 1:
+            raise TypeError(f"identity must be JSON (a fingerprint stands for data), got {value!r}")
+        return value.item()
+
+    return json.loads(json.dumps(dict(identity), default=number))
 
 
 def require_same(folder: str | os.PathLike[str], differences: Mapping[str, str]) -> None:

@@ -37,6 +37,8 @@ def parse_mesh(text: str, num_devices: int) -> dict[str, int]:
         >>> parse_mesh("fsdp=2,data=-1", 8)
         {'data': 4, 'fsdp': 2, 'tensor': 1}
     """
+    if not isinstance(text, str):
+        raise TypeError(f"mesh must be text such as 'fsdp=2,data=-1', got {text!r}")
     sizes: dict[str, int] = {}
     for part in filter(None, (text or "data=-1").replace(" ", "").split(",")):
         axis, _, size = part.partition("=")

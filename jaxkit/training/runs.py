@@ -91,7 +91,9 @@ class Run:
         main = jax.process_index() == 0
         if meshes.any_process(main and not self._claim()):
             self._open.close()
-            raise OSError(f"{self.folder} is being written by another process")
+            raise OSError(
+                f"{self.folder} is being written by another process, or by a run that is open here"
+            )
         self._writer = self._open.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         if main and self._checkpoints.is_dir():
             for leftover in self._checkpoints.glob(".*"):

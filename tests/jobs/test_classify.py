@@ -141,7 +141,7 @@ def test_the_command_runs_on_digits(tmp_path, capsys):
     ("options", "message"),
     [
         ({"model": "resnet21"}, "did you mean 'resnet20'"),
-        ({"schedules": ("rexx",)}, "did you mean 'rex'"),
+        ({"schedules": ("rexx",)}, "schedules must be .* did you mean 'rex'"),
         ({"schedules": ()}, "schedules must be different values, at least one"),
         ({"budgets": (0.5, 0.5)}, "budgets must be different values"),
         ({"budgets": (0.0,)}, "budgets must be finite and in"),

@@ -39,6 +39,7 @@ def test_tokens_of_a_step_are_made_by_accumulation(stored):
          "accumulation_steps must be left out"),
         ({"end_value": 1.0}, "end_value must be finite and in"),
         ({"end_value": 1e-3, "schedule": "refined:x"}, "end_value must be 0 with refined:x"),
+        ({"schedule": "cosin"}, "schedule must be one of .* did you mean 'cosine'"),
         ({"algorithm": "adafctor"}, "did you mean 'adafactor'"),
         ({"algorithm": "adafactor", "base_width": 32}, "base_width is for adamw"),
         ({"dropout": 1.0}, "dropout must be finite and in"),

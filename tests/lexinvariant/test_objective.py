@@ -240,6 +240,13 @@ def test_a_batch_without_tokens_or_index_is_refused(batch, bad_input):
         lx.next_token_loss(models.DecoderLM(FIXED))({}, batch, KEY)
 
 
+@pytest.mark.parametrize("p", [0.5, lx.relabelling_schedule(10)])
+@pytest.mark.parametrize(("config", "name"), [(FIXED, "fixed"), (LEXINVARIANT, "lexinvariant")])
+def test_a_probability_that_the_method_does_not_read_is_refused(config, name, p, bad_input):
+    with pytest.raises(ValueError, match=f"p needs method='relabel' or 'mixed', .*'{name}'"):
+        lx.next_token_loss(models.DecoderLM(config), p=p, batch_size=2)
+
+
 def test_a_schedule_needs_the_batch_size(bad_input):
     with pytest.raises(ValueError, match="batch_size must be given"):
         lx.next_token_loss(models.DecoderLM(FIXED), p=lx.relabelling_schedule(10))

@@ -192,3 +192,11 @@ def test_a_faulty_prior_is_refused(bad_input):
         losscurves.fit(form, runs, prior={"speed": (1.0, 0.0)})
     with pytest.raises(ValueError, match="group must be an integer >= 1"):
         losscurves.MultiPower(group=0)
+
+
+def test_a_second_prediction_of_a_law_compiles_nothing():
+    rates, compiled = table("wsd", 60, 0.01, end_value=0.001), losscurves.MultiPower.loss._cache_size
+    predict(LAW, rates, [10, 59])
+    before = compiled()
+    predict(LAW._replace(floor=2.6), rates, [20, 40])
+    assert compiled() == before > 0

@@ -356,6 +356,7 @@ def test_a_configuration_that_cannot_work_is_refused(change, message, bad_input)
     ("tokens", "table", "error", "message"),
     [
         (np.zeros((2, 3)), None, TypeError, "tokens must be integers, got dtype float"),
+        ([[0, 1]], None, TypeError, "tokens must be an array, got a list"),
         (np.zeros(3, int), None, ValueError, "tokens must have shape"),
         (np.zeros((2, 0), int), None, ValueError, "T >= 1"),
         (np.full((2, 3), 7), None, ValueError, r"in \[0, 7\), got 7 at position \(0, 0\)"),

@@ -157,6 +157,18 @@ def test_a_sum_whose_numbers_were_changed_gets_no_noise(bounded_sum, change):
         assert bool(jnp.all(jnp.isnan(here(*POINT))))
 
 
+@pytest.mark.parametrize(
+    "before",
+    [optax.clip(1.0), optax.scale(2.0), optax.clip_by_block_rms(1.0)],
+    ids=["clip", "scale", "clip_by_block_rms"],
+)
+def test_optax_changes_of_every_number_before_the_noise_are_refused_in_one_line(before):
+    chain = optax.chain(before, privacy.privatize_sum(1.0, 3, jax.random.key(0)))
+    total = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), 0.7)(*POINT)
+    with pytest.raises(ValueError, match="was changed since its bound was proved"):
+        chain.update(total, chain.init(POINT[0]), POINT[0])
+
+
 def test_a_program_that_sums_and_adds_noise_at_once_hashes_nothing(bounded_sum):
     release = privacy.privatize_sum(1.0, 3, jax.random.key(0))
     state = release.init(None)

@@ -39,6 +39,8 @@ def test_mesh_text_gives_the_sizes_it_names(text, sizes):
 def test_a_bad_mesh_is_refused_with_its_reason(text, message):
     with pytest.raises(ValueError, match=message):
         mesh.parse_mesh(text, 8)
+    with pytest.raises(TypeError, match=r"mesh must be text such as .*, got \{'data': 8\}"):
+        mesh.make_mesh({"data": 8})
 
 
 def boxed(shape, names):

@@ -125,6 +125,8 @@ def test_a_large_state_is_written_in_parts(tmp_path, monkeypatch):
 
 def test_numbers_of_python_come_back_as_they_were_and_text_is_refused(tmp_path):
     with training.Run(tmp_path) as run:
+        with pytest.raises(TypeError, match=r"identity must be JSON .*got array\(\[0, 1\]\)"):
+            run.identify({"data": np.arange(2)})
         run.identify({"sizes": [np.int32(3), np.float64(0.5)]})
         run.save(1, {"i": 3, "f": 0.5, "b": True})
         for wrong in ("text", b"bytes", object()):

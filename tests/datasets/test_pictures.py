@@ -466,7 +466,7 @@ def test_pixels_are_those_of_pillow_by_hand(tmp_path):
     tests = datasets.decode_pictures(split.test, RECIPE)
     for pixels, name in zip(tests, names, strict=True):
         np.testing.assert_array_equal(pixels, by_hand(tmp_path / name, short=10))
-    with pytest.raises(TypeError, match="pictures must be Pictures, .* got PictureSplit"):
+    with pytest.raises(TypeError, match="got PictureSplit"):
         datasets.picture_batches(split, RECIPE, batch_size=4, seed=5)
     batch = next(datasets.picture_batches(split.train, RECIPE, batch_size=4, seed=5, shuffle=False))
     for i in range(4):

@@ -112,5 +112,5 @@ def test_what_cannot_be_fitted_is_refused(tmp_path):
     linear = write_run(tmp_path / "linear", "linear")
     with pytest.raises(ValueError, match="NAME or NAME:STEPS"):
         curve_fit.fit_runs([flat, linear], ["rex:ten"], decay=0.9, out=tmp_path)
-    with pytest.raises(ValueError, match="predict must be .* did you mean 'cosine'"):
+    with pytest.raises(ValueError, match=r"predict must be .* did you mean 'cosine'"):
         curve_fit.fit_runs([flat, linear], ["cosin"], decay=0.9, out=tmp_path)

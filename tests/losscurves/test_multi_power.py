@@ -195,7 +195,8 @@ def test_a_faulty_prior_is_refused(bad_input):
 
 
 def test_a_second_prediction_of_a_law_compiles_nothing():
-    rates, compiled = table("wsd", 60, 0.01, end_value=0.001), losscurves.MultiPower.loss._cache_size
+    rates = table("wsd", 60, 0.01, end_value=0.001)
+    compiled = losscurves.MultiPower.loss._cache_size
     predict(LAW, rates, [10, 59])
     before = compiled()
     predict(LAW._replace(floor=2.6), rates, [20, 40])

@@ -152,9 +152,8 @@ def compile_run(
     """
     if topology != "local" and not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
+    folder = options.output_folder(out)
     found = compile_program(config, topology, vocab_size=vocab_size, effort=effort)
-    folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(compilation_report(found), indent=1)
     files.write_atomically(folder / "report.json", text + "\n")
     shown, page = compilation_tables(found), io.StringIO()

@@ -105,6 +105,7 @@ def fit_runs(
     if not paths:
         raise ValueError("paths must name at least one run, got none")
     validation.number("level", level, minimum=0, maximum=1, open_minimum=True, open_maximum=True)
+    folder = options.output_folder(out)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         curves: dict[str, losscurves.LossCurve] = {}
@@ -130,7 +131,6 @@ def fit_runs(
         fit_table = losscurves.comparison_table({"annealing": law}, curves)
     percent = f"{100 * level:g} %"
     columns = ("schedule", "updates", "final loss predicted", f"{percent} from", f"{percent} to")
-    folder = pathlib.Path(out)
     return CurveFit(
         law,
         fit_table,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -18,6 +19,22 @@ POSITIVE: dict[str, Any] = {"minimum": 0, "open_minimum": True}
 SHARE: dict[str, Any] = {**POSITIVE, "maximum": 1}
 DECAY: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}
 INSIDE: dict[str, Any] = {**POSITIVE, **DECAY}
+
+
+def output_folder(out: str | os.PathLike[str]) -> pathlib.Path:
+    """`out`, looked at before the work whose results it is to hold; it need not exist yet.
+
+    Raises:
+        ValueError: if it, or one that is to hold it, is a file.
+        PermissionError: if it cannot be written.
+    """
+    folder = pathlib.Path(out)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"out must be a folder, got {folder}, where {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"out must be a folder that can be written, got {folder}")
+    return folder
 
 
 def at_least_one(config: Any, *fields: str) -> None:

@@ -72,13 +72,13 @@ def refine_run(
     """
     path = pathlib.Path(pilot)
     if norm is None:
-        if not path.is_dir():
+        if path.is_file():
             raise ValueError("norm must say which norm the file holds: 'l1' or 'l2', got None")
         norm = "l1"
     log = read_pilot(path)
-    values = np.asarray(schedules.refine_schedule(log.norms, norm=norm, smoothing=smoothing))
     folder = path if path.is_dir() else path.parent
-    folder = folder if out is None else pathlib.Path(out)
+    folder = folder if out is None else options.output_folder(out)
+    values = np.asarray(schedules.refine_schedule(log.norms, norm=norm, smoothing=smoothing))
     name = "" if path.is_dir() else f"{path.stem}_"
     lines = [f"{step},{value:.7g}" for step, value in zip(log.steps, values, strict=True)]
     table = files.write_atomically(

@@ -7,7 +7,6 @@ import concurrent.futures
 import importlib
 import multiprocessing
 import os
-import pathlib
 import pkgutil
 import time
 from collections.abc import Iterator, Sequence
@@ -75,7 +74,7 @@ def reproduce(
     if parallel is None:
         parallel = min(4, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     parallel = min(len(chosen), validation.integer("parallel", parallel, minimum=1))
-    folder, results = pathlib.Path(out), list[Result]()
+    folder, results = options.output_folder(out), list[Result]()
     terminal = training.terminal()
     columns = (progress.SpinnerColumn(), progress.MofNCompleteColumn(),
                progress.TimeElapsedColumn(), progress.TextColumn("{task.description}"))  # fmt: skip

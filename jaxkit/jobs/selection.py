@@ -22,6 +22,7 @@ class SelectionFiles(NamedTuple):
     Attributes:
         indices: one row number (or id) a line, best first.
         figure: where the rows lie, and what each added.
+        picked: how many of how many rows, in words.
         value: value of the set.
         queries: oracle queries spent.
         guarantee: what is proved of the value, in words.
@@ -29,13 +30,15 @@ class SelectionFiles(NamedTuple):
 
     indices: pathlib.Path
     figure: pathlib.Path
+    picked: str
     value: float
     queries: int
     guarantee: str
 
     def show(self) -> None:
         """Print what was reached and where the files are."""
-        print(f"value {self.value:.6g} after {self.queries:,} queries, {self.guarantee}")
+        reached = f"value {self.value:.6g} after {self.queries:,} queries"
+        print(f"{self.picked}: {reached}, {self.guarantee}")
         print(self.indices, self.figure, sep="\n")
 
 
@@ -61,7 +64,7 @@ def read_features(
     """Read features from `.npy`, `.npz` (sparse, of SciPy), CSV, `.tsv`, Parquet or Arrow files."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
     if path.suffix in (".npy", ".npz"):
         if columns or ids or header is not None:
             raise ValueError(f"{path} has no named columns: columns, ids and header go with tables")
@@ -181,13 +184,13 @@ def select_rows(
     """
     path = pathlib.Path(features)
     table, names = read_features(path, columns=columns, ids=ids, header=header)
+    folder = path.parent if out is None else options.output_folder(out)
     try:
         chosen = submodular.select(
             table, k, objective=objective, maximiser=maximiser, kernel=kernel
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    folder = path.parent if out is None else pathlib.Path(out)
     rows = np.asarray(chosen.indices)[np.asarray(chosen.valid)]
     lines = rows if names is None else [names[row] for row in rows]
     indices = files.write_atomically(
@@ -197,5 +200,10 @@ def select_rows(
         submodular.selection_figure(table, chosen), folder / f"{path.stem}_selected.png"
     )
     return SelectionFiles(
-        indices, figure, float(chosen.value), int(chosen.num_queries), str(chosen.guarantee)
+        indices,
+        figure,
+        f"{len(rows)} of {table.shape[0]} rows",
+        float(chosen.value),
+        int(chosen.num_queries),
+        str(chosen.guarantee),
     )

@@ -17,6 +17,7 @@ import optax
 from jaxkit import files, schedules, training, validation, width
 from jaxkit.jobs import classifiers, options, pages, picture_problem
 from jaxkit.jobs import config as configs
+from jaxkit.schedules import profiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ClassifyConfig(picture_problem.PictureConfig):
         for rate in self.learning_rates:
             validation.number("learning_rates", rate, minimum=0)
         for name in self.schedules:
-            validation.choice("schedules", name, schedules.profiles.PROFILES)
+            validation.choice("schedules", name, profiles.PROFILES)
         if self.base_width is not None:
             if self.optimizer != "adamw":
                 raise ValueError(f"base_width is for adamw, got {self.base_width} with sgdm")

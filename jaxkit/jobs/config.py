@@ -13,6 +13,7 @@ import optax
 from jaxkit import lexinvariant, losscurves, models, schedules, validation
 from jaxkit import width as width_room
 from jaxkit.jobs import options, refinement
+from jaxkit.schedules import profiles
 
 #: Fields that a resumed run may change: they do not touch the numbers.
 FREE_FIELDS = frozenset(
@@ -364,7 +365,7 @@ class TrainConfig:
             return losscurves.chosen_schedule(
                 law, self.steps, peak_value=self.learning_rate, warmup_steps=self.warmup
             )
-        validation.choice("schedule", self.schedule, schedules.profiles.PROFILES)
+        validation.choice("schedule", self.schedule, profiles.PROFILES)
         return schedules.schedule_from_profile(
             self.schedule, self.learning_rate, self.steps, warmup_steps=self.warmup,
             end_value=self.end_value,

@@ -14,6 +14,7 @@ import tyro
 from jaxkit import logs, losscurves, plotting, schedules, validation
 from jaxkit.jobs import options
 from jaxkit.jobs import runs as run_files
+from jaxkit.schedules import profiles
 
 #: Decays of the annealing momentum that are compared when none is given.
 DECAYS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
@@ -189,7 +190,7 @@ def _schedule(text: str, peak: float, longest: int, warmup: float) -> np.ndarray
     if name in standard:
         schedule = standard[name]
     else:
-        validation.choice("predict", name, (*standard, *schedules.profiles.PROFILES))
+        validation.choice("predict", name, (*standard, *profiles.PROFILES))
         schedule = schedules.schedule_from_profile(name, peak, total, warmup_steps=warmup)
     # The rate in force at step t is that of the update before it.
     rates = losscurves.rates_of(schedule, total - 1)

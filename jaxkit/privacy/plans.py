@@ -32,7 +32,7 @@ class PrivacyPlan:
         num_steps: updates T.
         noise_multiplier: z, the standard deviation of the noise on a sum over its clip norm.
         delta: of the guarantee.
-        mechanism: what the whole run releases.
+        neighbours: relation claimed, by default that of the sampling.
         count_noise_multiplier: for clip norms that adapt, the standard deviation of the noise on
             the count of gradients that fit, else None.
     """
@@ -42,8 +42,29 @@ class PrivacyPlan:
     num_steps: int
     noise_multiplier: float
     delta: float
-    mechanism: mechanisms.Mechanism
+    neighbours: Neighbours | None = None
     count_noise_multiplier: float | None = None
+
+    def __post_init__(self):
+        if self.count_noise_multiplier is not None:
+            validation.number(
+                "count_noise_multiplier",
+                self.count_noise_multiplier,
+                minimum=self.noise_multiplier / 2,
+                open_minimum=True,
+            )
+
+    @functools.cached_property
+    def mechanism(self) -> mechanisms.Mechanism:
+        """What the whole run releases; follows from the parts, also of a plan with others."""
+        return self._released(self.num_steps)
+
+    def _released(self, steps: int) -> mechanisms.Mechanism:
+        z = self.noise_multiplier
+        if not self._in_order:
+            return mechanisms.dp_sgd_mechanism(self.sampling, z, steps, neighbours=self.neighbours)
+        trees = self.sampling.batches_per_pass
+        return mechanisms.dp_ftrl_mechanism(z, trees, -(-steps // trees))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -183,13 +204,7 @@ class PrivacyPlan:
             return 0.0
         spent = self.mechanism
         if step is not None:
-            validation.integer("step", step, minimum=0)
-            z, neighbours = self.noise_multiplier, self.mechanism.neighbours
-            if self._in_order:
-                trees = self.sampling.batches_per_pass
-                spent = mechanisms.dp_ftrl_mechanism(z, trees, -(-step // trees))
-            else:
-                spent = mechanisms.dp_sgd_mechanism(self.sampling, z, step, neighbours=neighbours)
+            spent = self._released(validation.integer("step", step, minimum=0))
         return accounting.epsilon_spent(spent, self.delta)
 
     def statement(self, source: NoiseSource | None = None, *, unit: str | None = None) -> str:
@@ -252,20 +267,8 @@ def dp_sgd(
         >>> round(plan.noise_multiplier, 2), round(plan.epsilon(), 3)
         (1.52, 8.0)
     """
-
-    def mechanism(z: float) -> mechanisms.Mechanism:
-        return mechanisms.dp_sgd_mechanism(sampling, z, num_steps, neighbours=neighbours)
-
     plan = _plan(
-        gradient, sampling, num_steps, mechanism, delta, epsilon, noise_multiplier, accountant
-    )
-    if count_noise_multiplier is None:
-        return plan
-    validation.number(
-        "count_noise_multiplier",
-        count_noise_multiplier,
-        minimum=plan.noise_multiplier / 2,
-        open_minimum=True,
+        gradient, sampling, num_steps, neighbours, delta, epsilon, noise_multiplier, accountant
     )
     return dataclasses.replace(plan, count_noise_multiplier=count_noise_multiplier)
 
@@ -313,20 +316,20 @@ def dp_ftrl(
     size = batches.fixed_sampling(n, batch_size).padded_size
     passes = validation.integer("num_passes", num_passes, minimum=1)
     sampling = Sampling("in_order", n, float(size), size)
-    steps = sampling.batches_per_pass
-
-    def mechanism(z: float) -> mechanisms.Mechanism:
-        return mechanisms.dp_ftrl_mechanism(z, steps, passes)
-
-    return _plan(
-        gradient, sampling, passes * steps, mechanism, delta, epsilon, noise_multiplier, None
-    )
+    steps = passes * sampling.batches_per_pass
+    return _plan(gradient, sampling, steps, None, delta, epsilon, noise_multiplier, None)
 
 
-def _plan(gradient, sampling, num_steps, mechanism, delta, epsilon, z, accountant) -> PrivacyPlan:
+def _plan(gradient, sampling, num_steps, neighbours, delta, epsilon, z, accountant) -> PrivacyPlan:
+    def plan(z: float) -> PrivacyPlan:
+        found = PrivacyPlan(gradient, sampling, num_steps, z, delta, neighbours)
+        found.mechanism  # noqa: B018  raises unless it can be accounted for
+        return found
+
     accounting.warn_large_delta(delta, sampling.num_examples)
     if (epsilon is None) == (z is None):
         raise TypeError("one of epsilon and noise_multiplier must be given")
     if epsilon is not None:
-        z = calibration.calibrate(mechanism, epsilon, delta, accountant=accountant)
-    return PrivacyPlan(gradient, sampling, num_steps, z, delta, mechanism(z))
+        spent = lambda z: plan(z).mechanism  # noqa: E731
+        z = calibration.calibrate(spent, epsilon, delta, accountant=accountant)
+    return plan(z)

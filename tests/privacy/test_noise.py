@@ -216,6 +216,20 @@ def test_a_plan_has_no_draws_beyond_its_steps():
             draw(source, -1)
 
 
+def test_a_plan_with_other_parts_says_what_they_cost():
+    gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x @ w), 1.0)
+    plan = privacy.dp_sgd(gradient, privacy.full_batches(8), 2, delta=1e-3, noise_multiplier=2.0)
+    trees = privacy.dp_ftrl(gradient, 8, 4, 2, delta=1e-3, noise_multiplier=2.0)
+    longer, louder = ({"num_steps": 8}, {"noise_multiplier": 1.0})
+    costs = [dataclasses.replace(plan, **part).epsilon() for part in (longer, louder)]
+    assert costs[0] == pytest.approx(costs[1])  # both have mu = 2^(1/2)
+    assert min(costs) > plan.epsilon()
+    for part in (longer, louder):
+        assert dataclasses.replace(trees, **part).epsilon() > trees.epsilon()
+    with pytest.raises(ValueError, match=r"count_noise_multiplier .* \(1, inf\), got 0.9"):
+        dataclasses.replace(plan, count_noise_multiplier=0.9)
+
+
 def test_a_plan_is_the_same_however_many_devices_pad_its_batches():
     gradient = privacy.clipped_grad_sum(lambda w, row, key: jnp.sum(w * row), 1.0)
 

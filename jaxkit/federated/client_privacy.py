@@ -149,10 +149,11 @@ def with_client_privacy(
 
     def report(shared, memory, result):
         message, memory = algorithm.report(shared, memory, result)
-        # A message that is not finite becomes exactly 0.
+        # A message that is not finite becomes exactly 0. None is rounded to a narrow type again,
+        # which could lift it above the clip.
         one = jax.tree.map(lambda leaf: leaf[None], message)
         clipped = privacy.clip_per_example(one, clip_norm).gradients
-        return jax.tree.map(lambda leaf, old: leaf[0].astype(old.dtype), clipped, message), memory
+        return jax.tree.map(lambda leaf: leaf[0], clipped), memory
 
     def aggregate(total, count, key):
         none = jnp.zeros((), jnp.int32)

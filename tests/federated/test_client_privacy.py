@@ -44,6 +44,15 @@ def test_no_message_is_longer_than_the_clip_and_short_ones_pass(problem, name):
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_message_of_a_narrow_type_is_not_rounded_above_the_clip():
+    delta = {"w": jnp.full(15, 3, jnp.bfloat16)}
+    protected = private(fl.fedavg(), everyone(), clip_norm=0.51)
+    local = algorithm.LocalResult(delta, {}, jnp.float32(1), delta, jnp.int32(0))
+    message, _ = protected.report({}, {}, local)
+    norm = np.linalg.norm(np.asarray(message["delta"]["w"], np.float64))
+    assert 0.5 <= norm <= 0.51 * (1 + 1e-5)  # in bfloat16, 0.5106
+
+
 def test_noise_on_the_mean_has_the_promised_deviation():
     sampler = fl.bernoulli_sampler(1000, 0.02, allow_empty=True)
     protected = private(fl.fedavg(), sampler, clip_norm=2.0, noise_multiplier=1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxkit import validation
 from jaxkit.privacy import clipping
+from jaxkit.privacy.bounded_sums import widened
 from jaxkit.privacy.spiderboost import SpiderBoost
 
 
@@ -101,7 +103,7 @@ class NoiseAudit(NamedTuple):
     Attributes:
         p_values: how improbable the least likely of each kind of statistic is for fresh noise,
             times the number of statistics: `"energy"`, `"steps"` (two alike), `"lags"`, `"arrays"`
-            (alike within a step).
+            (two, or halves of one, alike in any steps).
         passed: whether none is too improbable.
     """
 
@@ -137,6 +139,8 @@ def audit_noise(residuals: PyTree, *, confidence: float = 0.999) -> NoiseAudit:
     steps = clipping.batch_size("residuals", residuals)
     leaves = [np.asarray(x, np.float64).reshape(steps, -1) for x in jax.tree.leaves(residuals)]
     leaves = [leaf for leaf in leaves if leaf.size]
+    if not leaves:
+        raise ValueError("residuals must hold at least one number, got arrays of size 0")
     everything = np.concatenate(leaves, 1)
     validation.number("residuals", everything)
 
@@ -159,16 +163,24 @@ def audit_noise(residuals: PyTree, *, confidence: float = 0.999) -> NoiseAudit:
         "energy": [energy(everything, 1), *map(energy, [everything, *leaves])]
     }
     parts = [everything, *leaves] if len(leaves) > 1 else leaves
-    unit = [
-        part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-300) for part in parts
-    ]
-    found["steps"] = [alike(u @ u.T, u.shape[1])[np.triu_indices(steps, 1)] for u in unit]
+
+    def any_steps(one, other):
+        norms = np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1)
+        return alike(one @ other.T / np.maximum(norms, 1e-300), one.shape[1])
+
+    found["steps"] = [any_steps(part, part)[np.triu_indices(steps, 1)] for part in parts]
     found["lags"] = [pair(everything[lag:], everything[:-lag]) for lag in range(1, steps)]
-    # What one array takes from the beginning of another, or an array repeats.
+    # What one array takes from the beginning or end of another, or an array repeats.
     halves = [np.array_split(leaf[:, : leaf.shape[1] // 2 * 2], 2, 1) for leaf in leaves]
     pairs = [*itertools.combinations(leaves, 2), *(half for half in halves if half[0].size)]
-    shared = [(min(one.shape[1], other.shape[1]), one, other) for one, other in pairs]
-    found["arrays"] = [pair(one[:, :size], other[:, :size]) for size, one, other in shared]
+    shared = []
+    for one, other in pairs:
+        size = min(one.shape[1], other.shape[1])
+        shared.append((one[:, :size], other[:, :size]))
+        if one.shape != other.shape:
+            shared.append((one[:, -size:], other[:, -size:]))
+    # Within steps, all of them together for the sake of small arrays, and between any two.
+    found["arrays"] = [test(*both) for both in shared for test in (pair, any_steps)]
     tests = sum(np.size(value) for values in found.values() for value in values)
     p_values = {
         name: min(1.0, tests * min((float(np.min(v)) for v in values if np.size(v)), default=1.0))
@@ -232,7 +244,8 @@ def spiderboost_scores(
     """
     claim = claim or plan
     clip_norm = clipping.total_clip_norm(claim.gradient.clip_norm)
-    others = ~canary
+    gradient, params, _ = widened(plan.gradient, params)
+    plan, others = dataclasses.replace(plan, gradient=gradient), ~canary
     taking_part = others | (canary & present)
 
     def step(carry, index):

@@ -113,6 +113,25 @@ def test_audit_of_scores_without_noise_needs_no_statistics():
     assert together.passed
 
 
+def test_scores_take_parameters_of_a_narrow_type():
+    two, gradient = (
+        privacy.full_batches(2), privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0),
+    )  # fmt: skip
+    plan = privacy.spiderboost(
+        gradient, two, two, num_steps=3, phase_length=2, difference_clip=0.25,
+        noise_multipliers=(1.0, 1.0), delta=1e-5,
+    )  # fmt: skip
+    data = jnp.ones((2, 1), jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
+
+    def scores(key):
+        first = jnp.array([True, False])
+        return privacy.spiderboost_scores(
+            plan, jnp.zeros(1, jnp.bfloat16), data, first, True, key, learning_rate=0.1
+        )
+
+    assert jax.eval_shape(scores, jax.random.key(0))[1].dtype == jnp.float32
+
+
 FRESH = {"a": (40,), "b": (40,), "c": (3, 20)}
 
 
@@ -151,6 +170,8 @@ REUSED = {
     "one key for equal arrays": lambda x, y: x | {"b": x["a"]},
     "one key for arrays of other shapes": lambda x, y: x | {"c": np.append(x["a"], y["a"], 1)},
     "one draw twice in an array": lambda x, y: x | {"c": np.append(x["a"], x["a"], 1)},
+    "an array's in another's next step": lambda x, y: x | {"b": np.roll(x["a"], 1, 0)},
+    "the end of a longer array": lambda x, y: x | {"a": x["c"].reshape(12, 60)[:, -40:]},
     "half the noise": each(lambda a: a / 2),
     "noise twice": each(lambda a: a * 2**0.5),
     "none": each(lambda a: a * 0),

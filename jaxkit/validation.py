@@ -103,7 +103,7 @@ def number(
     else:
         array = np.asarray(value)
     if array.dtype == bool or not (
-        np.issubdtype(array.dtype, np.number) or array.dtype.name.startswith(("bfloat", "float8"))
+        array.dtype.kind in "iuf" or array.dtype.name.startswith(("bfloat", "float8"))
     ):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     array = array.astype(np.float64)

@@ -57,7 +57,7 @@ class BoundedSum:
     def scale(self, factor: Any) -> BoundedSum:
         """The sum times a constant, and its bound with it."""
         validation.number("factor", factor)
-        own = self.verified()
+        own, factor = self.verified(), clipping.single_numbers("factor", factor)
         total, bound = optax.tree.scale(factor, own.total), abs(factor) * own.clip_norm
         return dataclasses.replace(own, total=total, clip_norm=bound).sealed()
 
@@ -181,7 +181,10 @@ class ClippedGradient:
         Returns:
             The sum with its counts; `loss` is that at w.
         """
-        count = _multiplicity(batch, mask)
+        shapes = lambda tree: (jax.tree.structure(tree), [*map(jnp.shape, jax.tree.leaves(tree))])  # noqa: E731
+        if shapes(params) != shapes(prev_params):
+            raise ValueError("prev_params must be a tree of arrays shaped as those of params")
+        count, bound = _multiplicity(batch, mask), clipping.single_numbers("bound", bound)
         found = self.difference_fn(params, prev_params, batch, key, count, bound)
         found = dataclasses.replace(found, clip_norm=bound, unit=self.unit, rows=count.shape[0])
         return found.sealed()
@@ -256,8 +259,9 @@ def _multiplicity(batch: PyTree, mask: Mask) -> Int[Array, " B"]:
     rows = clipping.batch_size("batch", batch)
     if mask is None:
         return jnp.ones(rows, jnp.int32)
-    if jnp.shape(mask) != (rows,):
-        raise ValueError(f"mask must have shape ({rows},) like the batch, got {jnp.shape(mask)}")
+    mask = mask if hasattr(mask, "dtype") else jnp.asarray(mask)
+    if mask.shape != (rows,):
+        raise ValueError(f"mask must have shape ({rows},) like the batch, got {mask.shape}")
     if not jnp.issubdtype(mask.dtype, jnp.integer) and mask.dtype != bool:
         raise TypeError(f"mask must be boolean or integer counts, got {mask.dtype}")
     if not validation.is_traced(mask):

@@ -46,14 +46,27 @@ def check_clip_norm(clip_norm: Any, mode: str) -> None:
         raise ValueError(f"clip_norm must hold at least one number, got {clip_norm!r}")
     for leaf in leaves:
         validation.number("clip_norm", leaf, minimum=0, open_minimum=True)
+    single_numbers("clip_norm", clip_norm)
     validation.choice("mode", mode, MODES)
     if mode != "flat" and jax.tree.structure(clip_norm) != jax.tree.structure(0):
         raise ValueError(f"mode must be 'flat' where clip_norm is a tree, got {mode!r}")
 
 
+def single_numbers(name: str, tree: PyTree) -> PyTree:
+    """A number or a tree of them, none so narrow that its products with others round away noise.
+
+    An array of several would give rows, or entries, bounds of their own that the noise misses.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if jnp.shape(leaf):
+            raise ValueError(f"{name} must be a single number, got an array of {jnp.shape(leaf)}")
+    narrow = lambda n: hasattr(n, "dtype") and n.dtype.itemsize < 4  # noqa: E731
+    return jax.tree.map(lambda n: n.astype(jnp.float32) if narrow(n) else n, tree)
+
+
 def total_clip_norm(clip_norm: Any) -> Any:
     """The bound on a whole gradient, C, or the root of the sum of squares of a tree of bounds."""
-    leaves = jax.tree.leaves(clip_norm)
+    leaves = jax.tree.leaves(single_numbers("clip_norm", clip_norm))
     if len(leaves) == 1:
         return leaves[0]
     return joint_norm([jnp.asarray(leaf, jnp.result_type(float)) for leaf in leaves])
@@ -88,7 +101,7 @@ def unit_norm_bound(*leaves: Float[Array, " ..."]) -> Float[Array, ""]:
     """As `norm_bound`, where the largest entry is about 1 or all are 0: nothing is divided."""
     parts, added = [jnp.square(leaf).ravel() for leaf in leaves], 0
     while len(parts) > 1 or parts[0].size > 1:
-        block = min(_BLOCK, max(part.size for part in parts))
+        block = min(_BLOCK, max(1, *(part.size for part in parts)))
         parts = [jnp.pad(part, (0, -part.size % block)).reshape(-1, block).sum(1) for part in parts]
         # Without a barrier the compiler joins the levels to one long sum.
         total, added = jax.lax.optimization_barrier(jnp.concatenate(parts)), added + block
@@ -169,6 +182,7 @@ def bound_leaves(norms: list[Float[Array, " *B"]], clip_norm: Any, mode: Mode) -
 
 def leaf_bounds(clip_norm: Any, params: PyTree) -> Any:
     """A tree of bounds as the list that belongs to the arrays of a tree; a number stays itself."""
+    clip_norm = single_numbers("clip_norm", clip_norm)
     if jax.tree.structure(clip_norm) == jax.tree.structure(0):
         return clip_norm
     if jax.tree.structure(clip_norm) != jax.tree.structure(params):

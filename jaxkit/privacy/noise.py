@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from jaxkit import training, validation
+from jaxkit.privacy import clipping
 from jaxkit.privacy.bounded_sums import BoundedSum
 
 #: From a key, the number of a release and a tree: standard normals shaped like the tree.
@@ -158,6 +159,7 @@ def privatize_tree_sum(
 
 def _privatize(noise_multiplier, expected_batch_size, key, draw):
     validation.number("noise_multiplier", noise_multiplier, minimum=0)
+    noise_multiplier = clipping.single_numbers("noise_multiplier", noise_multiplier)
     validation.number("expected_batch_size", expected_batch_size, minimum=0, open_minimum=True)
     if key is not None:
         check_key(key)
@@ -178,7 +180,7 @@ def _privatize(noise_multiplier, expected_batch_size, key, draw):
             raise TypeError("key must be given either to the transformation or to each update")
         updates = updates.verified()
         draws = draw(state, run_key if key is None else key, updates.total)
-        scale = noise_multiplier * updates.clip_norm
+        scale = noise_multiplier * clipping.single_numbers("clip_norm", updates.clip_norm)
         mean = jax.tree.map(
             lambda leaf, xi: (leaf + scale * xi) / expected_batch_size, updates.total, draws
         )

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array, Key
 
 from jaxkit import validation
-from jaxkit.privacy import accounting, mechanisms, statement
+from jaxkit.privacy import accounting, clipping, mechanisms, statement
 from jaxkit.privacy.bounded_sums import ClippedGradient
 from jaxkit.privacy.randomness import NoiseSource
 
@@ -92,4 +92,5 @@ def one_pass(
         gaussian = mechanisms.dp_accounting().get_sigma_gaussian(epsilon, delta)
         noise_multiplier = 2 * float(gaussian)
     validation.number("noise_multiplier", noise_multiplier, minimum=0)
+    noise_multiplier = clipping.single_numbers("noise_multiplier", noise_multiplier)
     return OnePass(gradient, noise_multiplier, delta)

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxkit import validation
-from jaxkit.privacy import accounting, batches, calibration, mechanisms, noise, statement
+from jaxkit.privacy import accounting, batches, calibration, clipping, mechanisms, noise, statement
 from jaxkit.privacy.batches import Batch, Sampling
 from jaxkit.privacy.bounded_sums import BoundedSum, ClippedGradient, Neighbours
 from jaxkit.privacy.randomness import NoiseSource
@@ -322,6 +322,7 @@ def dp_ftrl(
 
 def _plan(gradient, sampling, num_steps, neighbours, delta, epsilon, z, accountant) -> PrivacyPlan:
     def plan(z: float) -> PrivacyPlan:
+        z = clipping.single_numbers("noise_multiplier", z)
         found = PrivacyPlan(gradient, sampling, num_steps, z, delta, neighbours)
         found.mechanism  # noqa: B018  raises unless it can be accounted for
         return found

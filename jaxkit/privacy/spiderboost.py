@@ -235,6 +235,8 @@ def spiderboost(
     assert noise_multipliers is not None
     for z in noise_multipliers:
         validation.number("noise_multipliers", z, minimum=0)
+    difference_clip = clipping.single_numbers("difference_clip", difference_clip)
+    z1, z2 = clipping.single_numbers("noise_multipliers", tuple(noise_multipliers))
     return SpiderBoost(
         gradient,
         anchors,
@@ -242,7 +244,8 @@ def spiderboost(
         num_steps,
         phase_length,
         difference_clip,
-        *noise_multipliers,
+        z1,
+        z2,
         delta,
         neighbours,
         draw_normals,

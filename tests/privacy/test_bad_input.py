@@ -1,5 +1,7 @@
 """Errors where a value enters, naming it and what is allowed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ def traced_sum(mask):
 
 
 GRADIENT = privacy.clipped_grad_sum(loss, 1.0)
+GLM, SIGNS = privacy.glm_clipped_grad_sum(privacy.logistic_loss, 1.0), np.ones(4, np.float32)
 TREE = {"depth": 1, "root_size": 2, "num_rounds": 1, "smoothness": 1.0, "beta": 1.0}
 ONCE = privacy.one_pass(GRADIENT, noise_multiplier=1.0, delta=1e-3)
 THEORY = {
@@ -144,6 +147,41 @@ CASES = {
         lambda: privacy.jl_embed(jnp.ones((2, 3)), jnp.ones((2, 4))),
         r"\(2, 3\) and \(2, 4\)",
     ),
+    "clips of rows": (
+        lambda: privacy.clipped_grad_sum(loss, np.ones(4)), "clip_norm must be a single number",
+    ),
+    "clips of rows later": (
+        lambda: dataclasses.replace(GRADIENT, clip_norm=np.ones(4))(jnp.ones(2), ROWS),
+        r"clip_norm must be a single number, got an array of \(4,\)",
+    ),
+    "bounds of rows": (
+        lambda: GRADIENT.difference(jnp.ones(2), jnp.ones(2), ROWS, np.ones(4)),
+        "bound must be a single number",
+    ),
+    "noise of entries": (
+        lambda: privacy.privatize_sum(np.ones(2), 1, KEY), "noise_multiplier must be a single",
+    ),
+    "noise of entries of a plan": (
+        lambda: privacy.dp_sgd(GRADIENT, EVERYONE, 1, delta=1e-3, noise_multiplier=np.ones(2)),
+        "noise_multiplier must be a single number",
+    ),
+    "noise of entries of a pass": (
+        lambda: privacy.one_pass(GRADIENT, delta=1e-3, noise_multiplier=np.ones(2)),
+        "noise_multiplier must be a single number",
+    ),
+    "noise of entries of spiderboost": (
+        lambda: spider(noise_multipliers=(np.ones(2), 1)), "noise_multipliers must be a single",
+    ),
+    "scale of entries": (
+        lambda: GRADIENT(jnp.ones(2), ROWS).scale(np.ones(2)), "factor must be a single number",
+    ),
+    "other parameters before": (
+        lambda: GRADIENT.difference(jnp.ones(2), jnp.ones(3), ROWS, 1.0), "prev_params must be",
+    ),
+    "a linear model's tree": (lambda: GLM({"w": jnp.ones(2)}, (ROWS, SIGNS)), "params must be a"),
+    "a linear model's rows": (lambda: GLM(jnp.ones(2), ROWS), r"batch \(x \[B, d\], y \[B\]\)"),
+    "a linear model's columns": (lambda: GLM(jnp.ones(3), (ROWS, SIGNS)), "the 3 columns"),
+    "nothing to audit": (lambda: privacy.audit_noise(np.ones((3, 0))), "at least one number"),
     "scale": (lambda: GRADIENT(jnp.ones(2), ROWS).scale(np.nan), "factor must be finite"),
     "audit runs": (lambda: privacy.audit_llr(np.ones(3), np.ones(3), 1.0), "at least 30"),
     "audit nan": (lambda: privacy.audit_llr(np.full(40, np.nan), np.ones(40), 1.0), "absent"),
@@ -172,6 +210,7 @@ def test_bad_values_are_refused_by_name(name):
         (lambda: GRADIENT(jnp.ones(2), ROWS) + GRADIENT(jnp.ones(2), ROWS), "unsupported operand"),
         (lambda: GRADIENT(jnp.ones(2), ROWS, None, jnp.ones(4)), "boolean or integer"),
         (lambda: GRADIENT(jnp.ones(2), ROWS).scale("2"), "factor must be a real number"),
+        (lambda: privacy.clipped_grad_sum(loss, 1 + 2j), r"clip_norm must be a real number"),
         (lambda: privacy.NoiseSource.public(0.5), "seed must be an integer, got 0.5"),
         (lambda: privacy.NoiseSource("x" * 32), "secret must be bytes, got a str"),
         (lambda: batches.padded_batch_size(10.5, 0.1, num_steps=1, delta=0.1), "num_examples"),

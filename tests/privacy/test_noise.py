@@ -230,6 +230,23 @@ def test_a_plan_with_other_parts_says_what_they_cost():
         dataclasses.replace(plan, count_noise_multiplier=0.9)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_numbers_of_a_narrow_type_round_no_noise_away(dtype):
+    def size(z, clip_norm):
+        gradient = privacy.clipped_grad_sum(lambda w, x, key: jnp.mean(x) * jnp.sum(w), clip_norm)
+        total = gradient(jnp.zeros(9), jnp.zeros(2)).scale(1.003)
+        release = privacy.privatize_sum(z, 1, jax.random.key(0))
+        return float(jnp.linalg.norm(release.update(total, release.init(None))[0]))
+
+    one, bound = dtype(1), dtype(0.7)
+    assert size(1.003, one) == pytest.approx(1.003 * size(1.0, 1.0), rel=1e-6)
+    assert size(one, 1.003) == pytest.approx(1.003 * size(1.0, 1.0), rel=1e-6)
+    rows = [jnp.ones((4, 5)), jnp.ones((4, 3))]
+    clipped = privacy.clip_per_example(rows, bound, mode="per_layer").gradients
+    norms = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64), 1) for leaf in clipped))
+    assert np.all(norms <= float(bound) * (1 + 1e-5))
+
+
 def test_a_plan_is_the_same_however_many_devices_pad_its_batches():
     gradient = privacy.clipped_grad_sum(lambda w, row, key: jnp.sum(w * row), 1.0)
 

@@ -219,7 +219,8 @@ def _in_microbatches(rows_sum, batch, index, count, size: int) -> BoundedSum:
     if size == rows:
         found, aux = rows_sum(batch, index, count)
         return dataclasses.replace(found, aux=aux)
-    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (batch, index, count))
+    groups = (rows + padding) // size, size
+    parts = jax.tree.map(lambda x: x.reshape(*groups, *x.shape[1:]), (batch, index, count))
     like = jax.eval_shape(lambda part: rows_sum(*part)[0], jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
@@ -230,7 +231,7 @@ def _in_microbatches(rows_sum, batch, index, count, size: int) -> BoundedSum:
     zeros = [(zero, zero) for zero in jax.tree.leaves(zeros)]
     sums, aux = jax.lax.scan(add, zeros, parts)
     found = jax.tree.unflatten(jax.tree.structure(like), [total + lost for total, lost in sums])
-    aux = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], aux)
+    aux = jax.tree.map(lambda x: x.reshape(rows + padding, *x.shape[2:])[:rows], aux)
     return dataclasses.replace(found, aux=aux)
 
 

@@ -58,9 +58,11 @@ class RowProgram:
     ):
         self.leaves, self._structure = jax.tree.flatten(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            array = hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+            kind = jnp.result_type(leaf) if array else f"a {type(leaf).__name__}"
+            if not array or not jnp.issubdtype(kind, jnp.floating):
                 raise TypeError(
-                    f"params must hold arrays of real numbers, got {jnp.result_type(leaf)} at "
+                    f"params must hold arrays of real numbers, got {kind} at "
                     f"{jax.tree_util.keystr(path) or 'its root'}: close over what is not trained"
                 )
 
@@ -77,8 +79,13 @@ class RowProgram:
             # An NNX layer that updates its statistics, or one that shares them over an axis.
             frames = [frame.f_code.co_qualname for frame, _ in tb.walk_tb(error.__traceback__)]
             layer = _batch_normalisation(frames)
-            if layer is None:
+            if layer is None and isinstance(error, NameError):
                 raise
+            if layer is None:
+                raise ValueError(
+                    "loss_fn must not change what it closes over, such as the counts of NNX's "
+                    f"random streams: {error}"
+                ) from error
             raise ValueError(_COUPLED.format(layer)) from error
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(

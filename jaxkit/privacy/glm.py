@@ -67,6 +67,13 @@ def glm_clipped_grad_sum(
         return counted_sum(total, losses, bounds.clipped, bounds.non_finite, count)
 
     def slopes_at(params, batch):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((params, batch))]
+        if [*map(len, shapes)] != [1, 2, 1] or isinstance(batch, dict) or isinstance(params, dict):
+            raise ValueError(
+                f"params must be a vector [d] and batch (x [B, d], y [B]), got shapes {shapes}"
+            )
+        if shapes[0][0] != shapes[1][1]:
+            raise ValueError(f"x must have the {shapes[0][0]} columns of params, got {shapes[1]}")
         x, y = jnp.asarray(batch[0]), batch[1]
         losses, slopes = slope(jnp.matmul(x, params, precision=jax.lax.Precision.HIGHEST), y)
         return x, losses, slopes

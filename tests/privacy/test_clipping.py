@@ -270,6 +270,20 @@ def test_bfloat16_gradients_are_summed_in_float32():
     assert float(result.total) == 1000.0
 
 
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+def test_arrays_of_size_zero_add_nothing_to_a_norm(method):
+    def loss(params, batch, key):
+        return jnp.sum(batch) + sum(jnp.sum(jnp.sin(leaf)) for leaf in params), {"none": batch[0]}
+
+    gradient = privacy.clipped_grad_sum(
+        loss, 1.0, method=method, microbatch_size=2, has_aux=True
+    )  # fmt: skip
+    empty, whole = [jnp.zeros((0, 3)), jnp.zeros(0)], jnp.zeros(4)
+    assert np.linalg.norm(gradient([*empty, whole], jnp.ones((1, 2))).total[2]) <= 1
+    found = gradient(empty, jnp.zeros((3, 0)), None, [True, False, True])
+    assert (int(found.count), int(found.non_finite), found.aux["none"].shape) == (2, 0, (3, 0))
+
+
 def test_a_sum_over_many_microbatches_is_rounded_once():
     """Alternating large and small rows: a plain float32 sum loses the small ones one by one."""
     rows = jnp.tile(jnp.array([1.0, 2.0**-13], jnp.float32), 30_000)

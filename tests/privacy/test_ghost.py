@@ -414,6 +414,9 @@ def test_each_array_may_have_a_bound_of_its_own():
     assert gradient.sensitivity("replace") == pytest.approx(2 * total)
 
 
+STREAM = nnx.Rngs(0)
+
+
 @pytest.mark.usefixtures("bad_input")
 @pytest.mark.parametrize(
     ("loss", "params", "error", "message"),
@@ -426,6 +429,18 @@ def test_each_array_may_have_a_bound_of_its_own():
             {"w": jnp.ones(2), "n": jnp.ones(2, int)},
             TypeError,
             r"got int32 at \['n'\]",
+        ),
+        (
+            lambda p, b, k: jnp.sum(p["w"]),
+            {"w": jnp.ones(2), "f": jax.nn.relu},  # as of an Equinox module given whole
+            TypeError,
+            r"got a custom_jvp at \['f'\]: close over",
+        ),
+        (
+            lambda p, b, k: jnp.sum(nnx.Dropout(0.5, rngs=STREAM)(p * b)),
+            jnp.ones(2),
+            ValueError,
+            "loss_fn must not change what it closes over",
         ),
     ],
 )

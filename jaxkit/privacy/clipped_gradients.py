@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxkit import validation
 from jaxkit.privacy import clipping
 from jaxkit.privacy.bounded_sums import BoundedSum, ClippedGradient, counted_sum
-from jaxkit.privacy.factors import Factors
+from jaxkit.privacy.factors import Factors, added_up
 from jaxkit.privacy.ghost import ROW_AXES, RowProgram
 
 Method = Literal["auto", "ghost", "vmap"]
@@ -138,8 +138,9 @@ def clipped_grad_sum(
 
     def sum_fn(params, batch, key, count, bound):
         def summed(found, weights, batch, keys, count, bound):
-            parts = found.gradients(weights[0], batch, keys)
-            return bounded(found, weights[0], bound, mode, False, count, *parts)
+            losses, aux, each = found.gradients(weights[0], batch, keys)
+            each = added_up(each)
+            return bounded(found, weights[0], bound, mode, False, count, losses, aux, each)
 
         return over_rows(summed, (params,), batch, key, count, bound)
 
@@ -198,7 +199,7 @@ def _norms(gradients, direct: bool, count, apart: bool) -> list[Float[Array, " B
 def _minus(here, there):
     if here is None:
         return None
-    if isinstance(here, Factors):
+    if not isinstance(here, jax.Array):
         return here.minus(there)
     wide = clipping.wide(here.dtype)
     return here.astype(wide) - there.astype(wide)

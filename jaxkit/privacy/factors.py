@@ -9,7 +9,7 @@ a d' - a0 d0' = a (d - d0)' + (a - a0) d0'.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jaxkit.privacy.clipping import norm_bound, rounding, unit_norm_bound
 _EXACT = jax.lax.Precision.HIGHEST
 #: Bytes of dense gradients above which a norm may take the form that needs none.
 DENSE_BYTES = 2**28
+#: Positions from which a matrix's own gradient costs no more than its factors, if it fits memory.
+MANY_POSITIONS = 8
 
 
 class OuterProducts(NamedTuple):
@@ -51,6 +53,15 @@ class OuterProducts(NamedTuple):
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
         return jnp.matmul(flat(a).T, flat(delta), precision=_EXACT)
 
+    @property
+    def num_positions(self) -> int:
+        """T, how many outer products each gradient is the sum of."""
+        return self.inputs.shape[-2]
+
+    def products(self) -> Products:
+        """The gradients themselves."""
+        return Products(jnp.einsum("bti,bto->bio", *self, precision=_EXACT))
+
     def minus(self, other: OuterProducts) -> OuterProducts:
         """The factors of the difference."""
         return outer_products(
@@ -68,6 +79,26 @@ def outer_products(inputs: Float[Array, "B T I"], deltas: Float[Array, "B T O"])
     unit = jnp.where(largest < jnp.finfo(dtype).tiny, 0, clipping.divisor(largest))
     unit = jnp.where(jnp.isfinite(largest), unit, largest)
     return OuterProducts(inputs / jnp.where(unit == 0, 1, unit), deltas * unit)
+
+
+class Products(NamedTuple):
+    """Gradients of a matrix whose outer products are added up, once for the norm and the sum.
+
+    Attributes:
+        gradients: ``[B, I, O]``.
+    """
+
+    gradients: Float[Array, "B I O"]
+
+    def norms(self, direct: bool = False) -> Float[Array, " B"]:
+        """Bounds on the norms ``[B]``."""
+        del direct
+        return _lengths(self.gradients)
+
+    def weighted_sum(self, weights: Float[Array, " B"]) -> Float[Array, "I O"]:
+        """The sum over examples."""
+        finite = clipping.finite_entries(self.gradients)
+        return jnp.einsum("b,bio->io", weights, finite, precision=_EXACT)
 
 
 class Lookups(NamedTuple):
@@ -139,10 +170,19 @@ class Stacked(NamedTuple):
     """Gradients of the slices of a parameter that a loop runs over.
 
     Attributes:
-        layers: of each slice, arrays ``[L, B, ...]``.
+        layers: `OuterProducts` or `Products` of each slice, arrays ``[L, B, ...]``.
     """
 
-    layers: OuterProducts
+    layers: Any
+
+    @property
+    def num_positions(self) -> int:
+        """Of each slice."""
+        return self.layers.num_positions
+
+    def products(self) -> Stacked:
+        """The gradients themselves."""
+        return Stacked(jax.vmap(OuterProducts.products)(self.layers))
 
     def norms(self, direct: bool = False) -> Float[Array, " B"]:
         """Bounds on the norms ``[B]``."""
@@ -157,7 +197,22 @@ class Stacked(NamedTuple):
         return Stacked(jax.vmap(OuterProducts.minus)(self.layers, other.layers))
 
 
-Factors = OuterProducts | Lookups | Tied | Stacked
+Factors = OuterProducts | Products | Lookups | Tied | Stacked
+
+
+def added_up(gradients: list[Any]) -> list[Any]:
+    """The same gradients, with matrices' own where that is less work and all of them fit memory.
+
+    Their norms need them anyway, and a sum of them costs less than one of factors.
+    """
+    many = [
+        isinstance(each, OuterProducts | Stacked) and each.num_positions >= MANY_POSITIONS
+        for each in gradients
+    ]
+    made = lambda: [g.products() if m else g for g, m in zip(gradients, many, strict=True)]  # noqa: E731
+    sizes = jax.eval_shape(lambda: [g for g, m in zip(made(), many, strict=True) if m])
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(sizes))
+    return made() if size <= DENSE_BYTES else gradients
 
 
 _lengths = jax.vmap(norm_bound)

@@ -23,8 +23,6 @@ from jaxkit.privacy import clipping, factors, uses
 
 #: Axes of a mesh that rows may be split over.
 ROW_AXES = ("data", "fsdp", "clients")
-#: Positions from which a matrix's own gradient costs no more than its factors, if it fits memory.
-_MANY_POSITIONS = 8
 
 
 class RowProgram:
@@ -348,7 +346,7 @@ def _scanned(eqn, values, views, run: _Run):
 
 def _kept_is_cheaper(leaf, own: Sequence[uses.Use], kept_bytes: float) -> bool:
     products = [use for use in own if use.kind == "product"]
-    many = sum(use.positions for use in products) >= _MANY_POSITIONS
+    many = sum(use.positions for use in products) >= factors.MANY_POSITIONS
     return bool(products) and many and 4 * jnp.size(leaf) <= kept_bytes
 
 

@@ -59,7 +59,8 @@ def clipped_grad_sum(
         clip_norm: C > 0, or a tree of bounds for the arrays of the parameters; may be traced.
         mode: see `clip_per_example`.
         method: `"ghost"` wherever there is a rule, `"vmap"` nowhere, or `"auto"` where it is less
-            work. Does not change the result beyond rounding.
+            work. Does not change the result beyond rounding. Factors of 8 positions and more are
+            multiplied out once, for norm and sum, where all that takes at most 256 MiB.
         microbatch_size: examples whose gradients are in memory at once; by default as many as fit
             in 8 MiB (CPU) or 256 MiB. Does not change the result beyond rounding.
         has_aux: whether `loss_fn` returns `(loss, aux)`; `aux` is then in `BoundedSum.aux`, for

@@ -67,8 +67,8 @@ def full_batch(problem: Problem, epsilon: float, keys: Keys, quick: bool) -> dic
     setting = f"T = {STEPS}, q = {PHASE}, eta = 4/L1"
     return {
         "SpiderBoost": Measured(spider, setting),
-        "SpiderBoost, tuned": best(tuned),
         "DP-GD": best(descent),
+        "SpiderBoost, tuned": best(tuned),
     }
 
 

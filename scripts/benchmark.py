@@ -23,7 +23,7 @@ from jaxkit.experiments.evidence import Table
 
 FOLDER = pathlib.Path(__file__).parent / "benchmarks"
 #: Rooms whose tables compare one thread with one thread.
-ONE_THREAD = ("continual", "federated", "submodular", "subrl")
+ONE_THREAD = ("continual", "federated", "limits", "submodular", "subrl")
 
 
 def markdown(table: Table) -> str:

@@ -20,7 +20,7 @@ from jaxkit import subrl
 from jaxkit.experiments.evidence import Table
 
 _ROWS, _HORIZON, _BATCH, _START, _RATE = 30, 40, 500, 34, 1e-3
-_JAX_STEPS, _TORCH_EPOCHS = 20, 2
+EPOCHS, _TORCH_EPOCHS = 20, 2
 
 
 class TorchSubPO:
@@ -130,7 +130,7 @@ class TorchSubPO:
         return gain
 
 
-def _training(weights: np.ndarray, batch_size: int = _BATCH) -> subrl.Training:
+def make_training(weights: np.ndarray, batch_size: int = _BATCH) -> subrl.Training:
     world = subrl.coverage_world(
         (_ROWS, _ROWS),
         weights,
@@ -143,19 +143,19 @@ def _training(weights: np.ndarray, batch_size: int = _BATCH) -> subrl.Training:
         subrl.CategoricalPolicy(5),
         optax.adam(_RATE),
         batch_size=batch_size,
-        num_steps=_JAX_STEPS,
+        num_steps=EPOCHS,
     )
 
 
 def peers(rounds: int = 5) -> Table:
     """Time an epoch of 500 x 39 steps and one Adam step, interleaved, after warm-up."""
     weights = np.asarray(subrl.gp_weights(jax.random.key(0)))
-    training = _training(weights)
+    training = make_training(weights)
     begin = time.perf_counter()
     compiled = jax.jit(training.run).lower(jax.random.key(0)).compile()
     compile_time = time.perf_counter() - begin
     calls: dict[str, tuple[Callable[[], object], int]] = {
-        "jaxkit": (lambda: compiled(jax.random.key(0)), _JAX_STEPS)
+        "jaxkit": (lambda: compiled(jax.random.key(0)), EPOCHS)
     }
     try:
         import torch
@@ -196,13 +196,13 @@ def peers(rounds: int = 5) -> Table:
 
 def seeds(batch_size: int, rounds: int = 5, num_seeds: int = 16) -> Table:
     """Time seeds under `vmap` beside one seed."""
-    training = _training(np.asarray(subrl.gp_weights(jax.random.key(0))), batch_size)
+    training = make_training(np.asarray(subrl.gp_weights(jax.random.key(0))), batch_size)
     one_key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), num_seeds)
     one = jax.jit(training.run).lower(one_key).compile()
     many = jax.jit(jax.vmap(training.run)).lower(keys).compile()
     calls = {"1 seed": lambda: one(one_key), f"{num_seeds} seeds, vmapped": lambda: many(keys)}
     times = timing.interleaved(calls, rounds)
-    base, batch = (values / _JAX_STEPS for values in times.values())
+    base, batch = (values / EPOCHS for values in times.values())
     return Table(
         f"{num_seeds} seeds in one program beside one, B {batch_size}, one thread, warm",
         ("", "ms an epoch, median (range)", "time / one seed"),

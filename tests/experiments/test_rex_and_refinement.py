@@ -74,6 +74,7 @@ def test_the_convex_runs_equal_a_loop(convex):
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 @pytest.mark.parametrize("experiment", [rex, refinement])
 def test_the_quick_run_shows_its_claims(experiment):
     evidence = experiment.run(quick=True)

@@ -6,6 +6,7 @@ from jaxkit.experiments import sema
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_quick_mode_shows_growth_at_the_shifts_and_reports_that_prototypes_win():
     found = sema.run(quick=True)
     assert found.holds

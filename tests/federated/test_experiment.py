@@ -7,6 +7,7 @@ from jaxkit.experiments import fedspeed
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_the_quick_experiment_shows_every_claim():
     found = fedspeed.run(quick=True)
     assert found.holds, [(claim.statement, claim.measured) for claim in found.claims]

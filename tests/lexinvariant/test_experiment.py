@@ -8,6 +8,7 @@ from jaxkit.experiments import symbol_tasks
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_the_quick_mode_shows_the_markov_language():
     evidence = experiment.run(quick=True)
     assert evidence.holds

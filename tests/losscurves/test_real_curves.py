@@ -100,6 +100,7 @@ def test_the_profile_of_real_curves_lies_where_it_was_measured(curves):
     assert profile.objectives[-1] > 3 * profile.objectives.min()
 
 
+@pytest.mark.claims
 def test_the_experiment_shows_its_claims():
     evidence = annealing_law.run(quick=True)
     assert evidence.holds, [(claim.statement, claim.measured) for claim in evidence.claims]

@@ -7,6 +7,7 @@ from jaxkit.experiments import dp_stationary, private_comparisons, private_desce
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_the_quick_experiment_shows_every_claim():
     found = dp_stationary.run(quick=True)
     assert found.holds, [(claim.statement, claim.measured) for claim in found.claims]

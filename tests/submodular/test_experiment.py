@@ -46,6 +46,7 @@ def test_a_sieve_that_restarts_keeps_only_live_items_over_its_threshold():
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_the_claims_show_in_quick_mode():
     evidence = experiment.run(quick=True)
     assert evidence.holds, [(claim.statement, claim.measured) for claim in evidence.claims]

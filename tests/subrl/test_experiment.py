@@ -18,6 +18,7 @@ def test_the_interval_of_a_mean_is_the_one_of_scipy(seeds):
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_the_claims_show_in_quick_mode():
     evidence = experiment.run(quick=True)
     assert evidence.holds, [(claim.statement, claim.measured) for claim in evidence.claims]

@@ -54,6 +54,7 @@ def test_language_model_parameters_have_the_roles_of_its_architecture(target):
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_quick_experiment_finds_every_claim():
     evidence = experiment.run(quick=True)
     assert evidence.holds, [claim for claim in evidence.claims if claim.verdict == "not shown"]

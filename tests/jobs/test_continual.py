@@ -13,6 +13,7 @@ import pytest
 
 from jaxkit import continual
 from jaxkit.jobs import continual as job
+from jaxkit.jobs import stream_report
 
 
 def fast(tmp_path, **options):
@@ -73,7 +74,7 @@ def test_the_report_tells_the_settings_of_the_method_as_used_and_no_others(tmp_p
 
     def told(method):
         config = fast(tmp_path, method=method)
-        return job._settings(config, job._learner(config, stream, model, {}))
+        return stream_report.settings(config, job._learner(config, stream, model, {}))
 
     assert "general_blocks=(0,)" in told("dual-prompt")["prompting"]
     assert told("dual-prompt")["learning_rate"] == 0.03
@@ -85,14 +86,14 @@ def test_the_report_tells_the_settings_of_the_method_as_used_and_no_others(tmp_p
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_and_writes_its_report(tmp_path, small_backbone, monkeypatch):
-    once, show = [], job._show
+    once, show = [], stream_report.show_piece
 
     def stopping(bar, stream, index, piece):
         show(bar, stream, index, piece)
         if index == 1 and not once:
             once.append(signal.raise_signal(signal.SIGTERM))
 
-    monkeypatch.setattr(job, "_show", stopping)
+    monkeypatch.setattr(stream_report, "show_piece", stopping)
     config = fast(tmp_path, threshold=0.1)
     stopped = job.learn_stream(config)
     assert stopped.report is None

@@ -459,6 +459,12 @@ def by_hand(path, box=None, size=8, short=8):
 RECIPE = datasets.PictureRecipe(8, area=(0.05, 1.0), short_side=10)
 
 
+def test_a_whole_split_is_no_pictures_to_train_on(tmp_path, bad_input):
+    folder(tmp_path, count=6)
+    with pytest.raises(TypeError, match=r"pictures must be Pictures, .* got PictureSplit"):
+        datasets.picture_batches(datasets.find_pictures(tmp_path), RECIPE, batch_size=4, seed=5)
+
+
 def test_pixels_are_those_of_pillow_by_hand(tmp_path):
     folder(tmp_path, count=6)
     split = datasets.find_pictures(tmp_path)
@@ -466,8 +472,6 @@ def test_pixels_are_those_of_pillow_by_hand(tmp_path):
     tests = datasets.decode_pictures(split.test, RECIPE)
     for pixels, name in zip(tests, names, strict=True):
         np.testing.assert_array_equal(pixels, by_hand(tmp_path / name, short=10))
-    with pytest.raises(TypeError, match="got PictureSplit"):
-        datasets.picture_batches(split, RECIPE, batch_size=4, seed=5)
     batch = next(datasets.picture_batches(split.train, RECIPE, batch_size=4, seed=5, shuffle=False))
     for i in range(4):
         box = RECIPE.draw(5, 0, i, (20, 16)).box

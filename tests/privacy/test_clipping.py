@@ -280,7 +280,7 @@ def test_arrays_of_size_zero_add_nothing_to_a_norm(method):
     )  # fmt: skip
     empty, whole = [jnp.zeros((0, 3)), jnp.zeros(0)], jnp.zeros(4)
     assert np.linalg.norm(gradient([*empty, whole], jnp.ones((1, 2))).total[2]) <= 1
-    found = gradient(empty, jnp.zeros((3, 0)), None, [True, False, True])
+    found = gradient(empty, jnp.zeros((3, 0)), None, jnp.array([True, False, True]))
     assert (int(found.count), int(found.non_finite), found.aux["none"].shape) == (2, 0, (3, 0))
 
 

@@ -71,7 +71,7 @@ def fit(
     method = "fixed" if p is None else "relabel"
     hiding: Any = {"method": method, "closed": True}
     loss = lexinvariant.next_token_loss(
-        decoder, p=0.0 if p is None else p, batch_size=BATCH_SIZE, **hiding
+        decoder, p=1.0 if p is None else p, batch_size=BATCH_SIZE, **hiding
     )
     sample = language_training.windows(jnp.asarray(text.train), BATCH_SIZE, LENGTH + 1)
     train = language_training.make_trainer(

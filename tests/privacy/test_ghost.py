@@ -244,6 +244,25 @@ def test_gradients_that_cancel_over_positions_stay_within_the_bound(form, shape,
         assert min(np.linalg.norm(each, axis=1).min() for each in found[:10]) >= 0.9
 
 
+def test_many_outer_products_are_added_up_once_where_they_fit_memory(monkeypatch):
+    random = np.random.default_rng(0)
+
+    def made(positions):
+        shapes = (3, positions, 4), (3, positions, 5)
+        return factors.outer_products(*(jnp.asarray(random.normal(size=s)) for s in shapes))
+
+    few, many, weights = made(7), made(8), jnp.array([1.0, 0.0, 0.5])
+    same, added = factors.added_up([few, many])
+    assert same is few
+    assert isinstance(added, factors.Products)
+    np.testing.assert_allclose(
+        added.weighted_sum(weights), many.weighted_sum(weights), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(added.norms(), many.norms(), rtol=1e-4)
+    monkeypatch.setattr(factors, "DENSE_BYTES", added.gradients.nbytes - 1)
+    assert factors.added_up([few, many])[1] is many
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_random_losses_keep_every_example_within_the_bound(seed):
     attack_random_model(seed)

@@ -30,7 +30,8 @@ def check_run(
 ) -> None:
     """Refuse parts of a run that do not fit each other; of traced numbers, only by their shapes."""
     check_kinds(training, data, sampler, client_map)
-    promise, found = algorithm.privacy, (algorithm.report, algorithm.aggregate)
+    promise = None if algorithm.privacy is None else algorithm.privacy.verified()
+    found = algorithm.report, algorithm.aggregate
     if promise is not None and (found != promise.functions or algorithm.weighting != "equal"):
         raise ValueError(
             f"algorithm must be private as it is, got {algorithm.name} with messages changed after "

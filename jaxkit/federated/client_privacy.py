@@ -33,6 +33,7 @@ class ClientPrivacy(NamedTuple):
             the source knows.
         is_secret: whether the source is.
         functions: the `report` and `aggregate` of the algorithm, whose clip and noise it rests on.
+        rests_on: the fields above that those were made with.
     """
 
     clip_norm: Any
@@ -42,6 +43,17 @@ class ClientPrivacy(NamedTuple):
     secretly: Callable[[Key[Array, ""]], Key[Array, ""]]
     is_secret: bool
     functions: tuple[Callable[..., Any], Callable[..., Any]]
+    rests_on: tuple[Any, ...]
+
+    def verified(self) -> ClientPrivacy:
+        """The same, or a ValueError if a field was replaced: clip and noise would not follow."""
+        for name, now, made in zip(self._fields, self, self.rests_on, strict=False):
+            if now is not made:
+                raise ValueError(
+                    f"{name} of a promise must be what its noise was made with, {made!r}, got "
+                    f"{now!r}: call with_client_privacy anew"
+                )
+        return self
 
     @property
     def neighbours(self) -> str:
@@ -59,6 +71,7 @@ class ClientPrivacy(NamedTuple):
 
         Source: the `dp-accounting` library.
         """
+        self.verified()
         num_rounds = self.num_rounds if state is None else int(state.round)
         validation.number(
             "delta", delta, minimum=0, maximum=1, open_minimum=True, open_maximum=True
@@ -171,15 +184,8 @@ def with_client_privacy(
     release = privacy.privatize_sum(noise_multiplier, sampler.expected_size)
     run = f"{algorithm.name} {sampler._replace(sample=None)}"  # type: ignore[arg-type]
     run_key = source.key("clients", run, 0)
-    promise = ClientPrivacy(
-        clip_norm,
-        noise_multiplier,
-        sampler,
-        num_rounds,
-        secretly,
-        source.is_secret,
-        (report, aggregate),
-    )
+    made = clip_norm, noise_multiplier, sampler, num_rounds, secretly, source.is_secret
+    promise = ClientPrivacy(*made, (report, aggregate), made)
     return algorithm._replace(report=report, aggregate=aggregate, privacy=promise)
 
 

@@ -29,9 +29,10 @@ def output_folder(out: str | os.PathLike[str]) -> pathlib.Path:
         PermissionError: if it cannot be written.
     """
     folder = pathlib.Path(out)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # A link to nothing is there too: no folder can be made in its place.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise ValueError(f"out must be a folder, got {folder}, where {there} is a file")
+        raise ValueError(f"out must be a folder, got {folder}, where {there} is none")
     if not os.access(there, os.W_OK):
         raise PermissionError(f"out must be a folder that can be written, got {folder}")
     return folder

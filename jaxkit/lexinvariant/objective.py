@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -20,6 +21,11 @@ Method = Literal["fixed", "lexinvariant", "relabel", "mixed"]
 #: The values of `Method`.
 METHODS = ("fixed", "lexinvariant", "relabel", "mixed")
 Probability = float | Float[Array, ""] | Float[Array, " B"]
+
+
+#: Methods with a probability of hiding.
+_READS_P = ("relabel", "mixed")
+_UNREAD = "p needs method='relabel' or 'mixed', got p={!r} with {!r}"
 
 
 def anonymised(
@@ -54,7 +60,7 @@ def anonymised(
 
     Raises:
         ValueError: if `method` is unknown or does not fit `model.config.embedding`, or `p` is
-            outside [0, 1].
+            outside [0, 1], or given to a method that does not read it.
 
     Example:
         >>> model = models.DecoderLM(models.DecoderConfig(vocab_size=8, num_layers=1))
@@ -71,6 +77,8 @@ def anonymised(
             f"method={method!r} needs a model with config.embedding={needed!r}, got "
             f"{config.embedding!r}"
         )
+    if method not in _READS_P and not validation.is_traced(p) and np.any(np.asarray(p) != 1):
+        raise ValueError(_UNREAD.format(p, method))
     random = embeddings.RandomTable(keys, config.vocab_size, config.d_model, kind)
     if method == "lexinvariant":
         return tokens, random, None
@@ -210,8 +218,8 @@ def next_token_loss(
     else:
         validation.number("p", p, minimum=0, maximum=1)
     given = callable(p) or validation.is_traced(p) or p != 1
-    if given and (named := _method(model, method)) not in ("relabel", "mixed"):
-        raise ValueError(f"p needs method='relabel' or 'mixed', got p={p!r} with {named!r}")
+    if given and _method(model, method) not in _READS_P:
+        raise ValueError(_UNREAD.format(p, _method(model, method)))
 
     def loss(params: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
         chance: Any = p

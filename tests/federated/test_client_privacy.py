@@ -177,6 +177,24 @@ def test_what_changes_a_message_after_its_clip_is_refused(problem):
             fl.federated_round(changed, problem.training, state, problem.data, sampler)
 
 
+@pytest.mark.parametrize(
+    "part", [{"noise_multiplier": 100.0}, {"num_rounds": 5}, {"sampler": fl.uniform_sampler(10, 1)}]
+)
+def test_a_promise_with_other_parts_than_its_noise_has_is_refused(problem, part):
+    sampler = fl.uniform_sampler(10, 10)
+    method = private(fl.fedavg(), sampler)
+    forged = method._replace(privacy=method.privacy._replace(**part))
+    state = fl.init_state(forged, problem.params, 10, jax.random.key(0))
+    message = f"{next(iter(part))} of a promise must be what its noise was made with"
+    for use in (
+        lambda: forged.privacy.epsilon(1e-5),
+        lambda: forged.privacy.epsilon(1e-5, state),
+        lambda: fl.federated_round(forged, problem.training, state, problem.data, sampler),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
 @pytest.mark.slow
 def test_who_reads_the_state_knows_neither_the_cohorts_nor_the_noise(problem, quick_jit):
     sampler = fl.uniform_sampler(10, 1)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import scipy
 
-from jaxkit import jobs, submodular
+from jaxkit import submodular
 from jaxkit.datasets import array_files
-from jaxkit.jobs import compilation, curve_fit, reproduction, selection
+from jaxkit.jobs import selection
 
 
 @pytest.fixture
@@ -77,23 +77,6 @@ def test_flags_are_numbers_and_fewer_rows_than_k_are_all_of_them(features, tmp_p
     np.save(tmp_path / "a.npy", np.eye(3, dtype=bool))
     found = selection.select_rows(tmp_path / "a.npy", 5).indices.read_text()
     assert sorted(found.split()) == ["0", "1", "2"]
-
-
-def test_results_that_have_no_place_are_refused_before_the_work(features, tmp_path, bad_input):
-    place = tmp_path / "a.txt"
-    place.write_text("")
-    np.save(tmp_path / "a.npy", features)
-    works = [
-        lambda out: selection.select_rows(tmp_path / "a.npy", 3, out=out),
-        lambda out: reproduction.reproduce(["rex"], out=out),
-        lambda out: curve_fit.fit_runs([tmp_path / "no-run"], out=out),
-        lambda out: compilation.compile_run(jobs.TrainConfig(), "local", out=out),
-    ]
-    for work in works:
-        for out in (place, place / "deeper"):
-            with pytest.raises(ValueError, match=r"out must be a folder, .*a.txt is a file"):
-                work(out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.txt"]
 
 
 @pytest.mark.usefixtures("bad_input")

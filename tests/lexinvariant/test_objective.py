@@ -245,6 +245,10 @@ def test_a_batch_without_tokens_or_index_is_refused(batch, bad_input):
 def test_a_probability_that_the_method_does_not_read_is_refused(config, name, p, bad_input):
     with pytest.raises(ValueError, match=f"p needs method='relabel' or 'mixed', .*'{name}'"):
         lx.next_token_loss(models.DecoderLM(config), p=p, batch_size=2)
+    if not callable(p):
+        model, params = model_and_params(config)
+        with pytest.raises(ValueError, match=f"p needs method='relabel' or 'mixed', .*'{name}'"):
+            lx.token_losses(model, params, BATCH, KEY, p=p)
 
 
 def test_a_schedule_needs_the_batch_size(bad_input):

@@ -3,9 +3,8 @@
 Paper: arXiv 2206.00846, which proves rates and has no experiment. Stationarity is the exact norm of
 the gradient of the whole objective, averaged over the last tenth of the iterates. Every run of a
 comparison has the same (epsilon, delta). Step sizes and step counts of the baselines are tuned, and
-of SpiderBoost on full batches, beside its default setting: at epsilon = 3 that lies on the limit of
-the claim, as it leaves an optimisation error (a quarter of the norm) and its phases are short for
-so little noise.
+of SpiderBoost on full batches, beside its default setting, which at epsilon = 3 would lie on the
+limit of the claim.
 """
 
 from __future__ import annotations
